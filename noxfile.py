@@ -1,0 +1,75 @@
+"""`python -m nox -s tests` runs everything that CI runs; `python -m nox -l` lists the other sessions."""
+
+import nox
+
+nox.options.sessions = ["tests"]
+nox.options.reuse_existing_virtualenvs = True
+
+# The registry decides which backends are tested.
+BACKENDS = "from lossbridge.backend import BACKENDS; print(*BACKENDS)"
+# Two processes of one backend: torch.compile spends its time in Python.
+PARALLEL = ("-n", "2", "--dist", "loadgroup")
+PROJECT = nox.project.load_toml("pyproject.toml")
+# pip, not uv: the development group pins the versions that were tested, and torch's is one that pip finds locally.
+nox.options.default_venv_backend = "virtualenv"
+
+
+def install(session: nox.Session, *groups: str, extras: str = "all") -> None:
+    """The package, editable, and the given dependency groups, in one resolution so that the pins hold."""
+    pinned = [requirement for group in groups for requirement in nox.project.dependency_groups(PROJECT, group)]
+    session.install(*pinned, "-e", f".[{extras}]")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Lint, types, and all tests, each backend in its own process."""
+    install(session, "dev")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("mypy")
+    session.run("pytest", "tests/core", *session.posargs)
+    for backend in session.run("python", "-c", BACKENDS, silent=True).split():
+        session.run("pytest", "tests/backends", "--backend", backend, *PARALLEL, *session.posargs)
+
+
+@nox.session
+def backend(session: nox.Session) -> None:
+    """The tests of the backends that are named: `nox -s backend -- torch`."""
+    install(session, "dev")
+    for name in session.posargs:
+        session.run("pytest", "tests/backends", "--backend", name, *PARALLEL)
+
+
+@nox.session
+def lowest(session: nox.Session) -> None:
+    """The NumPy backend with the oldest NumPy that the package allows."""
+    install(session, "test", extras="cli")
+    session.install("numpy==2.0.*", "ml-dtypes")
+    session.run("pytest", "tests/backends", "--backend", "numpy")
+
+
+@nox.session
+def parity(session: nox.Session) -> None:
+    """Every backend against the reference; takes the command's options: `nox -s parity -- --backend torch`."""
+    install(session, "frameworks")
+    session.run("lossbridge", "parity", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    install(session, "lint", extras="cli")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    install(session, "types", extras="cli")
+    session.run("mypy")
+
+
+@nox.session
+def figures(session: nox.Session) -> None:
+    """Draws the pictures of docs/theory.md again."""
+    install(session, extras="cli")
+    session.run("python", "docs/make_figures.py")
