@@ -1,0 +1,148 @@
+"""TensorFlow: the primitives. Eager, tf.function, XLA, and shapes with unknown (None) sizes. No loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+Array = Any
+
+name = "tensorflow"
+
+
+# Arrays as they come in.
+
+
+def owns(x: object) -> bool:
+    return isinstance(x, tf.Tensor | tf.Variable)
+
+
+def asarray(x: Any, like: Array | None = None) -> Array:
+    if isinstance(x, tf.Tensor | tf.Variable):
+        return tf.convert_to_tensor(x)
+    return tf.convert_to_tensor(np.asarray(x))  # through NumPy, so that Python floats keep their 53 bits
+
+
+def concrete(x: Any) -> np.ndarray | None:
+    if not isinstance(x, tf.Tensor | tf.Variable):
+        return np.asarray(x)
+    x = tf.convert_to_tensor(x)
+    # Only eager tensors have numpy(); their device ends in CPU:0 or GPU:0.
+    return x.numpy() if hasattr(x, "numpy") and "CPU" in x.device else None
+
+
+def shape(x: Array) -> tuple[int | None, ...]:
+    if x.shape.rank is None:
+        raise ValueError("found a TensorFlow tensor of unknown rank; give it its rank with set_shape or ensure_shape")
+    return tuple(x.shape)
+
+
+def size(x: Array, axis: int, like: Array | None = None) -> Any:
+    known = x.shape[axis]
+    return tf.cast(tf.shape(x)[axis], (x if like is None else like).dtype) if known is None else known
+
+
+def dtype(x: Array) -> str:
+    return str(x.dtype.name)
+
+
+def cast(x: Array, dtype: str) -> Array:
+    return tf.cast(x, dtype)
+
+
+# Arithmetic.
+
+exp = tf.exp
+expm1 = tf.math.expm1
+log = tf.math.log
+log1p = tf.math.log1p
+power = tf.pow
+abs = tf.abs
+reshape = tf.reshape
+expand_dims = tf.expand_dims
+stop_gradient = tf.stop_gradient
+
+
+def where(condition: Array, x: Array, y: Array) -> Array:
+    """tf.where, but a Python number takes the other side's dtype."""
+    if not tf.is_tensor(x):
+        x = tf.constant(x, y.dtype)
+    if not tf.is_tensor(y):
+        y = tf.constant(y, x.dtype)
+    return tf.where(condition, x, y)
+
+
+def sum(x: Array, axis: int | None = None, keepdims: bool = False) -> Array:
+    return tf.reduce_sum(x, axis=axis, keepdims=keepdims)
+
+
+def count(condition: Array) -> Array:
+    return tf.math.count_nonzero(condition)
+
+
+def argmax(x: Array, axis: int) -> Array:
+    return tf.argmax(x, axis=axis)
+
+
+def take(x: Array, labels: Array, axis: int) -> Array:
+    rank = x.shape.rank
+    if axis != rank - 1:
+        x = tf.transpose(x, [i for i in range(rank) if i != axis] + [axis])
+    return tf.gather(x, labels, axis=rank - 1, batch_dims=rank - 1)
+
+
+def one_hot(labels: Array, like: Array, axis: int) -> Array:
+    classes = tf.range(size(like, axis, labels), dtype=labels.dtype)
+    return tf.reshape(classes, [-1 if i == axis else 1 for i in range(like.shape.rank)]) == tf.expand_dims(labels, axis)
+
+
+def broadcast_to(x: Array, like: Array) -> Array:
+    return tf.broadcast_to(x, tf.shape(like))
+
+
+# Running.
+
+quiet = nullcontext
+
+
+def value_and_grad(function: Callable[[Array], Array], x: Array) -> tuple[Array, Array]:
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        value = function(x)
+    return value, tape.gradient(value, x, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+
+
+def compilers() -> Mapping[str, Callable[[Callable[..., Any]], Callable[..., Any]]]:
+    return {"function": tf.function, "jit_compile": partial(tf.function, jit_compile=True)}
+
+
+def devices() -> list[str]:
+    kinds = {device.device_type for device in tf.config.list_logical_devices()}
+    return sorted({"GPU": "cuda"}.get(kind, kind.lower()) for kind in kinds)
+
+
+def place(x: np.ndarray, dtype: str, device: str) -> Array:
+    with tf.device(_device_name(device)):
+        return tf.constant(x, dtype=dtype)
+
+
+def _device_name(device: str) -> str:
+    return "GPU" if device == "cuda" else device.upper()
+
+
+def to_numpy(x: Array) -> np.ndarray:
+    x = np.asarray(x)
+    return x.astype(np.float32) if x.dtype.name == "bfloat16" else x
+
+
+def scope(dtype: str, device: str) -> AbstractContextManager[object]:
+    return tf.device(_device_name(device))
+
+
+def version() -> str:
+    return str(tf.__version__)

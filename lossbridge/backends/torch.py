@@ -1,0 +1,153 @@
+"""PyTorch: the primitives. Eager, torch.compile, torch.func and torch.vmap. No loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+
+Array = Any
+
+name = "torch"
+
+
+# Arrays as they come in.
+
+
+def owns(x: object) -> bool:
+    return isinstance(x, torch.Tensor)
+
+
+def asarray(x: Any, like: Array | None = None) -> Array:
+    if isinstance(x, torch.Tensor):
+        return x
+    device = None if like is None else like.device
+    if isinstance(x, float):
+        return torch.tensor(x, dtype=torch.float64, device=device)
+    x = np.asarray(x)
+    if torch.compiler.is_compiling():
+        return torch.as_tensor(x, device=device)
+    if x.dtype.name == "bfloat16":  # ml_dtypes' bfloat16 is unknown to torch; float32 holds it exactly
+        x = x.astype(np.float32)
+    # A copy: torch shares memory with arrays, and warns of those that cannot be written to.
+    return torch.tensor(x, device=device)
+
+
+def concrete(x: Any) -> np.ndarray | None:
+    if torch.compiler.is_compiling():
+        return None
+    if not isinstance(x, torch.Tensor):
+        return np.asarray(x)
+    if x.device.type != "cpu":
+        return None
+    try:
+        return x.detach().numpy()
+    except (RuntimeError, TypeError):  # inside torch.vmap, a fake tensor, or a dtype that NumPy does not know
+        return None
+
+
+def shape(x: Array) -> tuple[int | None, ...]:
+    return tuple(x.shape)
+
+
+def size(x: Array, axis: int, like: Array | None = None) -> Any:
+    return x.shape[axis]
+
+
+def dtype(x: Array) -> str:
+    return str(x.dtype).removeprefix("torch.")
+
+
+def cast(x: Array, dtype: str) -> Array:
+    return x.to(getattr(torch, dtype))
+
+
+# Arithmetic.
+
+exp = torch.exp
+expm1 = torch.expm1
+log = torch.log
+log1p = torch.log1p
+power = torch.pow
+abs = torch.abs
+where = torch.where
+reshape = torch.reshape
+
+
+def sum(x: Array, axis: int | None = None, keepdims: bool = False) -> Array:
+    return torch.sum(x) if axis is None else torch.sum(x, dim=axis, keepdim=keepdims)
+
+
+def count(condition: Array) -> Array:
+    return torch.sum(condition)
+
+
+def argmax(x: Array, axis: int) -> Array:
+    return torch.argmax(x, dim=axis)
+
+
+def take(x: Array, labels: Array, axis: int) -> Array:
+    return torch.gather(x, axis, labels.unsqueeze(axis)).squeeze(axis)
+
+
+def one_hot(labels: Array, like: Array, axis: int) -> Array:
+    classes = torch.arange(like.shape[axis], device=like.device)
+    return classes.reshape([-1 if i == axis else 1 for i in range(like.ndim)]) == labels.unsqueeze(axis)
+
+
+def expand_dims(x: Array, axis: int) -> Array:
+    return x.unsqueeze(axis)
+
+
+def broadcast_to(x: Array, like: Array) -> Array:
+    return x.expand(like.shape)
+
+
+def stop_gradient(x: Array) -> Array:
+    return x.detach()
+
+
+# Running.
+
+quiet = nullcontext
+
+
+def value_and_grad(function: Callable[[Array], Array], x: Array) -> tuple[Array, Array]:
+    def summed(x: Array) -> tuple[Array, Array]:
+        value = function(x)
+        return value.sum(), value
+
+    gradient, (_, value) = torch.func.grad_and_value(summed, has_aux=True)(x)
+    return value, gradient
+
+
+def compilers() -> Mapping[str, Callable[[Callable[..., Any]], Callable[..., Any]]]:
+    def compile(function: Callable[..., Any]) -> Callable[..., Any]:
+        torch.compiler.reset()  # every function starts cold: compiled ones that share a line of code would add up
+        return torch.compile(function, fullgraph=True)
+
+    return {"compile": compile}
+
+
+def devices() -> list[str]:
+    return ["cpu", *(["cuda"] if torch.cuda.is_available() else []), *(["mps"] if torch.mps.is_available() else [])]
+
+
+def place(x: np.ndarray, dtype: str, device: str) -> Array:
+    return torch.tensor(x, dtype=getattr(torch, dtype), device=device)
+
+
+def to_numpy(x: Array) -> np.ndarray:
+    x = torch.as_tensor(x).detach().cpu()
+    return (x.float() if x.dtype == torch.bfloat16 else x).numpy()
+
+
+def scope(dtype: str, device: str) -> AbstractContextManager[object]:
+    return nullcontext()
+
+
+def version() -> str:
+    return str(torch.__version__)

@@ -1,0 +1,202 @@
+"""What is refused, and the words of every error. Reads shapes, dtypes and options; reads labels only on the host.
+
+Each message is one line: what is wrong, what was found, what to do.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from lossbridge.backend import Array, Backend, Shape, backend_of
+from lossbridge.reduction import MEANS, REDUCTIONS
+
+_FLOATS = ("float16", "bfloat16", "float32", "float64")
+
+
+def options(
+    *,
+    reduction: object,
+    normalizer: object = None,
+    epsilon: object = 0.0,
+    label_smoothing: object = 0.0,
+    temperature: object = 1.0,
+    gamma: object = 0.0,
+) -> None:
+    if reduction is not None and not (isinstance(reduction, str) and reduction in REDUCTIONS):
+        names = ", ".join(repr(name) for name in REDUCTIONS)
+        raise ValueError(f"unknown reduction {reduction!r}; use one of {names}")
+    if normalizer is not None and reduction not in MEANS:
+        raise ValueError(
+            f'normalizer is the denominator of a mean, and reduction={reduction!r} divides by nothing; use "mean", or '
+            "leave out normalizer"
+        )
+    _number("epsilon", epsilon, lambda x: 0 <= x < 0.5, "in [0, 0.5); 0 means exact, without clipping")
+    _number("label_smoothing", label_smoothing, lambda x: 0 <= x <= 1, "in [0, 1]")
+    _number("temperature", temperature, lambda x: 0 < x < float("inf"), "above 0 and finite")
+    _number("gamma", gamma, lambda x: 0 <= x < float("inf"), "at least 0 and finite")
+
+
+def _number(name: str, value: Any, allowed: Any, words: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+        raise TypeError(f"{name} is {type(value).__name__}; pass a Python number {words}")
+    if not allowed(value):
+        raise ValueError(f"{name} is {value}; pass a number {words}")
+
+
+def common_backend(pred: Any, pred_name: str, others: dict[str, Any]) -> Backend:
+    """The backend of the predictions. Other arrays must be its own, or of NumPy, lists, numbers, which it adopts."""
+    backend = backend_of(pred)
+    for name, x in others.items():
+        if x is not None:
+            other = backend_of(x)
+            if other.name not in (backend.name, "numpy"):
+                raise TypeError(
+                    f"{name} is of {other.name} and {pred_name} of {backend.name}: arrays of two libraries; "
+                    "convert one (NumPy arrays and lists are converted for you)"
+                )
+    return backend
+
+
+def adopt(b: Backend, name: str, x: Any, like: Array | None = None) -> Array:
+    """`x` as an array of real numbers of this backend."""
+    try:
+        array = b.asarray(x, like)
+    except TypeError as error:
+        raise TypeError(f"{name}: {error}") from None
+    except ValueError:
+        raise ValueError(f"{name} cannot be made an array: its rows differ in length; pass equal rows") from None
+    _refuse_unreal(name, b.dtype(array))
+    return array
+
+
+def _refuse_unreal(name: str, dtype: str) -> None:
+    if dtype not in (*_FLOATS, "bool") and not dtype.startswith(("int", "uint")):
+        hint = "take the real part or the modulus" if dtype.startswith("complex") else "convert it to numbers"
+        raise TypeError(f"{name} has dtype {dtype}, which holds no real numbers that a loss can use; {hint}")
+
+
+def compute_dtype(dtype: str) -> str:
+    return "float64" if dtype == "float64" else "float32"
+
+
+def is_float(dtype: str) -> bool:
+    return dtype in _FLOATS
+
+
+def axis_of(shape: Shape, axis: Any, *, at_least: int, name: str) -> int:
+    """The non-negative axis of the predictions that holds `at_least` outcomes."""
+    if isinstance(axis, bool) or not isinstance(axis, int | np.integer):
+        raise TypeError(f"axis is {type(axis).__name__}; pass one integer")
+    rank = len(shape)
+    if not -rank <= axis < rank:
+        hint = f"use {-rank} to {rank - 1}" if rank else "pass an array with an axis of outcomes"
+        raise ValueError(f"axis {axis} is out of range: {name} has shape {_text(shape)}; {hint}")
+    size = shape[axis]
+    if size is not None and size < at_least:
+        hint = "there is nothing to average; name another axis"
+        if at_least > 1:
+            hint = "a distribution needs two classes; for one probability an entry use binary_crossentropy"
+        raise ValueError(f"axis {axis} has size {size}: {name} has shape {_text(shape)}; {hint}")
+    return int(axis % rank)
+
+
+def same_shape(y_true: Shape, y_pred: Shape, names: tuple[str, str], *, labels_fit: bool) -> None:
+    if _agree(y_true, y_pred):
+        return
+    found = f"{names[0]} has shape {_text(y_true)} and {names[1]} {_text(y_pred)}, and nothing is broadcast"
+    if len(y_true) + 1 == len(y_pred) and y_pred[-1] == 1 and _agree(y_true, y_pred[:-1]):
+        hint = f"reshape one to the other, as with {names[1]}[..., 0]"
+    elif len(y_true) == len(y_pred) + 1 and y_true[-1] == 1 and _agree(y_true[:-1], y_pred):
+        hint = f"reshape one to the other, as with {names[0]}[..., 0]"
+    elif labels_fit and len(y_true) + 1 == len(y_pred):
+        hint = "for integer class labels use sparse_categorical_crossentropy"
+    else:
+        hint = "give both the same shape"
+    raise ValueError(f"{found}; {hint}")
+
+
+def label_shape(y_true: Shape, expected: Shape, y_pred: Shape, axis: int) -> None:
+    if _agree(y_true, expected):
+        return
+    found = f"y_true has shape {_text(y_true)} and y_pred {_text(y_pred)} with its classes along axis {axis}"
+    if _agree(y_true, y_pred):
+        hint = "one-hot or soft targets go to categorical_crossentropy"
+    elif len(y_true) == len(expected) + 1 and y_true[-1] == 1:
+        hint = f"labels must have shape {_text(expected)}: drop the last axis with y_true[..., 0]"
+    else:
+        hint = f"labels must have shape {_text(expected)}"
+    raise ValueError(f"{found}; {hint}")
+
+
+def label_dtype(dtype: str) -> None:
+    if is_float(dtype):
+        raise TypeError(
+            f"y_true has dtype {dtype}, and class labels are integers; convert them, "
+            "or for one-hot or soft targets use categorical_crossentropy"
+        )
+
+
+def ignored_class(value: Any) -> None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | np.integer)):
+        raise TypeError(f"ignore_class is {type(value).__name__}; pass an integer label or None")
+
+
+def labels_in_range(labels: np.ndarray, classes: int, kept: np.ndarray | None) -> None:
+    """Refuses the first label that is no class and is not left out."""
+    bad = (labels < 0) | (labels >= classes)
+    if kept is not None:
+        bad = bad & np.broadcast_to(kept, labels.shape)
+    if bad.any():
+        index = tuple(int(i) for i in np.argwhere(bad)[0])
+        place = f" at index {index[0] if len(index) == 1 else index}" if index else ""
+        raise ValueError(
+            f"label {labels[index]}{place} is out of range: there are {classes} classes, 0 to {classes - 1}; "
+            "correct it, or leave it out with ignore_class= or mask="
+        )
+
+
+def per_sample(b: Backend, name: str, x: Array, sample_shape: Shape) -> Array:
+    """`x` reshaped to broadcast against the per-sample losses: their shape, its leading axes, or a scalar."""
+    shape = b.shape(x)
+    if len(shape) <= len(sample_shape):
+        leading = shape
+        while len(leading) > 1 and leading[-1] == 1 and not _agree(leading, sample_shape[: len(leading)]):
+            leading = leading[:-1]
+        if _agree(leading, sample_shape[: len(leading)]):
+            for _ in range(len(sample_shape) - len(shape) if shape else 0):
+                x = b.expand_dims(x, len(b.shape(x)))
+            return x
+    raise ValueError(
+        f"{name} has shape {_text(shape)} and the per-sample losses {_text(sample_shape)}; "
+        "give it that shape, its leading axes, or one number"
+    )
+
+
+def per_class(b: Backend, name: str, x: Array, y_pred: Shape, row: int | None, scalar: bool) -> Array:
+    """`x` of shape (C,) reshaped to lie along axis `row` of y_pred; a scalar passes where `scalar` allows it."""
+    shape = b.shape(x)
+    if scalar and not shape:
+        return x
+    if row is None or len(shape) != 1 or not _agree(shape, (y_pred[row],)):
+        raise ValueError(
+            f"{name} has shape {_text(shape)}, and axis {row} of y_pred, of shape {_text(y_pred)}, holds the classes; "
+            f"give {name} one number a class{', or a single number' if scalar else ''}"
+        )
+    return b.reshape(x, tuple(-1 if i == row else 1 for i in range(len(y_pred))))
+
+
+def scalar(b: Backend, name: str, x: Array) -> Array:
+    if b.shape(x):
+        raise ValueError(f"{name} has shape {_text(b.shape(x))}; pass one number or a scalar array")
+    return x
+
+
+def _agree(a: Shape, b: Shape) -> bool:
+    """Equal shapes, where an unknown size (None) agrees with any."""
+    return len(a) == len(b) and all(m is None or n is None or m == n for m, n in zip(a, b, strict=True))
+
+
+def _text(shape: Shape) -> str:
+    return f"({', '.join(str(n) for n in shape)}{',' if len(shape) == 1 else ''})"
