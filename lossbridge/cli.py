@@ -1,0 +1,173 @@
+"""The command `lossbridge`: arguments, progress, exit status. What it runs lives in lossbridge.parity."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+import lossbridge
+from lossbridge.backend import BACKENDS
+from lossbridge.parity import report, vectors
+from lossbridge.parity.cases import DTYPES, LOSSES
+from lossbridge.parity.files import UnusableFile, case_of
+from lossbridge.parity.processes import installed, run_workers
+
+app = typer.Typer(
+    help="One loss, four frameworks, the same number.", no_args_is_help=True, pretty_exceptions_enable=False
+)
+out = Console()
+err = Console(stderr=True)
+
+AGREED, DISAGREED, BAD_USAGE = 0, 1, 2
+
+
+def _refuse(message: str) -> NoReturn:
+    err.print(f"lossbridge: {message}", markup=False, highlight=False, soft_wrap=True)
+    raise typer.Exit(BAD_USAGE)
+
+
+def _known(option: str, given: list[str], known: Any) -> None:
+    for name in given:
+        if name not in known:
+            _refuse(f"{option} {name} is unknown; use one of {', '.join(known)}")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        out.print(f"lossbridge {lossbridge.__version__}", highlight=False)
+        raise typer.Exit()
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def parity(
+    file: Annotated[
+        Path | None,
+        typer.Argument(help="Your own arrays: an .npz file with y_true, y_pred, and sample_weight, mask if you like."),
+    ] = None,
+    backend: Annotated[list[str] | None, typer.Option(help="Only this backend; may be repeated.")] = None,
+    loss: Annotated[list[str] | None, typer.Option(help="Only this loss; may be repeated. FILE needs one.")] = None,
+    dtype: Annotated[list[str] | None, typer.Option(help="Only cases of this dtype; may be repeated.")] = None,
+    device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, …")] = "cpu",
+    json: Annotated[Path | None, typer.Option(help="Keep every outcome in this file.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Keep the table and a plot of errors in this page.")] = None,
+    timeout: Annotated[float, typer.Option(help="Seconds of silence after which a backend counts as hung.")] = 600,
+    from_logits: Annotated[bool | None, typer.Option(help="With FILE: y_pred holds logits.")] = None,
+    label_smoothing: Annotated[float | None, typer.Option(help="With FILE.")] = None,
+    axis: Annotated[int | None, typer.Option(help="With FILE: the axis of the classes.")] = None,
+    epsilon: Annotated[float | None, typer.Option(help="With FILE: the clipping of probabilities.")] = None,
+    ignore_class: Annotated[int | None, typer.Option(help="With FILE: a label to leave out.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="With FILE, for distillation_loss.")] = None,
+    alpha: Annotated[float | None, typer.Option(help="With FILE, for the focal losses.")] = None,
+    gamma: Annotated[float | None, typer.Option(help="With FILE, for the focal losses.")] = None,
+    reduction: Annotated[str | None, typer.Option(help="With FILE.")] = None,
+) -> None:
+    """Check every backend against the reference: values and gradients, eager and compiled.
+
+    Exit status: 0 if all that was asked for ran and agreed, 1 if not, 2 on bad usage.
+    """
+    backends, losses, dtypes = backend or [], loss or [], dtype or []
+    _known("--backend", backends, BACKENDS)
+    _known("--loss", losses, LOSSES)
+    _known("--dtype", dtypes, DTYPES)
+    given = {
+        "from_logits": from_logits,
+        "label_smoothing": label_smoothing,
+        "axis": axis,
+        "epsilon": epsilon,
+        "ignore_class": ignore_class,
+        "temperature": temperature,
+        "alpha": alpha,
+        "gamma": gamma,
+        "reduction": reduction,
+    }
+    options = {name: option for name, option in given.items() if option is not None}
+    if file is None and options:
+        _refuse(f"--{next(iter(options)).replace('_', '-')} describes your own arrays; name their .npz FILE too")
+    if file is not None:
+        if len(losses) != 1:
+            _refuse(f"FILE needs one --loss; use one of {', '.join(LOSSES)}")
+        if dtypes:
+            _refuse("--dtype chooses among the built-in cases; FILE has the dtype of its y_pred")
+        try:
+            case_of(file, losses[0], options)
+        except UnusableFile as error:
+            _refuse(str(error))
+    for path in (json, html):
+        if path is not None and not path.absolute().parent.is_dir():
+            _refuse(f"{path.parent} is no folder; make it first")
+
+    request = {
+        "device": device,
+        "losses": losses,
+        "dtypes": dtypes,
+        "file": None if file is None else str(file),
+        "options": options,
+    }
+    with Progress(
+        TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=err
+    ) as progress:
+        chosen = backends or list(BACKENDS)
+        bars = {name: progress.add_task(name, total=None) for name in chosen if installed(name)}
+        runs = run_workers(
+            list(dict.fromkeys(chosen)),
+            request,
+            timeout=timeout,
+            on_total=lambda name, total: progress.update(bars[name], total=total),
+            on_outcome=lambda name, outcome: progress.advance(bars[name]),
+        )
+    agreed = _all_agreed(runs, backends)
+    out.print(report.table(runs))
+    out.print(report.LEGEND, style="dim")
+    for line in report.closing_lines(runs, backends):
+        out.print(line, markup=False, highlight=False, soft_wrap=True)
+    if json is not None:
+        report.write_json(json, runs, device, agreed)
+    if html is not None:
+        report.write_html(html, runs, device, backends)
+    raise typer.Exit(AGREED if agreed else DISAGREED)
+
+
+def _all_agreed(runs: list[Any], named: list[str]) -> bool:
+    """A backend nobody named may be missing, or lack the device; one that was named, or that started, may not."""
+    absent = [] if named else [run for run in runs if run.status in ("missing", "no device")]
+    present = [run for run in runs if run not in absent]
+    return bool(present) and all(run.agreed for run in present)
+
+
+@app.command("vectors")
+def write_or_check_vectors(
+    output: Annotated[Path | None, typer.Option("--out", help="Write the cases with their exact results.")] = None,
+    check: Annotated[Path | None, typer.Option(help="Read such a file back and compare it with the reference.")] = None,
+) -> None:
+    """The cases with inputs, options and exact results as JSON, for implementations in other languages."""
+    if (output is None) == (check is None):
+        _refuse("give one of --out FILE.json and --check FILE.json")
+    if output is not None:
+        try:
+            count = vectors.write(output)
+        except OSError as error:
+            _refuse(f"{output} cannot be written: {error.strerror}; name a file in a folder that exists")
+        out.print(f"{count} cases written to {output}", highlight=False, soft_wrap=True)
+        return
+    assert check is not None
+    try:
+        count, faults = vectors.check(check)
+    except vectors.UnusableVectors as error:
+        _refuse(str(error))
+    for fault in faults:
+        out.print(fault, markup=False, highlight=False, soft_wrap=True)
+    out.print(f"{count} cases, {len(faults)} wrong", highlight=False)
+    raise typer.Exit(DISAGREED if faults else AGREED)

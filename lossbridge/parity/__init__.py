@@ -1,0 +1,1 @@
+"""Does every backend agree with the reference? Cases (plain data), the check, worker processes, the report."""

@@ -1,0 +1,230 @@
+"""What the parity command shows: the table, the JSON file and the HTML page. Judges nothing."""
+
+from __future__ import annotations
+
+import html
+import io
+import json
+import math
+import platform
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+import lossbridge
+from lossbridge.parity.cases import KERAS_EXAMPLE
+from lossbridge.parity.check import Outcome
+from lossbridge.parity.processes import BackendRun
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A loss on a backend: what the table says of it. `good` is None where nothing ran."""
+
+    lines: tuple[str, ...]
+    good: bool | None
+
+
+@dataclass(frozen=True)
+class Row:
+    label: str
+    cells: tuple[Cell, ...]
+
+
+def rows(runs: list[BackendRun]) -> list[Row]:
+    """The Keras example first, then a row a loss, in the order of the cases."""
+    is_example: Callable[[Outcome], bool] = lambda o: (o.loss, o.case) == (KERAS_EXAMPLE.loss, KERAS_EXAMPLE.name)  # noqa: E731
+    found = []
+    if any(is_example(outcome) for run in runs for outcome in run.outcomes):
+        cells = (_example_cell(run, [o for o in run.outcomes if is_example(o)]) for run in runs)
+        found.append(Row(KERAS_EXAMPLE.name, tuple(cells)))
+    losses = dict.fromkeys(outcome.loss for run in runs for outcome in run.outcomes)
+    for loss in losses:
+        found.append(Row(loss, tuple(_cell(run, [o for o in run.outcomes if o.loss == loss]) for run in runs)))
+    return found
+
+
+def _example_cell(run: BackendRun, outcomes: list[Outcome]) -> Cell:
+    if not outcomes:
+        return Cell((run.status if run.status != "ran" else "–",), None)
+    values = dict.fromkeys("?" if o.result is None else str(np.float32(o.result)) for o in outcomes)
+    return Cell((" / ".join(values), ", ".join(o.mode for o in outcomes)), not any(o.fault for o in outcomes))
+
+
+def _cell(run: BackendRun, outcomes: list[Outcome]) -> Cell:
+    if not outcomes:
+        return Cell((run.status if run.status != "ran" else "–",), None)
+    faults = sum(bool(outcome.fault) for outcome in outcomes)
+    value = _worst("value", outcomes)
+    gradient = _worst("gradient", outcomes)
+    return Cell((value, gradient, *([f"{faults} of {len(outcomes)} wrong"] if faults else [])), not faults)
+
+
+def _worst(quantity: str, outcomes: list[Outcome]) -> str:
+    """In units in the last place; and relative, of full precision (half the rounding of float16 is no news)."""
+    ulp = max(getattr(o, f"{quantity}_ulp") for o in outcomes)
+    full = [getattr(o, f"{quantity}_relative") for o in outcomes if o.dtype in ("float32", "float64")]
+    name = {"value": "value", "gradient": "grad "}[quantity]
+    return f"{name} {_ulp(ulp)}" + (f" ({_relative(max(full))})" if full else "")
+
+
+def _ulp(x: float) -> str:
+    return "∞ ulp" if math.isinf(x) else f"{x:.2g} ulp" if x < 99.5 else f"{x:.0f} ulp"
+
+
+def _relative(x: float) -> str:
+    return "∞" if math.isinf(x) else f"{x:.0e}"
+
+
+def table(runs: list[BackendRun]) -> Table:
+    shown = Table(title="Worst error against the reference", title_justify="left", show_lines=True, expand=False)
+    shown.add_column("loss", no_wrap=True)
+    for run in runs:
+        shown.add_column(f"{run.backend}\n{run.version or run.status}", no_wrap=True)
+    for row in rows(runs):
+        shown.add_row(row.label, *(_coloured(cell) for cell in row.cells))
+    return shown
+
+
+def _coloured(cell: Cell) -> str:
+    text = "\n".join(cell.lines)
+    return text if cell.good else f"[red]{text}[/red]" if cell.good is False else f"[dim]{text}[/dim]"
+
+
+LEGEND = (
+    "ulp: units in the last place (value: of float32 or float64, at the exact value, or at 1 where probabilities "
+    "go in; grad: of the input's dtype, at the row's largest entry); in brackets, relative to the same, of float32 and "
+    "float64. Each case states its own tolerance. float16 and bfloat16 are judged on their rounded inputs."
+)
+
+
+def closing_lines(runs: list[BackendRun], named: Iterable[str]) -> list[str]:
+    """Faults, then what did not run, then the verdict."""
+    lines = []
+    for run in runs:
+        for fault in run.faults[:8]:
+            lines.append(f"{run.backend}, {fault.mode}: {fault.loss}, {fault.case}, {fault.dtype}: {fault.fault}")
+        if len(run.faults) > 8:
+            lines.append(f"{run.backend}: and {len(run.faults) - 8} more")
+        if run.status != "ran":
+            asked = " (asked for)" if run.backend in named and run.status == "missing" else ""
+            lines.append(f"{run.backend}: {run.status}{asked}: {run.words}")
+        elif not run.outcomes:
+            lines.append(f"{run.backend}: no case matches what was asked for")
+    checks = sum(len(run.outcomes) for run in runs)
+    wrong = sum(len(run.faults) for run in runs)
+    agreeing = [run.backend for run in runs if run.agreed]
+    lines.append(f"{checks} checks, {wrong} wrong; in full agreement: {', '.join(agreeing) or 'none'}")
+    return lines
+
+
+def write_json(path: Path, runs: list[BackendRun], device: str, agreed: bool) -> None:
+    content = {
+        "lossbridge": lossbridge.__version__,
+        "machine": platform.platform(),
+        "python": platform.python_version(),
+        "device": device,
+        "agreed": agreed,
+        "backends": [
+            {
+                "backend": run.backend,
+                "version": run.version,
+                "status": run.status,
+                "words": run.words,
+                "outcomes": [_finite(outcome.as_dict()) for outcome in run.outcomes],
+            }
+            for run in runs
+        ],
+    }
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _finite(outcome: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no infinity: an error without bound becomes null."""
+    return {name: None if isinstance(x, float) and not math.isfinite(x) else x for name, x in outcome.items()}
+
+
+_PAGE = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><title>lossbridge parity</title>
+<style>
+body {{ font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem; color: #1b1f24 }}
+table {{ border-collapse: collapse; margin: 1rem 0 }}
+th, td {{ border: 1px solid #d0d7de; padding: .35rem .7rem; text-align: left; vertical-align: top }}
+td {{ white-space: nowrap }}
+th {{ background: #f6f8fa }}
+td {{ font-variant-numeric: tabular-nums }}
+td.wrong {{ background: #ffebe9; color: #82071e }}
+td.none {{ color: #6e7781 }}
+small, p.legend {{ color: #57606a }}
+svg {{ max-width: 100%; height: auto }}
+</style>
+<h1>lossbridge parity</h1>
+<p>{verdict}</p>
+{table}
+<p class="legend">{legend}</p>
+{plot}
+<p><small>lossbridge {version}, {machine}, Python {python}, device {device}</small></p>
+</html>
+"""
+
+
+def write_html(path: Path, runs: list[BackendRun], device: str, named: Iterable[str]) -> None:
+    """One page that needs no other file."""
+    head = "".join(
+        f"<th>{html.escape(run.backend)}<br><small>{html.escape(run.version or run.status)}</small></th>"
+        for run in runs
+    )
+    body = ""
+    for row in rows(runs):
+        cells = ""
+        for cell in row.cells:
+            css = {True: "good", False: "wrong", None: "none"}[cell.good]
+            cells += f'<td class="{css}">' + "<br>".join(html.escape(line) for line in cell.lines) + "</td>"
+        body += f"<tr><th>{html.escape(row.label)}</th>{cells}</tr>\n"
+    page = _PAGE.format(
+        verdict="<br>".join(html.escape(line) for line in closing_lines(runs, named)),
+        table=f"<table><tr><th>loss</th>{head}</tr>\n{body}</table>",
+        legend=html.escape(LEGEND),
+        plot=_plot(runs),
+        version=lossbridge.__version__,
+        machine=html.escape(platform.platform()),
+        python=platform.python_version(),
+        device=html.escape(device),
+    )
+    path.write_text(page, encoding="utf-8")
+
+
+def _plot(runs: list[BackendRun]) -> str:
+    """Every check as a dot: its error over its loss, a panel for values and one for gradients, as SVG."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    losses = list(dict.fromkeys(outcome.loss for run in runs for outcome in run.outcomes))
+    if not losses:
+        return ""
+    shown = [run for run in runs if run.outcomes]
+    figure, panels = plt.subplots(1, 2, figsize=(12, 1.2 + 0.55 * len(losses)), sharey=True, layout="constrained")
+    for panel, quantity in zip(panels, ("value", "gradient"), strict=True):
+        for i, run in enumerate(shown):
+            errors = np.array([getattr(o, f"{quantity}_ulp") for o in run.outcomes], float)
+            rows = np.array([losses.index(o.loss) for o in run.outcomes])
+            height = rows + (i - (len(shown) - 1) / 2) * 0.18
+            finite = np.clip(np.nan_to_num(errors, posinf=1e9), 1e-2, 1e9)
+            panel.plot(finite, height, "o", markersize=3, alpha=0.5, markeredgewidth=0, label=run.backend)
+        panel.set_xscale("log")
+        panel.set_xlabel(f"error of the {quantity} in ulp (left edge: 0.01 or less)")
+        panel.axvline(1, color="0.6", linewidth=0.8)
+        panel.grid(axis="x", alpha=0.3)
+    panels[0].set_yticks(range(len(losses)), losses)
+    panels[0].invert_yaxis()
+    panels[1].legend(loc="lower right", frameon=False)
+    picture = io.StringIO()
+    figure.savefig(picture, format="svg", metadata={"Date": None})
+    plt.close(figure)
+    return picture.getvalue()[picture.getvalue().index("<svg") :]
