@@ -1,0 +1,496 @@
+"""numerics.md, line by line: rules whose figures stand there, each on this backend, values and gradients."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+import lossbridge as lb
+from lossbridge import information, reference
+
+P = np.array([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.2, 0.2, 0.6]], np.float32)
+Y = np.array([0, 1, 1], np.int32)
+ONE_HOT = np.eye(3, dtype=np.float32)[Y]
+W = np.array([1, 2, 5], np.float32)
+INF = math.inf
+
+
+def close(got, expected, relative=5e-7) -> None:
+    np.testing.assert_allclose(got, expected, rtol=relative, atol=0)
+
+
+# §2, the figures to beat.
+
+
+def test_keras_example_to_the_bit(lib) -> None:
+    y_true, y_pred = np.array([[0.0, 1, 0], [0, 0, 1]]), np.array([[0.05, 0.95, 0], [0.1, 0.8, 0.1]])
+    functions = [lb.categorical_crossentropy, *(c(lb.categorical_crossentropy) for c in lib.b.compilers().values())]
+    for function in functions:
+        value = lib.b.to_numpy(function(lib.array(y_true), lib.array(y_pred)))
+        assert value.dtype == np.float32
+        assert value.shape == ()
+        assert value == np.float32(1.1769392)
+    per_sample = lib.value("categorical_crossentropy", y_true, y_pred, reduction="none")
+    assert [f"{loss:.7f}" for loss in per_sample] == ["0.0512933", "2.3025851"]
+
+
+def test_crossentropy_of_p(lib) -> None:
+    close(lib.value("categorical_crossentropy", ONE_HOT, P), 0.7297521)
+    close(lib.value("sparse_categorical_crossentropy", Y, P), 0.7297521)
+    close(lib.value("log_loss", Y, P), 0.7297521)
+
+
+def test_bits_and_perplexity_of_p(lib) -> None:
+    bits = lib.b.to_numpy(information.cross_entropy(lib.array(ONE_HOT), lib.array(P))).mean()
+    close(bits, 1.05281, 1e-5)
+    close(2**bits, 2.07457, 1e-5)
+
+
+@pytest.mark.parametrize("loss", ["categorical_crossentropy", "sparse_categorical_crossentropy"])
+def test_class_weights(lib, loss) -> None:
+    y = ONE_HOT if loss.startswith("c") else Y
+    close(lib.value(loss, y, P, class_weight=W), 1.3406128)
+    close(lib.value(loss, y, P, class_weight=W, reduction="mean_with_sample_weight"), 0.8043677)
+
+
+def test_sample_weights(lib) -> None:
+    close(lib.value("sparse_categorical_crossentropy", Y, P, sample_weight=W), 2.9500506)
+    by_weight = lib.value("sparse_categorical_crossentropy", Y, P, sample_weight=W, reduction="mean_with_sample_weight")
+    close(by_weight, 1.1062690)
+
+
+@pytest.mark.parametrize("loss", ["categorical_crossentropy", "sparse_categorical_crossentropy"])
+def test_smoothing(lib, loss) -> None:
+    close(lib.value(loss, ONE_HOT if loss.startswith("c") else Y, P, label_smoothing=0.1), 0.7992960)
+
+
+def test_bce_of_a_large_logit(lib) -> None:
+    assert lib.value("binary_crossentropy", [[0.0]], [[40.0]], from_logits=True) == 40
+    assert lib.grad("binary_crossentropy", [[0.0]], [[40.0]], from_logits=True) == 1
+
+
+def test_bce_of_a_very_negative_logit_is_not_zero(lib) -> None:
+    value, gradient = lib.value_and_grad("binary_crossentropy", [[0.0]], [[-20.0]], from_logits=True)
+    close(value, 2.0611537e-9)
+    close(gradient, [[2.0611537e-9]])
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_bce_at_the_two_ends(lib, dtype) -> None:
+    """1 − 1e-7 rounds to 1 − 2⁻²³ in float32, so that the ends differ."""
+    one, zero = lib.array([[1.0]], dtype), lib.array([[0.0]], dtype)
+    close(lib.value("binary_crossentropy", one, one), 1.1920930e-7)
+    close(lib.value("binary_crossentropy", zero, one), 15.9424, 1e-5)
+    close(lib.value("binary_crossentropy", one, zero), 16.1181, 1e-5)
+
+
+@pytest.mark.parametrize("classes", [10, 1000])
+@pytest.mark.parametrize("loss", ["categorical_crossentropy", "sparse_categorical_crossentropy", "log_loss"])
+def test_confident_rows_have_no_false_zero(lib, loss, classes) -> None:
+    rng = np.random.default_rng(0)
+    n = 256
+    logits = rng.normal(size=(n, classes)).astype(np.float32)
+    y = rng.integers(0, classes, n).astype(np.int32)
+    logits[np.arange(n), y] = (logits.max(1) + np.linspace(8, 30, n)).astype(np.float32)
+    y_true = np.eye(classes, dtype=np.float32)[y] if loss == "categorical_crossentropy" else y
+    got, slope = lib.value_and_grad(loss, y_true, logits, from_logits=True, reduction="none")
+    exact = getattr(reference, loss)(y_true, logits, from_logits=True, reduction="none")
+    assert (got > 0).all()
+    close(got, exact.value, 2e-6)
+    assert _row_error(slope, exact.gradient) <= 4e-6
+
+
+@pytest.mark.parametrize("classes", [10, 1000])
+@pytest.mark.parametrize("case", ["normal", "±80", "offset 10⁴"])
+def test_relative_error_of_losses_from_logits(lib, case, classes) -> None:
+    rng = np.random.default_rng(1)
+    logits = {
+        "normal": rng.normal(size=(256, classes)),
+        "±80": rng.uniform(-80, 80, size=(256, classes)),
+        "offset 10⁴": 1e4 + rng.normal(size=(256, classes)),
+    }[case].astype(np.float32)
+    y = rng.integers(0, classes, 256).astype(np.int32)
+    one_hot = np.eye(classes, dtype=np.float32)[y]
+    for loss, y_true in (
+        ("categorical_crossentropy", one_hot),
+        ("sparse_categorical_crossentropy", y),
+        ("log_loss", y),
+        ("binary_crossentropy", one_hot),
+        ("log_loss", one_hot),
+    ):
+        got, slope = lib.value_and_grad(loss, y_true, logits, from_logits=True, reduction="none")
+        exact = getattr(reference, loss)(y_true, logits, from_logits=True, reduction="none")
+        shown = exact.value > 1e-37
+        assert (got[shown] > 0).all()
+        close(got[shown], exact.value[shown], 2e-6)
+        assert _row_error(slope, exact.gradient) <= 4e-6
+
+
+def test_relative_error_at_50_000_classes(lib) -> None:
+    rng = np.random.default_rng(2)
+    logits = rng.normal(size=(4, 50_000)).astype(np.float32)
+    y = rng.integers(0, 50_000, 4).astype(np.int32)
+    got, slope = lib.value_and_grad("sparse_categorical_crossentropy", y, logits, from_logits=True, reduction="none")
+    exact = reference.sparse_categorical_crossentropy(y, logits, from_logits=True, reduction="none")
+    close(got, exact.value, 2e-6)
+    assert _row_error(slope, exact.gradient) <= 4e-6
+
+
+def _row_error(got, exact) -> float:
+    """Relative to the largest entry of the row, of those that float32 can tell from zero."""
+    largest = np.maximum(np.abs(exact).max(-1, keepdims=True), 1e-37)
+    return float((np.abs(got - exact) / largest).max())
+
+
+def test_an_offset_costs_no_digits(lib) -> None:
+    rng = np.random.default_rng(3)
+    logits = (1e4 + rng.normal(size=(64, 10))).astype(np.float32)
+    y = rng.integers(0, 10, 64).astype(np.int32)
+    exact = reference.sparse_categorical_crossentropy(y, logits, from_logits=True, reduction="none").value
+    close(lib.value("sparse_categorical_crossentropy", y, logits, from_logits=True, reduction="none"), exact, 1e-6)
+
+
+@pytest.mark.parametrize("from_logits", [False, True])
+@pytest.mark.parametrize("distance", [1e-2, 1e-3, 1e-4])
+def test_kl_of_near_equal_rows(lib, from_logits, distance) -> None:
+    rng = np.random.default_rng(4)
+    z = rng.normal(size=(64, 10))
+    a, b = z.astype(np.float32), (z + distance * rng.normal(size=z.shape)).astype(np.float32)
+    if not from_logits:
+        a, b = (np.exp(x) / np.exp(x).sum(-1, keepdims=True) for x in (a, b))
+    exact = reference.kl_divergence(a, b, from_logits=from_logits, reduction="none").value
+    got = lib.value("kl_divergence", a, b, from_logits=from_logits, reduction="none")
+    close(got, exact, 1e-3)
+    assert (np.sign(got) == np.sign(exact)).all()
+    equal = lib.value("kl_divergence", a, a, from_logits=from_logits, reduction="none")
+    np.testing.assert_array_equal(equal, 0)
+
+
+def test_bfloat16_logits_of_50_000_classes(lib) -> None:
+    """The loss is a float32, exact for the rounded logits (torch's bfloat16 result is off by 0.07)."""
+    rng = np.random.default_rng(5)
+    from lossbridge.parity.cases import round_to
+
+    logits = round_to(rng.normal(size=(2, 50_000)), "bfloat16")
+    y = np.array([3, 40_000], np.int32)
+    value = lib.value("sparse_categorical_crossentropy", y, lib.array(logits, "bfloat16"), from_logits=True)
+    assert value.dtype == np.float32
+    close(value, reference.sparse_categorical_crossentropy(y, logits, from_logits=True).value, 2e-6)
+
+
+@pytest.mark.parametrize("label", [-1, 3, 100])
+def test_labels_out_of_range(lib, label) -> None:
+    """An error where labels can be read, NaN for that sample alone where they are traced."""
+    y = np.array([0, label, 1], np.int32)
+    with pytest.raises(ValueError, match=rf"label {label} at index 1 is out of range"):
+        lib.value("sparse_categorical_crossentropy", y, P)
+    for compiled in lib.b.compilers().values():
+        function = compiled(lambda y, p: lb.sparse_categorical_crossentropy(y, p, reduction="none"))
+        values = lib.b.to_numpy(function(lib.array(y), lib.array(P)))
+        assert np.isnan(values).tolist() == [False, True, False]
+        close(values[[0, 2]], -np.log(P[[0, 2], [0, 1]]))
+    for removed in ({"ignore_class": label}, {"mask": [True, False, True]}, {"sample_weight": [1.0, 0.0, 1.0]}):
+        values = lib.value("sparse_categorical_crossentropy", y, P, **removed, reduction="none")
+        close(values, [-math.log(P[0, 0]), 0, -math.log(P[2, 1])])
+
+
+def test_images_with_classes_along_axis_1(lib) -> None:
+    rng = np.random.default_rng(6)
+    z = rng.normal(size=(2, 4, 3, 5)).astype(np.float32)
+    y = rng.integers(0, 4, (2, 3, 5)).astype(np.int32)
+    first = lib.value_and_grad("sparse_categorical_crossentropy", y, z, from_logits=True, axis=1)
+    last = lib.value_and_grad("sparse_categorical_crossentropy", y, np.moveaxis(z, 1, -1).copy(), from_logits=True)
+    close(first[0], last[0])
+    close(first[1], np.moveaxis(last[1], -1, 1), 1e-6)
+
+
+def test_three_calls_with_a_mask_and_a_weight_give_one_number(lib) -> None:
+    weight, mask = lib.array(np.array([1, 2, 3], np.float32)), lib.array(np.array([True, False, True]))
+    values = {
+        float(lib.value("categorical_crossentropy", ONE_HOT, P, sample_weight=weight, mask=mask)) for _ in range(3)
+    }
+    assert len(values) == 1
+
+
+def test_float16_mean_of_70000_ones(lib) -> None:
+    """70 000 is more than float16 holds. A logit of 40 against 0 costs 40."""
+    y_pred = lib.array(np.full(70_000, 40.0), "float16")
+    assert lib.value("log_loss", np.zeros(70_000, np.float32), y_pred, from_logits=True, sample_weight=1 / 40) == 1
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 1e-7])
+def test_kl_gradient_at_t_zero_is_finite(lib, epsilon) -> None:
+    t, p = np.array([[0.0, 0.5, 0.5]], np.float32), np.array([[0.2, 0.3, 0.5]], np.float32)
+    gradient = lib.target_grad("kl_divergence", t, p, epsilon=epsilon)
+    assert np.isfinite(gradient).all()
+    assert gradient[0, 0] == 0
+    close(gradient[0, 1:], np.log(t[0, 1:] / p[0, 1:]) + 1, 1e-6)
+
+
+def test_bce_gradient_at_p_equal_epsilon(lib) -> None:
+    epsilon = np.float32(1e-7)
+    close(lib.grad("binary_crossentropy", [[1.0]], np.array([[epsilon]])), [[-1e7]])
+    below = np.nextafter(epsilon, np.float32(0))
+    assert lib.grad("binary_crossentropy", [[1.0]], np.array([[below]])) == 0
+    one = np.float32(1) - np.float32(2.0**-23)
+    close(lib.grad("binary_crossentropy", [[0.0]], np.array([[one]])), [[2.0**23]])
+    assert lib.grad("binary_crossentropy", [[0.0]], np.array([[1.0]])) == 0
+
+
+def test_gradient_of_renormalised_crossentropy(lib) -> None:
+    gradient = lib.grad("categorical_crossentropy", [[1.0, 0, 0]], np.array([[0.7, 0.2, 0.1]], np.float32))
+    close(gradient, [[1 - 1 / 0.7, 1, 1]], 1e-6)
+
+
+def test_gradient_accumulation(lib) -> None:
+    """Losses [4] and then nine of [1]: the mean of the two means is 2.5, the mean of all is 1.3."""
+    p = np.exp(-np.array([4.0] + 9 * [1.0]))[:, None]
+    y_pred = np.concatenate([p, 1 - p], axis=1).astype(np.float32)
+    y = np.zeros(10, np.int32)
+    full = lib.value("sparse_categorical_crossentropy", y, y_pred)
+    parts = [
+        lib.value("sparse_categorical_crossentropy", y[rows], y_pred[rows], normalizer=10)
+        for rows in (slice(0, 1), slice(1, 10))
+    ]
+    close(sum(parts), 1.3)
+    close(full, 1.3)
+
+
+# §1, the rules.
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_precision(lib, dtype) -> None:
+    with lib.b.scope(dtype, "cpu"):
+        y_pred = lib.array(P, dtype)
+        value, gradient = lb.value_and_grad(lb.categorical_crossentropy)(lib.array(ONE_HOT), y_pred)
+        assert lib.b.dtype(lib.b.asarray(value)) == ("float64" if dtype == "float64" else "float32")
+        assert lib.b.dtype(gradient) == dtype
+
+
+def test_integers_and_booleans_are_cast(lib) -> None:
+    y_true = lib.array(np.eye(2, dtype=np.int32))
+    for y_pred in (lib.array(np.array([[3, 1], [0, 2]], np.int32)), lib.array(np.array([[True, False], [True, True]]))):
+        value = lib.b.to_numpy(lb.categorical_crossentropy(y_true, y_pred, from_logits=True))
+        assert value.dtype == np.float32
+    exact = reference.categorical_crossentropy(np.eye(2), [[1, 0], [1, 1]], from_logits=True).value
+    close(value, exact)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_integer_labels_are_never_rounded(lib, dtype) -> None:
+    """bfloat16 has no 257."""
+    logits = np.zeros((1, 300), np.float32)
+    logits[0, 257] = 8
+    labels = lib.array(np.array([257], np.int32))
+    loss = lib.value("sparse_categorical_crossentropy", labels, lib.array(logits, dtype), from_logits=True)
+    close(loss, math.log1p(299 * math.exp(-8)), 1e-6)
+
+
+def test_epsilon_zero_is_exact(lib) -> None:
+    options = {"epsilon": 0.0, "reduction": "none"}
+    p = np.array([[1.0, 0, 0], [0.5, 0.5, 0], [0, 0, 1]], np.float32)
+    t = np.array([[1.0, 0, 0], [1, 0, 0], [1, 0, 0]], np.float32)
+    value, gradient = lib.value_and_grad("categorical_crossentropy", t, p, **options)
+    close(value, [0, math.log(2), INF])
+    assert np.isfinite(gradient[:2]).all()
+    close(lib.value("sparse_categorical_crossentropy", np.array([0, 0, 0], np.int32), p, **options), value)
+    close(lib.value("kl_divergence", t, p, **options), value)
+    close(lib.value("log_loss", np.array([0, 0, 0], np.int32), p, **options), value)
+    close(lib.value("log_loss", [1.0, 0, 1], np.array([1.0, 0, 0], np.float32), **options), [0, 0, INF])
+    close(lib.value("categorical_focal_crossentropy", t, p, alpha=1, gamma=1, **options), [0, math.log(2) / 2, INF])
+
+
+@pytest.mark.parametrize("loss", ["categorical_crossentropy", "categorical_focal_crossentropy"])
+def test_infinite_logits_of_distributions(lib, loss) -> None:
+    logits = np.array([[0, 1, -INF], [-INF, 0, 1], [-INF, -INF, -INF], [INF, 0, 0], [math.nan, 0, 0]], np.float32)
+    t = np.tile(np.array([1.0, 0, 0], np.float32), (5, 1))
+    value, gradient = lib.value_and_grad(loss, t, logits, from_logits=True, reduction="none")
+    assert np.isfinite(value[0])
+    assert value[1] == INF
+    assert np.isnan(value[2:]).all()
+    assert np.isfinite(gradient[0]).all()
+    assert gradient[0, 2] == 0
+
+
+def test_infinite_logits_of_labels_and_divergences(lib) -> None:
+    logits = np.array([[0, 1, -INF], [-INF, 0, 1], [-INF, -INF, -INF], [INF, 0, 0], [math.nan, 0, 0]], np.float32)
+    for loss in ("sparse_categorical_crossentropy", "log_loss"):
+        value, gradient = lib.value_and_grad(loss, np.zeros(5, np.int32), logits, from_logits=True, reduction="none")
+        close(value, [math.log1p(math.e), INF, math.nan, math.nan, math.nan])
+        close(gradient[0], [-1 / (1 + math.exp(-1)), 1 / (1 + math.exp(-1)), 0], 1e-6)
+    teacher = np.tile(np.array([0, 1, -INF], np.float32), (5, 1))
+    value, gradient = lib.value_and_grad("distillation_loss", teacher, logits, reduction="none")
+    assert value[0] == 0
+    assert value[1] == INF
+    assert np.isnan(value[2:]).all()
+    np.testing.assert_array_equal(gradient[0], 0)
+
+
+def test_infinite_binary_logits_are_certain_outcomes(lib) -> None:
+    x = np.array([-INF, -INF, INF, INF, math.nan], np.float32)
+    t = np.array([0.0, 1, 0, 1, 1], np.float32)
+    value, gradient = lib.value_and_grad("log_loss", t, x, from_logits=True, reduction="none")
+    close(value, [0, INF, INF, 0, math.nan])
+    assert gradient[0] == gradient[3] == 0
+
+
+REDUCTIONS = {
+    "sum_over_batch_size": lambda loss, w, m: (loss * w * m).sum() / m.sum(),
+    "mean": lambda loss, w, m: (loss * w * m).sum() / m.sum(),
+    "mean_with_sample_weight": lambda loss, w, m: (loss * w * m).sum() / (w * m).sum(),
+    "sum": lambda loss, w, m: (loss * w * m).sum(),
+    "none": lambda loss, w, m: loss * w * m,
+    None: lambda loss, w, m: loss * w * m,
+}
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_reductions(lib, reduction) -> None:
+    mask = np.array([True, False, True])
+    loss = -np.log(P[np.arange(3), Y])
+    got = lib.value("sparse_categorical_crossentropy", Y, P, sample_weight=W, mask=mask, reduction=reduction)
+    close(got, REDUCTIONS[reduction](loss, W, mask))
+    without = lib.value("sparse_categorical_crossentropy", Y, P, reduction=reduction)
+    close(without, REDUCTIONS[reduction](loss, np.ones(3), np.ones(3)))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum_over_batch_size", "mean_with_sample_weight"])
+def test_normalizer_is_the_denominator(lib, reduction) -> None:
+    total = lib.value("sparse_categorical_crossentropy", Y, P, sample_weight=W, reduction="sum")
+    for normalizer in (7, 7.0, lib.array(np.float32(7))):
+        options = {"sample_weight": W, "reduction": reduction, "normalizer": normalizer}
+        close(lib.value("sparse_categorical_crossentropy", Y, P, **options), total / 7)
+    assert lib.value("sparse_categorical_crossentropy", Y, P, reduction=reduction, normalizer=0) == 0
+
+
+@pytest.mark.parametrize("reduction", ["mean", "mean_with_sample_weight", "sum"])
+def test_nothing_counted_gives_zero(lib, reduction) -> None:
+    for options in ({"mask": np.zeros(3, bool)}, {"sample_weight": np.zeros(3, np.float32)}):
+        value, gradient = lib.value_and_grad("categorical_crossentropy", ONE_HOT, P, **options, reduction=reduction)
+        assert value == 0
+        np.testing.assert_array_equal(gradient, 0)
+
+
+def test_empty_batch(lib) -> None:
+    empty = np.zeros((0, 3), np.float32)
+    for loss in lb.__all__:
+        if loss == "value_and_grad":
+            continue
+        y_true = np.zeros((0,), np.int32) if loss.startswith("sparse") else empty
+        for reduction, shape in (("mean", ()), ("sum", ()), ("none", (0, 3) if loss == "log_loss" else (0,))):
+            value, gradient = lib.value_and_grad(loss, y_true, empty, reduction=reduction)
+            assert value.shape == shape
+            assert not value.any()
+            assert gradient.shape == (0, 3)
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (4,), (4, 1), ()])
+def test_shapes_of_weights(lib, shape) -> None:
+    rng = np.random.default_rng(7)
+    logits, y = rng.normal(size=(4, 3, 5)).astype(np.float32), rng.integers(0, 5, (4, 3)).astype(np.int32)
+    weight = rng.uniform(0.5, 2, shape).astype(np.float32)
+    full = np.broadcast_to(weight.reshape(weight.shape + (1,) * (2 - weight.ndim)), (4, 3)).copy()
+    options = {"from_logits": True, "reduction": "mean_with_sample_weight"}
+    by_row = lib.value("sparse_categorical_crossentropy", y, logits, sample_weight=weight, **options)
+    close(by_row, lib.value("sparse_categorical_crossentropy", y, logits, sample_weight=full, **options), 1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["bool", "int32", "float32"])
+def test_masks_of_any_dtype(lib, dtype) -> None:
+    mask = lib.array(np.array([1, 0, 1]), dtype)
+    close(lib.value("categorical_crossentropy", ONE_HOT, P, mask=mask), -np.log(P[[0, 2], [0, 1]]).mean())
+
+
+@pytest.mark.parametrize("loss", [name for name in lb.__all__ if name != "value_and_grad"])
+@pytest.mark.parametrize("poison", [math.nan, INF, -INF])
+def test_nothing_leaks_from_masked_entries(lib, loss, poison) -> None:
+    y_true = Y.copy() if loss.startswith("sparse") else ONE_HOT.copy()
+    y_pred = P.copy()
+    y_pred[1] = poison
+    if y_true.ndim == 2:
+        y_true[1] = poison
+    mask = np.array([True, False, True])
+    if loss == "log_loss":
+        mask = np.repeat(mask[:, None], 3, axis=1)
+    value, gradient = lib.value_and_grad(loss, y_true, y_pred, mask=mask)
+    clean = lib.value_and_grad(loss, np.delete(y_true, 1, 0), np.delete(y_pred, 1, 0))
+    close(value, clean[0], 1e-6)
+    np.testing.assert_array_equal(gradient[1], 0)
+    close(np.delete(gradient, 1, 0), clean[1], 1e-6)
+
+
+def test_log_loss_does_not_renormalise(lib) -> None:
+    doubled = np.array([[0.8, 0.4]], np.float32)
+    close(lib.value("log_loss", np.array([1], np.int32), doubled), -math.log(np.float32(0.4)))
+    close(lib.grad("log_loss", np.array([1], np.int32), doubled), [[0, -1 / 0.4]])
+    close(lib.value("sparse_categorical_crossentropy", np.array([1], np.int32), doubled), math.log(3))
+
+
+def test_binary_crossentropy_averages_its_axis(lib) -> None:
+    t, p = np.array([[1.0, 0], [0, 0]], np.float32), np.array([[0.9, 0.2], [0.5, 0.1]], np.float32)
+    each = -np.log(np.where(t == 1, p, 1 - p))
+    close(lib.value("binary_crossentropy", t, p, reduction="none"), each.mean(1), 1e-6)
+    close(lib.value("binary_crossentropy", t, p, reduction="none", axis=0), each.mean(0), 1e-6)
+
+
+def test_pos_weight(lib) -> None:
+    t, x = np.array([[1.0, 0, 1]], np.float32), np.array([[0.5, -1, 2]], np.float32)
+    softplus = np.log1p(np.exp(x))
+    for weight in (3.0, np.array([3, 4, 5], np.float32)):
+        exact = (t * weight * (softplus - x) + (1 - t) * softplus).mean()
+        close(lib.value("binary_crossentropy", t, x, from_logits=True, pos_weight=weight), exact, 1e-6)
+
+
+def test_distillation_is_the_tempered_divergence(lib) -> None:
+    rng = np.random.default_rng(8)
+    teacher, student = rng.normal(size=(2, 4, 5)).astype(np.float32)
+    exact = 9 * reference.kl_divergence(teacher / 3, student / 3, from_logits=True).value
+    close(lib.value("distillation_loss", teacher, student, temperature=3.0), exact, 1e-6)
+
+
+def test_focal_losses_of_gamma_zero_are_crossentropies(lib) -> None:
+    close(
+        lib.value("categorical_focal_crossentropy", ONE_HOT, P, alpha=1.0, gamma=0.0),
+        lib.value("categorical_crossentropy", ONE_HOT, P),
+    )
+    close(lib.value("binary_focal_crossentropy", ONE_HOT, P, gamma=0.0), lib.value("binary_crossentropy", ONE_HOT, P))
+
+
+@pytest.mark.parametrize("base", [2, math.e, 10])
+def test_entropies(lib, base) -> None:
+    rng = np.random.default_rng(9)
+    p, q = rng.dirichlet(np.ones(6), (2, 50)).astype(np.float32)
+    p[:, 0] = 0
+    arrays = lib.array(p), lib.array(q)
+    h = lib.b.to_numpy(information.entropy(arrays[0], base=base))
+    h_pq = lib.b.to_numpy(information.cross_entropy(*arrays, base=base))
+    kl = lib.b.to_numpy(information.relative_entropy(*arrays, base=base))
+    close(h, reference.entropy(p, base=base), 1e-6)
+    close(h_pq, reference.cross_entropy(p, q, base=base), 1e-6)
+    close(kl, reference.relative_entropy(p, q, base=base), 1e-6)
+    close(h_pq, h + kl, 4e-7)
+    reverse = lib.b.to_numpy(information.relative_entropy(arrays[1] + 0.1, arrays[0] + 0.1, base=base))
+    forward = lib.b.to_numpy(information.relative_entropy(arrays[0] + 0.1, arrays[1] + 0.1, base=base))
+    assert (np.abs(reverse - forward) > 1e-4).mean() > 0.9
+    close(lib.b.to_numpy(information.perplexity(arrays[0])), 2 ** reference.entropy(p), 2e-6)
+    close(lib.b.to_numpy(information.perplexity(*arrays)), 2 ** reference.cross_entropy(p, q), 2e-6)
+
+
+def test_entropies_at_the_edge(lib) -> None:
+    p, q = lib.array(np.array([1.0, 0], np.float32)), lib.array(np.array([0.0, 1], np.float32))
+    assert lib.b.to_numpy(information.entropy(p)) == 0
+    assert lib.b.to_numpy(information.cross_entropy(p, q)) == INF
+    assert lib.b.to_numpy(information.relative_entropy(p, q)) == INF
+    assert lib.b.to_numpy(information.relative_entropy(p, p)) == 0
+
+
+def test_arrays_of_numpy_and_lists_adopt_the_library(lib) -> None:
+    value = lb.categorical_crossentropy(
+        ONE_HOT.tolist(), lib.array(P), sample_weight=W, mask=[1, 1, 1], class_weight=[1, 1, 1]
+    )
+    assert lib.b.owns(value)
+    close(lib.b.to_numpy(value), 2.9500506)
+    close(lib.b.to_numpy(lb.sparse_categorical_crossentropy(Y.astype(np.int64), lib.array(P))), 0.7297521)

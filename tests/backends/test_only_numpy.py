@@ -1,0 +1,96 @@
+"""NumPy's own matters: the tape behind value_and_grad, silence, ml_dtypes, array-likes."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import lossbridge as lb
+from lossbridge.backends import numpy as backend
+
+
+def numeric(function, x, step=1e-6):
+    gradient = np.zeros_like(x)
+    for index in np.ndindex(x.shape):
+        ahead, behind = x.copy(), x.copy()
+        ahead[index] += step
+        behind[index] -= step
+        gradient[index] = (function(ahead) - function(behind)) / (2 * step)
+    return gradient
+
+
+PRIMITIVES = {
+    "add": lambda x: x + x * 2.0 + 1.0,
+    "subtract": lambda x: (1.0 - x) - x * np.arange(3.0),
+    "divide": lambda x: (1.0 / x) / (x + 1.0),
+    "negate": lambda x: -x * x,
+    "exp": backend.exp,
+    "expm1": backend.expm1,
+    "log": backend.log,
+    "log1p": backend.log1p,
+    "power": lambda x: backend.power(x, 2.5),
+    "abs": lambda x: backend.abs(x - 1.0),
+    "where": lambda x: backend.where(x > 1.0, x * x, backend.where(x < 0.5, 0.0, -x)),
+    "sum over an axis": lambda x: backend.sum(x, 0) * backend.sum(x, 1, keepdims=True),
+    "take": lambda x: backend.take(x, np.array([0, 2]), 1) * 3.0,
+    "expand, reshape, broadcast": lambda x: backend.broadcast_to(
+        backend.expand_dims(backend.reshape(x, (3, 2)), 0), np.zeros((4, 3, 2))
+    ),
+    "used many times": lambda x: x * x * x + x * backend.exp(x) + x,
+    "broadcast operand": lambda x: np.ones((5, 2, 3)) * x,
+}
+
+
+@pytest.mark.parametrize("name", PRIMITIVES)
+def test_gradient_of_each_primitive(name) -> None:
+    x = np.random.default_rng(0).uniform(0.2, 2, (2, 3))
+    function = PRIMITIVES[name]
+    weights = np.random.default_rng(1).uniform(0.5, 1.5, np.shape(function(x)))
+    _, gradient = backend.value_and_grad(lambda x: function(x) * weights, x)
+    np.testing.assert_allclose(gradient, numeric(lambda x: (function(x) * weights).sum(), x), rtol=1e-7)
+
+
+def test_losses_compose_by_arithmetic() -> None:
+    t, p = np.eye(3), np.full((3, 3), 1 / 3)
+    both = lambda t, p: 2 * lb.categorical_crossentropy(t, p) + lb.kl_divergence(t, p) / 3 - 1.0  # noqa: E731
+    value, gradient = lb.value_and_grad(both)(t, p)
+    assert value == both(t, p)
+    parts = [lb.value_and_grad(loss)(t, p)[1] for loss in (lb.categorical_crossentropy, lb.kl_divergence)]
+    np.testing.assert_allclose(gradient, 2 * parts[0] + parts[1] / 3)
+
+
+def test_a_loss_that_ignores_its_argument_has_gradient_zero() -> None:
+    value, gradient = lb.value_and_grad(lambda t, p: np.float64(3))(None, np.ones(2))
+    assert value == 3
+    np.testing.assert_array_equal(gradient, 0)
+
+
+def test_infinities_pass_without_warnings() -> None:
+    """Warnings are errors in these tests."""
+    p = np.array([[0.0, 1.0]])
+    assert lb.categorical_crossentropy([[1, 0]], p, epsilon=0.0) == np.inf
+    lb.value_and_grad(lb.categorical_crossentropy)([[1, 0]], p, epsilon=0.0)
+    assert np.isnan(lb.categorical_crossentropy([[1, 0]], [[-np.inf, -np.inf]], from_logits=True))
+
+
+def test_lists_and_scalars_give_float64() -> None:
+    value = lb.log_loss([1, 0], [0.9, 0.2])
+    assert isinstance(value, np.float64)
+    assert lb.log_loss(1, 0.5) == pytest.approx(np.log(2))
+
+
+def test_float32_gives_a_float32_scalar() -> None:
+    assert isinstance(lb.log_loss(np.ones(2, np.float32), np.full(2, 0.5, np.float32)), np.float32)
+
+
+def test_bfloat16_of_ml_dtypes() -> None:
+    p = np.array([[0.25, 0.75]], ml_dtypes.bfloat16)
+    value, gradient = lb.value_and_grad(lb.sparse_categorical_crossentropy)([1], p)
+    assert value.dtype == np.float32
+    assert gradient.dtype == ml_dtypes.bfloat16
+
+
+def test_masked_arrays_are_refused() -> None:
+    with pytest.raises(TypeError, match=r"masked array.*mask="):
+        lb.categorical_crossentropy(np.eye(2), np.ma.masked_array(np.eye(2), mask=np.eye(2)))

@@ -1,0 +1,123 @@
+"""What TensorFlow users do with a loss: tf.function with unknown sizes, XLA, nested tapes, variables."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from problems import EDGES, PROBLEMS
+
+import lossbridge as lb
+from lossbridge import reference
+
+problems = pytest.mark.parametrize(
+    ("loss", "y_true", "y_pred", "options"), [p[1:] for p in PROBLEMS], ids=[p[0] for p in PROBLEMS]
+)
+
+
+@problems
+@pytest.mark.parametrize("reduction", ["mean", "mean_with_sample_weight", "none"])
+def test_unknown_sizes(loss, y_true, y_pred, options, reduction) -> None:
+    exact = getattr(reference, loss)(y_true, y_pred, **options, reduction=reduction)
+    evaluate = lb.value_and_grad(functools.partial(getattr(lb, loss), **options, reduction=reduction))
+    unknown = [tf.TensorSpec([None] * x.ndim, x.dtype) for x in (y_true, y_pred)]
+    value, gradient = tf.function(evaluate, input_signature=unknown)(y_true, y_pred)
+    np.testing.assert_allclose(value, exact.value, rtol=1e-9)
+    np.testing.assert_allclose(gradient, exact.gradient, rtol=1e-9, atol=1e-14)
+
+
+@problems
+def test_weights_masks_and_smoothing_of_unknown_sizes(loss, y_true, y_pred, options) -> None:
+    if loss == "log_loss" and y_true.ndim == 2:
+        weight, mask = np.full(y_true.shape, 2.0), np.arange(y_true.size).reshape(y_true.shape) % 2 == 0
+    else:
+        weight, mask = np.array([1.0, 2.0, 3.0]), np.array([True, False, True])
+    if "categorical" in loss and "focal" not in loss:
+        options = options | {"label_smoothing": 0.1, "class_weight": np.arange(5.0)}
+    function = functools.partial(getattr(lb, loss), **options)
+    exact = getattr(reference, loss)(y_true, y_pred, **options, sample_weight=weight, mask=mask)
+    arrays = y_true, y_pred, weight, mask
+    unknown = [tf.TensorSpec([None] * x.ndim, x.dtype) for x in arrays]
+    for jit_compile in (False, True):
+        compiled = tf.function(
+            lambda t, p, w, m: function(t, p, sample_weight=w, mask=m), input_signature=unknown, jit_compile=jit_compile
+        )
+        np.testing.assert_allclose(compiled(*arrays), exact.value, rtol=1e-9)
+
+
+def test_unknown_rank_is_refused() -> None:
+    spec = tf.TensorSpec(None, tf.float32)
+    with pytest.raises(ValueError, match="unknown rank"):
+        tf.function(lb.categorical_crossentropy, input_signature=[spec, spec]).get_concrete_function()
+
+
+@problems
+def test_nested_tapes(loss, y_true, y_pred, options) -> None:
+    """The second derivative along a direction, against central differences of the closed-form gradient."""
+    rng = np.random.default_rng(0)
+    direction = rng.normal(size=y_pred.shape)
+    closed_form = getattr(reference, loss)
+    step = 1e-5
+    ahead, behind = (closed_form(y_true, y_pred + s * step * direction, **options).gradient for s in (1, -1))
+    x = tf.constant(y_pred)
+    with tf.GradientTape() as outer:
+        outer.watch(x)
+        with tf.GradientTape() as inner:
+            inner.watch(x)
+            value = getattr(lb, loss)(tf.constant(y_true), x, **options)
+        along = tf.reduce_sum(inner.gradient(value, x) * direction)
+    np.testing.assert_allclose(outer.gradient(along, x), (ahead - behind) / (2 * step), rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("loss", ["categorical_crossentropy", "sparse_categorical_crossentropy"])
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_hessian_at_the_edges(loss, jit_compile) -> None:
+    """Of softmax cross-entropy: diag(p) − p pᵀ, whatever the target."""
+
+    @tf.function(jit_compile=jit_compile)
+    def hessian(t, z):
+        with tf.GradientTape(persistent=True) as outer:
+            outer.watch(z)
+            with tf.GradientTape() as inner:
+                inner.watch(z)
+                value = getattr(lb, loss)(t, z, from_logits=True)
+            slope = inner.gradient(value, z)
+            entries = [slope[i] for i in range(3)]
+        return tf.stack([outer.gradient(entry, z) for entry in entries])
+
+    target = np.eye(3) if loss == "categorical_crossentropy" else np.arange(3)
+    for t, z in zip(target, EDGES, strict=True):
+        p = np.exp(z - z.max()) / np.exp(z - z.max()).sum()
+        got = hessian(tf.constant(t), tf.constant(z))
+        np.testing.assert_allclose(got, np.diag(p) - np.outer(p, p), rtol=1e-9, atol=1e-15)
+
+
+def test_variables_are_arrays() -> None:
+    target, pred = tf.Variable(tf.eye(3)), tf.Variable(tf.fill((3, 3), 1 / 3))
+    with tf.GradientTape() as tape:
+        loss = lb.categorical_crossentropy(target, pred)
+    np.testing.assert_allclose(loss, np.log(3), rtol=1e-6)
+    assert tape.gradient(loss, pred) is not None
+    _, gradient = lb.value_and_grad(lb.categorical_crossentropy)(target, pred)
+    np.testing.assert_allclose(gradient, tape_gradient(target, pred), rtol=1e-6)
+
+
+def tape_gradient(target, pred):
+    with tf.GradientTape() as tape:
+        loss = lb.categorical_crossentropy(target, pred)
+    return tape.gradient(loss, pred)
+
+
+def test_no_retracing_for_new_sizes() -> None:
+    traces = []
+
+    @tf.function(reduce_retracing=True)
+    def step(y, z):
+        traces.append(1)
+        return lb.sparse_categorical_crossentropy(y, z, from_logits=True)
+
+    for n in (3, 4, 5, 6, 7):
+        step(tf.zeros(n, tf.int32), tf.zeros((n, 4)))
+    assert len(traces) <= 2

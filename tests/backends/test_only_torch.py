@@ -1,0 +1,117 @@
+"""What PyTorch users do with a loss: autograd of any order, torch.compile, torch.func, torch.vmap."""
+
+from __future__ import annotations
+
+import functools
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from problems import EDGES, PROBLEMS
+
+import lossbridge as lb
+
+problems = pytest.mark.parametrize(
+    ("loss", "y_true", "y_pred", "options"), [p[1:] for p in PROBLEMS], ids=[p[0] for p in PROBLEMS]
+)
+
+
+def tensors(y_true, y_pred):
+    return torch.tensor(y_true, dtype=torch.int64 if y_true.dtype.kind == "i" else torch.float64), torch.tensor(y_pred)
+
+
+@problems
+def test_gradcheck_and_gradgradcheck(loss, y_true, y_pred, options) -> None:
+    target, pred = tensors(y_true, y_pred)
+    function = functools.partial(getattr(lb, loss), **options, reduction="none")
+    if target.is_floating_point():
+        inputs = (target.requires_grad_(), pred.requires_grad_())
+    else:
+        function, inputs = functools.partial(function, target), (pred.requires_grad_(),)
+    # Forward mode too: torch.func.jvp and jacfwd need it.
+    assert torch.autograd.gradcheck(function, inputs, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(function, inputs)
+
+
+@problems
+def test_vmap_and_func_grad_equal_the_batch(loss, y_true, y_pred, options) -> None:
+    target, pred = tensors(y_true, y_pred)
+    function = functools.partial(getattr(lb, loss), **options, reduction="sum")
+    each = torch.vmap(function)(target, pred)
+    torch.testing.assert_close(each.sum(), function(target, pred))
+    slopes = torch.vmap(torch.func.grad(function, argnums=1))(target, pred)
+    torch.testing.assert_close(slopes, torch.func.grad(function, argnums=1)(target, pred))
+    leaf = pred.clone().requires_grad_()
+    function(target, leaf).backward()
+    torch.testing.assert_close(slopes, leaf.grad)
+
+
+@pytest.mark.parametrize("loss", ["categorical_crossentropy", "sparse_categorical_crossentropy"])
+def test_hessian_at_the_edges(loss) -> None:
+    """Of softmax cross-entropy: diag(p) − p pᵀ, whatever the target."""
+    y = torch.tensor([0, 1, 2])
+    target = torch.nn.functional.one_hot(y).double() if loss == "categorical_crossentropy" else y
+    for t, z in zip(target, torch.tensor(EDGES), strict=True):
+        hessian = torch.func.hessian(lambda z, t=t: getattr(lb, loss)(t, z, from_logits=True))(z)
+        p = torch.softmax(z, 0)
+        torch.testing.assert_close(hessian, torch.diag(p) - torch.outer(p, p), rtol=1e-9, atol=1e-15)
+
+
+def test_compiled_loss_and_its_backward() -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(7, 5, requires_grad=True)
+    x, y = torch.randn(11, 7), torch.randint(0, 5, (11,))
+
+    def step(x, y):
+        return lb.sparse_categorical_crossentropy(y, x @ weight, from_logits=True, ignore_class=0)
+
+    torch.compiler.reset()
+    compiled = torch.compile(step, fullgraph=True)
+    for n in (11, 8, 5):  # the second size compiles with a symbolic one, the third finds it
+        (expected,) = torch.autograd.grad(step(x[:n], y[:n]), weight)
+        (got,) = torch.autograd.grad(compiled(x[:n], y[:n]), weight)
+        torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("loss", [name for name in lb.__all__ if name != "value_and_grad"])
+def test_compiles_in_a_new_process(loss) -> None:
+    """From a cold start: the first call of lossbridge is inside the compiled function."""
+    program = f"""
+import torch
+import lossbridge as lb
+y_true = torch.tensor([0, 1]) if "sparse" in "{loss}" else torch.eye(2)
+y_pred = torch.full((2, 2), 0.25)
+compiled = torch.compile(lambda t, p: lb.{loss}(t, p), fullgraph=True, backend="aot_eager")
+value = compiled(y_true, y_pred)
+assert torch.equal(value, lb.{loss}(y_true, y_pred)), value
+"""
+    subprocess.run([sys.executable, "-W", "error::UserWarning", "-c", program], check=True, timeout=600)
+
+
+def test_y_pred_decides_the_device() -> None:
+    """A meta tensor stands for a device that this machine lacks: shapes go through, values are never read."""
+    pred = torch.zeros(4, 3, device="meta")
+    loss = lb.categorical_crossentropy(np.eye(4, 3), pred, sample_weight=[1, 2, 3, 4])
+    assert loss.device.type == "meta"
+    assert lb.sparse_categorical_crossentropy(torch.zeros(4, dtype=torch.int64, device="meta"), pred).shape == ()
+
+
+def test_arrays_that_cannot_be_written_to() -> None:
+    """torch.as_tensor would warn; warnings are errors here."""
+    y_true = np.eye(3, dtype=np.float32)
+    y_true.flags.writeable = False
+    lb.categorical_crossentropy(y_true, torch.full((3, 3), 1 / 3))
+
+
+def test_value_and_grad_composes() -> None:
+    target, pred = torch.eye(3), torch.full((3, 3), 1 / 3)
+    both = lambda t, p: lb.categorical_crossentropy(t, p) + 2 * lb.kl_divergence(t, p)  # noqa: E731
+    value, gradient = lb.value_and_grad(both)(target, pred)
+    leaf = pred.clone().requires_grad_()
+    expected = both(target, leaf)
+    expected.backward()
+    torch.testing.assert_close(value, expected.detach())
+    torch.testing.assert_close(gradient, leaf.grad)
+    assert pred.grad is None

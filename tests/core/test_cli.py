@@ -1,0 +1,187 @@
+"""The command: exit status, what it prints, what it refuses. With NumPy alone, so that it is quick."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import lossbridge
+from lossbridge.cli import app
+from lossbridge.parity import processes
+from lossbridge.parity.cases import DTYPES, LOSSES, cases
+
+runner = CliRunner()
+
+
+def run(*arguments: object, code: int = 0):
+    result = runner.invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "160"})
+    assert result.exit_code == code, result.output
+    return result
+
+
+@pytest.fixture
+def arrays():
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(6, 4)).astype(np.float32)
+    return {"y_true": rng.integers(0, 4, 6), "y_pred": z}
+
+
+@pytest.fixture
+def save(tmp_path):
+    def save(**arrays):
+        np.savez(tmp_path / "own.npz", **arrays)
+        return tmp_path / "own.npz"
+
+    return save
+
+
+def test_parity_on_the_built_in_cases_and_files(tmp_path) -> None:
+    result = run(
+        "parity",
+        "--backend",
+        "numpy",
+        "--dtype",
+        "float32",
+        "--json",
+        tmp_path / "p.json",
+        "--html",
+        tmp_path / "p.html",
+    )
+    assert result.stdout.index("Keras example") < result.stdout.index("sparse_categorical_crossentropy")
+    assert "1.1769392" in result.stdout
+    kept = json.loads((tmp_path / "p.json").read_text())
+    assert kept["agreed"] is True
+    outcomes = kept["backends"][0]["outcomes"]
+    assert len(outcomes) == sum(case.dtype == "float32" for case in cases())
+    assert outcomes[0]["case"] == "Keras example"
+    page = (tmp_path / "p.html").read_text()
+    assert "<svg" in page
+    assert "1.1769392" in page
+    # Self-contained: nothing is fetched. (Namespaces and metadata of SVG name addresses that no browser opens.)
+    for opener in ("src=", "<link", "@import", "url(http", "<script"):
+        assert opener not in page
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_parity_of_one_loss(loss) -> None:
+    assert loss in run("parity", "--backend", "numpy", "--loss", loss, "--dtype", "float64").stdout
+
+
+def test_parity_on_own_arrays(save, arrays) -> None:
+    path = save(**arrays, sample_weight=np.arange(6.0), mask=np.arange(6) != 2)
+    result = run("parity", path, "--loss", "sparse_categorical_crossentropy", "--from-logits", "--backend", "numpy")
+    assert "1 checks, 0 wrong" in result.stdout
+    more = ["--label-smoothing", 0.1, "--reduction", "none", "--ignore-class", -1, "--axis", -1]
+    run("parity", path, "--loss", "sparse_categorical_crossentropy", "--from-logits", "--backend", "numpy", *more)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "int64"])
+def test_own_arrays_of_any_dtype(save, dtype) -> None:
+    y_pred = np.array([[3, 1, 2], [0, 1, 5]], dtype)
+    path = save(y_true=np.eye(2, 3), y_pred=y_pred)
+    run("parity", path, "--loss", "categorical_crossentropy", "--from-logits", "--backend", "numpy")
+
+
+REFUSED = {
+    "missing file": (lambda p, a: None, "cannot be read"),
+    "empty file": (lambda p, a: p.write_bytes(b""), "is empty"),
+    "text": (lambda p, a: p.write_text("y_true,y_pred"), "no .npz file"),
+    "npy": (lambda p, a: (np.save(p.with_suffix(".npy"), a["y_pred"]), p.with_suffix(".npy").rename(p)), "one array"),
+    "truncated": (lambda p, a: (np.savez(p, **a), p.write_bytes(p.read_bytes()[:-60])), "damaged"),
+    "cut inside": (lambda p, a: (np.savez(p, **a), p.write_bytes(p.read_bytes()[:200])), "damaged"),
+    "another zip": (lambda p, a: zipfile.ZipFile(p, "w").writestr("readme.txt", "hello"), "lacks y_true and y_pred"),
+    "lacks an array": (lambda p, a: np.savez(p, y_pred=a["y_pred"]), "lacks y_true; it holds y_pred"),
+    "objects": (lambda p, a: np.savez(p, y_true=np.array([{}] * 6), y_pred=a["y_pred"]), "never unpickled"),
+    "unknown array": (lambda p, a: np.savez(p, **a, sample_weights=np.ones(6)), "sample_weights"),
+    "strings": (lambda p, a: np.savez(p, y_true=np.array(["a"] * 6), y_pred=a["y_pred"]), "y_true has dtype str"),
+    "shapes": (lambda p, a: np.savez(p, y_true=a["y_true"][:5], y_pred=a["y_pred"]), r"(5,)"),
+    "labels": (lambda p, a: np.savez(p, y_true=a["y_true"] + 9, y_pred=a["y_pred"]), "out of range"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_unusable_files_are_refused_in_one_line(tmp_path, arrays, name) -> None:
+    write, words = REFUSED[name]
+    path = tmp_path / "own.npz"
+    write(path, arrays)
+    result = run("parity", path, "--loss", "sparse_categorical_crossentropy", "--from-logits", code=2)
+    assert words in result.stderr
+    assert result.stderr.startswith("lossbridge: ")
+    assert result.stderr.count("\n") == 1
+    assert not result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--backend", "mxnet"], "--backend mxnet is unknown; use one of"),
+        (["--loss", "hinge"], "--loss hinge is unknown; use one of"),
+        (["--dtype", "float8"], "--dtype float8 is unknown; use one of"),
+        (["--epsilon", "0.1"], "--epsilon describes your own arrays"),
+        (["own.npz"], "FILE needs one --loss"),
+        (["own.npz", "--loss", "log_loss", "--dtype", "float32"], "--dtype chooses among"),
+        (["own.npz", "--loss", "log_loss", "--loss", "kl_divergence"], "FILE needs one --loss"),
+        (["--json", "nowhere/p.json"], "no folder"),
+        (["--colour"], "No such option"),
+        (["--timeout", "soon"], "Invalid value"),
+    ],
+)
+def test_bad_usage(arguments, words) -> None:
+    assert words in run("parity", *arguments, code=2).stderr
+
+
+def test_an_option_that_the_loss_lacks(save, arrays) -> None:
+    result = run("parity", save(**arrays), "--loss", "log_loss", "--temperature", 2, code=2)
+    assert "log_loss takes no temperature" in result.stderr
+    result = run("parity", save(**arrays), "--loss", "log_loss", "--epsilon", 0.7, code=2)
+    assert "epsilon is 0.7" in result.stderr
+
+
+def test_a_missing_backend_is_named(monkeypatch) -> None:
+    monkeypatch.setattr(processes, "installed", lambda name: name == "numpy")
+    monkeypatch.setattr("lossbridge.cli.installed", lambda name: name == "numpy")
+    narrow = ["--loss", "log_loss", "--dtype", "float16"]
+    result = run("parity", *narrow)  # nobody asked for it
+    assert "torch: missing: not installed: pip install 'lossbridge[torch]'" in result.stdout
+    result = run("parity", "--backend", "torch", "--backend", "numpy", *narrow, code=1)
+    assert "torch: missing (asked for)" in result.stdout
+    run("parity", "--backend", "torch", *narrow, code=1)
+
+
+def test_a_missing_device_is_named() -> None:
+    result = run("parity", "--backend", "numpy", "--device", "cuda", code=1)
+    assert "no device cuda; present: cpu" in result.stdout
+
+
+def test_nothing_matches() -> None:
+    result = run("parity", "--backend", "numpy", "--device", "tpu", "--loss", "log_loss", code=1)
+    assert "in full agreement: none" in result.stdout
+
+
+def test_every_dtype_is_covered() -> None:
+    assert {case.dtype for case in cases()} == set(DTYPES)
+
+
+def test_the_command_without_its_extra(tmp_path) -> None:
+    (tmp_path / "typer.py").write_text("raise ModuleNotFoundError('no', name='typer')")
+    result = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import lossbridge.__main__ as m; m.main()",
+        ],
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 1
+    assert "pip install 'lossbridge[cli]'" in result.stderr
+
+
+def test_version() -> None:
+    assert lossbridge.__version__ in run("--version").stdout

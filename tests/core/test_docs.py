@@ -1,0 +1,87 @@
+"""Every example in the README and under docs/ runs as printed.
+
+```python blocks are doctests. Those of one page share their names, in order, except that a block that imports a
+framework runs in a process of its own, with what it holds itself (TensorFlow and torch.compile do not share one).
+"""
+
+from __future__ import annotations
+
+import doctest
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+FRAMEWORKS = re.compile(r"^\s*>>> (?:import|from) (torch|tensorflow|jax)\b", re.MULTILINE)
+
+
+def blocks(page: Path) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def failures(source: str, name: str) -> int:
+    test = doctest.DocTestParser().get_doctest(source, {}, name, name, 0)
+    return doctest.DocTestRunner().run(test).failed
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_examples_of_a_page(page) -> None:
+    assert failures("\n".join(block for block in blocks(page) if not FRAMEWORKS.search(block)), page.name) == 0
+
+
+OF_FRAMEWORKS = [
+    (f"{page.name}-{FRAMEWORKS.search(block)[1]}-{i}", block)
+    for page in PAGES
+    for i, block in enumerate(blocks(page))
+    if FRAMEWORKS.search(block)
+]
+
+
+@pytest.mark.parametrize("block", [block for _, block in OF_FRAMEWORKS], ids=[name for name, _ in OF_FRAMEWORKS])
+def test_examples_of_a_framework(block) -> None:
+    program = "import sys; from test_docs import failures; sys.exit(failures(sys.stdin.read(), 'block') > 0)"
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        input=block,
+        cwd=Path(__file__).parent,
+        env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert result.returncode == 0, result.stdout
+
+
+def test_every_python_block_is_an_example() -> None:
+    for page in PAGES:
+        for block in blocks(page):
+            assert ">>>" in block, f"{page.name}: a block without prompts is never run:\n{block}"
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    for page in PAGES:
+        for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text(encoding="utf-8")):
+            assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+def test_the_table_of_peers_is_the_tested_one() -> None:
+    """The README's figures of lossbridge stand in the tests of numerics."""
+    tested = (ROOT / "tests" / "backends" / "test_numerics.py").read_text(encoding="utf-8")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for figure in (
+        "1.1769392",
+        "0.7297521",
+        "1.3406128",
+        "0.8043677",
+        "2.9500506",
+        "1.1062690",
+        "0.7992960",
+        "2.0611537e-9",
+    ):
+        assert figure in tested
+        assert figure in readme

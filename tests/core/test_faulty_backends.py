@@ -1,0 +1,77 @@
+"""Every test has been seen to fail: adapters with one deliberate fault each, which parity must report.
+
+The fault is put into the worker process by a sitecustomize module, which Python imports at its start.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+# What is wrong with NumPy's adapter; the losses that show it; a word of the report.
+FAULTS = {
+    "value": ("right = b.log1p; b.log1p = lambda x: right(x) * (1 + 3e-6)", "value"),
+    "gradient": (
+        "right = b.Variable.__neg__; b.Variable.__neg__ = lambda x: b._record(-x.value, (x, lambda g: g))",
+        "gradient",
+    ),
+    "reduction": ("b.count = lambda c: b.np.int64(c.size)", "value"),
+    "mask": ("right = b.cast; b.cast = lambda x, t: b.np.ones_like(x) if t == 'bool' else right(x, t)", "value nan"),
+    "dtype": ("right = b.sum; b.sum = lambda x, *a, **k: b.cast(right(x, *a, **k), 'float64')", "float64"),
+    "shape": ("right = b.sum; b.sum = lambda x, axis=None, keepdims=False: right(x, axis, True)", ""),
+    "crash": ("import os; b.take = lambda *a: (print('out of paper', file=sys.stderr, flush=True), os._exit(9))", ""),
+    "hang": ("import time; b.take = lambda *a: time.sleep(600)", ""),
+}
+
+
+def parity(tmp_path: Path, fault: str, *arguments: str) -> tuple[subprocess.CompletedProcess[str], dict]:
+    (tmp_path / "sitecustomize.py").write_text(f"import sys\nimport lossbridge.backends.numpy as b\n{fault}\n")
+    kept = tmp_path / "parity.json"
+    result = subprocess.run(
+        [sys.executable, "-m", "lossbridge", "parity", "--backend", "numpy", "--json", str(kept), *arguments],
+        env=os.environ | {"PYTHONPATH": str(tmp_path), "COLUMNS": "160"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    return result, json.loads(kept.read_text())["backends"][0]
+
+
+@pytest.mark.parametrize("kind", ["value", "gradient", "reduction", "mask", "dtype", "shape"])
+def test_parity_reports_each_kind_of_fault(tmp_path, kind) -> None:
+    fault, words = FAULTS[kind]
+    result, report = parity(tmp_path, fault)
+    assert result.returncode == 1
+    faults = [outcome for outcome in report["outcomes"] if outcome["fault"]]
+    assert faults
+    assert any(words in outcome["fault"] for outcome in faults)
+    assert "wrong" in result.stdout
+    assert "in full agreement: none" in result.stdout
+
+
+def test_parity_without_a_fault_agrees(tmp_path) -> None:
+    result, report = parity(tmp_path, "pass")
+    assert result.returncode == 0, result.stdout
+    assert not any(outcome["fault"] for outcome in report["outcomes"])
+    assert "1.1769392" in result.stdout
+    assert "in full agreement: numpy" in result.stdout
+
+
+def test_a_crash_is_reported_with_its_last_words(tmp_path) -> None:
+    result, report = parity(tmp_path, FAULTS["crash"][0], "--loss", "sparse_categorical_crossentropy")
+    assert result.returncode == 1
+    assert report["status"] == "crashed"
+    assert "out of paper" in result.stdout
+    assert "exit status 9" in result.stdout
+
+
+def test_a_hang_is_stopped_and_reported(tmp_path) -> None:
+    result, report = parity(tmp_path, FAULTS["hang"][0], "--loss", "sparse_categorical_crossentropy", "--timeout", "5")
+    assert result.returncode == 1
+    assert report["status"] == "hung"
+    assert "silent for 5 s in: sparse_categorical_crossentropy" in result.stdout
