@@ -216,7 +216,7 @@ def sum(x: Array, axis: int | None = None, keepdims: bool = False) -> Array:
 
 
 def count(condition: Array) -> Array:
-    return np.count_nonzero(condition)
+    return np.sum(condition)
 
 
 def argmax(x: Array, axis: int) -> Array:

@@ -470,7 +470,8 @@ def test_entropies(lib, base) -> None:
     kl = lib.b.to_numpy(information.relative_entropy(*arrays, base=base))
     close(h, reference.entropy(p, base=base), 1e-6)
     close(h_pq, reference.cross_entropy(p, q, base=base), 1e-6)
-    close(kl, reference.relative_entropy(p, q, base=base), 1e-6)
+    # These rows do not sum to 1, so that a divergence may be small by cancellation: a few units of what it is made of.
+    assert (np.abs(kl - reference.relative_entropy(p, q, base=base)) <= 4e-7 * h_pq).all()
     close(h_pq, h + kl, 4e-7)
     reverse = lib.b.to_numpy(information.relative_entropy(arrays[1] + 0.1, arrays[0] + 0.1, base=base))
     forward = lib.b.to_numpy(information.relative_entropy(arrays[0] + 0.1, arrays[1] + 0.1, base=base))

@@ -28,7 +28,7 @@ def _float64():
 def test_check_grads_to_order_2_in_both_modes(loss, y_true, y_pred, options) -> None:
     function = functools.partial(getattr(lb, loss), **options)
     if y_true.dtype.kind == "i":
-        check_grads(functools.partial(function, jnp.asarray(y_true)), (jnp.asarray(y_pred),), order=2, eps=1e-4)
+        check_grads(functools.partial(function, y_true), (jnp.asarray(y_pred),), order=2, eps=1e-4)
     else:
         check_grads(function, (jnp.asarray(y_true), jnp.asarray(y_pred)), order=2, eps=1e-4)
 
