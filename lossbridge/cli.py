@@ -129,6 +129,7 @@ def parity(
             on_outcome=lambda name, outcome: progress.advance(bars[name]),
         )
     agreed = _all_agreed(runs, backends)
+    out.print(report.TITLE, highlight=False)
     out.print(report.table(runs))
     out.print(report.LEGEND, style="dim")
     for line in report.closing_lines(runs, backends):

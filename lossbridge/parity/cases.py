@@ -212,9 +212,10 @@ def _options(loss: str, case: Any) -> Iterator[Case]:
         weights = np.array([0.5, 1, 2, 0, 3], np.float32)
         yield case("class weights", class_weight=weights, seed=11)
         yield case(
-            "class weights, smoothing, mean by weight",
+            "class and sample weights, smoothing, mean by weight",
             class_weight=weights,
-            label_smoothing=1.0,
+            sample_weight=np.arange(8, dtype=np.float32),
+            label_smoothing=0.5,
             reduction="mean_with_sample_weight",
             seed=13,
         )

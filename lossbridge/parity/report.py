@@ -7,12 +7,13 @@ import io
 import json
 import math
 import platform
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich import box
 from rich.table import Table
 
 import lossbridge
@@ -31,62 +32,65 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    label: str
+    labels: tuple[str, ...]  # beside the cells' lines
     cells: tuple[Cell, ...]
 
 
 def rows(runs: list[BackendRun]) -> list[Row]:
     """The Keras example first, then a row a loss, in the order of the cases."""
-    is_example: Callable[[Outcome], bool] = lambda o: (o.loss, o.case) == (KERAS_EXAMPLE.loss, KERAS_EXAMPLE.name)  # noqa: E731
+    outcomes = [outcome for run in runs for outcome in run.outcomes]
     found = []
-    if any(is_example(outcome) for run in runs for outcome in run.outcomes):
-        cells = (_example_cell(run, [o for o in run.outcomes if is_example(o)]) for run in runs)
-        found.append(Row(KERAS_EXAMPLE.name, tuple(cells)))
-    losses = dict.fromkeys(outcome.loss for run in runs for outcome in run.outcomes)
-    for loss in losses:
-        found.append(Row(loss, tuple(_cell(run, [o for o in run.outcomes if o.loss == loss]) for run in runs)))
+    if any(_is_example(outcome) for outcome in outcomes):
+        found.append(Row((KERAS_EXAMPLE.name,), tuple(_example_cell(run) for run in runs)))
+    for loss in dict.fromkeys(outcome.loss for outcome in outcomes):
+        found.append(Row((loss, "  gradient"), tuple(_cell(run, loss) for run in runs)))
     return found
 
 
-def _example_cell(run: BackendRun, outcomes: list[Outcome]) -> Cell:
+def _is_example(outcome: Outcome) -> bool:
+    return (outcome.loss, outcome.case) == (KERAS_EXAMPLE.loss, KERAS_EXAMPLE.name)
+
+
+def _example_cell(run: BackendRun) -> Cell:
+    outcomes = [outcome for outcome in run.outcomes if _is_example(outcome)]
     if not outcomes:
-        return Cell((run.status if run.status != "ran" else "–",), None)
+        return _empty_cell(run)
     values = dict.fromkeys("?" if o.result is None else str(np.float32(o.result)) for o in outcomes)
-    return Cell((" / ".join(values), ", ".join(o.mode for o in outcomes)), not any(o.fault for o in outcomes))
+    return Cell(tuple(values), not any(o.fault for o in outcomes))
 
 
-def _cell(run: BackendRun, outcomes: list[Outcome]) -> Cell:
+def _cell(run: BackendRun, loss: str) -> Cell:
+    outcomes = [outcome for outcome in run.outcomes if outcome.loss == loss]
     if not outcomes:
-        return Cell((run.status if run.status != "ran" else "–",), None)
+        return _empty_cell(run)
     faults = sum(bool(outcome.fault) for outcome in outcomes)
-    value = _worst("value", outcomes)
-    gradient = _worst("gradient", outcomes)
-    return Cell((value, gradient, *([f"{faults} of {len(outcomes)} wrong"] if faults else [])), not faults)
+    worst = (_worst("value", outcomes), _worst("gradient", outcomes))
+    return Cell((*worst, *([f"{faults} wrong"] if faults else [])), not faults)
+
+
+def _empty_cell(run: BackendRun) -> Cell:
+    return Cell((run.status if run.status != "ran" else "–",), None)
 
 
 def _worst(quantity: str, outcomes: list[Outcome]) -> str:
     """In units in the last place; and relative, of full precision (half the rounding of float16 is no news)."""
     ulp = max(getattr(o, f"{quantity}_ulp") for o in outcomes)
     full = [getattr(o, f"{quantity}_relative") for o in outcomes if o.dtype in ("float32", "float64")]
-    name = {"value": "value", "gradient": "grad "}[quantity]
-    return f"{name} {_ulp(ulp)}" + (f" ({_relative(max(full))})" if full else "")
+    return _short(ulp, ".2g" if ulp < 99.5 else ".0f") + (f"  {_short(max(full), '.0e')}" if full else "")
 
 
-def _ulp(x: float) -> str:
-    return "∞ ulp" if math.isinf(x) else f"{x:.2g} ulp" if x < 99.5 else f"{x:.0f} ulp"
-
-
-def _relative(x: float) -> str:
-    return "∞" if math.isinf(x) else f"{x:.0e}"
+def _short(x: float, form: str) -> str:
+    return "∞" if math.isinf(x) else format(x, form)
 
 
 def table(runs: list[BackendRun]) -> Table:
-    shown = Table(title="Worst error against the reference", title_justify="left", show_lines=True, expand=False)
+    """Fits into 80 columns with four backends."""
+    shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     shown.add_column("loss", no_wrap=True)
     for run in runs:
         shown.add_column(f"{run.backend}\n{run.version or run.status}", no_wrap=True)
     for row in rows(runs):
-        shown.add_row(row.label, *(_coloured(cell) for cell in row.cells))
+        shown.add_row("\n".join(row.labels), *(_coloured(cell) for cell in row.cells))
     return shown
 
 
@@ -95,10 +99,11 @@ def _coloured(cell: Cell) -> str:
     return text if cell.good else f"[red]{text}[/red]" if cell.good is False else f"[dim]{text}[/dim]"
 
 
+TITLE = "Worst error against the reference: units in the last place, relative"
 LEGEND = (
-    "ulp: units in the last place (value: of float32 or float64, at the exact value, or at 1 where probabilities "
-    "go in; grad: of the input's dtype, at the row's largest entry); in brackets, relative to the same, of float32 and "
-    "float64. Each case states its own tolerance. float16 and bfloat16 are judged on their rounded inputs."
+    "Eager and compiled. Units of float32 or float64 for values, at the exact value, or at 1 where probabilities go "
+    "in; of the input's dtype for gradients, at the row's largest entry. Relative to the same, in float32 and float64. "
+    "Each case states its own tolerance; float16 and bfloat16 are judged on their rounded inputs."
 )
 
 
@@ -156,6 +161,9 @@ table {{ border-collapse: collapse; margin: 1rem 0 }}
 th, td {{ border: 1px solid #d0d7de; padding: .35rem .7rem; text-align: left; vertical-align: top }}
 td {{ white-space: nowrap }}
 th {{ background: #f6f8fa }}
+tr th:first-child::first-line {{ color: #1b1f24 }}
+tr th:first-child {{ color: #57606a; font-weight: 500 }}
+caption {{ text-align: left; white-space: nowrap; padding-bottom: .4rem; color: #57606a }}
 td {{ font-variant-numeric: tabular-nums }}
 td.wrong {{ background: #ffebe9; color: #82071e }}
 td.none {{ color: #6e7781 }}
@@ -184,10 +192,11 @@ def write_html(path: Path, runs: list[BackendRun], device: str, named: Iterable[
         for cell in row.cells:
             css = {True: "good", False: "wrong", None: "none"}[cell.good]
             cells += f'<td class="{css}">' + "<br>".join(html.escape(line) for line in cell.lines) + "</td>"
-        body += f"<tr><th>{html.escape(row.label)}</th>{cells}</tr>\n"
+        labels = "<br>".join(html.escape(label.strip()) for label in row.labels)
+        body += f"<tr><th>{labels}</th>{cells}</tr>\n"
     page = _PAGE.format(
         verdict="<br>".join(html.escape(line) for line in closing_lines(runs, named)),
-        table=f"<table><tr><th>loss</th>{head}</tr>\n{body}</table>",
+        table=f"<table><caption>{TITLE}</caption><tr><th>loss</th>{head}</tr>\n{body}</table>",
         legend=html.escape(LEGEND),
         plot=_plot(runs),
         version=lossbridge.__version__,

@@ -452,11 +452,30 @@ def test_distillation_is_the_tempered_divergence(lib) -> None:
 
 
 def test_focal_losses_of_gamma_zero_are_crossentropies(lib) -> None:
-    close(
-        lib.value("categorical_focal_crossentropy", ONE_HOT, P, alpha=1.0, gamma=0.0),
-        lib.value("categorical_crossentropy", ONE_HOT, P),
-    )
-    close(lib.value("binary_focal_crossentropy", ONE_HOT, P, gamma=0.0), lib.value("binary_crossentropy", ONE_HOT, P))
+    for p in (P, ONE_HOT):  # at p = 1 too, where 1 − p is 0
+        close(
+            lib.value("categorical_focal_crossentropy", ONE_HOT, p, alpha=1.0, gamma=0.0),
+            lib.value("categorical_crossentropy", ONE_HOT, p),
+        )
+        close(
+            lib.value("binary_focal_crossentropy", ONE_HOT, p, gamma=0.0), lib.value("binary_crossentropy", ONE_HOT, p)
+        )
+
+
+@pytest.mark.parametrize("gamma", [0.5, 1.0, 2.0])
+def test_focal_losses_of_certain_predictions(lib, gamma) -> None:
+    """1 − p = 0: no loss and no gradient, although (1 − p)^γ has an infinite slope for γ < 1."""
+    certain = {"epsilon": 0.0, "gamma": gamma}
+    beyond = 200 * ONE_HOT - 100  # exp(−200) is 0 in float32
+    for loss, y_pred, options in (
+        ("categorical_focal_crossentropy", ONE_HOT, certain),
+        ("binary_focal_crossentropy", ONE_HOT, certain),
+        ("categorical_focal_crossentropy", beyond, {"gamma": gamma, "from_logits": True}),
+        ("binary_focal_crossentropy", beyond, {"gamma": gamma, "from_logits": True}),
+    ):
+        value, gradient = lib.value_and_grad(loss, ONE_HOT, y_pred, **options)
+        assert value <= 1e-37
+        assert np.abs(gradient).max() <= 1e-37  # and no NaN
 
 
 @pytest.mark.parametrize("base", [2, math.e, 10])
