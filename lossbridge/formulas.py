@@ -57,8 +57,17 @@ def softplus(b: Backend, x: Array) -> Array:
     return b.where(positive, x, 0.0) + b.log1p(b.exp(b.where(positive, -x, x)))
 
 
+# 0·log 0 = 0: where there is no weight, an infinite cost is none. In the argument of a logarithm, so that its slope is
+# finite too; with logits in the cost itself, whose slope is finite anyway.
+
+
+def log_cost(b: Backend, weight: Array, p: Array) -> Array:
+    """−log p; where p = 0 has no weight, 0."""
+    return -b.log(b.where((weight == 0) & (p == 0), 1.0, p))
+
+
 def affordable(b: Backend, weight: Array, costs: Array) -> Array:
-    """The costs, but 0 in place of an infinity that has no weight: 0·log 0 = 0."""
+    """The costs; 0 in place of an infinity that has no weight."""
     return b.where((weight == 0) & (costs == math.inf), 0.0, costs)
 
 
@@ -66,8 +75,7 @@ def class_costs(b: Backend, weight: Array, pred: Array, axis: int, *, from_logit
     """−log p of every class. Finite where the class has no weight."""
     if from_logits:
         return affordable(b, weight, softmax_costs(b, pred, axis))
-    p = probabilities(b, pred, axis, epsilon)
-    return -b.log(b.where((weight == 0) & (p == 0), 1.0, p))
+    return log_cost(b, weight, probabilities(b, pred, axis, epsilon))
 
 
 def categorical_crossentropy(
@@ -109,12 +117,13 @@ def sparse_categorical_crossentropy(
     A label out of range gives NaN.
     """
     index, valid = _in_range(b, labels, pred, axis)
+    weight = 1.0 if class_weight is None else b.take(b.broadcast_to(class_weight, pred), index, axis)
     if from_logits:
-        cost = b.take(softmax_costs(b, pred, axis), index, axis)
+        cost = affordable(b, weight, b.take(softmax_costs(b, pred, axis), index, axis))
     else:
-        cost = -b.log(b.take(probabilities(b, pred, axis, epsilon), index, axis))
+        cost = log_cost(b, weight, b.take(probabilities(b, pred, axis, epsilon), index, axis))
     if class_weight is not None:
-        cost = cost * b.take(b.broadcast_to(class_weight, pred), index, axis)
+        cost = weight * cost
     if label_smoothing:
         uniform = categorical_crossentropy(
             b,
@@ -169,7 +178,7 @@ def bernoulli_log_loss(
         cost_negative = affordable(b, negative, softplus(b, pred))
     else:
         p = clip(b, pred, epsilon, 1 - epsilon)
-        cost_positive = -b.log(b.where((positive == 0) & (p == 0), 1.0, p))
+        cost_positive = log_cost(b, positive, p)
         cost_negative = -b.log1p(-b.where((negative == 0) & (p == 1), 0.0, p))
     return positive * cost_positive + negative * cost_negative
 
@@ -259,7 +268,7 @@ def entropy(b: Backend, p: Array, axis: int) -> Array:
 
 def cross_entropy(b: Backend, p: Array, q: Array, axis: int) -> Array:
     """Σ p (−log q)."""
-    return b.sum(p * -b.log(b.where((p == 0) & (q == 0), 1.0, q)), axis)
+    return b.sum(p * log_cost(b, p, q), axis)
 
 
 def relative_entropy(b: Backend, t: Array, p: Array, axis: int) -> Array:

@@ -55,6 +55,19 @@ def test_class_weights(lib, loss) -> None:
     close(lib.value(loss, y, P, class_weight=W, reduction="mean_with_sample_weight"), 0.8043677)
 
 
+def test_a_class_without_weight_costs_nothing_even_at_p_zero(lib) -> None:
+    weight, one_hot = np.array([0, 1, 1], np.float32), np.eye(3, dtype=np.float32)[[0]]
+    for y_pred, options in (
+        ([[0, 0.5, 0.5]], {"epsilon": 0.0}),
+        ([[-INF, 0, 0]], {"from_logits": True}),
+    ):
+        y_pred = np.array(y_pred, np.float32)
+        for loss, y in (("categorical_crossentropy", one_hot), ("sparse_categorical_crossentropy", Y[:1])):
+            value, gradient = lib.value_and_grad(loss, y, y_pred, class_weight=weight, **options)
+            assert value == 0
+            np.testing.assert_array_equal(gradient, 0)
+
+
 def test_sample_weights(lib) -> None:
     close(lib.value("sparse_categorical_crossentropy", Y, P, sample_weight=W), 2.9500506)
     by_weight = lib.value("sparse_categorical_crossentropy", Y, P, sample_weight=W, reduction="mean_with_sample_weight")
