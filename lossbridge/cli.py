@@ -119,7 +119,7 @@ def parity(
     with Progress(
         TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=err
     ) as progress:
-        chosen = backends or list(BACKENDS)
+        chosen = backends or sorted(BACKENDS, key=lambda name: name != "numpy")
         bars = {name: progress.add_task(name, total=None) for name in chosen if installed(name)}
         runs = run_workers(
             list(dict.fromkeys(chosen)),

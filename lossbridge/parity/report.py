@@ -76,7 +76,7 @@ def _worst(quantity: str, outcomes: list[Outcome]) -> str:
     """In units in the last place; and relative, of full precision (half the rounding of float16 is no news)."""
     ulp = max(getattr(o, f"{quantity}_ulp") for o in outcomes)
     full = [getattr(o, f"{quantity}_relative") for o in outcomes if o.dtype in ("float32", "float64")]
-    return _short(ulp, ".2g" if ulp < 99.5 else ".0f") + (f"  {_short(max(full), '.0e')}" if full else "")
+    return _short(ulp, ".2g" if ulp < 99.5 else ".0f") + (f" {_short(max(full), '.0e')}" if full else "")
 
 
 def _short(x: float, form: str) -> str:
@@ -85,7 +85,7 @@ def _short(x: float, form: str) -> str:
 
 def table(runs: list[BackendRun]) -> Table:
     """Fits into 80 columns with four backends."""
-    shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     shown.add_column("loss", no_wrap=True)
     for run in runs:
         shown.add_column(f"{run.backend}\n{run.version or run.status}", no_wrap=True)
@@ -232,7 +232,7 @@ def _plot(runs: list[BackendRun]) -> str:
         panel.grid(axis="x", alpha=0.3)
     panels[0].set_yticks(range(len(losses)), losses)
     panels[0].invert_yaxis()
-    panels[1].legend(loc="lower right", frameon=False)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper right", ncols=len(shown), frameon=False)
     picture = io.StringIO()
     figure.savefig(picture, format="svg", metadata={"Date": None})
     plt.close(figure)
