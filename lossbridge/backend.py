@@ -147,7 +147,7 @@ BACKENDS: dict[str, Callable[[], Backend]] = {
 _backend_of_type: dict[type, Backend] = {}  # a cache: a type's backend never changes
 
 
-def backend_of(x: object) -> Backend:
+def backend_of(x: object, name: str = "y_pred") -> Backend:
     """The backend that an array belongs to; lists and Python numbers are NumPy's.
 
     Exact types are cached, because a JAX tracer's type is no subclass of jax.Array although isinstance says so.
@@ -160,6 +160,6 @@ def backend_of(x: object) -> Backend:
             _backend_of_type[type(x)] = load()
             return load()
     raise TypeError(
-        f"found {type(x).__module__}.{type(x).__qualname__}, which is no array of {', '.join(sorted(BACKENDS))}; "
+        f"{name} is {type(x).__module__}.{type(x).__qualname__}, which is no array of {', '.join(sorted(BACKENDS))}; "
         "pass an array, a list or a number"
     )

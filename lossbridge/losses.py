@@ -564,7 +564,7 @@ def _evaluate(
     pred = validation.adopt(b, names[1], y_pred)
     target = validation.adopt(b, names[0], y_true, pred)
     shape = b.shape(pred)
-    row = None if elementwise else validation.axis_of(shape, axis, at_least=outcomes, name=names[1])
+    row = None if elementwise else validation.axis_of(b.shape(target), shape, axis, names, at_least=outcomes)
     sample_shape: Shape = shape if row is None else shape[:row] + shape[row + 1 :]
     if labels:
         validation.label_shape(b.shape(target), sample_shape, shape, axis)

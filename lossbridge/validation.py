@@ -47,10 +47,10 @@ def _number(name: str, value: Any, allowed: Any, words: str) -> None:
 
 def common_backend(pred: Any, pred_name: str, others: dict[str, Any]) -> Backend:
     """The backend of the predictions. Other arrays must be its own, or of NumPy, lists, numbers, which it adopts."""
-    backend = backend_of(pred)
+    backend = backend_of(pred, pred_name)
     for name, x in others.items():
         if x is not None:
-            other = backend_of(x)
+            other = backend_of(x, name)
             if other.name not in (backend.name, "numpy"):
                 raise TypeError(
                     f"{name} is of {other.name} and {pred_name} of {backend.name}: arrays of two libraries; "
@@ -61,12 +61,16 @@ def common_backend(pred: Any, pred_name: str, others: dict[str, Any]) -> Backend
 
 def adopt(b: Backend, name: str, x: Any, like: Array | None = None) -> Array:
     """`x` as an array of real numbers of this backend."""
+    if x is None:
+        raise TypeError(f"{name} is None; pass an array")
+    if isinstance(x, np.ma.MaskedArray):
+        raise TypeError(f"{name} is a NumPy masked array; pass its .data, and its mask inverted as mask=")
     try:
         array = b.asarray(x, like)
-    except TypeError as error:
-        raise TypeError(f"{name}: {error}") from None
+    except TypeError:
+        raise TypeError(f"{name} is {type(x).__name__} of no real numbers; convert it to numbers") from None
     except ValueError:
-        raise ValueError(f"{name} cannot be made an array: its rows differ in length; pass equal rows") from None
+        raise ValueError(f"{name} cannot be made an array of numbers; pass rows of equal length") from None
     _refuse_unreal(name, b.dtype(array))
     return array
 
@@ -85,20 +89,22 @@ def is_float(dtype: str) -> bool:
     return dtype in _FLOATS
 
 
-def axis_of(shape: Shape, axis: Any, *, at_least: int, name: str) -> int:
+def axis_of(y_true: Shape, shape: Shape, axis: Any, names: tuple[str, str], *, at_least: int) -> int:
     """The non-negative axis of the predictions that holds `at_least` outcomes."""
     if isinstance(axis, bool) or not isinstance(axis, int | np.integer):
         raise TypeError(f"axis is {type(axis).__name__}; pass one integer")
     rank = len(shape)
     if not -rank <= axis < rank:
         hint = f"use {-rank} to {rank - 1}" if rank else "pass an array with an axis of outcomes"
-        raise ValueError(f"axis {axis} is out of range: {name} has shape {_text(shape)}; {hint}")
+        raise ValueError(f"axis {axis} is out of range: {names[1]} has shape {_text(shape)}; {hint}")
     size = shape[axis]
     if size is not None and size < at_least:
         hint = "there is nothing to average; name another axis"
         if at_least > 1:
-            hint = "a distribution needs two classes; for one probability an entry use binary_crossentropy"
-        raise ValueError(f"axis {axis} has size {size}: {name} has shape {_text(shape)}; {hint}")
+            hint = "a distribution needs two classes; one probability an entry is for binary_crossentropy, or log_loss "
+            hint += "on equal shapes"
+        found = f"{names[1]} has shape {_text(shape)} and {names[0]} {_text(y_true)}"
+        raise ValueError(f"axis {axis} has size {size}: {found}; {hint}")
     return int(axis % rank)
 
 

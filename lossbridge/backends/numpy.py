@@ -138,8 +138,6 @@ def owns(x: object) -> bool:
 def asarray(x: Any, like: Array | None = None) -> Array:
     if isinstance(x, Variable):
         return x
-    if isinstance(x, np.ma.MaskedArray):
-        raise TypeError("found a NumPy masked array; pass its .data, and its mask inverted as mask=")
     return np.asarray(x)
 
 

@@ -32,6 +32,9 @@ def test_shapes_that_differ(lib, loss) -> None:
 
 
 def test_a_column_against_a_row(lib) -> None:
+    labels = lib.array(np.zeros(4, np.int32))
+    for loss in (lb.log_loss, lb.sparse_categorical_crossentropy):
+        refused(ValueError, r"\(4, 1\).*\(4,\).*equal shapes", loss, labels, lib.array(np.zeros((4, 1), np.float32)))
     row, column = lib.array(np.zeros(4, np.float32)), lib.array(np.zeros((4, 1), np.float32))
     for loss in (lb.binary_crossentropy, lb.binary_focal_crossentropy):
         refused(ValueError, r"\(4,\).*\(4, 1\).*\[\.\.\., 0\]", loss, row, column)
@@ -96,7 +99,14 @@ def test_complex_arrays_of_the_backend(lib) -> None:
 
 def test_things_that_are_no_arrays() -> None:
     refused(TypeError, "no array of", lb.categorical_crossentropy, T, object())
-    refused(TypeError, "no array of", lb.categorical_crossentropy, {"a": 1}, P)
+    refused(TypeError, "y_true is builtins.dict.*no array of", lb.categorical_crossentropy, {"a": 1}, P)
+
+
+def test_none_and_masked_arrays(lib) -> None:
+    refused(TypeError, "y_true is None; pass an array", lb.categorical_crossentropy, None, lib.array(P))
+    refused(TypeError, "y_pred is .*NoneType", lb.categorical_crossentropy, T, None)
+    masked = np.ma.masked_array(T, mask=T)
+    refused(TypeError, "y_true is a NumPy masked array.*mask=", lb.categorical_crossentropy, masked, lib.array(P))
 
 
 @pytest.mark.parametrize("loss", LOSSES)

@@ -89,8 +89,3 @@ def test_bfloat16_of_ml_dtypes() -> None:
     value, gradient = lb.value_and_grad(lb.sparse_categorical_crossentropy)([1], p)
     assert value.dtype == np.float32
     assert gradient.dtype == ml_dtypes.bfloat16
-
-
-def test_masked_arrays_are_refused() -> None:
-    with pytest.raises(TypeError, match=r"masked array.*mask="):
-        lb.categorical_crossentropy(np.eye(2), np.ma.masked_array(np.eye(2), mask=np.eye(2)))
