@@ -406,7 +406,4 @@ def _digits(loss: str) -> Iterator[Case]:
             y_true = {"labels": labels, "events": one_hot, "logits": other_logits, "distributions": one_hot}[target]
             if loss == "kl_divergence":
                 y_true = other_logits if from_logits else other_p
-            # A focal loss squares 1 − p, of which a float32 probability near 1 has lost the digits: whoever is that
-            # confident passes logits, as this does; its probabilities are the milder model's.
-            probable = other_p if loss == "categorical_focal_crossentropy" else p
-            yield _given(loss, "digits", y_true, logits if from_logits else probable, from_logits)
+            yield _given(loss, "digits", y_true, logits if from_logits else p, from_logits)
