@@ -10,7 +10,7 @@ BACKENDS = "from lossbridge.backend import BACKENDS; print(*BACKENDS)"
 # Two processes of one backend: torch.compile spends its time in Python.
 PARALLEL = ("-n", "2", "--dist", "loadgroup")
 PROJECT = nox.project.load_toml("pyproject.toml")
-# pip, not uv: the development group pins the versions that were tested, and torch's is one that pip finds locally.
+# pip, also where uv is installed: it honours a local build of the pinned torch, which spares GB of CUDA packages.
 nox.options.default_venv_backend = "virtualenv"
 
 

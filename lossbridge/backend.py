@@ -18,7 +18,7 @@ Shape = tuple[int | None, ...]
 
 
 class Backend(Protocol):
-    """The functions of a backend module. Formulas use these and the operators + - * / < > == != & |, nothing else.
+    """The functions of a backend module. Formulas use these and the operators + - * / < > >= == != & |, nothing else.
 
     Shapes may hold None where the framework does not know a size yet. Axes are non-negative.
     """
@@ -38,6 +38,10 @@ class Backend(Protocol):
     def shape(self, x: Array) -> Shape: ...
     def size(self, x: Array, axis: int, like: Array | None = None) -> Any:
         """Length of an axis: an int where known, else a scalar of the dtype of `like` (without one, of `x`)."""
+        ...
+
+    def same_sizes(self, x: Array, axes: list[int], like: Array, like_axes: list[int], words: str) -> Array:
+        """`x`, with these axes held to the sizes of those of `like` when it runs, where sizes are unknown before."""
         ...
 
     def dtype(self, x: Array) -> str:

@@ -30,6 +30,15 @@ def _refuse(message: str) -> NoReturn:
     raise typer.Exit(BAD_USAGE)
 
 
+def _writable(path: Path) -> None:
+    """Now, rather than after minutes of work."""
+    try:
+        with path.open("a"):
+            pass
+    except OSError as error:
+        _refuse(f"{path} cannot be written: {error.strerror}; name a file in a folder that exists")
+
+
 def _known(option: str, given: list[str], known: Any) -> None:
     for name in given:
         if name not in known:
@@ -105,9 +114,11 @@ def parity(
             case_of(file, losses[0], options)
         except UnusableFile as error:
             _refuse(str(error))
+    if not 0 < timeout < float("inf"):
+        _refuse(f"--timeout is {timeout:g}; give seconds above 0")
     for path in (json, html):
-        if path is not None and not path.absolute().parent.is_dir():
-            _refuse(f"{path.parent} is no folder; make it first")
+        if path is not None:
+            _writable(path)
 
     request = {
         "device": device,

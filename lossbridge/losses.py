@@ -69,6 +69,7 @@ def categorical_crossentropy(
     Source: Shannon, A Mathematical Theory of Communication, 1948; conventions of keras.losses.CategoricalCrossentropy.
     """
     validation.options(reduction=reduction, normalizer=normalizer, epsilon=epsilon, label_smoothing=label_smoothing)
+    validation.switches(from_logits=from_logits)
 
     def formula(b: Backend, target: Array, pred: Array, axis: int, class_weight: Array | None) -> Any:
         loss = formulas.categorical_crossentropy(
@@ -137,6 +138,7 @@ def sparse_categorical_crossentropy(
     Source: as `categorical_crossentropy`; conventions of keras.losses.SparseCategoricalCrossentropy.
     """
     validation.options(reduction=reduction, normalizer=normalizer, epsilon=epsilon, label_smoothing=label_smoothing)
+    validation.switches(from_logits=from_logits)
     validation.ignored_class(ignore_class)
 
     def formula(b: Backend, labels: Array, pred: Array, axis: int, class_weight: Array | None) -> Any:
@@ -210,6 +212,7 @@ def binary_crossentropy(
     Source: conventions of keras.losses.BinaryCrossentropy; pos_weight of torch.nn.BCEWithLogitsLoss.
     """
     validation.options(reduction=reduction, normalizer=normalizer, epsilon=epsilon, label_smoothing=label_smoothing)
+    validation.switches(from_logits=from_logits)
 
     def formula(b: Backend, target: Array, pred: Array, axis: int, pos_weight: Array | None) -> Any:
         return formulas.binary_crossentropy(
@@ -273,6 +276,7 @@ def log_loss(
     Source: Bishop, Pattern Recognition and Machine Learning, 2006, §4.3; conventions of sklearn.metrics.log_loss.
     """
     validation.options(reduction=reduction, normalizer=normalizer, epsilon=epsilon)
+    validation.switches(from_logits=from_logits)
     b = validation.common_backend(y_pred, "y_pred", {"y_true": y_true})
     rank_true = len(b.shape(validation.adopt(b, "y_true", y_true, y_pred)))
     bernoulli = rank_true == len(b.shape(validation.adopt(b, "y_pred", y_pred)))
@@ -322,6 +326,7 @@ def kl_divergence(
     Source: Kullback and Leibler, On Information and Sufficiency, 1951; conventions of keras.losses.KLDivergence.
     """
     validation.options(reduction=reduction, normalizer=normalizer, epsilon=epsilon)
+    validation.switches(from_logits=from_logits)
 
     def formula(b: Backend, target: Array, pred: Array, axis: int) -> Any:
         return formulas.kl_divergence(b, target, pred, axis, from_logits=from_logits, epsilon=epsilon), None
@@ -419,6 +424,9 @@ def categorical_focal_crossentropy(
     validation.options(
         reduction=reduction, normalizer=normalizer, epsilon=epsilon, label_smoothing=label_smoothing, gamma=gamma
     )
+    validation.switches(from_logits=from_logits)
+    if alpha is None:
+        raise TypeError("alpha is None; pass one number, or one a class")
 
     def formula(b: Backend, target: Array, pred: Array, axis: int, alpha: Array) -> Any:
         return formulas.categorical_focal_crossentropy(
@@ -490,6 +498,8 @@ def binary_focal_crossentropy(
     validation.options(
         reduction=reduction, normalizer=normalizer, epsilon=epsilon, label_smoothing=label_smoothing, gamma=gamma
     )
+    validation.switches(from_logits=from_logits, apply_class_balancing=apply_class_balancing)
+    validation.fraction("alpha", alpha)
 
     def formula(b: Backend, target: Array, pred: Array, axis: int) -> Any:
         return formulas.binary_focal_crossentropy(
@@ -572,25 +582,41 @@ def _evaluate(
     else:
         validation.same_shape(b.shape(target), shape, names, labels_fit=outcomes > 1)
     dtype = validation.compute_dtype(b.dtype(pred))
+    sample_axes = [axis for axis in range(len(shape)) if axis != row]  # of pred
 
     def number(name: str, x: Any) -> Array:
         return b.cast(validation.adopt(b, name, x, pred), dtype)
 
+    def of_samples(name: str, x: Array) -> Array:
+        x = validation.per_sample(b, name, x, sample_shape)
+        axes = [axis for axis, size in enumerate(b.shape(x)) if size != 1]
+        words = f"{name} does not have the shape of the per-sample losses"
+        return b.same_sizes(x, axes, pred, [sample_axes[axis] for axis in axes], words)
+
+    target_axes = list(range(len(b.shape(target))))
+    words = f"{names[0]} does not have the shape that {names[1]} asks for, and nothing is broadcast"
+    target = b.same_sizes(target, target_axes, pred, sample_axes if labels else target_axes, words)
     if sample_weight is not None:
-        sample_weight = validation.per_sample(b, "sample_weight", number("sample_weight", sample_weight), sample_shape)
+        sample_weight = of_samples("sample_weight", number("sample_weight", sample_weight))
     if mask is not None:
-        mask = validation.per_sample(b, "mask", validation.adopt(b, "mask", mask, pred), sample_shape)
+        mask = of_samples("mask", validation.adopt(b, "mask", mask, pred))
     if normalizer is not None:
         normalizer = validation.scalar(b, "normalizer", number("normalizer", normalizer))
     vectors = {}
     for name, x in per_class.items():
-        as_it_is = x is None or (scalar_per_class and isinstance(x, int | float))
-        vectors[name] = x if as_it_is else validation.per_class(b, name, number(name, x), shape, row, scalar_per_class)
+        if x is None or (scalar_per_class and isinstance(x, int | float)):
+            vectors[name] = x
+            continue
+        x = validation.per_class(b, name, number(name, x), shape, row, scalar_per_class)
+        along = [] if row is None or not b.shape(x) else [row]
+        vectors[name] = b.same_sizes(x, along, pred, along, f"{name} does not have one number a class")
 
     with b.quiet():
-        index_dtype = "int64" if b.dtype(target) == "int64" else "int32"
+        # Wide enough that no label wraps round to a class; unsigned ones may turn negative, which is none either.
+        index_dtype = "int64" if b.dtype(target) in ("int64", "uint64") else "int32"
+        ignoring = ignore_class is not None and validation.representable(ignore_class, b.dtype(target))
         target = b.cast(target, index_dtype if labels else dtype)
-        counts = entries(b, sample_weight, mask, None if ignore_class is None else target != ignore_class)
+        counts = entries(b, sample_weight, mask, target != ignore_class if ignoring else None)
         if labels and row is not None:
             _refuse_bad_labels(b, y_true, shape[row], counts.kept)
         target = neutralise(b, target, counts.kept, None if labels else row, 0 if labels else 0.5)

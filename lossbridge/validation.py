@@ -38,6 +38,16 @@ def options(
     _number("gamma", gamma, lambda x: 0 <= x < float("inf"), "at least 0 and finite")
 
 
+def switches(**values: object) -> None:
+    for name, value in values.items():
+        if not isinstance(value, bool | np.bool_):
+            raise TypeError(f"{name} is {value!r}; pass True or False")
+
+
+def fraction(name: str, value: object) -> None:
+    _number(name, value, lambda x: 0 <= x <= 1, "in [0, 1]")
+
+
 def _number(name: str, value: Any, allowed: Any, words: str) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
         raise TypeError(f"{name} is {type(value).__name__}; pass a Python number {words}")
@@ -131,6 +141,8 @@ def label_shape(y_true: Shape, expected: Shape, y_pred: Shape, axis: int) -> Non
         hint = "one-hot or soft targets go to categorical_crossentropy"
     elif len(y_true) == len(expected) + 1 and y_true[-1] == 1:
         hint = f"labels must have shape {_text(expected)}: drop the last axis with y_true[..., 0]"
+    elif len(y_true) == len(y_pred) + 1 and y_true[-1] == 1:
+        hint = "labels lack the axis of the classes; for trials give both the same shape, as with y_true[..., 0]"
     else:
         hint = f"labels must have shape {_text(expected)}"
     raise ValueError(f"{found}; {hint}")
@@ -147,6 +159,17 @@ def label_dtype(dtype: str) -> None:
 def ignored_class(value: Any) -> None:
     if value is not None and (isinstance(value, bool) or not isinstance(value, int | np.integer)):
         raise TypeError(f"ignore_class is {type(value).__name__}; pass an integer label or None")
+
+
+def representable(label: int, dtype: str) -> bool:
+    """Whether labels of this integer dtype can be that one: unsigned ones are never −1."""
+    if dtype == "bool":
+        return label in (0, 1)
+    bits = int(dtype.lstrip("uint"))
+    unsigned = dtype.startswith("u")
+    low, high = (0, 2**bits) if unsigned else (-(2 ** (bits - 1)), 2 ** (bits - 1))
+    # An unsigned 32-bit label above the signed range is no class, and cannot be told from others that are none.
+    return low <= label < min(high, 2**31 if bits == 32 else 2**63)
 
 
 def labels_in_range(labels: np.ndarray, classes: int, kept: np.ndarray | None) -> None:

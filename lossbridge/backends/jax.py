@@ -23,7 +23,12 @@ def owns(x: object) -> bool:
 
 
 def asarray(x: Any, like: Array | None = None) -> Array:
-    return x if isinstance(x, jax.Array) else jnp.asarray(x)
+    if isinstance(x, jax.Array):
+        return x
+    x = np.asarray(x)
+    if x.dtype.name in ("int64", "uint64") and not jax.config.jax_enable_x64:
+        x = np.clip(x, -(2**31), 2**31 - 1).astype(np.int32)  # JAX would let them wrap round
+    return jnp.asarray(x)
 
 
 def concrete(x: Any) -> np.ndarray | None:
@@ -40,6 +45,10 @@ def shape(x: Array) -> tuple[int | None, ...]:
 
 def size(x: Array, axis: int, like: Array | None = None) -> Any:
     return x.shape[axis]
+
+
+def same_sizes(x: Array, axes: list[int], like: Array, like_axes: list[int], words: str) -> Array:
+    return x  # shapes are always known
 
 
 def dtype(x: Array) -> str:

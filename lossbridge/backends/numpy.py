@@ -29,6 +29,12 @@ class Variable:
         self.value = value
         self.parents = parents
 
+    def __array__(self, *_: object, **__: object) -> np.ndarray:
+        raise TypeError("a NumPy function was called inside value_and_grad; build the loss of lossbridge's and + - * /")
+
+    def __array_function__(self, *_: object) -> object:
+        return self.__array__()
+
     def __add__(self, other: Array) -> Array:
         return _record(self.value + _value(other), (self, lambda g: g), (other, lambda g: g))
 
@@ -62,9 +68,6 @@ class Variable:
     def __gt__(self, other: Array) -> Array:
         return self.value > _value(other)
 
-    def __le__(self, other: Array) -> Array:
-        return self.value <= _value(other)
-
     def __ge__(self, other: Array) -> Array:
         return self.value >= _value(other)
 
@@ -96,6 +99,8 @@ def value_and_grad(function: Callable[[Array], Array], x: np.ndarray) -> tuple[A
     leaf = Variable(x)
     result = function(leaf)
     if not isinstance(result, Variable):
+        if np.asarray(result).dtype.kind not in "fiub":
+            raise TypeError(f"the loss returned {type(result).__name__}; return one array of numbers")
         return result, np.zeros_like(x)
     gradients = {id(result): np.ones_like(result.value)}
     with quiet():
@@ -153,6 +158,10 @@ def size(x: Array, axis: int, like: Array | None = None) -> int:
     return int(_value(x).shape[axis])
 
 
+def same_sizes(x: Array, axes: list[int], like: Array, like_axes: list[int], words: str) -> Array:
+    return x  # shapes are always known
+
+
 def dtype(x: Array) -> str:
     return str(_value(x).dtype.name)
 
@@ -198,7 +207,7 @@ def abs(x: Array) -> Array:
 
 def where(condition: Array, x: Array | float, y: Array | float) -> Array:
     return _record(
-        np.where(condition, _value(x), _value(y)),
+        np.asarray(np.where(condition, _value(x), _value(y)))[()],
         (x, lambda g: np.where(condition, g, g.dtype.type(0))),
         (y, lambda g: np.where(condition, g.dtype.type(0), g)),
     )
@@ -210,6 +219,10 @@ def sum(x: Array, axis: int | None = None, keepdims: bool = False) -> Array:
     def pullback(g: np.ndarray) -> np.ndarray:
         return np.broadcast_to(g if axis is None or keepdims else np.expand_dims(g, axis), v.shape)
 
+    if axis is not None and axis != v.ndim - 1 and v.shape[axis] > 256:
+        # NumPy sums pairwise along the last axis alone; elsewhere the rounding of a long sum adds up.
+        total = np.sum(np.ascontiguousarray(np.moveaxis(v, axis, -1)), axis=-1)
+        return _record(np.expand_dims(total, axis) if keepdims else total, (x, pullback))
     return _record(np.sum(v, axis=axis, keepdims=keepdims), (x, pullback))
 
 

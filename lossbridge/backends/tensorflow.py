@@ -47,6 +47,19 @@ def size(x: Array, axis: int, like: Array | None = None) -> Any:
     return tf.cast(tf.shape(x)[axis], (x if like is None else like).dtype) if known is None else known
 
 
+def same_sizes(x: Array, axes: list[int], like: Array, like_axes: list[int], words: str) -> Array:
+    unknown = [(i, j) for i, j in zip(axes, like_axes, strict=True) if x.shape[i] is None or like.shape[j] is None]
+    if not unknown:
+        return x
+    sizes, like_sizes = tf.shape(x), tf.shape(like)
+    found, wanted = tf.stack([sizes[i] for i, _ in unknown]), tf.stack([like_sizes[j] for _, j in unknown])
+    with tf.control_dependencies([tf.debugging.assert_equal(found, wanted, message=words)]):
+        # XLA drops assertions; an impossible shape stops it too.
+        checked = tf.reshape(x, tf.where(tf.reduce_all(found == wanted), sizes, -2))
+    checked.set_shape(x.shape)
+    return checked
+
+
 def dtype(x: Array) -> str:
     return str(x.dtype.name)
 
@@ -78,6 +91,12 @@ def where(condition: Array, x: Array, y: Array) -> Array:
 
 
 def sum(x: Array, axis: int | None = None, keepdims: bool = False) -> Array:
+    rank = x.shape.rank
+    if axis not in (None, rank - 1) and (x.shape[axis] or 0) > 256:
+        # The rounding of a long sum adds up along any axis but the last.
+        last = [i for i in range(rank) if i != axis] + [axis]
+        total = tf.reduce_sum(tf.transpose(x, last), axis=-1)
+        return tf.expand_dims(total, axis) if keepdims else total
     return tf.reduce_sum(x, axis=axis, keepdims=keepdims)
 
 
@@ -91,6 +110,8 @@ def argmax(x: Array, axis: int) -> Array:
 
 def take(x: Array, labels: Array, axis: int) -> Array:
     rank = x.shape.rank
+    if rank == 1:  # tf.gather's gradient would be no tensor, but IndexedSlices
+        return sum(where(one_hot(labels, x, 0), x, 0.0))
     if axis != rank - 1:
         x = tf.transpose(x, [i for i in range(rank) if i != axis] + [axis])
     return tf.gather(x, labels, axis=rank - 1, batch_dims=rank - 1)

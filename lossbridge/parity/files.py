@@ -66,7 +66,7 @@ def case_of(path: Path, loss: str, options: Mapping[str, Any]) -> Case:
     if unknown:
         raise UnusableFile(f"{loss} takes no {' or '.join(unknown)}; leave it out")
     y_true, y_pred = arrays.pop("y_true"), arrays.pop("y_pred")
-    dtype = y_pred.dtype.name if y_pred.dtype.name in ("float16", "bfloat16", "float64") else "float32"
+    dtype = y_pred.dtype.name if y_pred.dtype.name in ("float16", "float64") else "float32"
     compute = np.float64 if dtype == "float64" else np.float32
     prepared = {name: x if x.dtype == bool else x.astype(compute) for name, x in arrays.items()}
     try:

@@ -39,7 +39,7 @@ def check(path: Path) -> tuple[int, list[str]]:
         raise UnusableVectors(
             f"{path} cannot be read: {error.strerror}; name a file that `vectors --out` wrote"
         ) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UnusableVectors(f"{path} is no JSON ({error}); name a file that `vectors --out` wrote") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UnusableVectors(f'{path} does not say "format": "{FORMAT}"; name a file that `vectors --out` wrote')

@@ -68,6 +68,39 @@ def test_a_class_without_weight_costs_nothing_even_at_p_zero(lib) -> None:
             np.testing.assert_array_equal(gradient, 0)
 
 
+def test_smoothing_one_of_an_impossible_class(lib) -> None:
+    """The label itself has no weight then, all others have."""
+    logits = np.array([[-INF, 0, 1]], np.float32)
+    for loss, y in (("categorical_crossentropy", ONE_HOT[:1]), ("sparse_categorical_crossentropy", Y[:1])):
+        assert lib.value(loss, y, logits, from_logits=True, label_smoothing=1.0) == INF
+        close(lib.value(loss, y, P[:1], label_smoothing=1.0, epsilon=0.0), -np.log(P[:1]).mean(), 1e-6)
+
+
+@pytest.mark.parametrize(("alpha", "p", "t"), [(1.0, 1.0, 0.0), (0.0, 0.0, 1.0)])
+def test_a_balance_of_zero_pays_for_an_infinite_cost(lib, alpha, p, t) -> None:
+    balanced = {"apply_class_balancing": True, "alpha": alpha}
+    logit = INF if p == 1 else -INF
+    for y_pred, options in (([[p, 0.5]], {"epsilon": 0.0}), ([[logit, 0.0]], {"from_logits": True})):
+        y_true = [[t, 1 - t]]
+        value, gradient = lib.value_and_grad(
+            "binary_focal_crossentropy", y_true, np.array(y_pred, np.float32), **balanced, **options
+        )
+        exact = reference.binary_focal_crossentropy(y_true, y_pred, **balanced, **options)
+        close(value, exact.value, 1e-6)
+        close(gradient, exact.gradient, 1e-6)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_long_sums_keep_their_digits_along_any_axis(lib, axis) -> None:
+    rng = np.random.default_rng(10)
+    shape = (20_000, 2) if axis == 0 else (2, 20_000)
+    z = rng.normal(size=shape).astype(np.float32)
+    t = np.exp(z) / np.exp(z).sum(axis, keepdims=True)
+    for loss in ("categorical_crossentropy", "binary_crossentropy"):
+        exact = getattr(reference, loss)(t, z, from_logits=True, axis=axis, reduction="none")
+        close(lib.value(loss, t, z, from_logits=True, axis=axis, reduction="none"), exact.value, 2e-6)
+
+
 def test_sample_weights(lib) -> None:
     close(lib.value("sparse_categorical_crossentropy", Y, P, sample_weight=W), 2.9500506)
     by_weight = lib.value("sparse_categorical_crossentropy", Y, P, sample_weight=W, reduction="mean_with_sample_weight")
@@ -191,6 +224,33 @@ def test_bfloat16_logits_of_50_000_classes(lib) -> None:
     value = lib.value("sparse_categorical_crossentropy", y, lib.array(logits, "bfloat16"), from_logits=True)
     assert value.dtype == np.float32
     close(value, reference.sparse_categorical_crossentropy(y, logits, from_logits=True).value, 2e-6)
+
+
+def test_no_label_wraps_round_to_a_class_or_to_the_ignored_one(lib) -> None:
+    """2³² + 1 is no class 1, nor is 2⁶⁴ − 1 the ignored −1, in whatever integer they come."""
+    for label, dtype in ((2**32 + 1, np.int64), (2**32 + 1, np.uint64), (2**64 - 1, np.uint64), (2**32 - 1, np.uint32)):
+        y = np.array([0, label, 1], dtype)
+        for options in ({}, {"ignore_class": -1}, {"ignore_class": 1}):
+            with pytest.raises(ValueError, match=rf"label {label} at index 1"):
+                lb.sparse_categorical_crossentropy(y, lib.array(P), **options)
+        for compiled in lib.b.compilers().values():
+            with lib.b.scope("int64", "cpu"):
+                function = compiled(
+                    lambda y, p: lb.sparse_categorical_crossentropy(y, p, reduction="none", ignore_class=-1)
+                )
+                values = lib.b.to_numpy(function(lib.b.asarray(y), lib.array(P)))
+            assert np.isnan(values).tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.int16, np.uint16, np.int64])
+def test_labels_of_every_integer_dtype(lib, dtype) -> None:
+    logits = np.random.default_rng(11).normal(size=(3, 200)).astype(np.float32)
+    y = np.array([0, 120, 5], dtype)
+    exact = reference.sparse_categorical_crossentropy(y, logits, from_logits=True).value
+    for labels in (y, lib.b.asarray(y)):
+        close(
+            lib.b.to_numpy(lb.sparse_categorical_crossentropy(labels, lib.array(logits), from_logits=True)), exact, 1e-6
+        )
 
 
 @pytest.mark.parametrize("label", [-1, 3, 100])

@@ -89,3 +89,22 @@ def test_bfloat16_of_ml_dtypes() -> None:
     value, gradient = lb.value_and_grad(lb.sparse_categorical_crossentropy)([1], p)
     assert value.dtype == np.float32
     assert gradient.dtype == ml_dtypes.bfloat16
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda t, p: np.mean(lb.log_loss(t, p, reduction="none")),
+        lambda t, p: np.where(t > 0, lb.log_loss(t, p, reduction="none"), 0),
+        lambda t, p: np.exp(lb.log_loss(t, p)),
+        lambda t, p: (lb.log_loss(t, p), 1),
+    ],
+)
+def test_what_the_tape_cannot_follow_is_refused(loss) -> None:
+    with pytest.raises(TypeError):
+        lb.value_and_grad(loss)(np.array([1.0, 0, 1]), np.array([0.9, 0.2, 0.4]))
+
+
+def test_masked_results_are_scalars_too() -> None:
+    value = lb.log_loss(np.ones(2, np.float32), np.full(2, 0.5, np.float32), mask=[True, False])
+    assert isinstance(value, np.float32)

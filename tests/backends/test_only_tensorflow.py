@@ -53,6 +53,50 @@ def test_unknown_rank_is_refused() -> None:
         tf.function(lb.categorical_crossentropy, input_signature=[spec, spec]).get_concrete_function()
 
 
+@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize(
+    ("y_true", "y_pred", "options"),
+    [
+        ((4, 1), (4, 3), {}),
+        ((1, 3), (4, 3), {}),
+        ((4, 3), (1, 3), {}),
+        ((2, 6), (3, 4), {}),
+        ((4, 3), (4, 3), {"sample_weight": (1,)}),
+        ((4, 3), (4, 3), {"mask": (3,)}),
+        ((4, 3), (4, 3), {"class_weight": (1,)}),
+    ],
+)
+def test_unknown_sizes_are_not_broadcast_either(y_true, y_pred, options, jit_compile) -> None:
+    arrays = [np.ones(shape, np.float32) for shape in (y_true, y_pred, *options.values())]
+    unknown = [tf.TensorSpec([None] * x.ndim, x.dtype) for x in arrays]
+    names = list(options)
+    compiled = tf.function(
+        lambda t, p, *rest: lb.categorical_crossentropy(t, p, **dict(zip(names, rest, strict=True))),
+        input_signature=unknown,
+        jit_compile=jit_compile,
+    )
+    with pytest.raises((tf.errors.InvalidArgumentError, ValueError)):
+        compiled(*arrays)
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_labels_of_unknown_sizes_are_not_broadcast(count, jit_compile) -> None:
+    compiled = tf.function(
+        lambda y, p: lb.sparse_categorical_crossentropy(y, p),
+        input_signature=[tf.TensorSpec([None], tf.int32), tf.TensorSpec([None, None])],
+        jit_compile=jit_compile,
+    )
+    with pytest.raises((tf.errors.InvalidArgumentError, ValueError)):
+        compiled(np.zeros(count, np.int32), np.full((3, 4), 0.25, np.float32))
+
+
+def test_gradients_are_tensors() -> None:
+    """Not IndexedSlices, which tf.gather gives for one sample."""
+    _, gradient = lb.value_and_grad(lb.log_loss)(tf.constant(1), tf.constant([0.2, 0.8]))
+    np.testing.assert_allclose(gradient.numpy(), [0, -1.25], rtol=1e-6)
+
+
 @problems
 def test_nested_tapes(loss, y_true, y_pred, options) -> None:
     """The second derivative along a direction, against central differences of the closed-form gradient."""

@@ -66,6 +66,7 @@ def test_a_changed_number_is_found(file) -> None:
     ("text", "words"),
     [
         ("", "is no JSON"),
+        ("[" * 100_000, "is no JSON"),
         ("[1, 2]", "does not say"),
         ('{"format": "other"}', "does not say"),
         ('{"format": "lossbridge-vectors", "version": 99}', "of version 99"),
