@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import lossbridge as lb
-from lossbridge.parity.cases import Case, cases
+from lossbridge.parity.cases import LOSSES, Case, cases, options_of
 from lossbridge.parity.check import Runner, compile_key, expected, in_order, placed
 
 
@@ -53,16 +53,21 @@ def test_gradient_with_respect_to_the_targets(lib, case: Case) -> None:
     assert not (wrong & np.isfinite(largest)).any()
 
 
-def test_no_argument_is_changed(lib) -> None:
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_no_argument_is_changed(lib, loss, reduction) -> None:
+    labels = "labels" in LOSSES[loss]
     arrays = {
-        "y_true": np.eye(3, dtype=np.float32),
+        "y_true": np.array([0, 1, 2], np.int32) if labels else np.eye(3, dtype=np.float32),
         "y_pred": np.full((3, 3), 0.3, np.float32),
         "sample_weight": np.array([1, 0, 2], np.float32),
         "mask": np.array([True, True, False]),
-        "class_weight": np.array([1, 2, 3], np.float32),
     }
-    placed_arrays = {name: lib.array(x) for name, x in arrays.items()}
+    if "class_weight" in options_of(loss):
+        arrays["class_weight"] = np.array([1, 2, 3], np.float32)
+    given = {name: lib.array(x) for name, x in arrays.items()}
+    y_true, y_pred = given.pop("y_true"), given.pop("y_pred")
     for _ in range(3):
-        lb.categorical_crossentropy(**placed_arrays)
-    for name, x in arrays.items():
-        np.testing.assert_array_equal(lib.b.to_numpy(placed_arrays[name]), x)
+        lb.value_and_grad(getattr(lb, loss))(y_true, y_pred, **given, reduction=reduction)
+    for name, x in {"y_true": y_true, "y_pred": y_pred, **given}.items():
+        np.testing.assert_array_equal(lib.b.to_numpy(x), arrays[name])
