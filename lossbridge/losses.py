@@ -581,35 +581,22 @@ def _evaluate(
         validation.label_dtype(b.dtype(target))
     else:
         validation.same_shape(b.shape(target), shape, names, labels_fit=outcomes > 1)
+    target = validation.held_to(b, names[0], target, pred, row if labels else None)
     dtype = validation.compute_dtype(b.dtype(pred))
-    sample_axes = [axis for axis in range(len(shape)) if axis != row]  # of pred
 
     def number(name: str, x: Any) -> Array:
         return b.cast(validation.adopt(b, name, x, pred), dtype)
 
-    def of_samples(name: str, x: Array) -> Array:
-        x = validation.per_sample(b, name, x, sample_shape)
-        axes = [axis for axis, size in enumerate(b.shape(x)) if size != 1]
-        words = f"{name} does not have the shape of the per-sample losses"
-        return b.same_sizes(x, axes, pred, [sample_axes[axis] for axis in axes], words)
-
-    target_axes = list(range(len(b.shape(target))))
-    words = f"{names[0]} does not have the shape that {names[1]} asks for, and nothing is broadcast"
-    target = b.same_sizes(target, target_axes, pred, sample_axes if labels else target_axes, words)
     if sample_weight is not None:
-        sample_weight = of_samples("sample_weight", number("sample_weight", sample_weight))
+        sample_weight = validation.per_sample(b, "sample_weight", number("sample_weight", sample_weight), pred, row)
     if mask is not None:
-        mask = of_samples("mask", validation.adopt(b, "mask", mask, pred))
+        mask = validation.per_sample(b, "mask", validation.adopt(b, "mask", mask, pred), pred, row)
     if normalizer is not None:
         normalizer = validation.scalar(b, "normalizer", number("normalizer", normalizer))
     vectors = {}
     for name, x in per_class.items():
-        if x is None or (scalar_per_class and isinstance(x, int | float)):
-            vectors[name] = x
-            continue
-        x = validation.per_class(b, name, number(name, x), shape, row, scalar_per_class)
-        along = [] if row is None or not b.shape(x) else [row]
-        vectors[name] = b.same_sizes(x, along, pred, along, f"{name} does not have one number a class")
+        as_it_is = x is None or (scalar_per_class and isinstance(x, int | float))
+        vectors[name] = x if as_it_is else validation.per_class(b, name, number(name, x), pred, row, scalar_per_class)
 
     with b.quiet():
         # Wide enough that no label wraps round to a class; unsigned ones may turn negative, which is none either.

@@ -186,9 +186,21 @@ def labels_in_range(labels: np.ndarray, classes: int, kept: np.ndarray | None) -
         )
 
 
-def per_sample(b: Backend, name: str, x: Array, sample_shape: Shape) -> Array:
+def held_to(b: Backend, name: str, x: Array, pred: Array, row: int | None, axes: list[int] | None = None) -> Array:
+    """`x`, of the axes of `pred` without `row`, held to their sizes when it runs, where they are unknown until then.
+
+    `axes`: only these; the others are meant to broadcast.
+    """
+    pred_axes = [axis for axis in range(len(b.shape(pred))) if axis != row]
+    held = list(range(len(b.shape(x)))) if axes is None else axes
+    words = f"{name} and the predictions differ in sizes that were unknown until now, and nothing is broadcast"
+    return b.same_sizes(x, held, pred, [pred_axes[axis] for axis in held], words)
+
+
+def per_sample(b: Backend, name: str, x: Array, pred: Array, row: int | None) -> Array:
     """`x` reshaped to broadcast against the per-sample losses: their shape, its leading axes, or a scalar."""
     shape = b.shape(x)
+    sample_shape = tuple(size for axis, size in enumerate(b.shape(pred)) if axis != row)
     if len(shape) <= len(sample_shape):
         leading = shape
         while len(leading) > 1 and leading[-1] == 1 and not _agree(leading, sample_shape[: len(leading)]):
@@ -196,16 +208,17 @@ def per_sample(b: Backend, name: str, x: Array, sample_shape: Shape) -> Array:
         if _agree(leading, sample_shape[: len(leading)]):
             for _ in range(len(sample_shape) - len(shape) if shape else 0):
                 x = b.expand_dims(x, len(b.shape(x)))
-            return x
+            # Sizes of 1 behind the first axis weigh whole rows.
+            return held_to(b, name, x, pred, row, [i for i, size in enumerate(b.shape(x)) if i == 0 or size != 1])
     raise ValueError(
         f"{name} has shape {_text(shape)} and the per-sample losses {_text(sample_shape)}; "
         "give it that shape, its leading axes, or one number"
     )
 
 
-def per_class(b: Backend, name: str, x: Array, y_pred: Shape, row: int | None, scalar: bool) -> Array:
-    """`x` of shape (C,) reshaped to lie along axis `row` of y_pred; a scalar passes where `scalar` allows it."""
-    shape = b.shape(x)
+def per_class(b: Backend, name: str, x: Array, pred: Array, row: int | None, scalar: bool) -> Array:
+    """`x` of shape (C,) reshaped to lie along axis `row` of `pred`; a scalar passes where `scalar` allows it."""
+    shape, y_pred = b.shape(x), b.shape(pred)
     if scalar and not shape:
         return x
     if row is None or len(shape) != 1 or not _agree(shape, (y_pred[row],)):
@@ -213,7 +226,8 @@ def per_class(b: Backend, name: str, x: Array, y_pred: Shape, row: int | None, s
             f"{name} has shape {_text(shape)}, and axis {row} of y_pred, of shape {_text(y_pred)}, holds the classes; "
             f"give {name} one number a class{', or a single number' if scalar else ''}"
         )
-    return b.reshape(x, tuple(-1 if i == row else 1 for i in range(len(y_pred))))
+    x = b.reshape(x, tuple(-1 if i == row else 1 for i in range(len(y_pred))))
+    return held_to(b, name, x, pred, None, [row])
 
 
 def scalar(b: Backend, name: str, x: Array) -> Array:
