@@ -62,7 +62,7 @@ def reduce(
         denominator = _total_weight(b, loss, entries, mass)
     else:
         denominator = _count(b, loss, entries)
-    if not hasattr(denominator, "dtype"):  # a number known from the shape (torch traces it as its own kind of int)
+    if isinstance(denominator, int):
         return total / denominator if denominator else total  # nothing counted, so nothing was summed: 0
     nothing = denominator == 0
     return b.where(nothing, 0.0, total / b.where(nothing, 1.0, denominator))
