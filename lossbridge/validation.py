@@ -33,7 +33,7 @@ def options(
             "leave out normalizer"
         )
     _number("epsilon", epsilon, lambda x: 0 <= x < 0.5, "in [0, 0.5); 0 means exact, without clipping")
-    _number("label_smoothing", label_smoothing, lambda x: 0 <= x <= 1, "in [0, 1]")
+    fraction("label_smoothing", label_smoothing)
     _number("temperature", temperature, lambda x: 0 < x < float("inf"), "above 0 and finite")
     _number("gamma", gamma, lambda x: 0 <= x < float("inf"), "at least 0 and finite")
 

@@ -110,6 +110,12 @@ def round_to(x: Array, dtype: str) -> Array:
         return x.astype(dtype).astype(np.float32)
 
 
+def usual_tolerance(loss: str, from_logits: bool) -> Tolerance:
+    """Of any input, a user's too. Focal losses and divergences multiply several rounded factors."""
+    factor = 2 if "focal" in loss or loss in DIVERGENCES else 1
+    return Tolerance(8 * factor, 16 * factor, scale=0.0 if from_logits else 1.0)
+
+
 # The parts that a loss's cases are put together from.
 
 
@@ -172,9 +178,7 @@ def _given(
     if loss == "log_loss" and y_true.ndim == y_pred.ndim:
         name = f"{name}, trials"
     if tolerance is None:
-        # Focal losses and divergences multiply several rounded factors.
-        factor = 2 if "focal" in loss or loss in DIVERGENCES else 1
-        tolerance = Tolerance(8 * factor, 16 * factor, scale=0.0 if from_logits else 1.0)
+        tolerance = usual_tolerance(loss, from_logits)
     float_dtype = np.float64 if dtype == "float64" else np.float32
     y_true = np.asarray(y_true, np.int32 if y_true.dtype.kind in "iu" else float_dtype)
     return Case(name, loss, y_true, np.asarray(y_pred, float_dtype), options, dtype, tolerance)

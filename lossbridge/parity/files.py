@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 import lossbridge
-from lossbridge.parity.cases import DIVERGENCES, Case, Tolerance
+from lossbridge.parity.cases import Case, usual_tolerance
 
 REQUIRED = ("y_true", "y_pred")
 OPTIONAL = ("sample_weight", "mask", "class_weight", "pos_weight")
@@ -74,8 +74,7 @@ def case_of(path: Path, loss: str, options: Mapping[str, Any]) -> Case:
     except (ValueError, TypeError) as error:
         raise UnusableFile(f"{path}: {error}") from None
     labels = y_true.ndim < y_pred.ndim
-    exact_logits = bool(options.get("from_logits")) or loss == "distillation_loss"
-    factor = 2 if "focal" in loss or loss in DIVERGENCES else 1
+    from_logits = bool(options.get("from_logits")) or loss == "distillation_loss"
     return Case(
         path.name,
         loss,
@@ -83,5 +82,5 @@ def case_of(path: Path, loss: str, options: Mapping[str, Any]) -> Case:
         y_pred.astype(compute),
         {**options, **prepared},
         dtype,
-        Tolerance(8 * factor, 16 * factor, scale=0.0 if exact_logits else 1.0),
+        usual_tolerance(loss, from_logits),
     )

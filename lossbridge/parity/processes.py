@@ -118,7 +118,7 @@ class _Worker:
         self.doing = "start"
         self.heard = time.monotonic()
         self.errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (closed by close())
-        environment = {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "0"} | dict(os.environ)
+        environment = {"TF_CPP_MIN_LOG_LEVEL": "3"} | dict(os.environ)
         self.process = subprocess.Popen(
             [sys.executable, "-m", "lossbridge.parity.worker"],
             stdin=subprocess.PIPE,
