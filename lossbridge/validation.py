@@ -5,6 +5,7 @@ Each message is one line: what is wrong, what was found, what to do.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,13 @@ from lossbridge.backend import Array, Backend, Shape, backend_of
 from lossbridge.reduction import MEANS, REDUCTIONS
 
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
+
+# Other libraries' names of a reduction: whose, and ours.
+_REDUCTIONS_ELSEWHERE = {
+    "batchmean": ("PyTorch's", "sum_over_batch_size"),
+    "elementwise_mean": ("PyTorch's", "mean"),
+    "auto": ("Keras 2's", "sum_over_batch_size"),
+}
 
 
 def options(
@@ -24,9 +32,7 @@ def options(
     temperature: object = 1.0,
     gamma: object = 0.0,
 ) -> None:
-    if reduction is not None and not (isinstance(reduction, str) and reduction in REDUCTIONS):
-        names = ", ".join(repr(name) for name in REDUCTIONS)
-        raise ValueError(f"unknown reduction {reduction!r}; use one of {names}")
+    reduction_name(reduction, REDUCTIONS, _REDUCTIONS_ELSEWHERE)
     if normalizer is not None and reduction not in MEANS:
         raise ValueError(
             f'normalizer is the denominator of a mean, and reduction={reduction!r} divides by nothing; use "mean", or '
@@ -36,6 +42,17 @@ def options(
     fraction("label_smoothing", label_smoothing)
     _number("temperature", temperature, lambda x: 0 < x < float("inf"), "above 0 and finite")
     _number("gamma", gamma, lambda x: 0 <= x < float("inf"), "at least 0 and finite")
+
+
+def reduction_name(name: object, names: Sequence[str | None], elsewhere: Mapping[Any, tuple[str, str]]) -> None:
+    """`elsewhere`: what other libraries call it, whose name that is, and which of `names` is meant."""
+    known = name is None or isinstance(name, str)
+    if known and name in names:
+        return
+    if known and name in elsewhere:
+        owner, meant = elsewhere[name]
+        raise ValueError(f"reduction {name!r} is {owner} name; here it is {meant!r}")
+    raise ValueError(f"unknown reduction {name!r}; use one of {', '.join(repr(name) for name in names)}")
 
 
 def switches(**values: object) -> None:

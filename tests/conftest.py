@@ -11,3 +11,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before TensorFlow is impor
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--backend", help="the backend that tests/backends runs on")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    backend = config.getoption("--backend")
+    if backend not in (None, "numpy"):  # on NumPy Keras cannot train
+        os.environ["KERAS_BACKEND"] = backend  # before Keras is imported anywhere

@@ -46,11 +46,15 @@ class Library:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """test_only_torch.py runs on torch alone; without --backend nothing here runs."""
+    """test_only_torch.py and test_only_torch_modules.py run on torch alone, test_keras.py wherever Keras can train.
+
+    Without --backend nothing here runs.
+    """
     backend = config.getoption("--backend")
-    if backend is None or collection_path.name.startswith("test_only_"):
-        return collection_path.suffix == ".py" and collection_path.stem != f"test_only_{backend}"
-    return None
+    name = collection_path.stem
+    of_another = name.startswith("test_only_") and name.split("_")[2] != backend
+    untrainable = name.startswith("test_keras") and backend == "numpy"
+    return True if collection_path.suffix == ".py" and (backend is None or of_another or untrainable) else None
 
 
 @pytest.fixture(scope="session")

@@ -115,6 +115,7 @@ def test_none_and_masked_arrays(lib) -> None:
     [
         ({"reduction": "average"}, ValueError, "unknown reduction 'average'.*'mean'"),
         ({"reduction": 3}, ValueError, "unknown reduction 3"),
+        ({"reduction": "batchmean"}, ValueError, "batchmean.*PyTorch.s name.*sum_over_batch_size"),
         ({"reduction": "sum", "normalizer": 3}, ValueError, "normalizer.*'sum'"),
         ({"reduction": "none", "normalizer": 3}, ValueError, "normalizer.*'none'"),
         ({"reduction": None, "normalizer": 3}, ValueError, "normalizer.*None"),

@@ -1,7 +1,8 @@
 """Every example in the README and under docs/ runs as printed.
 
 ```python blocks are doctests. Those of one page share their names, in order, except that a block that imports a
-framework runs in a process of its own, with what it holds itself (TensorFlow and torch.compile do not share one).
+framework starts a process of its own, in which the blocks after it go on (TensorFlow and torch.compile do not share
+one).
 """
 
 from __future__ import annotations
@@ -17,11 +18,22 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-FRAMEWORKS = re.compile(r"^\s*>>> (?:import|from) (torch|tensorflow|jax)\b", re.MULTILINE)
+FRAMEWORKS = re.compile(r"^\s*>>> (?:import|from) (torch|tensorflow|jax|keras)\b", re.MULTILINE)
 
 
 def blocks(page: Path) -> list[str]:
     return re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def runs(page: Path) -> list[tuple[str, str]]:
+    """The page's examples, a process each: (its framework, its lines)."""
+    found = [("numpy", "")]
+    for block in blocks(page):
+        framework = FRAMEWORKS.search(block)
+        if framework:
+            found.append((framework[1], ""))
+        found[-1] = (found[-1][0], found[-1][1] + block + "\n")
+    return [run for run in found if run[1]]
 
 
 def failures(source: str, name: str) -> int:
@@ -29,32 +41,22 @@ def failures(source: str, name: str) -> int:
     return doctest.DocTestRunner().run(test).failed
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_examples_of_a_page(page) -> None:
-    assert failures("\n".join(block for block in blocks(page) if not FRAMEWORKS.search(block)), page.name) == 0
+RUNS = [(f"{page.name}-{i}-{framework}", lines) for page in PAGES for i, (framework, lines) in enumerate(runs(page))]
 
 
-OF_FRAMEWORKS = [
-    (f"{page.name}-{FRAMEWORKS.search(block)[1]}-{i}", block)
-    for page in PAGES
-    for i, block in enumerate(blocks(page))
-    if FRAMEWORKS.search(block)
-]
-
-
-@pytest.mark.parametrize("block", [block for _, block in OF_FRAMEWORKS], ids=[name for name, _ in OF_FRAMEWORKS])
-def test_examples_of_a_framework(block) -> None:
-    program = "import sys; from test_docs import failures; sys.exit(failures(sys.stdin.read(), 'block') > 0)"
+@pytest.mark.parametrize("lines", [lines for _, lines in RUNS], ids=[name for name, _ in RUNS])
+def test_examples(lines) -> None:
+    program = "import sys; from test_docs import failures; sys.exit(failures(sys.stdin.read(), 'page') > 0)"
     result = subprocess.run(
         [sys.executable, "-c", program],
-        input=block,
+        input=lines,
         cwd=Path(__file__).parent,
         env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"},
         capture_output=True,
         text=True,
         timeout=600,
     )
-    assert result.returncode == 0, result.stdout
+    assert result.returncode == 0, result.stdout + result.stderr
 
 
 def test_every_python_block_is_an_example() -> None:
