@@ -170,6 +170,19 @@ def label_log_loss(b: Backend, labels: Array, pred: Array, axis: int, *, from_lo
     return b.where(valid, cost, math.nan)
 
 
+def negative_log_likelihood(
+    b: Backend, labels: Array, log_p: Array, axis: int, *, class_weight: Array | None
+) -> tuple[Array, Array]:
+    """−w_y log p_y of log-probabilities as they come, and w_y."""
+    index, valid = _in_range(b, labels, log_p, axis)
+    cost = -b.take(log_p, index, axis)
+    weight = None
+    if class_weight is not None:
+        weight = b.take(b.broadcast_to(class_weight, log_p), index, axis)
+        cost = weight * affordable(b, weight, cost)
+    return b.where(valid, cost, math.nan), weight
+
+
 def bernoulli_log_loss(
     b: Backend,
     target: Array,
@@ -194,6 +207,30 @@ def bernoulli_log_loss(
         cost_positive = log_cost(b, positive, p)
         cost_negative = -b.log1p(-b.where((negative == 0) & (p == 1), 0.0, p))
     return positive * cost_positive + negative * cost_negative
+
+
+# Where a probability is less than this, PyTorch's binary cross-entropy stops its gradient from growing.
+_TINY = 1e-12
+
+
+def floored_log_loss(b: Backend, target: Array, p: Array) -> Array:
+    """The Bernoulli log loss with logarithms of at least −100 and slopes of at most 1e12. NaN outside [0, 1].
+
+    The rule of PyTorch's BCELoss: finite everywhere, and at p = 0 not flat, as a clipped logarithm would be.
+    """
+    rest = 1 - p
+    cost_positive = _floored(b, p, -b.log(b.where(p < _TINY, 1.0, p)))
+    cost_negative = _floored(b, rest, -b.log1p(-b.where(rest < _TINY, 0.0, p)))
+    cost = target * cost_positive + (1 - target) * cost_negative
+    return b.where((p >= 0) & (p <= 1), cost, math.nan)
+
+
+def _floored(b: Backend, p: Array, cost: Array) -> Array:
+    """`cost`, and where p < 1e-12 min(−log p, 100), whose slope shall be −1e12."""
+    value = b.stop_gradient(p)
+    floor = -b.log(b.where((value > 0) & (value < _TINY), value, 1.0))
+    floor = b.where((value > 0) & (floor < 100), floor, 100.0)
+    return b.where(p < _TINY, floor + (value - p) / _TINY, cost)
 
 
 def binary_crossentropy(
@@ -309,6 +346,17 @@ def relative_entropy(b: Backend, t: Array, p: Array, axis: int) -> Array:
     log_p = b.log(b.where(counts_nothing, 1.0, p))
     terms = t * b.where(near, _delta_plus_expm1(b, delta), log_t - log_p)
     return b.sum(terms, axis) - b.sum(b.where(near, difference, 0.0), axis)
+
+
+def kl_terms(b: Backend, target: Array, log_p: Array, *, log_target: bool) -> Array:
+    """t·(log t − log p), class by class, of log-probabilities as they come; `target` is t or log t. 0 where t = 0.
+
+    The logarithms nearly cancel where t and p are nearly equal; the caller's dtype has to have digits to spare.
+    """
+    none = target == (-math.inf if log_target else 0)
+    t = b.exp(target) if log_target else target
+    log_t = b.where(none, 0.0, target) if log_target else b.log(b.where(none, 1.0, target))
+    return b.where(none, 0.0, t * (log_t - b.where(none, 0.0, log_p)))
 
 
 def kl_divergence(b: Backend, target: Array, pred: Array, axis: int, *, from_logits: bool, epsilon: float) -> Array:

@@ -88,8 +88,8 @@ def _per_distribution(formula: Callable[..., Array], arrays: tuple[Any, ...], ax
     last = validation.adopt(b, names[-1], arrays[-1])
     adopted = [*(validation.adopt(b, "p", x, last) for x in arrays[:-1]), last]
     shape = b.shape(last)
-    axis = validation.axis_of(b.shape(adopted[0]), shape, axis, ("p", names[-1]), at_least=2)
-    validation.same_shape(b.shape(adopted[0]), shape, ("p", "q"), labels_fit=False)
+    axis = validation.axis_of(b.shape(adopted[0]), shape, axis, validation.Names("p", names[-1]), at_least=2)
+    validation.same_shape(b.shape(adopted[0]), shape, validation.Names("p", "q"), labels_fit=False)
     dtype = validation.compute_dtype(b.dtype(last))
     with b.quiet():
         nats = formula(b, *(b.cast(x, dtype) for x in adopted), axis)

@@ -1,6 +1,6 @@
 """The public losses: signature, docstring, pipeline. No maths, no framework names.
 
-Every loss takes the same road, `_evaluate`: find the backend, refuse what is wrong, replace what counts nothing,
+Every loss takes the same road, `evaluate`: find the backend, refuse what is wrong, replace what counts nothing,
 compute per-sample values (formulas.py), weigh and reduce them (reduction.py).
 
 These arguments mean the same in every loss:
@@ -25,6 +25,7 @@ from typing import Any, Literal
 from lossbridge import formulas, validation
 from lossbridge.backend import Array, Backend, Shape, backend_of
 from lossbridge.reduction import entries, neutralise, reduce
+from lossbridge.validation import KERAS, Names
 
 Reduction = Literal["sum_over_batch_size", "mean", "sum", "mean_with_sample_weight", "none"] | None
 # (backend, target, pred, axis, **arrays of the loss) -> (per-sample losses, what a sample counts besides its weight)
@@ -86,7 +87,7 @@ def categorical_crossentropy(
             return loss, None
         return loss, formulas.class_mass(b, target, axis, label_smoothing=label_smoothing, class_weight=class_weight)
 
-    return _evaluate(
+    return evaluate(
         formula,
         y_true,
         y_pred,
@@ -159,7 +160,7 @@ def sparse_categorical_crossentropy(
         )
         return loss, mass
 
-    return _evaluate(
+    return evaluate(
         formula,
         y_true,
         y_pred,
@@ -226,7 +227,7 @@ def binary_crossentropy(
             pos_weight=pos_weight,
         ), None
 
-    return _evaluate(
+    return evaluate(
         formula,
         y_true,
         y_pred,
@@ -288,8 +289,8 @@ def log_loss(
         return formulas.bernoulli_log_loss(b, target, pred, from_logits=from_logits, epsilon=epsilon), None
 
     if bernoulli:
-        return _evaluate(of_trials, y_true, y_pred, axis, sample_weight, mask, normalizer, reduction, elementwise=True)
-    return _evaluate(of_labels, y_true, y_pred, axis, sample_weight, mask, normalizer, reduction, labels=True)
+        return evaluate(of_trials, y_true, y_pred, axis, sample_weight, mask, normalizer, reduction, elementwise=True)
+    return evaluate(of_labels, y_true, y_pred, axis, sample_weight, mask, normalizer, reduction, labels=True)
 
 
 def kl_divergence(
@@ -331,7 +332,7 @@ def kl_divergence(
     def formula(b: Backend, target: Array, pred: Array, axis: int) -> Any:
         return formulas.kl_divergence(b, target, pred, axis, from_logits=from_logits, epsilon=epsilon), None
 
-    return _evaluate(formula, y_true, y_pred, axis, sample_weight, mask, normalizer, reduction)
+    return evaluate(formula, y_true, y_pred, axis, sample_weight, mask, normalizer, reduction)
 
 
 def distillation_loss(
@@ -370,7 +371,7 @@ def distillation_loss(
     def formula(b: Backend, target: Array, pred: Array, axis: int) -> Any:
         return temperature**2 * formulas.kl_from_logits(b, target, pred, axis, temperature=temperature), None
 
-    return _evaluate(
+    return evaluate(
         formula,
         teacher_logits,
         student_logits,
@@ -379,7 +380,7 @@ def distillation_loss(
         mask,
         normalizer,
         reduction,
-        names=("teacher_logits", "student_logits"),
+        names=Names("teacher_logits", "student_logits"),
     )
 
 
@@ -441,7 +442,7 @@ def categorical_focal_crossentropy(
             epsilon=epsilon,
         ), None
 
-    return _evaluate(
+    return evaluate(
         formula,
         y_true,
         y_pred,
@@ -515,7 +516,7 @@ def binary_focal_crossentropy(
             epsilon=epsilon,
         ), None
 
-    return _evaluate(formula, y_true, y_pred, axis, sample_weight, mask, normalizer, reduction, outcomes=1)
+    return evaluate(formula, y_true, y_pred, axis, sample_weight, mask, normalizer, reduction, outcomes=1)
 
 
 def value_and_grad(loss: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
@@ -544,7 +545,7 @@ def value_and_grad(loss: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
     return evaluate
 
 
-def _evaluate(
+def evaluate(
     formula: Formula,
     y_true: Any,
     y_pred: Any,
@@ -560,9 +561,9 @@ def _evaluate(
     outcomes: int = 2,
     per_class: dict[str, Any] | None = None,
     scalar_per_class: bool = False,
-    names: tuple[str, str] = ("y_true", "y_pred"),
+    names: Names = KERAS,
 ) -> Any:
-    """The road of every loss.
+    """The road of every loss, here and in `lossbridge.compat`.
 
     `elementwise`: every entry is a sample, and `axis` means nothing. `labels`: y_true holds class indices. `outcomes`:
     the smallest size of `axis`. `per_class`: arrays of shape (C,) that the formula takes by name. `names`: of the
@@ -570,18 +571,18 @@ def _evaluate(
     """
     per_class = per_class or {}
     options = {"sample_weight": sample_weight, "mask": mask, "normalizer": normalizer, **per_class}
-    b = validation.common_backend(y_pred, names[1], {names[0]: y_true, **options})
-    pred = validation.adopt(b, names[1], y_pred)
-    target = validation.adopt(b, names[0], y_true, pred)
+    b = validation.common_backend(y_pred, names.pred, {names.target: y_true, **options})
+    pred = validation.adopt(b, names.pred, y_pred)
+    target = validation.adopt(b, names.target, y_true, pred)
     shape = b.shape(pred)
     row = None if elementwise else validation.axis_of(b.shape(target), shape, axis, names, at_least=outcomes)
     sample_shape: Shape = shape if row is None else shape[:row] + shape[row + 1 :]
     if labels:
-        validation.label_shape(b.shape(target), sample_shape, shape, axis)
-        validation.label_dtype(b.dtype(target))
+        validation.label_shape(b.shape(target), sample_shape, shape, axis, names)
+        validation.label_dtype(b.dtype(target), names)
     else:
         validation.same_shape(b.shape(target), shape, names, labels_fit=outcomes > 1)
-    target = validation.held_to(b, names[0], target, pred, row if labels else None)
+    target = validation.held_to(b, names.target, target, pred, row if labels else None)
     dtype = validation.compute_dtype(b.dtype(pred))
 
     def number(name: str, x: Any) -> Array:
@@ -596,7 +597,9 @@ def _evaluate(
     vectors = {}
     for name, x in per_class.items():
         as_it_is = x is None or (scalar_per_class and isinstance(x, int | float))
-        vectors[name] = x if as_it_is else validation.per_class(b, name, number(name, x), pred, row, scalar_per_class)
+        if not as_it_is:
+            x = validation.per_class(b, name, number(name, x), pred, row, scalar_per_class, names)
+        vectors[name] = x
 
     with b.quiet():
         # Wide enough that no label wraps round to a class; unsigned ones may turn negative, which is none either.
@@ -605,16 +608,16 @@ def _evaluate(
         target = b.cast(target, index_dtype if labels else dtype)
         counts = entries(b, sample_weight, mask, target != ignore_class if ignoring else None)
         if labels and row is not None:
-            _refuse_bad_labels(b, y_true, shape[row], counts.kept)
+            _refuse_bad_labels(b, y_true, shape[row], counts.kept, names)
         target = neutralise(b, target, counts.kept, None if labels else row, 0 if labels else 0.5)
         pred = neutralise(b, b.cast(pred, dtype), counts.kept, row, 0.5)
         loss, mass = formula(b, target, pred, row, **vectors)
         return reduce(b, loss, counts, reduction=reduction, normalizer=normalizer, mass=mass)
 
 
-def _refuse_bad_labels(b: Backend, y_true: Any, classes: int | None, kept: Array | None) -> None:
+def _refuse_bad_labels(b: Backend, y_true: Any, classes: int | None, kept: Array | None, names: Names) -> None:
     """Where labels, and what is left out of them, can be read now."""
     labels = b.concrete(y_true)
     keeping = None if kept is None else b.concrete(kept)
     if labels is not None and classes is not None and (kept is None or keeping is not None):
-        validation.labels_in_range(labels, classes, keeping)
+        validation.labels_in_range(labels, classes, keeping, names)

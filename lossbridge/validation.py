@@ -6,7 +6,7 @@ Each message is one line: what is wrong, what was found, what to do.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,6 +21,19 @@ _REDUCTIONS_ELSEWHERE = {
     "elementwise_mean": ("PyTorch's", "mean"),
     "auto": ("Keras 2's", "sum_over_batch_size"),
 }
+
+
+class Names(NamedTuple):
+    """What a function calls its arguments, for the words of the errors."""
+
+    target: str = "y_true"
+    pred: str = "y_pred"
+    leave_out: str = "ignore_class= or mask="
+    soft: str = "categorical_crossentropy"  # the function of one-hot and soft targets
+    sparse: str = "sparse_categorical_crossentropy"
+
+
+KERAS = Names()
 
 
 def options(
@@ -42,6 +55,14 @@ def options(
     fraction("label_smoothing", label_smoothing)
     _number("temperature", temperature, lambda x: 0 < x < float("inf"), "above 0 and finite")
     _number("gamma", gamma, lambda x: 0 <= x < float("inf"), "at least 0 and finite")
+
+
+def constructor_options(values: Mapping[str, Any]) -> None:
+    """Those of a loss object's options that can be judged before the arrays are there."""
+    numbers = ("reduction", "normalizer", "epsilon", "label_smoothing", "temperature", "gamma")
+    options(**{name: values[name] for name in numbers if name in values})
+    switches(**{name: values[name] for name in ("from_logits", "apply_class_balancing") if name in values})
+    ignored_class(values.get("ignore_class"))
 
 
 def reduction_name(name: object, names: Sequence[str | None], elsewhere: Mapping[Any, tuple[str, str]]) -> None:
@@ -116,66 +137,78 @@ def is_float(dtype: str) -> bool:
     return dtype in _FLOATS
 
 
-def axis_of(y_true: Shape, shape: Shape, axis: Any, names: tuple[str, str], *, at_least: int) -> int:
+def axis_of(y_true: Shape, shape: Shape, axis: Any, names: Names, *, at_least: int) -> int:
     """The non-negative axis of the predictions that holds `at_least` outcomes."""
     if isinstance(axis, bool) or not isinstance(axis, int | np.integer):
         raise TypeError(f"axis is {type(axis).__name__}; pass one integer")
     rank = len(shape)
     if not -rank <= axis < rank:
         hint = f"use {-rank} to {rank - 1}" if rank else "pass an array with an axis of outcomes"
-        raise ValueError(f"axis {axis} is out of range: {names[1]} has shape {_text(shape)}; {hint}")
+        raise ValueError(f"axis {axis} is out of range: {names.pred} has shape {_text(shape)}; {hint}")
     size = shape[axis]
     if size is not None and size < at_least:
         hint = "there is nothing to average; name another axis"
         if at_least > 1:
             hint = "a distribution needs two classes; one probability an entry is for binary_crossentropy, or log_loss "
             hint += "on equal shapes"
-        found = f"{names[1]} has shape {_text(shape)} and {names[0]} {_text(y_true)}"
+        found = f"{names.pred} has shape {_text(shape)} and {names.target} {_text(y_true)}"
         raise ValueError(f"axis {axis} has size {size}: {found}; {hint}")
     return int(axis % rank)
 
 
-def same_shape(y_true: Shape, y_pred: Shape, names: tuple[str, str], *, labels_fit: bool) -> None:
+def same_shape(y_true: Shape, y_pred: Shape, names: Names, *, labels_fit: bool) -> None:
     if _agree(y_true, y_pred):
         return
-    found = f"{names[0]} has shape {_text(y_true)} and {names[1]} {_text(y_pred)}, and nothing is broadcast"
+    found = f"{names.target} has shape {_text(y_true)} and {names.pred} {_text(y_pred)}, and nothing is broadcast"
     if len(y_true) + 1 == len(y_pred) and y_pred[-1] == 1 and _agree(y_true, y_pred[:-1]):
-        hint = f"reshape one to the other, as with {names[1]}[..., 0]"
+        hint = f"reshape one to the other, as with {names.pred}[..., 0]"
     elif len(y_true) == len(y_pred) + 1 and y_true[-1] == 1 and _agree(y_true[:-1], y_pred):
-        hint = f"reshape one to the other, as with {names[0]}[..., 0]"
+        hint = f"reshape one to the other, as with {names.target}[..., 0]"
     elif labels_fit and len(y_true) + 1 == len(y_pred):
-        hint = "for integer class labels use sparse_categorical_crossentropy"
+        hint = f"for integer class labels use {names.sparse}"
     else:
         hint = "give both the same shape"
     raise ValueError(f"{found}; {hint}")
 
 
-def label_shape(y_true: Shape, expected: Shape, y_pred: Shape, axis: int) -> None:
+def label_shape(y_true: Shape, expected: Shape, y_pred: Shape, axis: int, names: Names) -> None:
     if _agree(y_true, expected):
         return
-    found = f"y_true has shape {_text(y_true)} and y_pred {_text(y_pred)} with its classes along axis {axis}"
+    found = (
+        f"{names.target} has shape {_text(y_true)} and {names.pred} {_text(y_pred)} with its classes along axis {axis}"
+    )
     if _agree(y_true, y_pred):
-        hint = "one-hot or soft targets go to categorical_crossentropy"
+        hint = f"one-hot or soft targets go to {names.soft}"
     elif len(y_true) == len(expected) + 1 and y_true[-1] == 1:
-        hint = f"labels must have shape {_text(expected)}: drop the last axis with y_true[..., 0]"
+        hint = f"labels must have shape {_text(expected)}: drop the last axis with {names.target}[..., 0]"
     elif len(y_true) == len(y_pred) + 1 and y_true[-1] == 1:
-        hint = "labels lack the axis of the classes; for trials give both the same shape, as with y_true[..., 0]"
+        hint = "labels lack the axis of the classes; for trials give both the same shape, as with "
+        hint += f"{names.target}[..., 0]"
     else:
         hint = f"labels must have shape {_text(expected)}"
     raise ValueError(f"{found}; {hint}")
 
 
-def label_dtype(dtype: str) -> None:
+def label_dtype(dtype: str, names: Names) -> None:
     if is_float(dtype):
         raise TypeError(
-            f"y_true has dtype {dtype}, and class labels are integers; convert them, "
-            "or for one-hot or soft targets use categorical_crossentropy"
+            f"{names.target} has dtype {dtype}, and class labels are integers; convert them, "
+            f"or for one-hot or soft targets use {names.soft}"
         )
 
 
-def ignored_class(value: Any) -> None:
+def floating(dtype: str, name: str, other: str) -> None:
+    """For losses that, as their framework's own, take no integers as predictions."""
+    if not is_float(dtype):
+        raise TypeError(
+            f"{name} has dtype {dtype}, and logits and probabilities are floating-point; convert it, "
+            f"or swap {name} and {other} if they came in the wrong order"
+        )
+
+
+def ignored_class(value: Any, name: str = "ignore_class") -> None:
     if value is not None and (isinstance(value, bool) or not isinstance(value, int | np.integer)):
-        raise TypeError(f"ignore_class is {type(value).__name__}; pass an integer label or None")
+        raise TypeError(f"{name} is {type(value).__name__}; pass an integer label or None")
 
 
 def representable(label: int, dtype: str) -> bool:
@@ -189,18 +222,33 @@ def representable(label: int, dtype: str) -> bool:
     return low <= label < min(high, 2**31 if bits == 32 else 2**63)
 
 
-def labels_in_range(labels: np.ndarray, classes: int, kept: np.ndarray | None) -> None:
+def labels_in_range(labels: np.ndarray, classes: int, kept: np.ndarray | None, names: Names) -> None:
     """Refuses the first label that is no class and is not left out."""
     bad = (labels < 0) | (labels >= classes)
     if kept is not None:
         bad = bad & np.broadcast_to(kept, labels.shape)
     if bad.any():
         index = tuple(int(i) for i in np.argwhere(bad)[0])
-        place = f" at index {index[0] if len(index) == 1 else index}" if index else ""
         raise ValueError(
-            f"label {labels[index]}{place} is out of range: there are {classes} classes, 0 to {classes - 1}; "
-            "correct it, or leave it out with ignore_class= or mask="
+            f"label {labels[index]}{_place(index)} is out of range: there are {classes} classes, 0 to {classes - 1}; "
+            f"correct it, or leave it out with {names.leave_out}"
         )
+
+
+def probabilities_in_range(values: np.ndarray | None, name: str, of_logits: str) -> None:
+    """Refuses the first that is outside [0, 1], where values can be read. NaN passes: the loss shows it."""
+    if values is None:
+        return
+    bad = (values < 0) | (values > 1)
+    if bad.any():
+        index = tuple(int(i) for i in np.argwhere(bad)[0])
+        raise ValueError(
+            f"{name} holds {values[index]}{_place(index)}, and probabilities lie in [0, 1]; for logits use {of_logits}"
+        )
+
+
+def _place(index: tuple[int, ...]) -> str:
+    return f" at index {index[0] if len(index) == 1 else index}" if index else ""
 
 
 def held_to(b: Backend, name: str, x: Array, pred: Array, row: int | None, axes: list[int] | None = None) -> Array:
@@ -233,18 +281,30 @@ def per_sample(b: Backend, name: str, x: Array, pred: Array, row: int | None) ->
     )
 
 
-def per_class(b: Backend, name: str, x: Array, pred: Array, row: int | None, scalar: bool) -> Array:
+def per_class(b: Backend, name: str, x: Array, pred: Array, row: int | None, scalar: bool, names: Names) -> Array:
     """`x` of shape (C,) reshaped to lie along axis `row` of `pred`; a scalar passes where `scalar` allows it."""
     shape, y_pred = b.shape(x), b.shape(pred)
     if scalar and not shape:
         return x
     if row is None or len(shape) != 1 or not _agree(shape, (y_pred[row],)):
         raise ValueError(
-            f"{name} has shape {_text(shape)}, and axis {row} of y_pred, of shape {_text(y_pred)}, holds the classes; "
-            f"give {name} one number a class{', or a single number' if scalar else ''}"
+            f"{name} has shape {_text(shape)}, and axis {row} of {names.pred}, of shape {_text(y_pred)}, holds the "
+            f"classes; give {name} one number a class{', or a single number' if scalar else ''}"
         )
     x = b.reshape(x, tuple(-1 if i == row else 1 for i in range(len(y_pred))))
     return held_to(b, name, x, pred, None, [row])
+
+
+def broadcastable(name: str, shape: Shape, onto_name: str, onto: Shape) -> None:
+    """Against the last axes, as NumPy and PyTorch broadcast; `onto` keeps its shape."""
+    last = onto[len(onto) - len(shape) :]
+    if len(shape) > len(onto) or not all(
+        m == 1 or m is None or n is None or m == n for m, n in zip(shape, last, strict=True)
+    ):
+        raise ValueError(
+            f"{name} has shape {_text(shape)}, which does not broadcast to {onto_name}'s, {_text(onto)}; give it "
+            f"{onto_name}'s shape, or its last axes"
+        )
 
 
 def scalar(b: Backend, name: str, x: Array) -> Array:

@@ -59,6 +59,10 @@ def cast(x: Array, dtype: str) -> Array:
     return x.astype(dtype)
 
 
+def widest(x: Array) -> str:
+    return "float64" if jax.config.jax_enable_x64 else "float32"
+
+
 # Arithmetic.
 
 exp = jnp.exp

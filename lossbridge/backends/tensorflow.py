@@ -68,6 +68,10 @@ def cast(x: Array, dtype: str) -> Array:
     return tf.cast(x, dtype)
 
 
+def widest(x: Array) -> str:
+    return "float64"
+
+
 # Arithmetic.
 
 exp = tf.exp

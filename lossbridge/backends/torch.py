@@ -69,6 +69,10 @@ def cast(x: Array, dtype: str) -> Array:
     return x.to(getattr(torch, dtype))
 
 
+def widest(x: Array) -> str:
+    return "float32" if x.device.type == "mps" else "float64"
+
+
 # Arithmetic.
 
 exp = torch.exp

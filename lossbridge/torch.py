@@ -1,0 +1,557 @@
+"""PyTorch modules of the losses: `torch.nn.Module`s, thin over functions. No maths.
+
+Two families, told apart by their names and by the order of their arguments:
+
+- PyTorch's names take (input, target). Each is a subclass of the class that it replaces, with its constructor, its
+  attributes and its state_dict; what it computes, and where PyTorch's own number is not kept, stands in
+  `lossbridge.compat.torch`.
+- Keras' names take (y_true, y_pred), with the options of the functions in `lossbridge.losses`.
+
+Called with `normalizer=`, a mean divides by that number: for accumulated gradients and data parallelism. Losses are in
+nats; float16 and bfloat16 input gives a float32 loss, under autocast too.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from lossbridge import losses, validation
+from lossbridge.compat import torch as functional
+
+__all__ = [
+    "BCELoss",
+    "BCEWithLogitsLoss",
+    "BinaryCrossentropy",
+    "BinaryFocalCrossentropy",
+    "CategoricalCrossentropy",
+    "CategoricalFocalCrossentropy",
+    "CrossEntropyLoss",
+    "DistillationLoss",
+    "KLDivLoss",
+    "KLDivergence",
+    "LogLoss",
+    "NLLLoss",
+    "SparseCategoricalCrossentropy",
+    "causal_lm_loss",
+]
+
+
+class _Loss(nn.Module):
+    """What both families share: a telling repr, and the refusal of what is no tensor or came in the wrong order."""
+
+    def extra_repr(self) -> str:
+        """The constructor's arguments that differ from their defaults, and the reduction."""
+        shown = []
+        for name, parameter in inspect.signature(type(self).__init__).parameters.items():
+            value = getattr(self, name, parameter.default)
+            if isinstance(value, Tensor):
+                shown.append(f"{name}=tensor of shape {tuple(value.shape)}")
+            elif name == "reduction" or value != parameter.default:
+                shown.append(f"{name}={value!r}")
+        return ", ".join(shown)
+
+    def _check(self, true_name: str, true: Any, pred_name: str, pred: Any, *, either_may_learn: bool = False) -> None:
+        own = type(self).__name__
+        if not isinstance(pred, Tensor):
+            raise TypeError(
+                f"lossbridge.torch.{own} takes torch tensors, and {pred_name} is {type(pred).__module__}."
+                f"{type(pred).__qualname__}; convert it, or use the functions of lossbridge, which take arrays of any "
+                "library, or in Keras lossbridge.keras"
+            )
+        validation.floating(str(pred.dtype).removeprefix("torch."), pred_name, true_name)
+        if not either_may_learn and isinstance(true, Tensor) and true.requires_grad and not pred.requires_grad:
+            raise ValueError(
+                f"{true_name} requires a gradient and {pred_name} does not: the arguments are swapped; "
+                f"lossbridge.torch.{own} takes {self._order()} (if it is meant, use the functions of lossbridge)"
+            )
+
+    def _order(self) -> str:
+        first, second = list(inspect.signature(self.forward).parameters)[:2]
+        return f"({first}, {second})"
+
+    def __getattr__(self, name: str) -> Any:
+        # Keras accepts any callable as a loss, reduces its result once more and would so miscount sample weights. It
+        # begins by asking for a name.
+        if name == "name" and sys._getframe(1).f_globals.get("__name__", "").startswith("keras."):
+            own = type(self).__name__
+            twin = f"lossbridge.keras.{own}" if issubclass(type(self), _KerasOrder) else "a loss of lossbridge.keras"
+            raise TypeError(f"Keras was given lossbridge.torch.{own}, which is for PyTorch's own loops; use {twin}")
+        return super().__getattr__(name)
+
+
+class _PyTorchOrder(_Loss):
+    """(input, target)."""
+
+    reduction: str
+
+    def _validate(self, *, batchmean: bool = False) -> None:
+        functional.check_reduction(self.reduction, batchmean=batchmean)
+
+
+class CrossEntropyLoss(_PyTorchOrder, nn.CrossEntropyLoss):
+    """Cross-entropy of logits, for torch.nn.CrossEntropyLoss.
+
+    Shapes: input (C,), (N, C) or (N, C, …) with C ≥ 2; target integer classes of input's shape without C, or
+    probabilities of input's shape. A scalar, in nats; the shape of input without C for reduction "none".
+
+    PyTorch returns exactly 0 for half of the rows whose logits lead by 8 to 30, 11.3125 for 11.2445 with bfloat16
+    logits of 50 000 classes, and NaN for a mean of nothing; here they are right, and 0.
+
+    Raises:
+        ValueError: shapes that do not fit, `weight` that is not one a class, a label out of range on the CPU (on other
+            devices, and compiled, its loss is NaN), target that requires a gradient where input does not.
+        TypeError: integer logits, or no tensor.
+
+    >>> loss = CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 5.0]), label_smoothing=0.1)
+    >>> loss(torch.tensor([[2.0, 1.0, 0.1], [0.0, 3.0, 0.0]]), torch.tensor([0, 1]))
+    tensor(0.5553)
+
+    Source: lossbridge.compat.torch.cross_entropy.
+    """
+
+    def __init__(
+        self,
+        weight: Tensor | None = None,
+        size_average: bool | None = None,
+        ignore_index: int = -100,
+        reduce: bool | None = None,
+        reduction: str = "mean",
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__(weight, size_average, ignore_index, reduce, reduction, label_smoothing)
+        self._validate()
+        validation.fraction("label_smoothing", label_smoothing)
+
+    def forward(self, input: Tensor, target: Tensor, normalizer: Any = None) -> Tensor:
+        self._check("target", target, "input", input)
+        return functional.cross_entropy(
+            input,
+            target,
+            self.weight,
+            ignore_index=self.ignore_index,
+            reduction=self.reduction,
+            label_smoothing=self.label_smoothing,
+            normalizer=normalizer,
+        )
+
+
+class NLLLoss(_PyTorchOrder, nn.NLLLoss):
+    """−w_y · input_y of log-probabilities, for torch.nn.NLLLoss.
+
+    Shapes, results and errors as `CrossEntropyLoss`. A half-precision mean is summed and returned in float32.
+
+    >>> NLLLoss()(torch.tensor([[0.7, 0.2, 0.1]]).log(), torch.tensor([0]))
+    tensor(0.3567)
+
+    Source: lossbridge.compat.torch.nll_loss.
+    """
+
+    def __init__(
+        self,
+        weight: Tensor | None = None,
+        size_average: bool | None = None,
+        ignore_index: int = -100,
+        reduce: bool | None = None,
+        reduction: str = "mean",
+    ) -> None:
+        super().__init__(weight, size_average, ignore_index, reduce, reduction)
+        self._validate()
+
+    def forward(self, input: Tensor, target: Tensor, normalizer: Any = None) -> Tensor:
+        self._check("target", target, "input", input)
+        return functional.nll_loss(
+            input,
+            target,
+            self.weight,
+            ignore_index=self.ignore_index,
+            reduction=self.reduction,
+            normalizer=normalizer,
+        )
+
+
+class KLDivLoss(_PyTorchOrder, nn.KLDivLoss):
+    """KL(target ‖ exp input) from log-probabilities, for torch.nn.KLDivLoss.
+
+    Shapes: input and target alike, with the batch along axis 0. A scalar, in nats; input's shape for reduction "none".
+    As in PyTorch the default reduction "mean" divides by the number of elements: the divergence is "batchmean".
+
+    In PyTorch the two logarithms of nearly equal distributions cancel in float32, and the gradient of target is NaN
+    where target = 0; here neither happens. target may require a gradient alone: KL(q ‖ p) is fitted so.
+
+    >>> loss = KLDivLoss(reduction="batchmean")
+    >>> loss(torch.tensor([[0.25, 0.75]]).log(), torch.tensor([[0.5, 0.5]]))
+    tensor(0.1438)
+
+    Source: lossbridge.compat.torch.kl_div.
+    """
+
+    def __init__(
+        self,
+        size_average: bool | None = None,
+        reduce: bool | None = None,
+        reduction: str = "mean",
+        log_target: bool = False,
+    ) -> None:
+        super().__init__(size_average, reduce, reduction, log_target)
+        self._validate(batchmean=True)
+        validation.switches(log_target=log_target)
+
+    def forward(self, input: Tensor, target: Tensor, normalizer: Any = None) -> Tensor:
+        self._check("target", target, "input", input, either_may_learn=True)
+        return functional.kl_div(
+            input, target, reduction=self.reduction, log_target=self.log_target, normalizer=normalizer
+        )
+
+
+class BCELoss(_PyTorchOrder, nn.BCELoss):
+    """−t log p − (1 − t) log(1 − p) of probabilities, for torch.nn.BCELoss; logarithms are at least −100.
+
+    Shapes: input and target alike; `weight` broadcasts to them. A scalar, in nats; input's shape for reduction "none".
+
+    It works under autocast on CUDA, where PyTorch's refuses. PyTorch's gradient is 0, not 1, for a certain and right
+    prediction (p = t = 0), and vanishes for t = 0 below p = 1e-12; here it is 1.
+
+    Raises:
+        ValueError: shapes that do not fit, input outside [0, 1] on the CPU (on other devices, and compiled, NaN),
+            target that requires a gradient where input does not.
+        TypeError: integer input, or no tensor.
+
+    >>> BCELoss()(torch.tensor([0.9, 0.2, 0.6]), torch.tensor([1.0, 0.0, 1.0]))
+    tensor(0.2798)
+
+    Source: lossbridge.compat.torch.binary_cross_entropy.
+    """
+
+    def __init__(
+        self,
+        weight: Tensor | None = None,
+        size_average: bool | None = None,
+        reduce: bool | None = None,
+        reduction: str = "mean",
+    ) -> None:
+        super().__init__(weight, size_average, reduce, reduction)
+        self._validate()
+
+    def forward(self, input: Tensor, target: Tensor, normalizer: Any = None) -> Tensor:
+        self._check("target", target, "input", input)
+        return functional.binary_cross_entropy(
+            input, target, self.weight, reduction=self.reduction, normalizer=normalizer
+        )
+
+
+class BCEWithLogitsLoss(_PyTorchOrder, nn.BCEWithLogitsLoss):
+    """t·softplus(−x)·pos_weight + (1 − t)·softplus(x) of logits, for torch.nn.BCEWithLogitsLoss.
+
+    Shapes: input and target alike; `weight` and `pos_weight` broadcast to them. A scalar, in nats; input's shape for
+    reduction "none". Errors as `BCELoss`.
+
+    PyTorch returns 0 for x = −20, t = 0; here it is 2.0612e-9.
+
+    >>> BCEWithLogitsLoss()(torch.tensor([-20.0]), torch.tensor([0.0]))
+    tensor(2.0612e-09)
+
+    Source: lossbridge.compat.torch.binary_cross_entropy_with_logits.
+    """
+
+    def __init__(
+        self,
+        weight: Tensor | None = None,
+        size_average: bool | None = None,
+        reduce: bool | None = None,
+        reduction: str = "mean",
+        pos_weight: Tensor | None = None,
+    ) -> None:
+        super().__init__(weight, size_average, reduce, reduction, pos_weight)
+        self._validate()
+
+    def forward(self, input: Tensor, target: Tensor, normalizer: Any = None) -> Tensor:
+        self._check("target", target, "input", input)
+        return functional.binary_cross_entropy_with_logits(
+            input,
+            target,
+            self.weight,
+            reduction=self.reduction,
+            pos_weight=self.pos_weight,
+            normalizer=normalizer,
+        )
+
+
+_PER_CLASS = ("class_weight", "pos_weight", "alpha")
+
+
+class _KerasOrder(_Loss):
+    """(y_true, y_pred). Holds the options of one function; those that are arrays are buffers, and move with `.to()`."""
+
+    function: ClassVar[Callable[..., Any]]
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        validation.constructor_options(options)
+        self._options = tuple(options)
+        for name, value in options.items():
+            if name not in _PER_CLASS or isinstance(value, int | float):
+                setattr(self, name, value)
+            else:
+                self.register_buffer(name, None if value is None else torch.as_tensor(value).detach().clone())
+
+    def forward(
+        self, y_true: Any, y_pred: Tensor, sample_weight: Any = None, mask: Any = None, normalizer: Any = None
+    ) -> Tensor:
+        """See `lossbridge.losses` for what weights, mask and normalizer mean."""
+        self._check("y_true", y_true, "y_pred", y_pred)
+        options = {name: getattr(self, name) for name in self._options}
+        function = type(self).function
+        return function(y_true, y_pred, sample_weight=sample_weight, mask=mask, normalizer=normalizer, **options)
+
+
+class CategoricalCrossentropy(_KerasOrder):
+    """Cross-entropy of class distributions: `lossbridge.categorical_crossentropy` as a module.
+
+    >>> loss = CategoricalCrossentropy()
+    >>> loss(torch.tensor([[0, 1, 0], [0, 0, 1]]), torch.tensor([[0.05, 0.95, 0], [0.1, 0.8, 0.1]]))
+    tensor(1.1769)
+    """
+
+    function = staticmethod(losses.categorical_crossentropy)
+
+    def __init__(
+        self,
+        from_logits: bool = False,
+        label_smoothing: float = 0.0,
+        axis: int = -1,
+        reduction: losses.Reduction = "sum_over_batch_size",
+        *,
+        epsilon: float = 1e-7,
+        class_weight: Any = None,
+    ) -> None:
+        super().__init__(
+            from_logits=from_logits,
+            label_smoothing=label_smoothing,
+            axis=axis,
+            reduction=reduction,
+            epsilon=epsilon,
+            class_weight=class_weight,
+        )
+
+
+class SparseCategoricalCrossentropy(_KerasOrder):
+    """Cross-entropy of integer labels: `lossbridge.sparse_categorical_crossentropy` as a module.
+
+    >>> loss = SparseCategoricalCrossentropy(ignore_class=-1)
+    >>> loss(torch.tensor([1, 2, -1]), torch.tensor([[0.05, 0.95, 0], [0.1, 0.8, 0.1], [0.3, 0.3, 0.4]]))
+    tensor(1.1769)
+    """
+
+    function = staticmethod(losses.sparse_categorical_crossentropy)
+
+    def __init__(
+        self,
+        from_logits: bool = False,
+        ignore_class: int | None = None,
+        reduction: losses.Reduction = "sum_over_batch_size",
+        axis: int = -1,
+        *,
+        label_smoothing: float = 0.0,
+        epsilon: float = 1e-7,
+        class_weight: Any = None,
+    ) -> None:
+        super().__init__(
+            from_logits=from_logits,
+            ignore_class=ignore_class,
+            reduction=reduction,
+            axis=axis,
+            label_smoothing=label_smoothing,
+            epsilon=epsilon,
+            class_weight=class_weight,
+        )
+
+
+class BinaryCrossentropy(_KerasOrder):
+    """Cross-entropy of independent outcomes, averaged over `axis`: `lossbridge.binary_crossentropy` as a module.
+
+    >>> BinaryCrossentropy(from_logits=True)(torch.tensor([[0.0], [1.0]]), torch.tensor([[40.0], [40.0]]))
+    tensor(20.)
+    """
+
+    function = staticmethod(losses.binary_crossentropy)
+
+    def __init__(
+        self,
+        from_logits: bool = False,
+        label_smoothing: float = 0.0,
+        axis: int = -1,
+        reduction: losses.Reduction = "sum_over_batch_size",
+        *,
+        epsilon: float = 1e-7,
+        pos_weight: Any = None,
+    ) -> None:
+        super().__init__(
+            from_logits=from_logits,
+            label_smoothing=label_smoothing,
+            axis=axis,
+            reduction=reduction,
+            epsilon=epsilon,
+            pos_weight=pos_weight,
+        )
+
+
+class KLDivergence(_KerasOrder):
+    """KL(y_true ‖ y_pred) of distributions, or of two arrays of logits: `lossbridge.kl_divergence` as a module.
+
+    >>> KLDivergence()(torch.tensor([[0.5, 0.5]]), torch.tensor([[0.25, 0.75]]))
+    tensor(0.1438)
+    """
+
+    function = staticmethod(losses.kl_divergence)
+
+    def __init__(
+        self,
+        reduction: losses.Reduction = "sum_over_batch_size",
+        *,
+        from_logits: bool = False,
+        axis: int = -1,
+        epsilon: float = 1e-7,
+    ) -> None:
+        super().__init__(reduction=reduction, from_logits=from_logits, axis=axis, epsilon=epsilon)
+
+
+class LogLoss(_KerasOrder):
+    """Negative log-likelihood of outcomes or of integer labels, no renormalisation: `lossbridge.log_loss` as a module.
+
+    >>> LogLoss()(torch.tensor([1, 0, 1]), torch.tensor([0.9, 0.2, 0.6]))
+    tensor(0.2798)
+    """
+
+    function = staticmethod(losses.log_loss)
+
+    def __init__(
+        self,
+        from_logits: bool = False,
+        axis: int = -1,
+        reduction: losses.Reduction = "sum_over_batch_size",
+        *,
+        epsilon: float = 1e-7,
+    ) -> None:
+        super().__init__(from_logits=from_logits, axis=axis, reduction=reduction, epsilon=epsilon)
+
+
+class DistillationLoss(_KerasOrder):
+    """T² · KL(softmax(teacher/T) ‖ softmax(student/T)): `lossbridge.distillation_loss` as a module.
+
+    Takes (teacher_logits, student_logits).
+
+    >>> DistillationLoss(temperature=2.0)(torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 2.0]]))
+    tensor(1.8485)
+    """
+
+    function = staticmethod(losses.distillation_loss)
+
+    def __init__(
+        self, temperature: float = 1.0, axis: int = -1, reduction: losses.Reduction = "sum_over_batch_size"
+    ) -> None:
+        super().__init__(temperature=temperature, axis=axis, reduction=reduction)
+
+
+class CategoricalFocalCrossentropy(_KerasOrder):
+    """Cross-entropy that looks away from easy examples: `lossbridge.categorical_focal_crossentropy` as a module.
+
+    >>> loss = CategoricalFocalCrossentropy()
+    >>> loss(torch.tensor([[0, 1, 0], [0, 0, 1]]), torch.tensor([[0.05, 0.95, 0], [0.1, 0.8, 0.1]]))
+    tensor(0.2332)
+    """
+
+    function = staticmethod(losses.categorical_focal_crossentropy)
+
+    def __init__(
+        self,
+        alpha: Any = 0.25,
+        gamma: float = 2.0,
+        from_logits: bool = False,
+        label_smoothing: float = 0.0,
+        axis: int = -1,
+        reduction: losses.Reduction = "sum_over_batch_size",
+        *,
+        epsilon: float = 1e-7,
+    ) -> None:
+        super().__init__(
+            alpha=alpha,
+            gamma=gamma,
+            from_logits=from_logits,
+            label_smoothing=label_smoothing,
+            axis=axis,
+            reduction=reduction,
+            epsilon=epsilon,
+        )
+
+
+class BinaryFocalCrossentropy(_KerasOrder):
+    """The same for independent outcomes: `lossbridge.binary_focal_crossentropy` as a module.
+
+    >>> BinaryFocalCrossentropy()(torch.tensor([[1.0], [0.0]]), torch.tensor([[0.9], [0.2]]))
+    tensor(0.0050)
+    """
+
+    function = staticmethod(losses.binary_focal_crossentropy)
+
+    def __init__(
+        self,
+        apply_class_balancing: bool = False,
+        alpha: float = 0.25,
+        gamma: float = 2.0,
+        from_logits: bool = False,
+        label_smoothing: float = 0.0,
+        axis: int = -1,
+        reduction: losses.Reduction = "sum_over_batch_size",
+        *,
+        epsilon: float = 1e-7,
+    ) -> None:
+        super().__init__(
+            apply_class_balancing=apply_class_balancing,
+            alpha=alpha,
+            gamma=gamma,
+            from_logits=from_logits,
+            label_smoothing=label_smoothing,
+            axis=axis,
+            reduction=reduction,
+            epsilon=epsilon,
+        )
+
+
+def causal_lm_loss(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
+    """Next-token cross-entropy, in nats: the `compute_loss_func` of Hugging Face's Trainer.
+
+    Args:
+        outputs: what the model returned: an object with `logits`, a mapping or tuple that holds them, or the logits,
+            of shape (N, T, V).
+        labels: token ids (N, T), unshifted: the logits at t are judged by the label at t + 1. Those of −100 are left
+            out.
+        num_items_in_batch: the number of labels that the optimiser's step counts, over all accumulated micro-batches
+            and all processes; the sum is divided by it. Without it, by the labels that are left here.
+
+    >>> logits = torch.zeros(1, 3, 5)
+    >>> causal_lm_loss(logits, torch.tensor([[1, 2, -100]]))
+    tensor(1.6094)
+
+    Source: the accumulation that Trainer expects of a `compute_loss_func`.
+    """
+    if isinstance(outputs, Tensor):
+        logits = outputs
+    elif isinstance(outputs, Mapping):
+        logits = outputs["logits"]
+    else:
+        logits = outputs.logits if hasattr(outputs, "logits") else outputs[0]
+    if isinstance(num_items_in_batch, Tensor):
+        num_items_in_batch = num_items_in_batch.to(logits.device)
+    return losses.sparse_categorical_crossentropy(
+        labels[..., 1:].to(logits.device),
+        logits[..., :-1, :],
+        from_logits=True,
+        ignore_class=-100,
+        normalizer=num_items_in_batch,
+    )
