@@ -222,7 +222,7 @@ def floored_log_loss(b: Backend, target: Array, p: Array) -> Array:
     cost_positive = _floored(b, p, -b.log(b.where(p < _TINY, 1.0, p)))
     cost_negative = _floored(b, rest, -b.log1p(-b.where(rest < _TINY, 0.0, p)))
     cost = target * cost_positive + (1 - target) * cost_negative
-    return b.where((p >= 0) & (p <= 1), cost, math.nan)
+    return b.where((p < 0) | (p > 1), math.nan, cost)
 
 
 def _floored(b: Backend, p: Array, cost: Array) -> Array:

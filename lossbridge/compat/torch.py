@@ -21,6 +21,14 @@ from lossbridge.backend import Array, Backend, backend_of
 from lossbridge.losses import Reduction, evaluate
 from lossbridge.validation import Names
 
+__all__ = [
+    "binary_cross_entropy",
+    "binary_cross_entropy_with_logits",
+    "cross_entropy",
+    "kl_div",
+    "nll_loss",
+]
+
 NAMES = Names(
     "target",
     "input",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import doctest
 import inspect
 import io
 import pickle
@@ -293,9 +294,15 @@ def arguments(name: str) -> tuple[torch.Tensor, torch.Tensor]:
 every_class = pytest.mark.parametrize("name", CONSTRUCTORS)
 
 
+def test_examples_in_docstrings() -> None:
+    failed, tried = doctest.testmod(lt)
+    assert tried > len(CONSTRUCTORS)
+    assert failed == 0
+
+
 def test_every_class_is_here() -> None:
     assert {name.split()[0] for name in CONSTRUCTORS} == {name for name in lt.__all__ if name != "causal_lm_loss"}
-    assert {f"{name}" for name in KERAS.values()} == set(LOSSES)
+    assert set(KERAS.values()) == set(LOSSES)
 
 
 @pytest.mark.parametrize(("name", "function"), KERAS.items())

@@ -106,7 +106,7 @@ def test_arguments_after_the_arrays_are_keywords() -> None:
         assert set(kinds[2:]) == {inspect.Parameter.KEYWORD_ONLY}
 
 
-@pytest.mark.parametrize("module", ["", "losses", "information"])
+@pytest.mark.parametrize("module", ["", "losses", "information", "compat.torch"])
 def test_examples_in_docstrings(module) -> None:
     failed, tried = doctest.testmod(importlib.import_module(f"lossbridge.{module}".rstrip(".")))
     assert tried > 0
