@@ -1,0 +1,509 @@
+"""Losses for Keras 3, on its TensorFlow, PyTorch and JAX backends: `keras.losses.Loss` objects over lossbridge.losses.
+
+A constructor takes Keras' own arguments in Keras' order, with Keras' defaults; what Keras lacks follows by keyword.
+Calling a loss takes (y_true, y_pred, sample_weight=None, *, normalizer=None). `_Loss` does the work; the classes after
+it are signatures and documentation. No maths.
+
+These arguments mean the same in every loss:
+
+from_logits     y_pred holds logits: exact, never clipped
+axis            the axis that holds the classes; it is absent from the per-sample losses
+reduction       "sum_over_batch_size" or "mean" (divides by the number of unmasked entries), "sum", "none" or None
+                (per-sample values), "mean_with_sample_weight" (divides by the sum of the weights)
+dtype           y_pred is cast to it, by default to keras.config.floatx(); results are float64 for float64, else float32
+epsilon         probabilities are clipped to [epsilon, 1 - epsilon]; 0 means exact. keras.config.epsilon() is not read
+normalizer      the denominator of a mean, in place of the count: a number here, a scalar array too in the call, which
+                wins (for accumulated gradients and data parallelism)
+
+And these in every call:
+
+sample_weight   of the per-sample shape (a last axis of size 1 may be added), or its leading axes, or one number
+the mask        that Keras layers attach to y_pred (Masking, Embedding with mask_zero); what is masked or weighs zero is
+                selected away, so that a NaN there reaches neither value, gradient nor denominator
+
+All raise ValueError for shapes that do not fit and for options outside their range, TypeError for predictions that are
+no floating-point numbers or belong to another library than Keras runs on. Losses are in nats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+from keras.src.backend import get_keras_mask  # Keras' own losses ask here, and there is no public way
+from keras.src.losses.loss import scale_loss_for_distribution  # the trainer undoes this very scaling in its report
+
+from lossbridge import losses, validation
+from lossbridge.backend import Array, Shape, backend_of
+from lossbridge.losses import Reduction
+from lossbridge.reduction import MEANS
+
+__all__ = [
+    "BinaryCrossentropy",
+    "BinaryFocalCrossentropy",
+    "CategoricalCrossentropy",
+    "CategoricalFocalCrossentropy",
+    "DistillationLoss",
+    "KLDivergence",
+    "LogLoss",
+    "SparseCategoricalCrossentropy",
+]
+
+
+class _Loss(keras.losses.Loss):
+    """A function of lossbridge.losses with its options: checked when it is made, saved with the model."""
+
+    def __init__(self, function: Callable[..., Any], arguments: dict[str, Any]) -> None:
+        """`arguments`: the locals() of a constructor that has nothing but its arguments, so that none is forgotten."""
+        options = {key: _kept(key, x) for key, x in arguments.items() if key not in ("self", "__class__")}
+        _check(options)
+        super().__init__(name=options.pop("name"), reduction=options.pop("reduction"), dtype=options.pop("dtype"))
+        self._function = function
+        self._names = tuple(options)
+        for key, value in options.items():
+            setattr(self, key, value)
+
+    def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None, *, normalizer: Any = None) -> Any:
+        if normalizer is None:
+            normalizer = self.normalizer
+        with keras.name_scope(self.name):
+            value = self._evaluate(
+                y_true,
+                y_pred,
+                sample_weight=sample_weight,
+                mask=get_keras_mask(y_pred),
+                normalizer=normalizer,
+                reduction=self.reduction,
+            )
+            # tf.distribute sums gradients over its replicas, so each one's own mean is divided by their number. A sum
+            # and a normalizer, the denominator of the whole batch, add up as they are.
+            own_mean = self.reduction in MEANS and normalizer is None
+            return scale_loss_for_distribution(value) if own_mean else value
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        """Per-sample losses, without weights or mask."""
+        return self._evaluate(y_true, y_pred, normalizer=None, reduction="none")
+
+    def get_config(self) -> dict[str, Any]:
+        config = {**super().get_config(), "dtype": self.dtype, **self._options()}
+        return {key: x.tolist() if isinstance(x, np.ndarray) else x for key, x in config.items()}
+
+    def _options(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self._names}
+
+    def _evaluate(self, y_true: Any, y_pred: Any, *, sample_weight: Any = None, mask: Any = None, **other: Any) -> Any:
+        options = {**self._options(), **other}
+        y_true, y_pred = _array(y_true), _array(y_pred)
+        self._refuse_predictions(y_true, y_pred)
+        y_pred = keras.ops.convert_to_tensor(y_pred, dtype=self.dtype)
+        validation.common_backend(y_pred, "y_pred", {"y_true": y_true})
+        if self._function is not losses.sparse_categorical_crossentropy:
+            y_true, y_pred = _same_rank(y_true, y_pred)
+        if self._function in (losses.sparse_categorical_crossentropy, losses.log_loss):
+            y_true = _labels(y_true, y_pred, options["axis"])
+        samples = len(_shape(y_pred)) - 1
+        if self._function is losses.log_loss and len(_shape(y_true)) > samples:
+            samples += 1  # not a class label a row, but an outcome an entry
+        return self._function(
+            y_true,
+            y_pred,
+            sample_weight=_without_last(sample_weight, samples),
+            mask=_without_last(mask, samples),
+            **options,
+        )
+
+    def _refuse_predictions(self, y_true: Array, y_pred: Array) -> None:
+        b, running = backend_of(y_pred), keras.backend.backend()
+        if b.name not in (running, "numpy"):
+            ours = f"lossbridge.{self._function.__name__}"
+            if b.name == "torch":
+                ours = f"lossbridge.torch.{type(self).__name__}"
+            raise TypeError(
+                f"y_pred is of {b.name}, and Keras runs on {running}; set KERAS_BACKEND={b.name} before Keras is "
+                f"imported, or in a loop of your own use {ours}"
+            )
+        if not validation.is_float(b.dtype(y_pred)):
+            raise TypeError(
+                f"y_pred has dtype {b.dtype(y_pred)}, and logits and probabilities are floating-point numbers; were "
+                "the arguments swapped? the order is (y_true, y_pred)"
+            )
+        if getattr(y_true, "requires_grad", False) and not getattr(y_pred, "requires_grad", False):
+            raise ValueError("y_true requires a gradient and y_pred does not; swap them: the order is (y_true, y_pred)")
+
+
+# Options, when a loss is made.
+
+
+def _kept(name: str, x: Any) -> Any:
+    """An option as it can be saved: plain numbers, and a NumPy array where there is one a class."""
+    if isinstance(x, np.generic):
+        return x.item()
+    if name not in ("class_weight", "pos_weight", "alpha") or x is None or isinstance(x, bool | int | float):
+        return x
+    if isinstance(x, dict):
+        raise TypeError(f"{name} is a dict, as fit(class_weight=) takes it; here give one number a class, in order")
+    try:
+        array = np.asarray(keras.ops.convert_to_numpy(x), np.float64)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} is {type(x).__name__} of no numbers; give it one number a class, in order") from None
+    if array.ndim == 0:
+        return array.item()
+    if array.ndim > 1:
+        raise ValueError(f"{name} has shape {array.shape}; give it one number a class, in order")
+    return array
+
+
+def _check(options: dict[str, Any]) -> None:
+    def given(*names: str) -> dict[str, Any]:
+        return {name: options[name] for name in names if name in options}
+
+    validation.options(**given("reduction", "normalizer", "epsilon", "label_smoothing", "temperature", "gamma"))
+    validation.switches(**given("from_logits", "apply_class_balancing"))
+    validation.ignored_class(options.get("ignore_class"))
+    axis, normalizer = options["axis"], options["normalizer"]
+    if isinstance(axis, bool) or not isinstance(axis, int):
+        raise TypeError(f"axis is {type(axis).__name__}; pass one integer")
+    if isinstance(options.get("class_weight"), bool | int | float):
+        raise ValueError(f"class_weight is {options['class_weight']}; give it one number a class, in order")
+    if normalizer is not None and (isinstance(normalizer, bool) or not isinstance(normalizer, int | float)):
+        raise TypeError(f"normalizer is {type(normalizer).__name__}; pass a number here, or an array in each call")
+    if normalizer is not None and not 0 < normalizer < float("inf"):
+        raise ValueError(f"normalizer is {normalizer}; pass a number above 0 and finite")
+
+
+# Arrays, in each call. Nothing is cast here: bfloat16 would turn label 257 into its neighbour.
+
+
+def _array(x: Any) -> Array:
+    """Keras' variables and tensors on Keras' device, lists as NumPy arrays."""
+    if isinstance(x, keras.Variable):
+        x = x.value
+    if keras.ops.is_tensor(x):
+        return keras.ops.convert_to_tensor(x)
+    return x if hasattr(x, "shape") else np.asarray(x)
+
+
+def _shape(x: Array, name: str = "y_true") -> Shape:
+    return backend_of(x, name).shape(x)
+
+
+def _same_rank(y_true: Array, y_pred: Array) -> tuple[Array, Array]:
+    """As Keras aligns them: where only one ends in an axis of size 1, a vector gets one too, else the axis goes."""
+    true, pred = _shape(y_true), _shape(y_pred)
+    if len(pred) == len(true) + 1 and pred[-1] == 1:
+        return (y_true[..., None], y_pred) if len(true) == 1 else (y_true, y_pred[..., 0])
+    if len(true) == len(pred) + 1 and true[-1] == 1:
+        return (y_true, y_pred[..., None]) if len(pred) == 1 else (y_true[..., 0], y_pred)
+    return y_true, y_pred
+
+
+def _labels(y_true: Array, y_pred: Array, axis: int) -> Array:
+    """Class labels without an axis of size 1 in the place of the classes, and as integers; outcomes as they are."""
+    true, pred = _shape(y_true), _shape(y_pred)
+    if len(true) == len(pred) and true[axis:][:1] == (1,) != pred[axis:][:1]:
+        y_true = keras.ops.squeeze(y_true, axis)
+    b = backend_of(y_true)
+    if len(b.shape(y_true)) == len(pred) or b.dtype(y_true) not in ("float32", "float64"):
+        return y_true
+    # Keras keeps integer labels, but for float64 ones with which it builds the loss under tf.distribute.
+    known = b.concrete(y_true)
+    if known is not None and (np.isfinite(known) & (known != np.round(known))).any():
+        raise ValueError(
+            "y_true holds fractions, and class labels are integers; use CategoricalCrossentropy for targets"
+        )
+    in_range = (y_true == keras.ops.round(y_true)) & (keras.ops.abs(y_true) < 2.0**31)
+    return keras.ops.cast(keras.ops.where(in_range, y_true, -(2.0**31)), "int32")
+
+
+def _without_last(x: Any, rank: int) -> Any:
+    """A weight or mask without the axis of size 1 that it has more than the per-sample losses."""
+    if x is None:
+        return None
+    x = _array(x)
+    shape = _shape(x, "sample_weight")
+    return x[..., 0] if len(shape) == rank + 1 and shape[-1] == 1 else x
+
+
+# The losses.
+
+
+@keras.saving.register_keras_serializable(package="lossbridge")
+class CategoricalCrossentropy(_Loss):
+    """Cross-entropy of class distributions, Σ_c w_c t_c (−log p_c), in nats.
+
+    y_true, y_pred: (…, C, …), the targets one-hot or soft. Per-sample losses: that shape without `axis`.
+
+    Args:
+        label_smoothing: s in [0, 1]; targets become t·(1 − s) + s/C, C counted along `axis` (by Keras along the last).
+        class_weight: (C,), the w_c. fit(class_weight=) instead weighs whole samples.
+        from_logits, axis, reduction, name, dtype, epsilon, normalizer: see `lossbridge.keras`.
+
+    Unlike Keras' it has no false zeros: a logit ahead by 20 costs 2.06e-9.
+
+    >>> loss = CategoricalCrossentropy()
+    >>> round(float(loss([[0, 1, 0], [0, 0, 1]], [[0.05, 0.95, 0.0], [0.1, 0.8, 0.1]])), 5)
+    1.17694
+
+    Source: Shannon, A Mathematical Theory of Communication, 1948; keras.losses.CategoricalCrossentropy.
+    """
+
+    def __init__(
+        self,
+        from_logits: bool = False,
+        label_smoothing: float = 0.0,
+        axis: int = -1,
+        reduction: Reduction = "sum_over_batch_size",
+        name: str | None = "categorical_crossentropy",
+        dtype: Any = None,
+        *,
+        epsilon: float = 1e-7,
+        class_weight: Any = None,
+        normalizer: float | None = None,
+    ) -> None:
+        super().__init__(losses.categorical_crossentropy, locals())
+
+
+@keras.saving.register_keras_serializable(package="lossbridge")
+class SparseCategoricalCrossentropy(_Loss):
+    """Cross-entropy of integer class labels, w_y (−log p_y), in nats.
+
+    y_true: labels from 0 to C − 1, of y_pred's shape without `axis`, or with a size of 1 there. y_pred: (…, C, …).
+
+    Args:
+        ignore_class: a label (often −1 or −100) whose entries are left out, as by a mask.
+        label_smoothing: s in [0, 1]; no one-hot array is built for it.
+        class_weight: (C,), the w_c. fit(class_weight=) instead weighs whole samples.
+        from_logits, axis, reduction, name, dtype, epsilon, normalizer: see `lossbridge.keras`.
+
+    A label out of range is an error where it can be read, else a NaN loss; Keras on JAX gives 0. `axis` works on every
+    backend, in Keras on PyTorch only, and labels are never cast to float.
+
+    >>> loss = SparseCategoricalCrossentropy()
+    >>> round(float(loss([1, 2], [[0.05, 0.95, 0.0], [0.1, 0.8, 0.1]])), 5)
+    1.17694
+
+    Source: as `CategoricalCrossentropy`; keras.losses.SparseCategoricalCrossentropy.
+    """
+
+    def __init__(
+        self,
+        from_logits: bool = False,
+        ignore_class: int | None = None,
+        reduction: Reduction = "sum_over_batch_size",
+        axis: int = -1,
+        name: str | None = "sparse_categorical_crossentropy",
+        dtype: Any = None,
+        *,
+        label_smoothing: float = 0.0,
+        epsilon: float = 1e-7,
+        class_weight: Any = None,
+        normalizer: float | None = None,
+    ) -> None:
+        super().__init__(losses.sparse_categorical_crossentropy, locals())
+
+
+@keras.saving.register_keras_serializable(package="lossbridge")
+class BinaryCrossentropy(_Loss):
+    """Cross-entropy of independent outcomes, −t log p − (1 − t) log(1 − p), averaged over `axis`, in nats.
+
+    y_true, y_pred: (…, C, …), the targets in [0, 1]; (N,) goes with (N, 1). Per-sample losses: without `axis`.
+
+    Args:
+        label_smoothing: s in [0, 1]; targets become t·(1 − s) + s/2.
+        pos_weight: one number, or (C,): multiplies the term of t.
+        from_logits, axis, reduction, name, dtype, epsilon, normalizer: see `lossbridge.keras`.
+
+    Unlike Keras' on PyTorch it keeps a logit of −20 for t = 0: 2.06e-9, not 0.
+
+    >>> loss = BinaryCrossentropy(from_logits=True)
+    >>> round(float(loss([0.0, 1.0], [[1.0], [1.0]])), 5)
+    0.81326
+
+    Source: keras.losses.BinaryCrossentropy; pos_weight of torch.nn.BCEWithLogitsLoss.
+    """
+
+    def __init__(
+        self,
+        from_logits: bool = False,
+        label_smoothing: float = 0.0,
+        axis: int = -1,
+        reduction: Reduction = "sum_over_batch_size",
+        name: str | None = "binary_crossentropy",
+        dtype: Any = None,
+        *,
+        epsilon: float = 1e-7,
+        pos_weight: Any = None,
+        normalizer: float | None = None,
+    ) -> None:
+        super().__init__(losses.binary_crossentropy, locals())
+
+
+@keras.saving.register_keras_serializable(package="lossbridge")
+class KLDivergence(_Loss):
+    """Kullback-Leibler divergence Σ_c t_c log(t_c / p_c) of the targets from the predictions, in nats.
+
+    y_true, y_pred: (…, C, …), both clipped to [epsilon, 1]. Per-sample losses: that shape without `axis`.
+
+    Args:
+        from_logits: both are logits, the targets too.
+        axis, reduction, name, dtype, epsilon, normalizer: see `lossbridge.keras`.
+
+    Near-equal distributions keep their digits and are never negative; Keras loses all of them for rows 1e-3 apart.
+
+    >>> round(float(KLDivergence()([[0.5, 0.5]], [[0.25, 0.75]])), 5)
+    0.14384
+
+    Source: Kullback and Leibler, On Information and Sufficiency, 1951; keras.losses.KLDivergence.
+    """
+
+    def __init__(
+        self,
+        reduction: Reduction = "sum_over_batch_size",
+        name: str | None = "kl_divergence",
+        dtype: Any = None,
+        *,
+        from_logits: bool = False,
+        axis: int = -1,
+        epsilon: float = 1e-7,
+        normalizer: float | None = None,
+    ) -> None:
+        super().__init__(losses.kl_divergence, locals())
+
+
+@keras.saving.register_keras_serializable(package="lossbridge")
+class LogLoss(_Loss):
+    """Negative log-likelihood of labels, in nats; probabilities are never renormalised. Keras has no such loss.
+
+    y_true of y_pred's shape: outcomes in [0, 1], each entry a sample (where BinaryCrossentropy averages over `axis`).
+    y_true without the axis of y_pred's classes, or with a size of 1 there: integer class labels.
+
+    Args:
+        from_logits, axis, reduction, name, dtype, epsilon, normalizer: see `lossbridge.keras`.
+
+    >>> round(float(LogLoss()([1, 0, 1], [0.9, 0.2, 0.6])), 5)
+    0.27978
+
+    Source: Bishop, Pattern Recognition and Machine Learning, 2006, §4.3; conventions of sklearn.metrics.log_loss.
+    """
+
+    def __init__(
+        self,
+        from_logits: bool = False,
+        axis: int = -1,
+        reduction: Reduction = "sum_over_batch_size",
+        name: str | None = "log_loss",
+        dtype: Any = None,
+        *,
+        epsilon: float = 1e-7,
+        normalizer: float | None = None,
+    ) -> None:
+        super().__init__(losses.log_loss, locals())
+
+
+@keras.saving.register_keras_serializable(package="lossbridge")
+class DistillationLoss(_Loss):
+    """T² · KL(softmax(teacher/T) ‖ softmax(student/T)), in nats; T² keeps the gradient's size independent of T.
+
+    y_true: the teacher's logits, y_pred: the student's, (…, C, …). Per-sample losses: that shape without `axis`.
+
+    Args:
+        temperature: T > 0.
+        axis, reduction, name, dtype, normalizer: see `lossbridge.keras`.
+
+    >>> round(float(DistillationLoss(temperature=2.0)([[2.0, 0.0]], [[0.0, 2.0]])), 5)
+    1.84847
+
+    Source: Hinton, Vinyals and Dean, Distilling the Knowledge in a Neural Network, 2015.
+    """
+
+    def __init__(
+        self,
+        temperature: float = 1.0,
+        axis: int = -1,
+        reduction: Reduction = "sum_over_batch_size",
+        name: str | None = "distillation_loss",
+        dtype: Any = None,
+        *,
+        normalizer: float | None = None,
+    ) -> None:
+        super().__init__(losses.distillation_loss, locals())
+
+
+@keras.saving.register_keras_serializable(package="lossbridge")
+class CategoricalFocalCrossentropy(_Loss):
+    """Cross-entropy that looks away from easy examples, Σ_c α_c t_c (1 − p_c)^γ (−log p_c), in nats.
+
+    y_true, y_pred: (…, C, …), the targets one-hot or soft. Per-sample losses: that shape without `axis`.
+
+    Args:
+        alpha: one number, or (C,), a weight a class.
+        gamma: γ ≥ 0; 0 leaves α times the cross-entropy.
+        label_smoothing: s in [0, 1]; targets become t·(1 − s) + s/C, C counted along `axis` (by Keras along the last).
+        from_logits, axis, reduction, name, dtype, epsilon, normalizer: see `lossbridge.keras`.
+
+    Logits are exact here; Keras clips their softmax, which caps the loss of a class at 16.1 α.
+
+    >>> loss = CategoricalFocalCrossentropy()
+    >>> round(float(loss([[0, 1, 0], [0, 0, 1]], [[0.05, 0.95, 0.0], [0.1, 0.8, 0.1]])), 5)
+    0.23315
+
+    Source: Lin et al., Focal Loss for Dense Object Detection, 2017; keras.losses.CategoricalFocalCrossentropy.
+    """
+
+    def __init__(
+        self,
+        alpha: Any = 0.25,
+        gamma: float = 2.0,
+        from_logits: bool = False,
+        label_smoothing: float = 0.0,
+        axis: int = -1,
+        reduction: Reduction = "sum_over_batch_size",
+        name: str | None = "categorical_focal_crossentropy",
+        dtype: Any = None,
+        *,
+        epsilon: float = 1e-7,
+        normalizer: float | None = None,
+    ) -> None:
+        super().__init__(losses.categorical_focal_crossentropy, locals())
+
+
+@keras.saving.register_keras_serializable(package="lossbridge")
+class BinaryFocalCrossentropy(_Loss):
+    """Binary cross-entropy times (1 − p_t)^γ, p_t being the probability of what is true; mean over `axis`, in nats.
+
+    y_true, y_pred: (…, C, …), the targets in [0, 1]; (N,) goes with (N, 1). Per-sample losses: without `axis`.
+
+    Args:
+        apply_class_balancing: multiply by alpha where t = 1 and 1 − alpha where t = 0.
+        alpha: that weight, in [0, 1].
+        gamma: γ ≥ 0.
+        label_smoothing: s in [0, 1]; targets become t·(1 − s) + s/2.
+        from_logits, axis, reduction, name, dtype, epsilon, normalizer: see `lossbridge.keras`.
+
+    Logits are exact here; Keras clips their sigmoid, which caps the loss at 16.1.
+
+    >>> round(float(BinaryFocalCrossentropy()([[1.0], [0.0]], [[0.9], [0.2]])), 5)
+    0.00499
+
+    Source: Lin et al., Focal Loss for Dense Object Detection, 2017; keras.losses.BinaryFocalCrossentropy.
+    """
+
+    def __init__(
+        self,
+        apply_class_balancing: bool = False,
+        alpha: float = 0.25,
+        gamma: float = 2.0,
+        from_logits: bool = False,
+        label_smoothing: float = 0.0,
+        axis: int = -1,
+        reduction: Reduction = "sum_over_batch_size",
+        name: str | None = "binary_focal_crossentropy",
+        dtype: Any = None,
+        *,
+        epsilon: float = 1e-7,
+        normalizer: float | None = None,
+    ) -> None:
+        validation.fraction("alpha", alpha)
+        super().__init__(losses.binary_focal_crossentropy, locals())
