@@ -132,7 +132,7 @@ def batches(draw):
 
 
 @seed(1)
-@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(batch=batches())
 def test_equals_keras_or_is_nearer_the_exact_value(lib, batch) -> None:
     name, options, y_true, y_pred, weight, mask = batch
