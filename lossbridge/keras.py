@@ -156,12 +156,7 @@ def _kept(name: str, x: Any) -> Any:
 
 
 def _check(options: dict[str, Any]) -> None:
-    def given(*names: str) -> dict[str, Any]:
-        return {name: options[name] for name in names if name in options}
-
-    validation.options(**given("reduction", "normalizer", "epsilon", "label_smoothing", "temperature", "gamma"))
-    validation.switches(**given("from_logits", "apply_class_balancing"))
-    validation.ignored_class(options.get("ignore_class"))
+    validation.constructor_options(options)
     axis, normalizer = options["axis"], options["normalizer"]
     if isinstance(axis, bool) or not isinstance(axis, int):
         raise TypeError(f"axis is {type(axis).__name__}; pass one integer")

@@ -5,7 +5,12 @@ Two families, told apart by their names and by the order of their arguments:
 - PyTorch's names take (input, target). Each is a subclass of the class that it replaces, with its constructor, its
   attributes and its state_dict; what it computes, and where PyTorch's own number is not kept, stands in
   `lossbridge.compat.torch`.
-- Keras' names take (y_true, y_pred), with the options of the functions in `lossbridge.losses`.
+- Keras' names take (y_true, y_pred), with the options of the functions in `lossbridge.losses`, where they are
+  explained. Called, they also take `sample_weight` and `mask`. Options that hold one number a class are buffers.
+
+All raise ValueError for shapes that do not fit, options outside their range, labels out of range on the CPU (elsewhere,
+and compiled, their loss is NaN), and arguments that are visibly swapped; TypeError for predictions that are no tensor,
+or integers.
 
 Called with `normalizer=`, a mean divides by that number: for accumulated gradients and data parallelism. Losses are in
 nats; float16 and bfloat16 input gives a float32 loss, under autocast too.
@@ -16,7 +21,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -286,14 +291,14 @@ _PER_CLASS = ("class_weight", "pos_weight", "alpha")
 
 
 class _KerasOrder(_Loss):
-    """(y_true, y_pred). Holds the options of one function; those that are arrays are buffers, and move with `.to()`."""
+    """(y_true, y_pred). A function with its options; those that are arrays are buffers, and move with `.to()`."""
 
-    function: ClassVar[Callable[..., Any]]
-
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, function: Callable[..., Any], arguments: dict[str, Any]) -> None:
+        """`arguments`: the locals() of a constructor that has nothing but its arguments, so that none is forgotten."""
         super().__init__()
+        options = {name: x for name, x in arguments.items() if name not in ("self", "__class__")}
         validation.constructor_options(options)
-        self._options = tuple(options)
+        self._function, self._options = function, tuple(options)
         for name, value in options.items():
             if name not in _PER_CLASS or isinstance(value, int | float):
                 setattr(self, name, value)
@@ -306,19 +311,20 @@ class _KerasOrder(_Loss):
         """See `lossbridge.losses` for what weights, mask and normalizer mean."""
         self._check("y_true", y_true, "y_pred", y_pred)
         options = {name: getattr(self, name) for name in self._options}
-        function = type(self).function
-        return function(y_true, y_pred, sample_weight=sample_weight, mask=mask, normalizer=normalizer, **options)
+        return self._function(y_true, y_pred, sample_weight=sample_weight, mask=mask, normalizer=normalizer, **options)
 
 
 class CategoricalCrossentropy(_KerasOrder):
-    """Cross-entropy of class distributions: `lossbridge.categorical_crossentropy` as a module.
+    """Cross-entropy of class distributions, Σ_c w_c t_c (−log p_c), in nats.
+
+    y_true, y_pred: (…, C, …), the targets one-hot or soft. Per-sample losses: that shape without `axis`.
 
     >>> loss = CategoricalCrossentropy()
     >>> loss(torch.tensor([[0, 1, 0], [0, 0, 1]]), torch.tensor([[0.05, 0.95, 0], [0.1, 0.8, 0.1]]))
     tensor(1.1769)
-    """
 
-    function = staticmethod(losses.categorical_crossentropy)
+    Source: lossbridge.categorical_crossentropy.
+    """
 
     def __init__(
         self,
@@ -330,25 +336,20 @@ class CategoricalCrossentropy(_KerasOrder):
         epsilon: float = 1e-7,
         class_weight: Any = None,
     ) -> None:
-        super().__init__(
-            from_logits=from_logits,
-            label_smoothing=label_smoothing,
-            axis=axis,
-            reduction=reduction,
-            epsilon=epsilon,
-            class_weight=class_weight,
-        )
+        super().__init__(losses.categorical_crossentropy, locals())
 
 
 class SparseCategoricalCrossentropy(_KerasOrder):
-    """Cross-entropy of integer labels: `lossbridge.sparse_categorical_crossentropy` as a module.
+    """Cross-entropy of integer class labels, w_y (−log p_y), in nats.
+
+    y_true: labels from 0 to C − 1, of y_pred's shape without `axis`. y_pred: (…, C, …).
 
     >>> loss = SparseCategoricalCrossentropy(ignore_class=-1)
     >>> loss(torch.tensor([1, 2, -1]), torch.tensor([[0.05, 0.95, 0], [0.1, 0.8, 0.1], [0.3, 0.3, 0.4]]))
     tensor(1.1769)
-    """
 
-    function = staticmethod(losses.sparse_categorical_crossentropy)
+    Source: lossbridge.sparse_categorical_crossentropy.
+    """
 
     def __init__(
         self,
@@ -361,25 +362,19 @@ class SparseCategoricalCrossentropy(_KerasOrder):
         epsilon: float = 1e-7,
         class_weight: Any = None,
     ) -> None:
-        super().__init__(
-            from_logits=from_logits,
-            ignore_class=ignore_class,
-            reduction=reduction,
-            axis=axis,
-            label_smoothing=label_smoothing,
-            epsilon=epsilon,
-            class_weight=class_weight,
-        )
+        super().__init__(losses.sparse_categorical_crossentropy, locals())
 
 
 class BinaryCrossentropy(_KerasOrder):
-    """Cross-entropy of independent outcomes, averaged over `axis`: `lossbridge.binary_crossentropy` as a module.
+    """Cross-entropy of independent outcomes, −t log p − (1 − t) log(1 − p), averaged over `axis`, in nats.
+
+    y_true, y_pred: (…, C, …), the targets in [0, 1]. Per-sample losses: that shape without `axis`.
 
     >>> BinaryCrossentropy(from_logits=True)(torch.tensor([[0.0], [1.0]]), torch.tensor([[40.0], [40.0]]))
     tensor(20.)
-    """
 
-    function = staticmethod(losses.binary_crossentropy)
+    Source: lossbridge.binary_crossentropy.
+    """
 
     def __init__(
         self,
@@ -391,24 +386,19 @@ class BinaryCrossentropy(_KerasOrder):
         epsilon: float = 1e-7,
         pos_weight: Any = None,
     ) -> None:
-        super().__init__(
-            from_logits=from_logits,
-            label_smoothing=label_smoothing,
-            axis=axis,
-            reduction=reduction,
-            epsilon=epsilon,
-            pos_weight=pos_weight,
-        )
+        super().__init__(losses.binary_crossentropy, locals())
 
 
 class KLDivergence(_KerasOrder):
-    """KL(y_true ‖ y_pred) of distributions, or of two arrays of logits: `lossbridge.kl_divergence` as a module.
+    """Kullback-Leibler divergence Σ_c t_c log(t_c / p_c), in nats.
+
+    y_true, y_pred: (…, C, …), distributions, or with `from_logits` logits. Per-sample losses: without `axis`.
 
     >>> KLDivergence()(torch.tensor([[0.5, 0.5]]), torch.tensor([[0.25, 0.75]]))
     tensor(0.1438)
-    """
 
-    function = staticmethod(losses.kl_divergence)
+    Source: lossbridge.kl_divergence.
+    """
 
     def __init__(
         self,
@@ -418,17 +408,19 @@ class KLDivergence(_KerasOrder):
         axis: int = -1,
         epsilon: float = 1e-7,
     ) -> None:
-        super().__init__(reduction=reduction, from_logits=from_logits, axis=axis, epsilon=epsilon)
+        super().__init__(losses.kl_divergence, locals())
 
 
 class LogLoss(_KerasOrder):
-    """Negative log-likelihood of outcomes or of integer labels, no renormalisation: `lossbridge.log_loss` as a module.
+    """Negative log-likelihood of labels, in nats; probabilities are never renormalised.
+
+    y_true of y_pred's shape: outcomes in [0, 1], each entry a sample; or without `axis`: integer class labels.
 
     >>> LogLoss()(torch.tensor([1, 0, 1]), torch.tensor([0.9, 0.2, 0.6]))
     tensor(0.2798)
-    """
 
-    function = staticmethod(losses.log_loss)
+    Source: lossbridge.log_loss.
+    """
 
     def __init__(
         self,
@@ -438,35 +430,37 @@ class LogLoss(_KerasOrder):
         *,
         epsilon: float = 1e-7,
     ) -> None:
-        super().__init__(from_logits=from_logits, axis=axis, reduction=reduction, epsilon=epsilon)
+        super().__init__(losses.log_loss, locals())
 
 
 class DistillationLoss(_KerasOrder):
-    """T² · KL(softmax(teacher/T) ‖ softmax(student/T)): `lossbridge.distillation_loss` as a module.
+    """T² · KL(softmax(teacher/T) ‖ softmax(student/T)), in nats.
 
-    Takes (teacher_logits, student_logits).
+    y_true: the teacher's logits, y_pred: the student's, (…, C, …). Per-sample losses: that shape without `axis`.
 
     >>> DistillationLoss(temperature=2.0)(torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 2.0]]))
     tensor(1.8485)
-    """
 
-    function = staticmethod(losses.distillation_loss)
+    Source: lossbridge.distillation_loss.
+    """
 
     def __init__(
         self, temperature: float = 1.0, axis: int = -1, reduction: losses.Reduction = "sum_over_batch_size"
     ) -> None:
-        super().__init__(temperature=temperature, axis=axis, reduction=reduction)
+        super().__init__(losses.distillation_loss, locals())
 
 
 class CategoricalFocalCrossentropy(_KerasOrder):
-    """Cross-entropy that looks away from easy examples: `lossbridge.categorical_focal_crossentropy` as a module.
+    """Cross-entropy that looks away from easy examples, Σ_c α_c t_c (1 − p_c)^γ (−log p_c), in nats.
+
+    y_true, y_pred: (…, C, …), the targets one-hot or soft. Per-sample losses: that shape without `axis`.
 
     >>> loss = CategoricalFocalCrossentropy()
     >>> loss(torch.tensor([[0, 1, 0], [0, 0, 1]]), torch.tensor([[0.05, 0.95, 0], [0.1, 0.8, 0.1]]))
     tensor(0.2332)
-    """
 
-    function = staticmethod(losses.categorical_focal_crossentropy)
+    Source: lossbridge.categorical_focal_crossentropy.
+    """
 
     def __init__(
         self,
@@ -479,25 +473,19 @@ class CategoricalFocalCrossentropy(_KerasOrder):
         *,
         epsilon: float = 1e-7,
     ) -> None:
-        super().__init__(
-            alpha=alpha,
-            gamma=gamma,
-            from_logits=from_logits,
-            label_smoothing=label_smoothing,
-            axis=axis,
-            reduction=reduction,
-            epsilon=epsilon,
-        )
+        super().__init__(losses.categorical_focal_crossentropy, locals())
 
 
 class BinaryFocalCrossentropy(_KerasOrder):
-    """The same for independent outcomes: `lossbridge.binary_focal_crossentropy` as a module.
+    """Binary cross-entropy times (1 − p_t)^γ, p_t being the probability of what is true; mean over `axis`, in nats.
+
+    y_true, y_pred: (…, C, …), the targets in [0, 1]. Per-sample losses: that shape without `axis`.
 
     >>> BinaryFocalCrossentropy()(torch.tensor([[1.0], [0.0]]), torch.tensor([[0.9], [0.2]]))
     tensor(0.0050)
-    """
 
-    function = staticmethod(losses.binary_focal_crossentropy)
+    Source: lossbridge.binary_focal_crossentropy.
+    """
 
     def __init__(
         self,
@@ -511,16 +499,7 @@ class BinaryFocalCrossentropy(_KerasOrder):
         *,
         epsilon: float = 1e-7,
     ) -> None:
-        super().__init__(
-            apply_class_balancing=apply_class_balancing,
-            alpha=alpha,
-            gamma=gamma,
-            from_logits=from_logits,
-            label_smoothing=label_smoothing,
-            axis=axis,
-            reduction=reduction,
-            epsilon=epsilon,
-        )
+        super().__init__(losses.binary_focal_crossentropy, locals())
 
 
 def causal_lm_loss(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
