@@ -71,13 +71,6 @@ def affordable(b: Backend, weight: Array | None, costs: Array) -> Array:
     return costs if weight is None else b.where((weight == 0) & (costs == math.inf), 0.0, costs)
 
 
-def class_costs(b: Backend, weight: Array, pred: Array, axis: int, *, from_logits: bool, epsilon: float) -> Array:
-    """−log p of every class. Finite where the class has no weight."""
-    if from_logits:
-        return affordable(b, weight, softmax_costs(b, pred, axis))
-    return log_cost(b, weight, probabilities(b, pred, axis, epsilon))
-
-
 def categorical_crossentropy(
     b: Backend,
     target: Array,
@@ -93,7 +86,11 @@ def categorical_crossentropy(
     weight = smooth(b, target, b.size(pred, axis), label_smoothing)
     if class_weight is not None:
         weight = class_weight * weight
-    return b.sum(weight * class_costs(b, weight, pred, axis, from_logits=from_logits, epsilon=epsilon), axis)
+    if from_logits:
+        costs = affordable(b, weight, softmax_costs(b, pred, axis))
+    else:
+        costs = log_cost(b, weight, probabilities(b, pred, axis, epsilon))
+    return b.sum(weight * costs, axis)
 
 
 def class_mass(b: Backend, target: Array, axis: int, *, label_smoothing: float, class_weight: Array) -> Array:
@@ -254,16 +251,20 @@ def _mean(b: Backend, x: Array, axis: int) -> Array:
     return b.sum(x, axis) / b.size(x, axis)
 
 
-def refined(b: Backend, costs: Array, pred: Array, axis: int, epsilon: float) -> Array:
-    """−log p of shares, with all digits also where p is nearly 1: log(1 + the others / p).
+def costs_and_rest(b: Backend, weight: Array, pred: Array, axis: int, *, epsilon: float) -> tuple[Array, Array]:
+    """−log p of every class, and 1 − p, of shares, with all digits also where p is nearly 1: from the others' sum.
 
     A plain quotient near 1 has lost the digits of 1 − p, which a focal loss squares.
     """
     top = b.one_hot(b.argmax(pred, axis), pred, axis)
     others = b.sum(b.where(top, 0.0, pred), axis, keepdims=True)
-    share = pred / b.sum(pred, axis, keepdims=True)
+    total = b.sum(pred, axis, keepdims=True)
+    share = pred / total
     confident = top & (share > 0.5) & (share < 1 - epsilon)
-    return b.where(confident, b.log1p(b.where(confident, others, 0.0) / b.where(confident, pred, 1.0)), costs)
+    odds = b.where(confident, others, 0.0) / b.where(confident, pred, 1.0)
+    p = clip(b, share, epsilon, 1 - epsilon)
+    costs = b.where(confident, b.log1p(odds), log_cost(b, weight, p))
+    return costs, b.where(confident, others / total, 1 - p)
 
 
 def modulated(b: Backend, rest: Array, gamma: float, costs: Array) -> Array:
@@ -288,10 +289,11 @@ def categorical_focal_crossentropy(
 ) -> Array:
     """Σ_c α t_c (1−p_c)^γ (−log p_c)."""
     weight = alpha * smooth(b, target, b.size(pred, axis), label_smoothing)
-    costs = class_costs(b, weight, pred, axis, from_logits=from_logits, epsilon=epsilon)
-    if not from_logits:
-        costs = refined(b, costs, pred, axis, epsilon)
-    rest = -b.expm1(-costs)  # 1 − p, with all its digits
+    if from_logits:
+        costs = affordable(b, weight, softmax_costs(b, pred, axis))
+        rest = -b.expm1(-costs)  # 1 − p, with all its digits
+    else:
+        costs, rest = costs_and_rest(b, weight, pred, axis, epsilon=epsilon)
     return b.sum(weight * modulated(b, rest, gamma, costs), axis)
 
 
