@@ -57,6 +57,14 @@ def parity(session: nox.Session) -> None:
 
 
 @nox.session
+def train(session: nox.Session) -> None:
+    """Trains one model in four frameworks, and draws the README's picture of it; takes the example's options."""
+    install(session, "frameworks")
+    picture = "docs/figures/train_digits.png"
+    session.run("python", "examples/train_digits.py", "--out", picture, *session.posargs)
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     install(session, "lint", extras="cli")
     session.run("ruff", "check", ".")

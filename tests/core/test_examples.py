@@ -1,0 +1,164 @@
+"""The example that trains one model in four frameworks keeps its limits, and says so where they are broken.
+
+Faults are put into a framework's process by a sitecustomize module, which Python imports at its start.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[2]
+LIMITS = {"float64": 1e-9, "float32": 1e-3}
+FRAMEWORKS = {"numpy": "NumPy", "torch": "PyTorch", "tensorflow": "TensorFlow", "jax": "JAX"}
+
+
+def train(folder: Path, *arguments: str, fault: str = "pass") -> subprocess.CompletedProcess[str]:
+    """Runs the example in a folder of its own; its standard output and error in one."""
+    (folder / "sitecustomize.py").write_text(fault)
+    paths = [str(folder), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return subprocess.run(
+        [sys.executable, str(ROOT / "examples" / "train_digits.py"), "--json", "runs.json", *arguments],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "COLUMNS": "80"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=600,
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> tuple[Path, str]:
+    """The full training with every option that adds to it: its folder, and what it printed."""
+    folder = tmp_path_factory.mktemp("train")
+    result = train(folder, "--native")
+    assert result.returncode == 0, result.stdout
+    return folder, result.stdout
+
+
+def runs_of(folder: Path) -> dict[tuple[str, str, bool], dict]:
+    content = json.loads((folder / "runs.json").read_text())
+    assert content["wrong"] == []
+    return {(run["backend"], run["dtype"], run["own_loss"]): run for run in content["runs"]}
+
+
+def differences(runs: dict, backend: str, dtype: str, own_loss: bool) -> np.ndarray:
+    losses, expected = (np.array(runs[key]["losses"]) for key in ((backend, dtype, own_loss), ("numpy", dtype, False)))
+    return np.abs(losses - expected) / np.abs(expected)
+
+
+def test_every_framework_learns_the_same_with_either_loss(trained) -> None:
+    runs = runs_of(trained[0])
+    assert set(runs) == {
+        (backend, dtype, own_loss)
+        for backend in FRAMEWORKS
+        for dtype in LIMITS
+        for own_loss in (False, True)
+        if (backend, own_loss) != ("numpy", True)
+    }
+    for (backend, dtype, own_loss), run in runs.items():
+        assert len(run["losses"]) == len(run["seconds"]) == 600
+        assert run["accuracy"] >= 0.96
+        assert run["losses"][-1] < run["losses"][0] / 100
+        in_float32 = np.float32(run["losses"]) == np.array(run["losses"])
+        assert in_float32.all() == (dtype == "float32"), f"{backend} did not compute in {dtype}"
+        if backend != "numpy":
+            found = differences(runs, backend, dtype, own_loss)
+            assert found.max() <= LIMITS[dtype], (backend, dtype, own_loss)
+            assert found.max() > 0, "the same bits at every step: NumPy's own curve"
+
+
+def test_the_picture_is_a_png_without_a_version(trained) -> None:
+    picture = (trained[0] / "train_digits.png").read_bytes()
+    assert picture.startswith(b"\x89PNG\r\n\x1a\n")
+    assert b"atplotlib" not in picture
+
+
+def test_the_table_fits_into_80_columns_and_shows_every_run(trained) -> None:
+    rows = re.findall(r"^ *(\w+(?:, own loss)?) +float(?:32|64) +0\.\d{9} +9\d\.\d\d%.* \d+\.\d\d *$", trained[1], re.M)
+    assert sorted(rows) == sorted(
+        2 * [*FRAMEWORKS.values(), *(f"{FRAMEWORKS[b]}, own loss" for b in list(FRAMEWORKS)[1:])]
+    )
+    assert max(len(line) for line in trained[1].splitlines() if "float" in line) <= 80
+
+
+def test_the_readme_shows_what_was_printed(trained) -> None:
+    runs = runs_of(trained[0])
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for backend, name in FRAMEWORKS.items():
+        found = re.search(rf"^\| {name} \| (\S+) \| (\S+) \| (\S+) % \| (\S+) \| (\S+) \|$", readme, re.M)
+        assert found, f"{name} has no row"
+        for dtype, loss, difference in (("float64", found[1], found[4]), ("float32", found[2], found[5])):
+            run = runs[backend, dtype, False]
+            assert f"{run['accuracy']:.2%}" == f"{found[3]}%"
+            # Other processors round otherwise: the digits shown of float64 are the same there, those of float32 nearly.
+            assert float(loss) == pytest.approx(run["losses"][-1], rel=1e-6 if dtype == "float64" else 1e-4)
+            if backend != "numpy":
+                worst = differences(runs, backend, dtype, False).max()
+                assert worst / 10 < float(difference) < worst * 10
+
+
+# What is wrong with the loss in PyTorch's process; at which step it shows.
+WRONG_LOSSES = {
+    "value": ("lambda *a, **k: right(*a, **k) * (1 + 1e-8)", 1),
+    "gradient": ("lambda *a, **k: right(*a, **k) * (1 + 1e-6) - right(*a, **k).detach() * 1e-6", 2),
+    "nan": ("lambda *a, **k: right(*a, **k) * float('nan')", 1),
+}
+IN_TORCH = """
+import os, sys
+if sys.orig_argv[2:4] == ["child", "torch"]:
+    import lossbridge as lb
+    right = lb.sparse_categorical_crossentropy
+    lb.sparse_categorical_crossentropy = {}
+"""
+BRIEFLY = ("--backend", "torch", "--dtype", "float64", "--steps", "10")
+
+
+@pytest.mark.parametrize("kind", WRONG_LOSSES)
+def test_a_broken_limit_is_reported(tmp_path, kind) -> None:
+    fault, step = WRONG_LOSSES[kind]
+    result = train(tmp_path, *BRIEFLY, fault=IN_TORCH.format(fault))
+    assert result.returncode == 1, result.stdout
+    assert f"PyTorch, float64: the loss of step {step} differs from NumPy's by" in result.stdout
+    assert "allowed is 1e-9" in result.stdout
+
+
+def test_a_framework_that_fails_gives_its_words(tmp_path) -> None:
+    fault = "lambda *a, **k: (print('out of paper', file=sys.stderr, flush=True), os._exit(9))"
+    result = train(tmp_path, *BRIEFLY, fault=IN_TORCH.format(fault))
+    assert result.returncode == 1
+    assert "PyTorch, float64: exit status 9 after 0 steps: out of paper" in result.stdout
+    assert "NumPy" in result.stdout
+
+
+def test_a_framework_that_is_not_installed_matters_only_if_it_was_named(tmp_path) -> None:
+    hidden = """
+import importlib.util
+right = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *a: None if name in ("torch", "tensorflow", "optax") else right(name, *a)
+"""
+    result = train(tmp_path, "--steps", "3", fault=hidden)
+    assert result.returncode == 0, result.stdout
+    for words in ("PyTorch: left out, not installed: pip install torch", "TensorFlow: left out", "pip install optax"):
+        assert words in result.stdout
+    result = train(tmp_path, "--steps", "3", "--backend", "jax", fault=hidden)
+    assert result.returncode == 1
+    assert "JAX: left out, not installed: pip install optax" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [(("--backend", "mlx"), "--backend mlx is unknown"), (("--out", "nowhere/a.png"), "cannot be written")],
+)
+def test_bad_usage_is_refused_at_once(tmp_path, arguments, words) -> None:
+    result = train(tmp_path, *arguments)
+    assert result.returncode == 2
+    assert words in result.stdout
