@@ -245,7 +245,7 @@ def main(
     native: Annotated[bool, typer.Option("--native", help="Train with each framework's own loss, too.")] = False,
     out: Annotated[Path, typer.Option(help="The picture to write.")] = Path("train_digits.png"),
     json: Annotated[Path | None, typer.Option(help="Keep every step's loss in this file.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the split, the weights and the batches.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of the split, the weights and the batches.")] = 0,
     backend: Annotated[list[str] | None, typer.Option(help="Beside NumPy only this one; may be repeated.")] = None,
 ) -> None:
     """Train the same classifier in four frameworks and compare the loss of every step with NumPy's.
@@ -255,6 +255,10 @@ def main(
     for name in backend or []:
         if name not in TRAINERS:
             raise typer.BadParameter(f"--backend {name} is unknown; use one of {', '.join(TRAINERS)}")
+    if out.suffix.lower() != ".png":
+        raise typer.BadParameter(f"--out {out} does not end in .png, and the picture is one; name it so")
+    if json is not None and json.resolve() == out.resolve():
+        raise typer.BadParameter(f"--json and --out are the same file, {out}; name two")
     for path in filter(None, (out, json)):
         try:  # now, rather than after the training
             path.open("a").close()

@@ -40,6 +40,10 @@ class Backend(Protocol):
         """Length of an axis: an int where known, else a scalar of the dtype of `like` (without one, of `x`)."""
         ...
 
+    def at_least_one(self, size: Any) -> Any:
+        """max(size, 1), of a size or a product of sizes."""
+        ...
+
     def same_sizes(self, x: Array, axes: list[int], like: Array, like_axes: list[int], words: str) -> Array:
         """`x`, with these axes held to the sizes of those of `like` when it runs, where sizes are unknown before."""
         ...

@@ -60,10 +60,20 @@ class _Loss(keras.losses.Loss):
         options = {key: _kept(key, x) for key, x in arguments.items() if key not in ("self", "__class__")}
         _check(options)
         super().__init__(name=options.pop("name"), reduction=options.pop("reduction"), dtype=options.pop("dtype"))
+        if not validation.is_float(self.dtype):
+            raise ValueError(f"dtype is {self.dtype}; a loss computes in float16, bfloat16, float32 or float64")
         self._function = function
         self._names = tuple(options)
         for key, value in options.items():
             setattr(self, key, value)
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "call" in vars(cls):  # Keras' way to a loss of one's own, but not on the road from __call__
+            raise TypeError(
+                f"{cls.__name__} overrides call, which lossbridge's losses do not go through; subclass "
+                "keras.losses.Loss and call the function of lossbridge in it"
+            )
 
     def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None, *, normalizer: Any = None) -> Any:
         if normalizer is None:
@@ -95,8 +105,9 @@ class _Loss(keras.losses.Loss):
 
     def _evaluate(self, y_true: Any, y_pred: Any, *, sample_weight: Any = None, mask: Any = None, **other: Any) -> Any:
         options = {**self._options(), **other}
-        y_true, y_pred = _array(y_true), _array(y_pred)
-        self._refuse_predictions(y_true, y_pred)
+        learns = getattr(y_true, "requires_grad", False)  # of a tensor; a variable may be a target
+        y_true, y_pred = _array(y_true, "y_true"), _array(y_pred, "y_pred")
+        self._refuse_predictions(y_pred, swapped=learns and not getattr(y_pred, "requires_grad", False))
         y_pred = keras.ops.convert_to_tensor(y_pred, dtype=self.dtype)
         validation.common_backend(y_pred, "y_pred", {"y_true": y_true})
         if self._function is not losses.sparse_categorical_crossentropy:
@@ -114,7 +125,7 @@ class _Loss(keras.losses.Loss):
             **options,
         )
 
-    def _refuse_predictions(self, y_true: Array, y_pred: Array) -> None:
+    def _refuse_predictions(self, y_pred: Array, *, swapped: bool) -> None:
         b, running = backend_of(y_pred), keras.backend.backend()
         if b.name not in (running, "numpy"):
             ours = f"lossbridge.{self._function.__name__}"
@@ -129,7 +140,7 @@ class _Loss(keras.losses.Loss):
                 f"y_pred has dtype {b.dtype(y_pred)}, and logits and probabilities are floating-point numbers; were "
                 "the arguments swapped? the order is (y_true, y_pred)"
             )
-        if getattr(y_true, "requires_grad", False) and not getattr(y_pred, "requires_grad", False):
+        if swapped:
             raise ValueError("y_true requires a gradient and y_pred does not; swap them: the order is (y_true, y_pred)")
 
 
@@ -145,9 +156,14 @@ def _kept(name: str, x: Any) -> Any:
     if isinstance(x, dict):
         raise TypeError(f"{name} is a dict, as fit(class_weight=) takes it; here give one number a class, in order")
     try:
-        array = np.asarray(keras.ops.convert_to_numpy(x), np.float64)
+        array = np.asarray(keras.ops.convert_to_numpy(x))
+        if array.dtype.kind in "US":
+            raise TypeError
+        array = array.astype(np.float64)
     except (TypeError, ValueError):
         raise TypeError(f"{name} is {type(x).__name__} of no numbers; give it one number a class, in order") from None
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name} holds {array[~np.isfinite(array)][0]}; give it finite numbers")
     if array.ndim == 0:
         return array.item()
     if array.ndim > 1:
@@ -157,9 +173,7 @@ def _kept(name: str, x: Any) -> Any:
 
 def _check(options: dict[str, Any]) -> None:
     validation.constructor_options(options)
-    axis, normalizer = options["axis"], options["normalizer"]
-    if isinstance(axis, bool) or not isinstance(axis, int):
-        raise TypeError(f"axis is {type(axis).__name__}; pass one integer")
+    normalizer = options["normalizer"]
     if isinstance(options.get("class_weight"), bool | int | float):
         raise ValueError(f"class_weight is {options['class_weight']}; give it one number a class, in order")
     if normalizer is not None and (isinstance(normalizer, bool) or not isinstance(normalizer, int | float)):
@@ -171,8 +185,12 @@ def _check(options: dict[str, Any]) -> None:
 # Arrays, in each call. Nothing is cast here: bfloat16 would turn label 257 into its neighbour.
 
 
-def _array(x: Any) -> Array:
+def _array(x: Any, name: str) -> Array:
     """Keras' variables and tensors on Keras' device, lists as NumPy arrays."""
+    if x is None:
+        raise TypeError(f"{name} is None; pass an array")
+    if isinstance(x, keras.KerasTensor):
+        raise TypeError(f"{name} is a symbolic KerasTensor; call the loss inside a Layer, or give it to model.compile")
     if isinstance(x, keras.Variable):
         x = x.value
     if keras.ops.is_tensor(x):
@@ -216,7 +234,7 @@ def _without_last(x: Any, rank: int) -> Any:
     """A weight or mask without the axis of size 1 that it has more than the per-sample losses."""
     if x is None:
         return None
-    x = _array(x)
+    x = _array(x, "sample_weight")
     shape = _shape(x, "sample_weight")
     return x[..., 0] if len(shape) == rank + 1 and shape[-1] == 1 else x
 

@@ -7,6 +7,7 @@ the maths and `reduce` after, so that a NaN or infinity there reaches neither va
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from lossbridge.backend import Array, Backend
 
@@ -60,10 +61,10 @@ def reduce(
         denominator = normalizer
     elif reduction == "mean_with_sample_weight" and not (entries.weight is None and mass is None):
         denominator = _total_weight(b, loss, entries, mass)
+    elif entries.counted is not None:
+        denominator = b.cast(b.count(b.broadcast_to(entries.counted, loss)), b.dtype(loss))
     else:
-        denominator = _count(b, loss, entries)
-    if isinstance(denominator, int):
-        return total / denominator if denominator else total  # nothing counted, so nothing was summed: 0
+        return total / b.at_least_one(_size(b, loss))  # nothing counted, so nothing was summed: 0
     nothing = denominator == 0
     return b.where(nothing, 0.0, total / b.where(nothing, 1.0, denominator))
 
@@ -75,11 +76,8 @@ def _total_weight(b: Backend, loss: Array, entries: Entries, mass: Array | None)
     return b.sum(b.broadcast_to(weight, loss))
 
 
-def _count(b: Backend, loss: Array, entries: Entries) -> int | Array:
-    """A Python int where it follows from the shape alone."""
-    if entries.counted is not None:
-        return b.cast(b.count(b.broadcast_to(entries.counted, loss)), b.dtype(loss))
+def _size(b: Backend, x: Array) -> Any:
     count = 1
-    for axis in range(len(b.shape(loss))):  # math.prod stops torch.compile
-        count = count * b.size(loss, axis)
+    for axis in range(len(b.shape(x))):  # math.prod stops torch.compile
+        count = count * b.size(x, axis)
     return count

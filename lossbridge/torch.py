@@ -6,11 +6,12 @@ Two families, told apart by their names and by the order of their arguments:
   attributes and its state_dict; what it computes, and where PyTorch's own number is not kept, stands in
   `lossbridge.compat.torch`.
 - Keras' names take (y_true, y_pred), with the options of the functions in `lossbridge.losses`, where they are
-  explained. Called, they also take `sample_weight` and `mask`. Options that hold one number a class are buffers.
+  explained. Called, they also take `sample_weight` and `mask`. Options that hold one number a class are buffers, in
+  PyTorch's default dtype if they come as lists.
 
 All raise ValueError for shapes that do not fit, options outside their range, labels out of range on the CPU (elsewhere,
-and compiled, their loss is NaN), and arguments that are visibly swapped; TypeError for predictions that are no tensor,
-or integers.
+and compiled, their loss is NaN), and for arguments that are visibly swapped: where gradients are recorded, one for the
+targets and none for the predictions. TypeError for predictions that are no tensor, or integers.
 
 Called with `normalizer=`, a mean divides by that number: for accumulated gradients and data parallelism. Losses are in
 nats; float16 and bfloat16 input gives a float32 loss, under autocast too.
@@ -53,7 +54,8 @@ class _Loss(nn.Module):
     def extra_repr(self) -> str:
         """The constructor's arguments that differ from their defaults, and the reduction."""
         shown = []
-        for name, parameter in inspect.signature(type(self).__init__).parameters.items():
+        ours = next(cls for cls in type(self).__mro__ if cls.__module__ == __name__)
+        for name, parameter in inspect.signature(ours).parameters.items():
             value = getattr(self, name, parameter.default)
             if isinstance(value, Tensor):
                 shown.append(f"{name}=tensor of shape {tuple(value.shape)}")
@@ -70,22 +72,20 @@ class _Loss(nn.Module):
                 "library, or in Keras lossbridge.keras"
             )
         validation.floating(str(pred.dtype).removeprefix("torch."), pred_name, true_name)
-        if not either_may_learn and isinstance(true, Tensor) and true.requires_grad and not pred.requires_grad:
+        learns = isinstance(true, Tensor) and true.requires_grad and torch.is_grad_enabled()
+        if learns and not pred.requires_grad and not either_may_learn:
+            order = (true_name, pred_name) if isinstance(self, _KerasOrder) else (pred_name, true_name)
             raise ValueError(
                 f"{true_name} requires a gradient and {pred_name} does not: the arguments are swapped; "
-                f"lossbridge.torch.{own} takes {self._order()} (if it is meant, use the functions of lossbridge)"
+                f"lossbridge.torch.{own} takes ({', '.join(order)}) (if it is meant, use the functions of lossbridge)"
             )
-
-    def _order(self) -> str:
-        first, second = list(inspect.signature(self.forward).parameters)[:2]
-        return f"({first}, {second})"
 
     def __getattr__(self, name: str) -> Any:
         # Keras accepts any callable as a loss, reduces its result once more and would so miscount sample weights. It
         # begins by asking for a name.
         if name == "name" and sys._getframe(1).f_globals.get("__name__", "").startswith("keras."):
             own = type(self).__name__
-            twin = f"lossbridge.keras.{own}" if issubclass(type(self), _KerasOrder) else "a loss of lossbridge.keras"
+            twin = f"lossbridge.keras.{own}" if isinstance(self, _KerasOrder) else "a loss of lossbridge.keras"
             raise TypeError(f"Keras was given lossbridge.torch.{own}, which is for PyTorch's own loops; use {twin}")
         return super().__getattr__(name)
 
@@ -97,12 +97,13 @@ class _PyTorchOrder(_Loss):
 
     def _validate(self, *, batchmean: bool = False) -> None:
         functional.check_reduction(self.reduction, batchmean=batchmean)
+        validation.ignored_class(getattr(self, "ignore_index", None), "ignore_index")
 
 
 class CrossEntropyLoss(_PyTorchOrder, nn.CrossEntropyLoss):
     """Cross-entropy of logits, for torch.nn.CrossEntropyLoss.
 
-    Shapes: input (C,), (N, C) or (N, C, …) with C ≥ 2; target integer classes of input's shape without C, or
+    Shapes: input (C,), (N, C) or (N, C, …); target integer classes of input's shape without C, or
     probabilities of input's shape. A scalar, in nats; the shape of input without C for reduction "none".
 
     PyTorch returns exactly 0 for half of the rows whose logits lead by 8 to 30, 11.3125 for 11.2445 with bfloat16
@@ -186,8 +187,10 @@ class KLDivLoss(_PyTorchOrder, nn.KLDivLoss):
     Shapes: input and target alike, with the batch along axis 0. A scalar, in nats; input's shape for reduction "none".
     As in PyTorch the default reduction "mean" divides by the number of elements: the divergence is "batchmean".
 
-    In PyTorch the two logarithms of nearly equal distributions cancel in float32, and the gradient of target is NaN
-    where target = 0; here neither happens. target may require a gradient alone: KL(q ‖ p) is fitted so.
+    Computed in float64 from the numbers as they are: the logarithms of nearly equal distributions cancel, in PyTorch in
+    float32. (What float32 rounded off the log-probabilities themselves is lost: `KLDivergence(from_logits=True)` keeps
+    it.) PyTorch's gradient of target is NaN where target = 0, here it is finite. target may require a gradient alone:
+    KL(q ‖ p) is fitted so.
 
     >>> loss = KLDivLoss(reduction="batchmean")
     >>> loss(torch.tensor([[0.25, 0.75]]).log(), torch.tensor([[0.5, 0.5]]))
@@ -223,8 +226,8 @@ class BCELoss(_PyTorchOrder, nn.BCELoss):
     prediction (p = t = 0), and vanishes for t = 0 below p = 1e-12; here it is 1.
 
     Raises:
-        ValueError: shapes that do not fit, input outside [0, 1] on the CPU (on other devices, and compiled, NaN),
-            target that requires a gradient where input does not.
+        ValueError: shapes that do not fit, input or target outside [0, 1] where they can be read (elsewhere NaN for
+            input), target that requires a gradient where input does not.
         TypeError: integer input, or no tensor.
 
     >>> BCELoss()(torch.tensor([0.9, 0.2, 0.6]), torch.tensor([1.0, 0.0, 1.0]))
@@ -293,6 +296,8 @@ _PER_CLASS = ("class_weight", "pos_weight", "alpha")
 class _KerasOrder(_Loss):
     """(y_true, y_pred). A function with its options; those that are arrays are buffers, and move with `.to()`."""
 
+    _names = ("y_true", "y_pred")
+
     def __init__(self, function: Callable[..., Any], arguments: dict[str, Any]) -> None:
         """`arguments`: the locals() of a constructor that has nothing but its arguments, so that none is forgotten."""
         super().__init__()
@@ -303,15 +308,25 @@ class _KerasOrder(_Loss):
             if name not in _PER_CLASS or isinstance(value, int | float):
                 setattr(self, name, value)
             else:
-                self.register_buffer(name, None if value is None else torch.as_tensor(value).detach().clone())
+                self.register_buffer(name, _per_class(name, value))
 
     def forward(
         self, y_true: Any, y_pred: Tensor, sample_weight: Any = None, mask: Any = None, normalizer: Any = None
     ) -> Tensor:
         """See `lossbridge.losses` for what weights, mask and normalizer mean."""
-        self._check("y_true", y_true, "y_pred", y_pred)
+        self._check(self._names[0], y_true, self._names[1], y_pred)
         options = {name: getattr(self, name) for name in self._options}
         return self._function(y_true, y_pred, sample_weight=sample_weight, mask=mask, normalizer=normalizer, **options)
+
+
+def _per_class(name: str, value: Any) -> Tensor | None:
+    """A tensor as it is, as in torch.nn; a list or an array as a tensor."""
+    if value is None or isinstance(value, Tensor):
+        return value
+    try:
+        return torch.tensor(value)
+    except (RuntimeError, TypeError, ValueError):
+        raise TypeError(f"{name} is {type(value).__name__} of no numbers; give it one number a class") from None
 
 
 class CategoricalCrossentropy(_KerasOrder):
@@ -436,13 +451,15 @@ class LogLoss(_KerasOrder):
 class DistillationLoss(_KerasOrder):
     """T² · KL(softmax(teacher/T) ‖ softmax(student/T)), in nats.
 
-    y_true: the teacher's logits, y_pred: the student's, (…, C, …). Per-sample losses: that shape without `axis`.
+    Takes (teacher_logits, student_logits), both (…, C, …). Per-sample losses: that shape without `axis`.
 
     >>> DistillationLoss(temperature=2.0)(torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 2.0]]))
     tensor(1.8485)
 
     Source: lossbridge.distillation_loss.
     """
+
+    _names = ("teacher_logits", "student_logits")
 
     def __init__(
         self, temperature: float = 1.0, axis: int = -1, reduction: losses.Reduction = "sum_over_batch_size"
@@ -499,6 +516,7 @@ class BinaryFocalCrossentropy(_KerasOrder):
         *,
         epsilon: float = 1e-7,
     ) -> None:
+        validation.fraction("alpha", alpha)
         super().__init__(losses.binary_focal_crossentropy, locals())
 
 
@@ -525,8 +543,12 @@ def causal_lm_loss(outputs: Any, labels: Tensor, num_items_in_batch: Any = None)
         logits = outputs["logits"]
     else:
         logits = outputs.logits if hasattr(outputs, "logits") else outputs[0]
+    if labels is None:
+        raise TypeError("labels is None; pass the token ids, with -100 where none is to be predicted")
+    validation.floating(str(logits.dtype).removeprefix("torch."), "outputs", "labels")
     if isinstance(num_items_in_batch, Tensor):
-        num_items_in_batch = num_items_in_batch.to(logits.device)
+        # With several devices in one process Trainer hands each of them the same count, once per device.
+        num_items_in_batch = num_items_in_batch.reshape(-1)[0].to(logits.device)
     return losses.sparse_categorical_crossentropy(
         labels[..., 1:].to(logits.device),
         logits[..., :-1, :],

@@ -63,6 +63,10 @@ def constructor_options(values: Mapping[str, Any]) -> None:
     options(**{name: values[name] for name in numbers if name in values})
     switches(**{name: values[name] for name in ("from_logits", "apply_class_balancing") if name in values})
     ignored_class(values.get("ignore_class"))
+    if "axis" in values:
+        integer_axis(values["axis"])
+    if "alpha" in values and values["alpha"] is None:
+        raise TypeError("alpha is None; pass one number, or one a class")
 
 
 def reduction_name(name: object, names: Sequence[str | None], elsewhere: Mapping[Any, tuple[str, str]]) -> None:
@@ -137,10 +141,14 @@ def is_float(dtype: str) -> bool:
     return dtype in _FLOATS
 
 
-def axis_of(y_true: Shape, shape: Shape, axis: Any, names: Names, *, at_least: int) -> int:
-    """The non-negative axis of the predictions that holds `at_least` outcomes."""
+def integer_axis(axis: Any) -> None:
     if isinstance(axis, bool) or not isinstance(axis, int | np.integer):
         raise TypeError(f"axis is {type(axis).__name__}; pass one integer")
+
+
+def axis_of(y_true: Shape, shape: Shape, axis: Any, names: Names, *, at_least: int) -> int:
+    """The non-negative axis of the predictions that holds `at_least` outcomes."""
+    integer_axis(axis)
     rank = len(shape)
     if not -rank <= axis < rank:
         hint = f"use {-rank} to {rank - 1}" if rank else "pass an array with an axis of outcomes"
@@ -189,6 +197,15 @@ def label_shape(y_true: Shape, expected: Shape, y_pred: Shape, axis: int, names:
     raise ValueError(f"{found}; {hint}")
 
 
+def classes_not_last(target: Shape, input: Shape) -> None:
+    """For PyTorch, whose classes lie along axis 1, and who is often given them along the last."""
+    if len(input) > 2 and _agree(target, input[:-1]) and not _agree(target, (input[0], *input[2:])):
+        raise ValueError(
+            f"input has shape {_text(input)} and target {_text(target)}, but classes lie along axis 1; pass "
+            "input.movedim(-1, 1) (in NumPy np.moveaxis), or use sparse_categorical_crossentropy"
+        )
+
+
 def label_dtype(dtype: str, names: Names) -> None:
     if is_float(dtype):
         raise TypeError(
@@ -235,16 +252,14 @@ def labels_in_range(labels: np.ndarray, classes: int, kept: np.ndarray | None, n
         )
 
 
-def probabilities_in_range(values: np.ndarray | None, name: str, of_logits: str) -> None:
+def probabilities_in_range(values: np.ndarray | None, name: str, hint: str) -> None:
     """Refuses the first that is outside [0, 1], where values can be read. NaN passes: the loss shows it."""
     if values is None:
         return
     bad = (values < 0) | (values > 1)
     if bad.any():
         index = tuple(int(i) for i in np.argwhere(bad)[0])
-        raise ValueError(
-            f"{name} holds {values[index]}{_place(index)}, and probabilities lie in [0, 1]; for logits use {of_logits}"
-        )
+        raise ValueError(f"{name} holds {values[index]}{_place(index)}, and probabilities lie in [0, 1]; {hint}")
 
 
 def _place(index: tuple[int, ...]) -> str:

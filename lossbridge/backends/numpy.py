@@ -158,6 +158,10 @@ def size(x: Array, axis: int, like: Array | None = None) -> int:
     return int(_value(x).shape[axis])
 
 
+def at_least_one(size: int) -> int:
+    return max(size, 1)
+
+
 def same_sizes(x: Array, axes: list[int], like: Array, like_axes: list[int], words: str) -> Array:
     return x  # shapes are always known
 

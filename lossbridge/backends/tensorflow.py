@@ -47,6 +47,10 @@ def size(x: Array, axis: int, like: Array | None = None) -> Any:
     return tf.cast(tf.shape(x)[axis], (x if like is None else like).dtype) if known is None else known
 
 
+def at_least_one(size: Any) -> Any:
+    return tf.maximum(size, 1) if tf.is_tensor(size) else max(size, 1)
+
+
 def same_sizes(x: Array, axes: list[int], like: Array, like_axes: list[int], words: str) -> Array:
     unknown = [(i, j) for i, j in zip(axes, like_axes, strict=True) if x.shape[i] is None or like.shape[j] is None]
     if not unknown:

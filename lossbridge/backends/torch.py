@@ -18,13 +18,15 @@ name = "torch"
 
 
 def owns(x: object) -> bool:
-    return isinstance(x, torch.Tensor)
+    return isinstance(x, torch.Tensor | torch.SymInt)  # SymInt: a size that is not known while tracing
 
 
 def asarray(x: Any, like: Array | None = None) -> Array:
     if isinstance(x, torch.Tensor):
         return x
     device = None if like is None else like.device
+    if isinstance(x, int | torch.SymInt) and not isinstance(x, bool):
+        return torch.full((), x, dtype=torch.int64, device=device)  # through NumPy each value would compile anew
     if isinstance(x, float):
         return torch.tensor(x, dtype=torch.float64, device=device)
     x = np.asarray(x)
@@ -37,7 +39,7 @@ def asarray(x: Any, like: Array | None = None) -> Array:
 
 
 def concrete(x: Any) -> np.ndarray | None:
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return None
     if not isinstance(x, torch.Tensor):
         return np.asarray(x)
@@ -55,6 +57,10 @@ def shape(x: Array) -> tuple[int | None, ...]:
 
 def size(x: Array, axis: int, like: Array | None = None) -> Any:
     return x.shape[axis]
+
+
+def at_least_one(size: Any) -> Any:
+    return torch.sym_max(size, 1)
 
 
 def same_sizes(x: Array, axes: list[int], like: Array, like_axes: list[int], words: str) -> Array:

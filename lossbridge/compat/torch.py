@@ -3,8 +3,9 @@
 A value that PyTorch computes correctly comes out the same. What differs, on purpose:
 
 - float16 and bfloat16 input gives a float32 result, not a rounded one;
-- confident rows and nearly equal distributions keep their digits;
-- a mean over nothing (all ignored, an empty batch, weights of zero) is 0, not NaN;
+- float32 input beside a float64 target, too, is computed in float32;
+- confident rows keep their digits, and divergences are computed in float64;
+- a mean over nothing (all ignored, an empty batch), or whose weights sum to 0, is 0, not NaN;
 - 0·log 0 is 0 in every gradient, and −∞ times zero weight is 0;
 - `target` is never broadcast to `input`; `weight` and `pos_weight` of the binary losses are, as PyTorch documents;
 - labels out of range, and probabilities outside [0, 1], are an error where they can be read, NaN where not.
@@ -34,7 +35,7 @@ NAMES = Names(
     "input",
     leave_out="ignore_index=",
     soft="cross_entropy with floating-point targets of input's shape",
-    sparse="cross_entropy",
+    sparse="cross_entropy with integer targets",
 )
 
 # PyTorch's reductions, and ours.
@@ -43,6 +44,7 @@ _ELSEWHERE = {
     "sum_over_batch_size": ("Keras'", "mean"),
     "mean_with_sample_weight": ("Keras'", "mean"),
     "batchmean": ("KLDivLoss'", "mean"),
+    "elementwise_mean": ("old PyTorch's", "mean"),
     None: ("Keras'", "none"),
 }
 
@@ -69,7 +71,7 @@ def cross_entropy(
     """Cross-entropy of logits, w_y (−log softmax(input)_y), as torch.nn.functional.cross_entropy.
 
     Args:
-        input: logits of shape (C,), (N, C) or (N, C, …), C ≥ 2.
+        input: logits of shape (C,), (N, C) or (N, C, …).
         target: integer classes, of input's shape without C; or probabilities (floating-point) of input's shape.
         weight: (C,), the w_c. A mean of integer targets divides by Σ w_y, one of probabilities by their number.
         ignore_index: an integer target whose entries are left out.
@@ -83,6 +85,11 @@ def cross_entropy(
     b, pred, axis = _input(input, target)
     labels = validation.adopt(b, "target", target, pred)
     soft = validation.is_float(b.dtype(labels))
+    if soft and len(b.shape(labels)) + 1 == len(b.shape(pred)):
+        raise TypeError(
+            f"target has dtype {b.dtype(labels)} and no axis of classes: classes are integers; convert them, or pass "
+            "probabilities of input's shape"
+        )
     if not soft and b.shape(pred) and b.shape(labels) == b.shape(pred):
         raise TypeError(
             f"target has input's shape and dtype {b.dtype(labels)}: probabilities are floating-point; convert them, or "
@@ -129,10 +136,11 @@ def cross_entropy(
             None,
             normalizer,
             ours,
+            outcomes=1,
             per_class={"weight": weight},
             names=NAMES,
         )
-    return _of_labels(of_classes, target, pred, axis, weight, normalizer, ours, ignore_index, NAMES)
+    return _of_labels(of_classes, target, b, pred, axis, weight, normalizer, ours, ignore_index, NAMES)
 
 
 def nll_loss(
@@ -147,7 +155,7 @@ def nll_loss(
     """−w_y · input_y of log-probabilities, as torch.nn.functional.nll_loss. A mean divides by Σ w_y.
 
     Args:
-        input: log-probabilities of shape (C,), (N, C) or (N, C, …), C ≥ 2.
+        input: log-probabilities of shape (C,), (N, C) or (N, C, …).
         target: integer classes, of input's shape without C.
         weight: (C,), the w_c.
         ignore_index: a target whose entries are left out.
@@ -158,13 +166,13 @@ def nll_loss(
     """
     ours = check_reduction(reduction)
     validation.options(reduction=ours, normalizer=normalizer)
-    _, pred, axis = _input(input, target)
+    b, pred, axis = _input(input, target)
 
     def formula(b: Backend, labels: Array, pred: Array, axis: int, weight: Array | None) -> Any:
         return formulas.negative_log_likelihood(b, labels, pred, axis, class_weight=weight)
 
     names = NAMES._replace(soft="kl_div, which takes log-probabilities too")
-    return _of_labels(formula, target, pred, axis, weight, normalizer, ours, ignore_index, names)
+    return _of_labels(formula, target, b, pred, axis, weight, normalizer, ours, ignore_index, names)
 
 
 def kl_div(
@@ -226,7 +234,9 @@ def binary_cross_entropy(
     ours = check_reduction(reduction)
     validation.options(reduction=ours, normalizer=normalizer)
     b, pred, _ = _input(input, target)
-    validation.probabilities_in_range(b.concrete(pred), "input", "binary_cross_entropy_with_logits (BCEWithLogitsLoss)")
+    hint = "for logits use binary_cross_entropy_with_logits (BCEWithLogitsLoss)"
+    validation.probabilities_in_range(b.concrete(pred), "input", hint)
+    validation.probabilities_in_range(b.concrete(target), "target", "give each its share of the outcome 1")
 
     def formula(b: Backend, target: Array, pred: Array, axis: None) -> Any:
         return formulas.floored_log_loss(b, target, pred), None
@@ -277,6 +287,7 @@ def _input(input: Any, target: Any) -> tuple[Backend, Array, int]:
 def _of_labels(
     formula: Any,
     target: Any,
+    b: Backend,
     pred: Array,
     axis: int,
     weight: Any,
@@ -286,6 +297,7 @@ def _of_labels(
     names: Names,
 ) -> Any:
     validation.ignored_class(ignore_index, "ignore_index")
+    validation.classes_not_last(b.shape(validation.adopt(b, "target", target, pred)), b.shape(pred))
     return evaluate(
         formula,
         target,
@@ -298,6 +310,7 @@ def _of_labels(
         "mean_with_sample_weight" if reduction == "mean" else reduction,
         labels=True,
         ignore_class=ignore_index,
+        outcomes=1,
         per_class={"weight": weight},
         names=names,
     )

@@ -355,6 +355,9 @@ OPTIONS = [
     ({"class_weight": 2.0}, ValueError, "class_weight is 2.0; give it one number a class"),
     ({"class_weight": [[1.0]]}, ValueError, r"class_weight has shape \(1, 1\)"),
     ({"class_weight": ["a"]}, TypeError, "class_weight is list of no numbers"),
+    ({"class_weight": ["1", "2"]}, TypeError, "class_weight is list of no numbers"),
+    ({"class_weight": [1.0, float("nan")]}, ValueError, "class_weight holds nan"),
+    ({"dtype": "int32"}, ValueError, "dtype is int32; a loss computes in"),
 ]
 
 
@@ -373,6 +376,13 @@ def test_options_of_one_loss_are_refused_when_it_is_made() -> None:
         lk.BinaryFocalCrossentropy(alpha=2)
     with pytest.raises(TypeError, match="alpha is a dict"):
         lk.CategoricalFocalCrossentropy(alpha={0: 1.0})
+    with pytest.raises(TypeError, match="alpha is None"):
+        lk.CategoricalFocalCrossentropy(alpha=None)
+
+
+def test_a_class_that_overrides_call_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"Mine overrides call.*subclass keras.losses.Loss"):
+        type("Mine", (lk.KLDivergence,), {"call": lambda self, y_true, y_pred: y_pred})
 
 
 def test_class_weights_of_the_wrong_length(lib) -> None:
@@ -382,6 +392,15 @@ def test_class_weights_of_the_wrong_length(lib) -> None:
 
 
 # Arrays.
+
+
+def test_what_is_no_array() -> None:
+    loss, p = lk.CategoricalCrossentropy(), np.eye(2, dtype=np.float32)
+    for arrays, name in ((None, p), "y_true"), ((p, None), "y_pred"):
+        with pytest.raises(TypeError, match=f"{name} is None; pass an array"):
+            loss(*arrays)
+    with pytest.raises(TypeError, match=r"y_true is a symbolic KerasTensor; call the loss inside a Layer"):
+        loss(keras.Input((2,)), keras.Input((2,)))
 
 
 def test_swapped_arguments(lib) -> None:
@@ -411,6 +430,6 @@ def test_lists_numbers_and_variables_are_taken(lib) -> None:
     expected = pytest.approx(1.1769392, rel=1e-6)
     assert float(loss(y_true, y_pred)) == expected
     assert float(loss(np.array(y_true), np.array(y_pred), 1.0)) == expected
-    of_variables = loss(keras.Variable(np.float32(y_true)), keras.Variable(y_pred))
-    assert lib.b.to_numpy(of_variables) == expected
+    for pred in (keras.Variable(y_pred), np.float32(y_pred)):  # a target that could learn is no sign of a swap
+        assert lib.b.to_numpy(loss(keras.Variable(np.float32(y_true)), pred)) == expected
     assert float(loss(y_true, y_pred, [[3.0], [3.0]])) == pytest.approx(3 * 1.1769392, rel=1e-6)

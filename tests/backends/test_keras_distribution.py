@@ -42,6 +42,8 @@ def fitted(strategy, loss, **options):
 
 for loss in (
     lk.SparseCategoricalCrossentropy(from_logits=True),
+    lk.SparseCategoricalCrossentropy(from_logits=True, reduction="mean"),
+    lk.SparseCategoricalCrossentropy(from_logits=True, reduction="mean_with_sample_weight"),
     lk.SparseCategoricalCrossentropy(from_logits=True, reduction="sum"),
     lk.SparseCategoricalCrossentropy(from_logits=True, normalizer=ROWS),
     lk.LogLoss(from_logits=True),

@@ -359,8 +359,10 @@ def test_compiled_exported_and_vmapped(name) -> None:
     expected = loss(*pair)
     torch.compiler.reset()
     torch.testing.assert_close(torch.compile(loss, fullgraph=True)(*pair), expected)
-    exported = torch.export.export(loss, pair)
-    torch.testing.assert_close(exported.module()(*pair), expected)
+    batch = torch.export.Dim("batch", min=2)
+    exported = torch.export.export(loss, pair, dynamic_shapes=({0: batch}, {0: batch}))
+    for part in (pair, [x[:3] for x in pair]):
+        torch.testing.assert_close(exported.module()(*part), loss(*part))
     each = torch.vmap(lambda a, b: loss(a[None], b[None]))(*pair)
     assert each.shape == (4,)
     at = 0 if name.split()[0] in PYTORCH else 1
@@ -368,6 +370,66 @@ def test_compiled_exported_and_vmapped(name) -> None:
     leaves = [x.clone().requires_grad_() if i == at else x for i, x in enumerate(pair)]
     loss(*leaves).backward()
     torch.testing.assert_close(slope, leaves[at].grad)
+
+
+@pytest.mark.parametrize("name", ["CrossEntropyLoss", "KLDivLoss", "BCEWithLogitsLoss", "CategoricalCrossentropy"])
+def test_new_normalizers_and_sizes_do_not_compile_anew(name) -> None:
+    """torch.compile gives up after 8 versions of one function."""
+    loss, pair = CONSTRUCTORS[name](), arguments(name)
+    torch.compiler.reset()
+    compiled = torch.compile(loss, fullgraph=True, backend="eager")
+    for n in range(2, 14):
+        part = [x.repeat_interleave(4, 0)[:n] for x in pair]
+        torch.testing.assert_close(compiled(*part, normalizer=n), loss(*part, normalizer=n))
+        torch.testing.assert_close(compiled(*part), loss(*part))
+
+
+def test_compiles_where_the_size_depends_on_data() -> None:
+    loss, (x, t) = lt.BCEWithLogitsLoss(), arguments("BCEWithLogitsLoss")
+    torch.compiler.reset()
+    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
+        compiled = torch.compile(lambda x, t, m: loss(x[m], t[m]), fullgraph=True, backend="eager")
+        torch.testing.assert_close(compiled(x, t, t > 0.3), loss(x[t > 0.3], t[t > 0.3]))
+
+
+def test_one_class_is_certain() -> None:
+    x, target = torch.randn(3, 1, generator=torch.Generator().manual_seed(0)), torch.zeros(3, dtype=torch.int64)
+    assert lt.CrossEntropyLoss()(x, target) == nn.CrossEntropyLoss()(x, target) == 0
+    assert lt.CrossEntropyLoss()(x, torch.ones(3, 1)) == 0
+    torch.testing.assert_close(lt.NLLLoss()(x, target), nn.NLLLoss()(x, target))
+
+
+def test_certain_classes_and_weights_of_zero() -> None:
+    """Where PyTorch multiplies an infinity by 0."""
+    inf = float("inf")
+    x, target = torch.tensor([[-inf, -0.5]], requires_grad=True), torch.tensor([0])
+    value = lt.NLLLoss(torch.tensor([0.0, 1.0]), reduction="sum")(x, target)
+    (slope,) = torch.autograd.grad(value, x)
+    assert value == 0
+    assert slope.isfinite().all()
+    value = lt.KLDivLoss(reduction="sum")(x, torch.tensor([[0.0, 1.0]]))
+    (slope,) = torch.autograd.grad(value, x)
+    assert (value, slope.tolist()) == (0.5, [[0, -1]])
+    assert lt.KLDivLoss(reduction="sum", log_target=True)(x, torch.tensor([[-inf, 0.0]])) == 0.5
+
+
+def test_bad_labels_are_nan_where_they_cannot_be_read() -> None:
+    torch.compiler.reset()
+    x = torch.zeros(3, 2)
+    for loss in (lt.NLLLoss(reduction="none"), lt.CrossEntropyLoss(reduction="none")):
+        compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+        assert compiled(x, torch.tensor([0, 2, -1])).isnan().tolist() == [False, True, True]
+
+
+def test_a_weight_that_learns() -> None:
+    weight = nn.Parameter(torch.tensor([1.0, 2.0, 5.0]))
+    x, target = arguments("CrossEntropyLoss")
+    for value in (
+        lt.CrossEntropyLoss(weight)(x, target),
+        lt.SparseCategoricalCrossentropy(class_weight=weight)(target, x),
+    ):
+        (slope,) = torch.autograd.grad(value, weight)
+        assert slope.abs().sum() > 0
 
 
 @every_class
@@ -432,6 +494,10 @@ def test_swapped_arguments(name) -> None:
     words = "dtype int64, and logits and probabilities are" if name in INTEGER_TARGETS else "the arguments are swapped"
     with pytest.raises((TypeError, ValueError), match=words):
         loss(*swapped)
+    if name not in INTEGER_TARGETS:
+        with torch.no_grad():
+            loss(*swapped)  # nothing learns
+        loss(*(x.clone().requires_grad_() for x in swapped))  # both may
 
 
 @every_class
@@ -454,7 +520,27 @@ def test_no_tensor(name) -> None:
     [
         (lambda: lt.CrossEntropyLoss(reduction="sum_over_batch_size"), "Keras' name; here it is 'mean'"),
         (lambda: lt.CrossEntropyLoss(reduction="batchmean"), "KLDivLoss' name; here it is 'mean'"),
-        (lambda: lt.BCELoss(reduction=None), "Keras' name; here it is 'none'"),
+        *[(lambda name=name: getattr(lt, name)(reduction=None), "Keras' name; here it is 'none'") for name in PYTORCH],
+        (lambda: lt.BCELoss(reduction="elementwise_mean"), "old PyTorch's name; here it is 'mean'"),
+        (lambda: lt.KLDivLoss(log_target="yes"), "log_target is 'yes'; pass True or False"),
+        (lambda: lt.CrossEntropyLoss(ignore_index="pad"), "ignore_index is str; pass an integer"),
+        (lambda: lt.SparseCategoricalCrossentropy(ignore_class=0.5), "ignore_class is float; pass an integer"),
+        (lambda: lt.CategoricalCrossentropy(from_logits="yes"), "from_logits is 'yes'; pass True or False"),
+        (lambda: lt.CategoricalCrossentropy(axis="last"), "axis is str; pass one integer"),
+        (lambda: lt.CategoricalCrossentropy(epsilon=2.0), "epsilon is 2.0"),
+        (lambda: lt.DistillationLoss(0.0), "temperature is 0.0"),
+        (lambda: lt.BinaryFocalCrossentropy(gamma=-1.0), "gamma is -1.0"),
+        (lambda: lt.BinaryFocalCrossentropy(alpha=2.0), "alpha is 2.0; pass a number in"),
+        (lambda: lt.CategoricalFocalCrossentropy(None), "alpha is None"),
+        (lambda: lt.CategoricalCrossentropy(class_weight={0: 1.0}), "class_weight is dict of no numbers"),
+        (lambda: lt.CrossEntropyLoss(ignore_index=0)(torch.zeros(1, 3), torch.ones(1, 3)), "ignore_index=0 is for"),
+        (lambda: lt.CrossEntropyLoss()(torch.zeros(4, 3), torch.ones(4)), "classes are integers; convert them"),
+        (lambda: lt.CrossEntropyLoss()(torch.zeros(4, 5, 3), torch.ones(4, 5).long()), r"input.movedim\(-1, 1\)"),
+        (lambda: lt.BCELoss()(torch.tensor([0.5, -0.5]), torch.ones(2)), "input holds -0.5 at index 1"),
+        (lambda: lt.BCELoss()(torch.ones(2), torch.tensor([0.5, -1.0])), "target holds -1.0 at index 1"),
+        (lambda: lt.BCELoss(torch.ones(1, 2))(torch.zeros(2), torch.ones(2)), "does not broadcast to input's"),
+        (lambda: lt.causal_lm_loss(torch.zeros(1, 3, 5), None), "labels is None"),
+        (lambda: lt.causal_lm_loss(torch.zeros(1, 3, 5).long(), torch.zeros(1, 3).long()), "outputs has dtype int64"),
         (lambda: lt.KLDivLoss(reduction="average"), "unknown reduction 'average'.*'batchmean'"),
         (lambda: lt.KLDivergence("batchmean"), "PyTorch's name; here it is 'sum_over_batch_size'"),
         (lambda: lt.CategoricalCrossentropy(label_smoothing=1.5), "label_smoothing is 1.5"),
@@ -518,7 +604,8 @@ def test_causal_lm_loss() -> None:
     for outputs in (logits, {"logits": logits}, (logits, None), Output()):
         torch.testing.assert_close(lt.causal_lm_loss(outputs, labels), expected)
     # Trainer counts over the accumulated micro-batches, and passes a tensor.
-    torch.testing.assert_close(lt.causal_lm_loss(logits, labels, torch.tensor(12)), expected * 6 / 12)
+    for count in (torch.tensor(12), torch.tensor([12]), torch.tensor([12, 12])):  # the last two: several devices
+        torch.testing.assert_close(lt.causal_lm_loss(logits, labels, count), expected * 6 / 12)
     parts = [lt.causal_lm_loss(logits[i : i + 1], labels[i : i + 1], num_items_in_batch=6) for i in (0, 1)]
     torch.testing.assert_close(sum(parts), expected)
 
