@@ -156,7 +156,13 @@ importlib.util.find_spec = lambda name, *a: None if name in ("torch", "tensorflo
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [(("--backend", "mlx"), "--backend mlx is unknown"), (("--out", "nowhere/a.png"), "cannot be written")],
+    [
+        (("--backend", "mlx"), "--backend mlx is unknown"),
+        (("--out", "nowhere/a.png"), "cannot be written"),
+        (("--out", "a.svg"), "does not end in .png"),
+        (("--out", "a.png", "--json", "a.png"), "are the same file"),
+        (("--seed", "99999999999"), "--seed"),
+    ],
 )
 def test_bad_usage_is_refused_at_once(tmp_path, arguments, words) -> None:
     result = train(tmp_path, *arguments)
