@@ -57,6 +57,7 @@ def main() -> None:
             pairs = zip(found, gradients_of_one_process(), strict=True)
             difference = max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)
             print(f"{words:40} largest relative difference of a gradient to one process: {difference:.1e}")
+    dist.barrier()  # no process leaves while another still speaks to it
     dist.destroy_process_group()
 
 

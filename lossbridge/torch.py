@@ -290,13 +290,11 @@ class BCEWithLogitsLoss(_PyTorchOrder, nn.BCEWithLogitsLoss):
         )
 
 
-_PER_CLASS = ("class_weight", "pos_weight", "alpha")
-
-
 class _KerasOrder(_Loss):
     """(y_true, y_pred). A function with its options; those that are arrays are buffers, and move with `.to()`."""
 
     _names = ("y_true", "y_pred")
+    _arrays = ("class_weight", "pos_weight", "alpha")
 
     def __init__(self, function: Callable[..., Any], arguments: dict[str, Any]) -> None:
         """`arguments`: the locals() of a constructor that has nothing but its arguments, so that none is forgotten."""
@@ -305,7 +303,7 @@ class _KerasOrder(_Loss):
         validation.constructor_options(options)
         self._function, self._options = function, tuple(options)
         for name, value in options.items():
-            if name not in _PER_CLASS or isinstance(value, int | float):
+            if name not in self._arrays or isinstance(value, int | float):
                 setattr(self, name, value)
             else:
                 self.register_buffer(name, _per_class(name, value))
