@@ -116,7 +116,7 @@ def sparse_categorical_crossentropy(
     index, valid = _in_range(b, labels, pred, axis)
     weight = None
     if class_weight is not None:
-        weight = (1 - label_smoothing) * b.take(b.broadcast_to(class_weight, pred), index, axis)
+        weight = (1 - label_smoothing) * _label_weight(b, class_weight, index, pred, axis)
     elif label_smoothing:
         weight = 1 - label_smoothing
     if from_logits:
@@ -145,7 +145,7 @@ def sparse_class_mass(
 ) -> Array:
     """Σ_c w_c t_c of smoothed labels: (1−s)·w_y + s/C·Σ_c w_c."""
     index, _ = _in_range(b, labels, pred, axis)
-    mass = b.take(b.broadcast_to(class_weight, pred), index, axis)
+    mass = _label_weight(b, class_weight, index, pred, axis)
     if not label_smoothing:
         return mass
     return (1 - label_smoothing) * mass + label_smoothing / b.size(pred, axis) * b.sum(class_weight)
@@ -155,6 +155,11 @@ def _in_range(b: Backend, labels: Array, pred: Array, axis: int) -> tuple[Array,
     """Labels fit to index with, and which of them were so from the start."""
     valid = (labels >= 0) & (labels < b.size(pred, axis, labels))
     return b.where(valid, labels, 0), valid
+
+
+def _label_weight(b: Backend, class_weight: Array, index: Array, pred: Array, axis: int) -> Array:
+    """w_y."""
+    return b.take(b.broadcast_to(class_weight, pred), index, axis)
 
 
 def label_log_loss(b: Backend, labels: Array, pred: Array, axis: int, *, from_logits: bool, epsilon: float) -> Array:
@@ -167,17 +172,14 @@ def label_log_loss(b: Backend, labels: Array, pred: Array, axis: int, *, from_lo
     return b.where(valid, cost, math.nan)
 
 
-def negative_log_likelihood(
-    b: Backend, labels: Array, log_p: Array, axis: int, *, class_weight: Array | None
-) -> tuple[Array, Array]:
-    """−w_y log p_y of log-probabilities as they come, and w_y."""
+def negative_log_likelihood(b: Backend, labels: Array, log_p: Array, axis: int, *, class_weight: Array | None) -> Array:
+    """−w_y log p_y of log-probabilities as they come."""
     index, valid = _in_range(b, labels, log_p, axis)
     cost = -b.take(log_p, index, axis)
-    weight = None
     if class_weight is not None:
-        weight = b.take(b.broadcast_to(class_weight, log_p), index, axis)
+        weight = _label_weight(b, class_weight, index, log_p, axis)
         cost = weight * affordable(b, weight, cost)
-    return b.where(valid, cost, math.nan), weight
+    return b.where(valid, cost, math.nan)
 
 
 def bernoulli_log_loss(

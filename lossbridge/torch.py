@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from lossbridge import losses, validation
+from lossbridge.backends.torch import dtype
 from lossbridge.compat import torch as functional
 
 __all__ = [
@@ -71,7 +72,7 @@ class _Loss(nn.Module):
                 f"{type(pred).__qualname__}; convert it, or use the functions of lossbridge, which take arrays of any "
                 "library, or in Keras lossbridge.keras"
             )
-        validation.floating(str(pred.dtype).removeprefix("torch."), pred_name, true_name)
+        validation.floating(dtype(pred), pred_name, true_name)
         learns = isinstance(true, Tensor) and true.requires_grad and torch.is_grad_enabled()
         if learns and not pred.requires_grad and not either_may_learn:
             order = (true_name, pred_name) if isinstance(self, _KerasOrder) else (pred_name, true_name)
@@ -543,7 +544,7 @@ def causal_lm_loss(outputs: Any, labels: Tensor, num_items_in_batch: Any = None)
         logits = outputs.logits if hasattr(outputs, "logits") else outputs[0]
     if labels is None:
         raise TypeError("labels is None; pass the token ids, with -100 where none is to be predicted")
-    validation.floating(str(logits.dtype).removeprefix("torch."), "outputs", "labels")
+    validation.floating(dtype(logits), "outputs", "labels")
     if isinstance(num_items_in_batch, Tensor):
         # With several devices in one process Trainer hands each of them the same count, once per device.
         num_items_in_batch = num_items_in_batch.reshape(-1)[0].to(logits.device)

@@ -31,6 +31,7 @@ class Names(NamedTuple):
     leave_out: str = "ignore_class= or mask="
     soft: str = "categorical_crossentropy"  # the function of one-hot and soft targets
     sparse: str = "sparse_categorical_crossentropy"
+    classes_last: str = "axis=-1"  # what to pass where the classes lie along the last axis
 
 
 KERAS = Names()
@@ -192,18 +193,11 @@ def label_shape(y_true: Shape, expected: Shape, y_pred: Shape, axis: int, names:
     elif len(y_true) == len(y_pred) + 1 and y_true[-1] == 1:
         hint = "labels lack the axis of the classes; for trials give both the same shape, as with "
         hint += f"{names.target}[..., 0]"
+    elif _agree(y_true, y_pred[:-1]):
+        hint = f"for classes along the last axis pass {names.classes_last}"
     else:
         hint = f"labels must have shape {_text(expected)}"
     raise ValueError(f"{found}; {hint}")
-
-
-def classes_not_last(target: Shape, input: Shape) -> None:
-    """For PyTorch, whose classes lie along axis 1, and who is often given them along the last."""
-    if len(input) > 2 and _agree(target, input[:-1]) and not _agree(target, (input[0], *input[2:])):
-        raise ValueError(
-            f"input has shape {_text(input)} and target {_text(target)}, but classes lie along axis 1; pass "
-            "input.movedim(-1, 1) (in NumPy np.moveaxis), or use sparse_categorical_crossentropy"
-        )
 
 
 def label_dtype(dtype: str, names: Names) -> None:

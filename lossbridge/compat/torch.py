@@ -15,10 +15,12 @@ A value that PyTorch computes correctly comes out the same. What differs, on pur
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from lossbridge import formulas, validation
-from lossbridge.backend import Array, Backend, backend_of
+from lossbridge.backend import Array, Backend
 from lossbridge.losses import Reduction, evaluate
 from lossbridge.validation import Names
 
@@ -36,6 +38,7 @@ NAMES = Names(
     leave_out="ignore_index=",
     soft="cross_entropy with floating-point targets of input's shape",
     sparse="cross_entropy with integer targets",
+    classes_last="input.movedim(-1, 1) (in NumPy np.moveaxis), or use sparse_categorical_crossentropy",
 )
 
 # PyTorch's reductions, and ours.
@@ -96,51 +99,29 @@ def cross_entropy(
             "pass classes, of input's shape without C"
         )
 
-    def of_classes(b: Backend, labels: Array, pred: Array, axis: int, weight: Array | None) -> Any:
-        loss = formulas.sparse_categorical_crossentropy(
-            b,
-            labels,
-            pred,
-            axis,
-            from_logits=True,
-            label_smoothing=label_smoothing,
-            epsilon=0.0,
-            class_weight=weight,
-        )
-        if weight is None or ours != "mean":
-            return loss, None
-        # Unlike the losses, the denominator is not smoothed.
-        return loss, formulas.sparse_class_mass(b, labels, pred, axis, label_smoothing=0.0, class_weight=weight)
+    options: dict[str, Any] = {"from_logits": True, "label_smoothing": label_smoothing, "epsilon": 0.0}
+    if not soft:
+        cost = partial(formulas.sparse_categorical_crossentropy, **options)
+        return _of_labels(cost, target, pred, axis, weight, normalizer, ours, ignore_index, NAMES)
+    if ignore_index >= 0:
+        raise ValueError(f"ignore_index={ignore_index} is for integer targets, and target holds probabilities")
 
-    def of_probabilities(b: Backend, target: Array, pred: Array, axis: int, weight: Array | None) -> Any:
-        return formulas.categorical_crossentropy(
-            b,
-            target,
-            pred,
-            axis,
-            from_logits=True,
-            label_smoothing=label_smoothing,
-            epsilon=0.0,
-            class_weight=weight,
-        ), None
+    def formula(b: Backend, target: Array, pred: Array, axis: int, weight: Array | None) -> Any:
+        return formulas.categorical_crossentropy(b, target, pred, axis, class_weight=weight, **options), None
 
-    if soft:
-        if ignore_index >= 0:
-            raise ValueError(f"ignore_index={ignore_index} is for integer targets, and target holds probabilities")
-        return evaluate(
-            of_probabilities,
-            target,
-            pred,
-            axis,
-            None,
-            None,
-            normalizer,
-            ours,
-            outcomes=1,
-            per_class={"weight": weight},
-            names=NAMES,
-        )
-    return _of_labels(of_classes, target, b, pred, axis, weight, normalizer, ours, ignore_index, NAMES)
+    return evaluate(
+        formula,
+        target,
+        pred,
+        axis,
+        None,
+        None,
+        normalizer,
+        ours,
+        outcomes=1,
+        per_class={"weight": weight},
+        names=NAMES,
+    )
 
 
 def nll_loss(
@@ -166,13 +147,10 @@ def nll_loss(
     """
     ours = check_reduction(reduction)
     validation.options(reduction=ours, normalizer=normalizer)
-    b, pred, axis = _input(input, target)
-
-    def formula(b: Backend, labels: Array, pred: Array, axis: int, weight: Array | None) -> Any:
-        return formulas.negative_log_likelihood(b, labels, pred, axis, class_weight=weight)
-
+    _, pred, axis = _input(input, target)
     names = NAMES._replace(soft="kl_div, which takes log-probabilities too")
-    return _of_labels(formula, target, b, pred, axis, weight, normalizer, ours, ignore_index, names)
+    cost = formulas.negative_log_likelihood
+    return _of_labels(cost, target, pred, axis, weight, normalizer, ours, ignore_index, names)
 
 
 def kl_div(
@@ -208,11 +186,8 @@ def kl_div(
             raise ValueError("reduction 'batchmean' divides by the size of axis 0, and input has shape (); use 'mean'")
         normalizer = b.size(pred, 0)
 
-    def formula(b: Backend, target: Array, pred: Array, axis: None) -> Any:
-        return formulas.kl_terms(b, target, pred, log_target=log_target), None
-
-    wide = b.cast(pred, b.widest(pred))
-    loss = evaluate(formula, target, wide, 0, None, None, normalizer, ours, elementwise=True, names=NAMES)
+    cost = partial(formulas.kl_terms, log_target=log_target)
+    loss = _of_elements(cost, target, b, b.cast(pred, b.widest(pred)), None, normalizer, ours)
     return b.cast(loss, validation.compute_dtype(b.dtype(pred)))
 
 
@@ -237,11 +212,7 @@ def binary_cross_entropy(
     hint = "for logits use binary_cross_entropy_with_logits (BCEWithLogitsLoss)"
     validation.probabilities_in_range(b.concrete(pred), "input", hint)
     validation.probabilities_in_range(b.concrete(target), "target", "give each its share of the outcome 1")
-
-    def formula(b: Backend, target: Array, pred: Array, axis: None) -> Any:
-        return formulas.floored_log_loss(b, target, pred), None
-
-    return _of_elements(formula, target, b, pred, weight, normalizer, ours)
+    return _of_elements(formulas.floored_log_loss, target, b, pred, weight, normalizer, ours)
 
 
 def binary_cross_entropy_with_logits(
@@ -268,26 +239,21 @@ def binary_cross_entropy_with_logits(
     validation.options(reduction=ours, normalizer=normalizer)
     b, pred, _ = _input(input, target)
     positive = None if pos_weight is None else _spread(b, "pos_weight", pos_weight, pred)
-
-    def formula(b: Backend, target: Array, pred: Array, axis: None) -> Any:
-        return formulas.bernoulli_log_loss(b, target, pred, from_logits=True, epsilon=0.0, pos_weight=positive), None
-
-    return _of_elements(formula, target, b, pred, weight, normalizer, ours)
+    cost = partial(formulas.bernoulli_log_loss, from_logits=True, epsilon=0.0, pos_weight=positive)
+    return _of_elements(cost, target, b, pred, weight, normalizer, ours)
 
 
 def _input(input: Any, target: Any) -> tuple[Backend, Array, int]:
     """The backend, the input as its array, and the axis of the classes."""
-    b = backend_of(input, "input")
-    validation.common_backend(input, "input", {"target": target})
+    b = validation.common_backend(input, "input", {"target": target})
     pred = validation.adopt(b, "input", input)
     validation.floating(b.dtype(pred), "input", "target")
     return b, pred, 1 if len(b.shape(pred)) > 1 else 0
 
 
 def _of_labels(
-    formula: Any,
+    cost: Callable[..., Array],
     target: Any,
-    b: Backend,
     pred: Array,
     axis: int,
     weight: Any,
@@ -296,8 +262,15 @@ def _of_labels(
     ignore_index: int,
     names: Names,
 ) -> Any:
+    """`cost`: a formula of classes. A mean divides by Σ w_y, in which, unlike in the losses, nothing is smoothed."""
     validation.ignored_class(ignore_index, "ignore_index")
-    validation.classes_not_last(b.shape(validation.adopt(b, "target", target, pred)), b.shape(pred))
+
+    def formula(b: Backend, labels: Array, pred: Array, axis: int, weight: Array | None) -> Any:
+        loss = cost(b, labels, pred, axis, class_weight=weight)
+        if weight is None or reduction != "mean":
+            return loss, None
+        return loss, formulas.sparse_class_mass(b, labels, pred, axis, label_smoothing=0.0, class_weight=weight)
+
     return evaluate(
         formula,
         target,
@@ -306,7 +279,6 @@ def _of_labels(
         None,
         None,
         normalizer,
-        # The formulas say what a sample counts: w_y.
         "mean_with_sample_weight" if reduction == "mean" else reduction,
         labels=True,
         ignore_class=ignore_index,
@@ -317,8 +289,19 @@ def _of_labels(
 
 
 def _of_elements(
-    formula: Any, target: Any, b: Backend, pred: Array, weight: Any, normalizer: Any, reduction: Reduction
+    cost: Callable[..., Array],
+    target: Any,
+    b: Backend,
+    pred: Array,
+    weight: Any,
+    normalizer: Any,
+    reduction: Reduction,
 ) -> Any:
+    """`cost`: a formula of elements."""
+
+    def formula(b: Backend, target: Array, pred: Array, axis: None) -> Any:
+        return cost(b, target, pred), None
+
     each = None if weight is None else _spread(b, "weight", weight, pred)
     return evaluate(formula, target, pred, 0, each, None, normalizer, reduction, elementwise=True, names=NAMES)
 
