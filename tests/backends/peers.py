@@ -1,0 +1,44 @@
+"""What the tests against other libraries' own functions share: 40 exact digits, and how near is near enough."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import mpmath
+import numpy as np
+
+mpmath.mp.dps = 40
+
+# Over arrays of mpmath numbers, as np.exp over floats.
+number = np.vectorize(lambda x: mpmath.mpf(float(x)), otypes=[object])
+exp = np.vectorize(mpmath.exp, otypes=[object])
+log = np.vectorize(mpmath.log, otypes=[object])
+
+EXAMPLES = 200  # of hypothesis, a function and its options
+
+
+def value_and_grad(lib: Any, function: Callable[[Any], Any], x: np.ndarray, dtype: str) -> tuple[Any, Any]:
+    """function(x) on the backend under test, and the gradient of its sum, as NumPy arrays."""
+    with lib.b.scope(dtype, "cpu"):
+        value, gradient = lib.b.value_and_grad(function, lib.array(x, dtype))
+        return lib.b.to_numpy(value), lib.b.to_numpy(gradient)
+
+
+def assert_as_good(
+    ours: Any, theirs: Any, truth: Any, *, dtype: str = "float32", size: Any = None, ulps: float = 8
+) -> None:
+    """Within `ulps` units in the last place of theirs, or as near to the truth, entry by entry.
+
+    The unit is that of `size`, else of the value itself: what a gradient is the difference of, where terms cancel.
+    """
+    ours, theirs, truth = np.asarray(ours, np.float64), np.asarray(theirs, np.float64), np.asarray(truth, object)
+    assert ours.shape == theirs.shape == truth.shape
+    size = np.maximum(np.abs(ours), np.abs(theirs)) if size is None else np.asarray(size).astype(np.float64)
+    same = (ours == theirs) | (np.isnan(ours) & np.isnan(theirs))
+    with np.errstate(invalid="ignore"):
+        near = same | (np.abs(ours - theirs) <= ulps * np.spacing(size.astype(dtype)).astype(np.float64))
+    for index in np.argwhere(~near):
+        i = tuple(index)
+        error, their_error = abs(mpmath.mpf(ours[i]) - truth[i]), abs(mpmath.mpf(theirs[i]) - truth[i])
+        assert error <= their_error, f"at {i}: {ours[i]!r}, theirs {theirs[i]!r}, exact {mpmath.nstr(truth[i], 20)}"
