@@ -1,0 +1,548 @@
+"""What libraries compute, as data: a `Convention` is one way to get a number, a `Peer` one library's function.
+
+`lossbridge.diagnose` searches these, the parity command and the tests hold each peer's convention against
+`lossbridge.compat` and the library itself, and the table of docs/conventions.md is generated from them. Nothing is
+computed here, and nothing of ours is imported.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+Cost = Literal[
+    "cross-entropy",  # Σ_c t_c (−log p_c)
+    "binary",  # −t log p − (1 − t) log(1 − p), class by class
+    "divergence",  # Σ_c t_c log(t_c / p_c)
+    "convex divergence",  # Σ_c t_c log(t_c / p_c) − t_c + p_c
+    "focal",  # Σ_c α t_c (1 − p_c)^γ (−log p_c)
+    "binary focal",  # (1 − p_t)^γ times "binary"
+    "poly",  # "cross-entropy" + ε₁ Σ_c t_c (1 − p_c)
+    "entropy",  # Σ_c p_c (−log p_c), of the predictions alone
+]
+# What is done to an array before it counts as probabilities. "exp": it holds their logarithms.
+Activation = Literal["none", "softmax", "sigmoid", "exp", "softmax twice", "sigmoid twice"]
+# p to [ε, 1 − ε]; to [ε, 1]; log(p + ε); log p of at least −100.
+Clip = Literal["none", "both", "lower", "added", "floor"]
+# What the sum is divided by. "samples": the number of rows, a row being what lies along the axis of the classes;
+# "classes": the length of one; "elements": both; "weights": the rows' total weight; "axis 0": the first axis' size.
+Divisor = Literal["samples", "elements", "weights", "classes", "axis 0", "one"]
+
+
+@dataclass(frozen=True)
+class Convention:
+    """One way from targets and predictions to a number. Every field is something that libraries, or people, differ in.
+
+    The fields after `divisor` are of no library: they are what goes wrong between two of them.
+    """
+
+    cost: Cost = "cross-entropy"
+    activation: Activation = "none"  # of the predictions
+    target_activation: Activation = "none"
+    renormalise: Literal["no", "predictions", "both"] = "no"  # to the sum 1, before clipping …
+    clip_first: bool = False  # … or after it
+    clip: Clip = "none"
+    epsilon: float | Literal["machine"] = 0.0  # "machine": of the predictions' dtype
+    label_smoothing: float = 0.0
+    smoothing_over: Literal["K", "K-1"] = "K"  # t (1 − s) + s/K, or s/(K − 1) to each wrong class
+    alpha: float | None = None
+    gamma: float = 0.0
+    class_weight: bool = False  # those given are used
+    sample_weight: bool = False
+    left_out: Literal["removed", "zero", "kept"] = "removed"  # masked and ignored entries: "zero" still counts them
+    base: float = math.e
+    axis: int = -1
+    divisor: Divisor = "samples"
+
+    swapped: bool = False
+    logarithm: Literal["once", "missing", "twice"] = "once"
+    dtype: Literal["exact", "float16 inputs", "bfloat16 inputs", "float16", "bfloat16"] = "exact"
+    outcome: Literal["loss", "negated", "perplexity"] = "loss"
+    undefined: Literal["zero", "nan"] = "zero"  # 0·∞, and a mean over nothing
+
+
+# A field that a function's option sets: how the option is written for each of its values, or with the value put in.
+Options = Mapping[str, Mapping[Any, str] | str]
+Targets = Literal["labels", "distributions", "events", "none"]
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One function of one library."""
+
+    library: str  # a module of lossbridge.compat, or "lossbridge"
+    function: str
+    targets: tuple[Targets, ...]  # integer labels, distributions over classes, outcomes in [0, 1]
+    arguments: tuple[str, str]  # the first two, in order; "target" and "pred" stand for what they hold
+    convention: Convention  # with the defaults
+    options: Options = field(default_factory=dict)
+    returns: Literal["scalar", "samples", "elements", "columns"] = "samples"  # "columns": one value a column
+    note: str = ""
+
+    @property
+    def name(self) -> str:
+        return f"{self.library}.{self.function}"
+
+    @property
+    def is_class(self) -> bool:
+        """Made with its options first, and called with the arrays, and weights, then."""
+        return self.function[0].isupper()
+
+
+_ORDER = ("target", "pred")
+_REVERSED = ("pred", "target")
+_LOGITS: Mapping[Any, str] = {"none": "", "softmax": "from_logits=True"}
+_BINARY_LOGITS: Mapping[Any, str] = {"none": "", "sigmoid": "from_logits=True"}
+_SMOOTHING = "label_smoothing={}"
+_PYTORCH_REDUCTIONS: Mapping[Any, str] = {"elements": "", "one": "reduction='sum'"}
+_OURS: Mapping[Any, str] = {"samples": "", "one": "reduction='sum'", "weights": "reduction='mean_with_sample_weight'"}
+_OUR_CLIP: Mapping[Any, str] = {"both": "", "none": ""}  # epsilon=0 says the second
+
+_KERAS_CATEGORICAL = Convention(renormalise="predictions", clip="both", epsilon=1e-7)
+_KERAS_BINARY = Convention("binary", clip="both", epsilon=1e-7, divisor="elements")
+_KERAS_DIVERGENCE = Convention("divergence", clip="lower", epsilon=1e-7)
+_FOCAL = Convention("focal", renormalise="predictions", clip="both", epsilon=1e-7, alpha=0.25, gamma=2.0)
+_BINARY_FOCAL = Convention("binary focal", clip="both", epsilon=1e-7, gamma=2.0, divisor="elements")
+_BALANCED: Mapping[Any, str] = {None: "", 0.25: "apply_class_balancing=True"}
+
+_LOSSBRIDGE = (
+    Peer(
+        "lossbridge",
+        "categorical_crossentropy",
+        ("distributions",),
+        _ORDER,
+        _KERAS_CATEGORICAL,
+        {
+            "activation": _LOGITS,
+            "clip": _OUR_CLIP,
+            "epsilon": "epsilon={}",
+            "label_smoothing": _SMOOTHING,
+            "class_weight": {False: "", True: "class_weight=class_weight"},
+            "sample_weight": {False: "", True: "sample_weight=sample_weight"},
+            "axis": "axis={}",
+            "divisor": _OURS,
+        },
+        "scalar",
+    ),
+    Peer(
+        "lossbridge",
+        "sparse_categorical_crossentropy",
+        ("labels",),
+        _ORDER,
+        _KERAS_CATEGORICAL,
+        {
+            "activation": _LOGITS,
+            "clip": _OUR_CLIP,
+            "epsilon": "epsilon={}",
+            "label_smoothing": _SMOOTHING,
+            "class_weight": {False: "", True: "class_weight=class_weight"},
+            "sample_weight": {False: "", True: "sample_weight=sample_weight"},
+            "axis": "axis={}",
+            "divisor": _OURS,
+            "left_out": {"removed": "ignore_class={ignored}"},
+        },
+        "scalar",
+    ),
+    Peer(
+        "lossbridge",
+        "binary_crossentropy",
+        ("events",),
+        _ORDER,
+        _KERAS_BINARY,
+        {
+            "activation": _BINARY_LOGITS,
+            "clip": _OUR_CLIP,
+            "epsilon": "epsilon={}",
+            "label_smoothing": _SMOOTHING,
+            "sample_weight": {False: "", True: "sample_weight=sample_weight"},
+            "divisor": {"elements": "", "classes": "reduction='sum'"},
+        },
+        "scalar",
+    ),
+    Peer(
+        "lossbridge",
+        "log_loss",
+        ("labels",),
+        _ORDER,
+        Convention(clip="both", epsilon=1e-7),
+        {
+            "activation": _LOGITS,
+            "clip": _OUR_CLIP,
+            "epsilon": "epsilon={}",
+            "sample_weight": {False: "", True: "sample_weight=sample_weight"},
+            "axis": "axis={}",
+            "divisor": _OURS,
+        },
+        "scalar",
+    ),
+    Peer(
+        "lossbridge",
+        "kl_divergence",
+        ("distributions",),
+        _ORDER,
+        _KERAS_DIVERGENCE,
+        {
+            "clip": {"lower": "", "none": ""},
+            "epsilon": "epsilon={}",
+            "axis": "axis={}",
+            "sample_weight": {False: "", True: "sample_weight=sample_weight"},
+            "divisor": _OURS,
+        },
+        "scalar",
+    ),
+    Peer(
+        "lossbridge",
+        "kl_divergence",
+        ("distributions",),
+        _ORDER,
+        Convention("divergence", activation="softmax", target_activation="softmax"),
+        {"activation": {"softmax": "from_logits=True"}, "axis": "axis={}", "divisor": _OURS},
+        "scalar",
+    ),
+    Peer(
+        "lossbridge",
+        "categorical_focal_crossentropy",
+        ("distributions",),
+        _ORDER,
+        _FOCAL,
+        {
+            "activation": _LOGITS,
+            "clip": _OUR_CLIP,
+            "epsilon": "epsilon={}",
+            "label_smoothing": _SMOOTHING,
+            "alpha": "alpha={}",
+            "gamma": "gamma={}",
+            "axis": "axis={}",
+            "divisor": _OURS,
+        },
+        "scalar",
+    ),
+    Peer(
+        "lossbridge",
+        "binary_focal_crossentropy",
+        ("events",),
+        _ORDER,
+        _BINARY_FOCAL,
+        {
+            "activation": _BINARY_LOGITS,
+            "clip": _OUR_CLIP,
+            "epsilon": "epsilon={}",
+            "label_smoothing": _SMOOTHING,
+            "alpha": _BALANCED,
+            "gamma": "gamma={}",
+            "divisor": {"elements": "", "classes": "reduction='sum'"},
+        },
+        "scalar",
+    ),
+)
+
+
+def _keras(
+    function: str, cls: str, targets: Targets, convention: Convention, options: Options, note: str = ""
+) -> tuple[Peer, Peer]:
+    """A function, which gives values a sample, and its class, which reduces them."""
+    mean = convention.divisor
+    reductions = {mean: "", "one" if mean == "samples" else "classes": "reduction='sum'"}
+    if mean == "samples":
+        reductions["weights"] = "reduction='mean_with_sample_weight'"
+    reducing = {
+        **options,
+        "divisor": reductions,
+        "sample_weight": {False: "", True: "sample_weight=sample_weight"},
+    }
+    per_sample = convention
+    if "left_out" in options:
+        reducing["left_out"] = {"removed": "ignore_class={ignored}"}
+        per_sample = replace(convention, left_out="zero")
+    return (
+        Peer("keras", cls, (targets,), _ORDER, convention, reducing, "scalar"),
+        Peer("keras", function, (targets,), _ORDER, per_sample, options, note=note),
+    )
+
+
+_KERAS = (
+    *_keras(
+        "categorical_crossentropy",
+        "CategoricalCrossentropy",
+        "distributions",
+        _KERAS_CATEGORICAL,
+        {"activation": _LOGITS, "label_smoothing": _SMOOTHING, "axis": "axis={}"},
+        "From logits nothing is clipped.",
+    ),
+    *_keras(
+        "sparse_categorical_crossentropy",
+        "SparseCategoricalCrossentropy",
+        "labels",
+        _KERAS_CATEGORICAL,
+        {"activation": _LOGITS, "axis": "axis={}", "left_out": {"zero": "ignore_class={ignored}"}},
+        "A mean over the function's values counts the ignored ones; the class does not.",
+    ),
+    *_keras(
+        "binary_crossentropy",
+        "BinaryCrossentropy",
+        "events",
+        _KERAS_BINARY,
+        {"activation": _BINARY_LOGITS, "label_smoothing": _SMOOTHING},
+        "The mean along the last axis. From logits nothing is clipped.",
+    ),
+    *_keras(
+        "kl_divergence",
+        "KLDivergence",
+        "distributions",
+        _KERAS_DIVERGENCE,
+        {},
+        "Both arguments are clipped.",
+    ),
+    *_keras(
+        "categorical_focal_crossentropy",
+        "CategoricalFocalCrossentropy",
+        "distributions",
+        _FOCAL,
+        {
+            "activation": _LOGITS,
+            "label_smoothing": _SMOOTHING,
+            "alpha": "alpha={}",
+            "gamma": "gamma={}",
+            "axis": "axis={}",
+        },
+    ),
+    *_keras(
+        "binary_focal_crossentropy",
+        "BinaryFocalCrossentropy",
+        "events",
+        _BINARY_FOCAL,
+        {
+            "activation": _BINARY_LOGITS,
+            "label_smoothing": _SMOOTHING,
+            "alpha": _BALANCED,
+            "gamma": "gamma={}",
+        },
+        "The mean along the last axis.",
+    ),
+)
+
+_TORCH = (
+    Peer(
+        "torch",
+        "cross_entropy",
+        ("labels",),
+        _REVERSED,
+        Convention(activation="softmax", divisor="weights", axis=1),
+        {
+            "label_smoothing": _SMOOTHING,
+            "class_weight": {False: "", True: "weight=class_weight"},
+            "left_out": {"removed": "ignore_index={ignored}"},
+            "divisor": {"weights": "", "one": "reduction='sum'"},
+        },
+        "scalar",
+        note="Classes along axis 1. A mean divides by the weights of the targets' classes.",
+    ),
+    Peer(
+        "torch",
+        "cross_entropy",
+        ("distributions",),
+        _REVERSED,
+        Convention(activation="softmax", axis=1),
+        {
+            "label_smoothing": _SMOOTHING,
+            "class_weight": {False: "", True: "weight=class_weight"},
+            "divisor": {"samples": "", "one": "reduction='sum'"},
+        },
+        "scalar",
+        note="Classes along axis 1. A mean divides by the number of targets, whatever their weights.",
+    ),
+    Peer(
+        "torch",
+        "nll_loss",
+        ("labels",),
+        _REVERSED,
+        Convention(activation="exp", divisor="weights", axis=1),
+        {
+            "class_weight": {False: "", True: "weight=class_weight"},
+            "left_out": {"removed": "ignore_index={ignored}"},
+            "divisor": {"weights": "", "one": "reduction='sum'"},
+        },
+        "scalar",
+        note="Classes along axis 1.",
+    ),
+    Peer(
+        "torch",
+        "kl_div",
+        ("distributions",),
+        _REVERSED,
+        Convention("divergence", activation="exp", divisor="elements"),
+        {
+            "target_activation": {"none": "", "exp": "log_target=True"},
+            "divisor": {"elements": "", "axis 0": "reduction='batchmean'", "one": "reduction='sum'"},
+        },
+        "scalar",
+        note="The default 'mean' divides by the number of elements; 'batchmean' gives the divergence.",
+    ),
+    Peer(
+        "torch",
+        "binary_cross_entropy",
+        ("events",),
+        _REVERSED,
+        Convention("binary", clip="floor", divisor="elements"),
+        {"divisor": _PYTORCH_REDUCTIONS},
+        "scalar",
+        note="Logarithms are at least −100.",
+    ),
+    Peer(
+        "torch",
+        "binary_cross_entropy_with_logits",
+        ("events",),
+        _REVERSED,
+        Convention("binary", activation="sigmoid", divisor="elements"),
+        {"divisor": _PYTORCH_REDUCTIONS},
+        "scalar",
+    ),
+)
+
+_OPTAX = (
+    Peer(
+        "optax",
+        "softmax_cross_entropy",
+        ("distributions",),
+        _REVERSED,
+        Convention(activation="softmax"),
+        {"axis": "axis={}"},
+    ),
+    Peer(
+        "optax",
+        "softmax_cross_entropy_with_integer_labels",
+        ("labels",),
+        _REVERSED,
+        Convention(activation="softmax"),
+        {"axis": "axis={}"},
+    ),
+    Peer(
+        "optax",
+        "safe_softmax_cross_entropy",
+        ("distributions",),
+        _REVERSED,
+        Convention(activation="softmax"),
+        note="0·∞ is 0.",
+    ),
+    Peer(
+        "optax",
+        "sigmoid_binary_cross_entropy",
+        ("events",),
+        _REVERSED,
+        Convention("binary", activation="sigmoid", divisor="elements"),
+        returns="elements",
+    ),
+    Peer(
+        "optax",
+        "sigmoid_focal_loss",
+        ("events",),
+        _REVERSED,
+        Convention("binary focal", activation="sigmoid", gamma=2.0, divisor="elements"),
+        {"alpha": {None: "", 0.25: "alpha=0.25"}, "gamma": "gamma={}"},
+        "elements",
+    ),
+    Peer(
+        "optax",
+        "poly_loss_cross_entropy",
+        ("distributions",),
+        _REVERSED,
+        Convention("poly", activation="softmax", alpha=2.0),
+        {"alpha": "epsilon={}", "axis": "axis={}"},
+        note="epsilon is the coefficient of the first polynomial term, no clipping.",
+    ),
+    Peer(
+        "optax",
+        "kl_divergence",
+        ("distributions",),
+        _REVERSED,
+        Convention("divergence", activation="exp"),
+        {"axis": "axis={}"},
+    ),
+    Peer(
+        "optax",
+        "kl_divergence_with_log_targets",
+        ("distributions",),
+        _REVERSED,
+        Convention("divergence", activation="exp", target_activation="exp"),
+        {"axis": "axis={}"},
+    ),
+    Peer(
+        "optax",
+        "convex_kl_divergence",
+        ("distributions",),
+        _REVERSED,
+        Convention("convex divergence", activation="exp"),
+        {"axis": "axis={}"},
+    ),
+)
+
+_SKLEARN = (
+    Peer(
+        "sklearn",
+        "log_loss",
+        ("labels", "distributions"),
+        _ORDER,
+        Convention(clip="both", epsilon="machine", divisor="weights"),
+        {
+            "sample_weight": {False: "", True: "sample_weight=sample_weight"},
+            "divisor": {"weights": "", "one": "normalize=False"},
+        },
+        "scalar",
+    ),
+    Peer(
+        "sklearn",
+        "log_loss_before_1_5",
+        ("labels", "distributions"),
+        _ORDER,
+        Convention(renormalise="predictions", clip_first=True, clip="both", epsilon=1e-15, divisor="weights"),
+        {
+            "sample_weight": {False: "", True: "sample_weight=sample_weight"},
+            "divisor": {"weights": "", "one": "normalize=False"},
+        },
+        "scalar",
+    ),
+)
+
+_SCIPY = (
+    Peer(
+        "scipy",
+        "entropy",
+        ("distributions",),
+        _ORDER,
+        Convention("divergence", renormalise="both", axis=0),
+        {"base": "base={}", "axis": "axis={}"},
+        "columns",
+        note="Classes along axis 0; both arguments are renormalised.",
+    ),
+    Peer(
+        "scipy",
+        "entropy",
+        ("none",),
+        _ORDER,
+        Convention("entropy", renormalise="both", axis=0),
+        {"base": "base={}", "axis": "axis={}"},
+        "columns",
+        note="Of one argument: its entropy.",
+    ),
+    Peer(
+        "scipy",
+        "rel_entr",
+        ("distributions",),
+        _ORDER,
+        Convention("divergence", divisor="elements"),
+        returns="elements",
+    ),
+    Peer(
+        "scipy",
+        "kl_div",
+        ("distributions",),
+        _ORDER,
+        Convention("convex divergence", divisor="elements"),
+        returns="elements",
+    ),
+)
+
+# The best known first: an explanation is given in the words of the first that fits.
+PEERS: tuple[Peer, ...] = (*_KERAS, *_TORCH, *_SKLEARN, *_OPTAX, *_LOSSBRIDGE, *_SCIPY)

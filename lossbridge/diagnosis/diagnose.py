@@ -1,0 +1,259 @@
+"""`diagnose`: from arrays and a number to its explanations, ranked. The steps are the other files of this package."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lossbridge.conventions import Convention, Peer
+from lossbridge.diagnosis import explain, probes, reading
+from lossbridge.diagnosis.calls import calls
+from lossbridge.diagnosis.evaluate import Array, Batch, Quantity, scalars
+from lossbridge.diagnosis.hypotheses import Hypothesis, Setting, canonical, hypotheses, presets
+from lossbridge.diagnosis.search import Fit, Observation, search
+
+_SHOWN = 4  # explanations of the rest
+_ASKED = 40  # explanations that calls and probes are made for
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """One convention that gives the number. `changes`: how many things differ from a library's own function."""
+
+    words: str
+    changes: int
+    convention: Convention
+
+
+@dataclass(frozen=True)
+class EquivalenceClass:
+    """Conventions that give the same number on this data; the simplest first."""
+
+    explanations: tuple[Explanation, ...]
+    calls: dict[str, str]  # library: the exact call that gives the number
+
+    @property
+    def changes(self) -> int:
+        return self.explanations[0].changes
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A small batch on which the conventions that are left differ: compute your loss on it, and diagnose again."""
+
+    y_true: Array
+    y_pred: Array
+    sample_weight: Array | None
+    mask: Array | None
+    predictions: tuple[tuple[str, float], ...]  # what each convention would give
+
+    def __str__(self) -> str:
+        lines = [f"y_true = {_array_text(self.y_true)}", f"y_pred = {_array_text(self.y_pred)}"]
+        lines += [
+            f"{name} = {_array_text(x)}"
+            for name, x in (("sample_weight", self.sample_weight), ("mask", self.mask))
+            if x is not None
+        ]
+        return "\n".join([*lines, *(f"{value:.9g}  {words}" for words, value in self.predictions)])
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What explains the number. `classes` are ranked; where none fits, `nearest` says what comes closest."""
+
+    classes: tuple[EquivalenceClass, ...]
+    nearest: tuple[str, ...]
+    warnings: tuple[str, ...]
+    meant: str  # where `expected` was named: what it gives, and the calls that give it
+    tried: int
+    shown: str  # the number, as given
+    batches: tuple[Batch, ...]
+
+    @property
+    def fits(self) -> bool:
+        return bool(self.classes)
+
+    def probe(self) -> Probe | None:
+        """A small batch that tells the explanations apart that the data could not; None where there are not two."""
+        left = [explanation for group in self.classes[:3] for explanation in group.explanations][:_ASKED]
+        if not self.classes or len(left) < 2:
+            return None
+        found = probes.separating(self.batches[0], [explanation.convention for explanation in left])
+        if found is None:
+            return None
+        batch, values = found
+        predictions = tuple((e.words, value) for e, value in zip(left, values, strict=True))
+        return Probe(batch.y_true, batch.y_pred, batch.sample_weight, batch.mask, predictions)
+
+    def __str__(self) -> str:
+        lines = []
+        if self.fits:
+            first = self.classes[0]
+            lines.append(f"{self.shown}: {first.explanations[0].words}")
+            width = max((len(library) for library in first.calls), default=0)
+            lines += [f"  {library:<{width}}  {text}" for library, text in first.calls.items()]
+            same = [e.words for e in first.explanations[1:]]
+            if same:
+                lines.append(
+                    f"This data cannot tell it from {len(same)} more (probe() gives a batch that can), such as"
+                )
+                lines += [f"  {words}" for words in same[:_SHOWN]]
+            if len(self.classes) > 1:
+                lines.append("Further explanations:")
+                for place, group in enumerate(self.classes[1:4], 2):
+                    more = f" (and {len(group.explanations) - 1} more)" if len(group.explanations) > 1 else ""
+                    lines.append(f"  {place}. {group.explanations[0].words}{more}")
+                if len(self.classes) > 4:
+                    lines.append(f"  and {len(self.classes) - 4} more")
+        else:
+            lines.append(f"{self.shown}: nothing fits, of {self.tried} conventions. The nearest:")
+            lines += [f"  {words}" for words in self.nearest]
+        if self.meant:
+            lines += self.meant.splitlines()
+        lines += [f"Warning: {warning}" for warning in self.warnings]
+        return "\n".join(lines)
+
+
+def diagnose(
+    y_true: Any,
+    y_pred: Any,
+    observed: Any,
+    *,
+    expected: str | None = None,
+    quantity: str | None = None,
+    class_weight: Any = None,
+    sample_weight: Any = None,
+    mask: Any = None,
+    ignore_class: int | None = None,
+    label_smoothing: float | None = None,
+    more: Sequence[tuple[Any, Any, Any]] = (),
+    advance: Callable[[float], None] = lambda share: None,
+) -> Diagnosis:
+    """Which convention explains a loss: the libraries' own, then those with one or two things changed.
+
+    Args:
+        y_true: labels, or targets of y_pred's shape; y_pred: probabilities, logits or log-probabilities. Arrays of any
+            library, (N, C), (N,) or (N, …, C).
+        observed: the number to explain, whose digits as written are taken to be all that is known of it (a text keeps
+            its zeros: "1.20"); or per-sample values; or an array of y_pred's shape: a gradient, or a value an element.
+        expected: what you meant, such as "keras.categorical_crossentropy" or "torch.kl_div(reduction='batchmean')".
+        quantity: "gradient" or "value", where an array could be either.
+        class_weight, sample_weight, mask, ignore_class: those that may have been used; all are tried with and without.
+        label_smoothing: a coefficient that may have been used, beside 0.1, 0.05, 0.2 and 0.01.
+        more: further batches (y_true, y_pred, observed), which narrow the explanations.
+        advance: told the share of the work done, for a progress bar.
+
+    Returns:
+        A Diagnosis: print it; `.classes` are the explanations in groups that the data cannot tell apart, `.probe()` a
+        small batch that can.
+
+    Raises:
+        ValueError: shapes that do not fit, an empty batch, an unknown `expected`. TypeError: no arrays of numbers.
+
+    >>> y_true, y_pred = [[0, 1, 0], [0, 0, 1]], [[0.05, 0.95, 0.0], [0.1, 0.8, 0.1]]
+    >>> print(diagnose(y_true, y_pred, 1.697965).classes[0].explanations[0].words)
+    lossbridge's `categorical_crossentropy`, but logarithms to base 2 (bits)
+
+    Source: the conventions of `lossbridge.conventions`; the table in docs/conventions.md.
+    """
+    batch, warnings = reading.batch_of(
+        y_true, y_pred, class_weight=class_weight, sample_weight=sample_weight, mask=mask, ignore_class=ignore_class
+    )
+    if quantity not in (None, "gradient", "value"):
+        raise ValueError(f"quantity is {quantity!r}; use 'gradient' or 'value'")
+    seen, kinds = reading.quantities(observed, batch, quantity)
+    batches, observations = [batch], [Observation.of(seen, kinds[0])]
+    for one in more:
+        if len(one) != 3:
+            raise ValueError(f"more holds {len(one)} arrays; give (y_true, y_pred, observed) for each further batch")
+        other, said = reading.batch_of(one[0], one[1], ignore_class=batch.ignored)
+        if other.labels != batch.labels or other.y_pred.ndim != batch.y_pred.ndim:
+            raise ValueError("a further batch is of another form than the first; diagnose it on its own")
+        warnings += [f"further batch: {words}" for words in said if words not in warnings]
+        value, its_kinds = reading.quantities(one[2], other, quantity)
+        batches.append(other)
+        observations.append(Observation.of(value, its_kinds[0]))
+
+    finite = all(np.isfinite(o.values).all() for o in observations)
+    smoothings = () if label_smoothing is None else (label_smoothing,)
+    found: list[list[Fit]] = []
+    nearest: list[Fit] = []
+    tried = 0
+    for kind in kinds:
+        observations[0] = Observation.of(seen, kind)
+        setting = Setting.of(batch, kind, finite=finite, smoothings=smoothings)
+        candidates = hypotheses(setting)
+        tried += len(candidates)
+        share = 1 / len(kinds)
+        groups, near = search(candidates, batches, observations, lambda done, share=share: advance(done * share))
+        found += groups
+        nearest += near
+    found.sort(key=lambda group: (group[0].hypothesis.changes, group[0].hypothesis.place))
+    setting = Setting.of(batch, kinds[0], finite=finite, smoothings=smoothings)
+    meant = "" if expected is None else _meant(expected, batch, setting)
+    return Diagnosis(
+        classes=tuple(_explained(group, batch, setting) for group in found),
+        nearest=tuple(_near(fit, batch) for fit in sorted(nearest, key=lambda fit: fit.misfit)[:3]),
+        warnings=tuple(warnings),
+        meant=meant,
+        tried=tried,
+        shown=_shown(seen),
+        batches=tuple(batches),
+    )
+
+
+def _explained(group: Iterable[Fit], batch: Batch, setting: Setting) -> EquivalenceClass:
+    fits = list(group)
+    explanations = tuple(
+        Explanation(explain.words(f.hypothesis, batch), f.hypothesis.changes, f.hypothesis.convention) for f in fits
+    )
+    texts: dict[str, str] = {}
+    for fit in fits[:_ASKED]:
+        for library, text in calls(fit.hypothesis.convention, batch, setting).items():
+            if library not in texts or len(text) < len(texts[library]):
+                texts[library] = text
+    return EquivalenceClass(
+        explanations, {library: texts[library] for library in explain.LIBRARIES if library in texts}
+    )
+
+
+def _near(fit: Fit, batch: Batch) -> str:
+    return f"{explain.words(fit.hypothesis, batch)}: {fit.misfit:.2g} off, relatively"
+
+
+def _meant(expected: str, batch: Batch, setting: Setting) -> str:
+    """What the named function gives, and the call of it in each library."""
+    known: dict[str, tuple[Peer, Convention, Convention]] = {}
+    for peer, variant in presets(setting):
+        here = canonical(variant, setting)
+        if here is not None:
+            known.setdefault(f"{peer.library}.{explain.written(peer, variant)}", (peer, variant, here))
+    for text in list(known):
+        known.setdefault(text.removesuffix(".mean()"), known[text])
+    if expected not in known:
+        close = difflib.get_close_matches(expected, known, 3, 0.3)
+        raise ValueError(f"expected {expected!r} is unknown for such arrays; did you mean {' or '.join(close)}?")
+    peer, variant, c = known[expected]
+    lines = [f"Meant: {explain.name(Hypothesis(c, peer, variant, c, 0))}"]
+    if setting.quantity == "scalar":
+        lines[0] += f", which gives {scalars(batch, [c])[0]:.9g}"
+    texts = calls(c, batch, setting)
+    width = max((len(library) for library in texts), default=0)
+    return "\n".join([*lines, *(f"  {library:<{width}}  {text}" for library, text in texts.items())])
+
+
+def _shown(seen: Any) -> str:
+    if isinstance(seen, str):
+        return seen
+    return f"{float(seen):.10g}" if np.ndim(seen) == 0 else f"an array of shape {np.shape(seen)}"
+
+
+def _array_text(x: Array) -> str:
+    return np.array2string(x, separator=", ", threshold=200, floatmode="unique").replace("\n", "\n         ")
+
+
+__all__ = ["Diagnosis", "EquivalenceClass", "Explanation", "Probe", "Quantity", "diagnose"]

@@ -1,0 +1,411 @@
+"""What a convention gives on a batch: the number, the per-sample values, or the gradient. NumPy, in float64.
+
+Thousands of conventions are tried on one batch, so what they share is computed once: rows are taken in blocks that stay
+in cache, and conventions that differ in the reduction alone share their sums. The wrong conventions are as welcome here
+as the right ones; the pieces that a loss is built of come from formulas.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+
+from lossbridge import formulas
+from lossbridge.backends import numpy as b
+from lossbridge.conventions import Convention
+
+Array = np.ndarray
+# A scalar; a value a row; a value an element; the gradient for y_pred.
+Quantity = Literal["scalar", "samples", "elements", "gradient"]
+
+_BLOCK = 100_000  # elements
+_HALVES = {"float16": 11, "bfloat16": 8}  # significant bits
+_LARGEST_FLOAT16 = 65504.0
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Targets and predictions, with what weighs them. `labels`: y_true holds class indices."""
+
+    y_true: Array
+    y_pred: Array
+    class_weight: Array | None = None
+    sample_weight: Array | None = None
+    mask: Array | None = None
+    ignored: int | None = None  # a label
+
+    @cached_property
+    def labels(self) -> bool:
+        return self.y_true.ndim < self.y_pred.ndim
+
+    @property
+    def classes(self) -> int:
+        return self.y_pred.shape[-1] if self.y_pred.ndim > 1 else 1
+
+    def rows(self, axis: int) -> Rows:
+        known = self._layouts
+        if axis not in known:
+            known[axis] = Rows.of(self, axis)
+        return known[axis]
+
+    @cached_property
+    def _layouts(self) -> dict[int, Rows]:
+        return {}
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A batch as a matrix: a row a sample, a column a class. Where y_pred is a vector, one column."""
+
+    target: Array  # (N, C), float64; labels one-hot, and zero where they are none
+    pred: Array
+    weight: Array | None  # (N,)
+    class_weight: Array | None  # (C,)
+    kept: Array  # (N,): not masked, not ignored
+    invalid: Array  # (N,): a label that is no class, and none to ignore
+
+    @staticmethod
+    def of(batch: Batch, axis: int) -> Rows:
+        def matrix(x: Array) -> Array:
+            x = np.asarray(x, np.float64)
+            return x[:, None] if x.ndim < 2 else np.moveaxis(x, axis, -1).reshape(-1, x.shape[axis])
+
+        pred = matrix(np.atleast_1d(batch.y_pred))
+        count, classes = pred.shape
+        kept, invalid = np.ones(count, bool), np.zeros(count, bool)
+        if batch.labels:
+            flat = batch.y_true.reshape(-1)
+            fits = (flat >= 0) & (flat < classes)
+            target = np.zeros((count, classes))
+            target[np.flatnonzero(fits), flat[fits].astype(np.int64)] = 1
+            if batch.ignored is not None:
+                kept = flat != batch.ignored
+            invalid = ~fits & kept
+        else:
+            target = matrix(np.atleast_1d(batch.y_true))
+        if batch.mask is not None:
+            kept = kept & _per_row(batch.mask, batch, axis, count).astype(bool)
+        weight = None if batch.sample_weight is None else _per_row(batch.sample_weight, batch, axis, count)
+        class_weight = None if batch.class_weight is None else np.asarray(batch.class_weight, np.float64).reshape(-1)
+        if class_weight is not None and class_weight.size != classes:
+            class_weight = None
+        return Rows(target, pred, weight, class_weight, kept, invalid)
+
+    def some(self, index: slice) -> Rows:
+        weight = None if self.weight is None else self.weight[index]
+        kept, invalid = self.kept[index], self.invalid[index]
+        return Rows(self.target[index], self.pred[index], weight, self.class_weight, kept, invalid)
+
+
+def _per_row(x: Array, batch: Batch, axis: int, count: int) -> Array:
+    """A weight or mask, of the per-sample shape or its leading axes, one number a row."""
+    shape = batch.y_pred.shape
+    samples = tuple(np.delete(shape, axis)) if len(shape) > 1 else shape
+    x = np.asarray(x, np.float64)
+    x = x.reshape(x.shape + (1,) * (len(samples) - x.ndim)) if x.ndim < len(samples) else x
+    return np.broadcast_to(x, samples).reshape(count)
+
+
+# One convention on some rows.
+
+
+def terms(c: Convention, rows: Rows, pred: Any, memo: dict[Any, Any] | None = None) -> Any:
+    """(rows, classes): what is summed. `pred` is rows.pred, or the variable of a gradient; `memo` keeps what is shared."""
+    exact = memo is None  # a gradient: no infinity may enter
+    target = _remembered(memo, ("target", *_target_key(c)), lambda: _targets(c, rows.target))
+    guard = target if exact else None
+    costs, rest, p = _remembered(memo, ("costs", *_costs_key(c)), lambda: _costs(c, pred, guard))
+    weight = rows.class_weight if c.class_weight and rows.class_weight is not None else None
+    share = target if weight is None else target * weight
+
+    if c.cost == "entropy":
+        return _product(c, p, costs)
+    if c.cost in ("binary", "binary focal"):
+        counter = 1 - target if weight is None else (1 - target) * weight
+        if c.cost == "binary":
+            return _product(c, share, costs) + _product(c, counter, rest)
+        if c.alpha is not None:
+            share, counter = share * c.alpha, counter * (1 - c.alpha)
+        left = target * (1 - p) + (1 - target) * p
+        return formulas.modulated(b, left, c.gamma, _product(c, share, costs) + _product(c, counter, rest))
+    if c.cost == "focal":
+        return (1.0 if c.alpha is None else c.alpha) * formulas.modulated(b, 1 - p, c.gamma, _product(c, share, costs))
+    result = _product(c, share, costs)
+    if c.cost == "poly":
+        return result + (c.alpha or 0.0) * (share * (1 - p))
+    if c.cost in ("divergence", "convex divergence"):
+        result = result + _remembered(memo, ("negentropy", *_target_key(c)), lambda: _x_log_x(target))
+        if c.cost == "convex divergence":
+            result = result + (p - target)
+    return result
+
+
+def _remembered(memo: dict[Any, Any] | None, key: Any, compute: Callable[[], Any]) -> Any:
+    """A small memory, the oldest entry of which goes first."""
+    if memo is None:
+        return compute()
+    if key not in memo:
+        if len(memo) > 40:
+            del memo[next(iter(memo))]
+        memo[key] = compute()
+    return memo[key]
+
+
+def _product(c: Convention, weight: Any, costs: Any) -> Any:
+    """weight · costs, in which 0·∞ is what the convention says."""
+    product = weight * costs
+    if c.undefined == "zero":
+        values = b.concrete(costs)
+        assert values is not None
+        if not np.isfinite(values).all():
+            return b.where(b.concrete(weight) == 0, 0.0, product)
+    return product
+
+
+def _x_log_x(x: Any) -> Any:
+    return x * b.log(b.where(x == 0, 1.0, x))
+
+
+def _target_key(c: Convention) -> tuple[Any, ...]:
+    clips = (c.clip, c.epsilon) if c.cost == "divergence" else ()
+    both = c.renormalise == "both"
+    return (c.target_activation, c.label_smoothing, c.smoothing_over, c.dtype, both, clips, "binary" in c.cost)
+
+
+def _targets(c: Convention, target: Any) -> Any:
+    if c.dtype != "exact":
+        target = rounded(target, c.dtype.split()[0])
+    if c.target_activation == "softmax":
+        target = b.exp(-formulas.softmax_costs(b, target, 1))
+    elif c.target_activation == "exp":
+        target = b.exp(target)
+    if c.renormalise == "both":
+        target = target / b.sum(target, 1, keepdims=True)
+    if c.cost == "divergence" and c.clip in ("both", "lower"):
+        target = formulas.clip(b, target, *_bounds(c))
+    if not c.label_smoothing:
+        return target
+    s, outcomes = c.label_smoothing, 2 if "binary" in c.cost else b.size(target, 1)
+    if c.smoothing_over == "K":
+        return formulas.smooth(b, target, outcomes, s)
+    return target * (1 - s) + (1 - target) * (s / (outcomes - 1))
+
+
+def _costs_key(c: Convention) -> tuple[Any, ...]:
+    return (c.activation, c.renormalise, c.clip_first, c.clip, c.epsilon, c.logarithm, c.dtype)
+
+
+def _costs(c: Convention, pred: Any, guard: Any) -> tuple[Any, Any, Any]:
+    """−log p, −log(1 − p), and p."""
+    x = rounded(pred, c.dtype.split()[0]) if c.dtype != "exact" else pred
+    activation = c.activation
+    if activation == "softmax twice":
+        x, activation = b.exp(-formulas.softmax_costs(b, x, 1)), "softmax"
+    elif activation == "sigmoid twice":
+        x, activation = b.exp(-formulas.softplus(b, -x)), "sigmoid"
+
+    p, costs, rest = x, None, None
+    if activation == "softmax":
+        costs = formulas.softmax_costs(b, x, 1)
+    elif activation == "sigmoid":
+        costs, rest = formulas.softplus(b, -x), formulas.softplus(b, x)
+    elif activation == "exp":
+        costs = -x
+    if costs is not None:
+        p = b.exp(-costs)
+
+    moved = c.renormalise != "no" or c.clip in ("both", "lower", "added")
+    if moved:
+        if c.clip_first:
+            p = formulas.clip(b, p, *_bounds(c))
+        if c.renormalise != "no":
+            p = p / b.sum(p, 1, keepdims=True)
+        if c.clip in ("both", "lower") and not c.clip_first:
+            p = formulas.clip(b, p, *_bounds(c))
+    more = float(c.epsilon) if c.clip == "added" else 0.0
+    if moved or costs is None:
+        costs = formulas.log_cost(b, guard, p + more if more else p)
+    if moved or rest is None:
+        other = None if guard is None else 1 - guard
+        rest = formulas.log_cost(b, other, 1 - p + more) if more else _rest(other, p)
+    if c.clip == "floor":
+        costs, rest = b.where(costs > 100.0, 100.0, costs), b.where(rest > 100.0, 100.0, rest)
+    if c.logarithm == "missing":
+        costs, rest = -p, p - 1
+    elif c.logarithm == "twice":
+        costs, rest = -b.log(costs), -b.log(rest)
+    return costs, rest, p
+
+
+def _rest(guard: Any, p: Any) -> Any:
+    if guard is not None:
+        p = b.where((guard == 0) & (b.concrete(p) == 1), 0.0, p)
+    return -b.log1p(-p)
+
+
+def _bounds(c: Convention) -> tuple[float, float]:
+    low, high = float(c.epsilon), 1.0 if c.clip == "lower" else 1.0 - float(c.epsilon)
+    if c.dtype in _HALVES:
+        low, high = float(rounded(np.float64(low), c.dtype)), float(rounded(np.float64(high), c.dtype))
+    return low, high
+
+
+def rounded(x: Any, dtype: str) -> Any:
+    """To float16 or bfloat16, and back. Of a gradient's variable the value is rounded, and its slope is 1."""
+    values = b.concrete(x)
+    assert values is not None
+    with np.errstate(over="ignore"):
+        if dtype == "float16":
+            nearest = values.astype(np.float16).astype(np.float64)
+        else:
+            mantissa, exponent = np.frexp(values)
+            nearest = np.ldexp(np.rint(np.ldexp(mantissa, 8)), exponent - 8)
+    return nearest if isinstance(x, np.ndarray | np.generic) else x + (nearest - values)
+
+
+# Reduction.
+
+
+def weights(c: Convention, rows: Rows) -> Array:
+    """What each row's sum is multiplied by."""
+    weight = rows.kept.astype(np.float64) if c.left_out != "kept" else np.ones(len(rows.kept))
+    return weight * rows.weight if c.sample_weight and rows.weight is not None else weight
+
+
+def divisor(c: Convention, batch: Batch, rows: Rows) -> float:
+    classes = rows.pred.shape[1]
+    count = float(rows.kept.sum()) if c.left_out == "removed" else float(len(rows.kept))
+    if c.divisor == "weights":
+        weight = weights(c, rows)
+        if c.class_weight and rows.class_weight is not None:
+            weight = weight * (rows.target @ rows.class_weight)
+        return float(weight.sum())
+    sizes = {
+        "samples": count,
+        "elements": count * classes,
+        "classes": float(classes),
+        "axis 0": float(batch.y_pred.shape[0]) if batch.y_pred.ndim else 1.0,
+        "one": 1.0,
+    }
+    return sizes[c.divisor]
+
+
+def finish(c: Convention, total: float, denominator: float) -> float:
+    """The number, of the sum and what divides it."""
+    if denominator == 0:
+        value = math.nan if c.undefined == "nan" else 0.0
+    else:
+        value = total / denominator / math.log(c.base)
+    if c.dtype == "float16" and abs(total) > _LARGEST_FLOAT16:
+        value = math.copysign(math.inf, total)  # the sum did not fit
+    if c.outcome == "negated":
+        value = -value
+    elif c.outcome == "perplexity":
+        value = math.exp(value * math.log(c.base)) if value < 700 else math.inf
+    return float(rounded(np.float64(value), c.dtype)) if c.dtype in _HALVES else value
+
+
+def sums_key(c: Convention) -> Convention:
+    """`c` without what only the reduction reads: conventions of one key share their sums."""
+    return replace(c, base=math.e, divisor="samples", outcome="loss")
+
+
+def sides(c: Convention, batch: Batch) -> Batch:
+    """The batch as the convention reads it."""
+    return replace(batch, y_true=batch.y_pred, y_pred=batch.y_true) if c.swapped else batch
+
+
+# Many conventions.
+
+
+def scalars(
+    batch: Batch, conventions: Sequence[Convention], advance: Callable[[float], None] = lambda share: None
+) -> Array:
+    """The number of each. `advance` is told the share of the work that each step was."""
+    groups: dict[tuple[int, bool], dict[Convention, int]] = {}
+    keys = [sums_key(c) for c in conventions]
+    for key in keys:
+        group = groups.setdefault((key.axis, key.swapped), {})
+        group.setdefault(key, len(group))
+    swapped = replace(batch, y_true=batch.y_pred, y_pred=batch.y_true) if any(s for _, s in groups) else batch
+    work = sum(len(group) for group in groups.values())
+    totals: dict[tuple[int, bool], Array] = {}
+    with np.errstate(all="ignore"), ThreadPoolExecutor(2) as pool:
+        for (axis, swap), group in groups.items():
+            rows = (swapped if swap else batch).rows(axis)
+            # Neighbours share their costs.
+            order = sorted(group, key=lambda c: tuple(map(str, _costs_key(c) + _target_key(c))))
+            step = max(1, _BLOCK // max(rows.pred.shape[1], 1))
+            blocks = [rows.some(slice(i, i + step)) for i in range(0, len(rows.pred), step)]
+
+            def one(block: Rows, order: list[Convention] = order) -> Array:
+                return _block_sums(order, block)
+
+            total = np.zeros(len(order))
+            for sums in pool.map(one, blocks):
+                total += sums
+                advance(len(group) / work / len(blocks))
+            place = {c: i for i, c in enumerate(order)}
+            totals[axis, swap] = total[[place[c] for c in group]]
+        found = np.empty(len(conventions))
+        denominators: dict[Any, float] = {}
+        for i, (c, key) in enumerate(zip(conventions, keys, strict=True)):
+            side = swapped if c.swapped else batch
+            what = (c.divisor, c.left_out, c.sample_weight, c.class_weight, c.axis, c.swapped)
+            if what not in denominators:
+                denominators[what] = divisor(c, side, side.rows(c.axis))
+            total = totals[c.axis, c.swapped][groups[c.axis, c.swapped][key]]
+            found[i] = finish(c, float(total), denominators[what])
+    return found
+
+
+def _block_sums(conventions: Iterable[Convention], rows: Rows) -> Array:
+    memo: dict[Any, Any] = {}
+    with np.errstate(all="ignore"):
+        return np.array([_weighed(c, rows, memo).sum() for c in conventions])
+
+
+def _weighed(c: Convention, rows: Rows, memo: dict[Any, Any] | None) -> Array:
+    losses = terms(c, rows, rows.pred, memo).sum(1)
+    if rows.invalid.any():
+        losses = np.where(rows.invalid, np.nan, losses)
+    if c.left_out != "kept" and not rows.kept.all():
+        losses = np.where(rows.kept, losses, 0.0)
+    if c.sample_weight and rows.weight is not None:
+        losses = np.where(rows.weight == 0, 0.0, losses * rows.weight)
+    return losses
+
+
+def arrays(batch: Batch, c: Convention, quantity: Quantity, index: slice) -> Array:
+    """Unscaled: the values of some rows, of their elements, or their gradient, which is (rows, classes)."""
+    rows = sides(c, batch).rows(c.axis).some(index)
+    with np.errstate(all="ignore"):
+        if quantity == "samples":
+            return _weighed(c, rows, {})
+        if quantity == "elements":
+            return np.asarray(terms(c, rows, rows.pred, {}))
+        weight = weights(c, rows)
+
+        def loss(x: Any) -> Any:
+            read = replace(rows, target=x) if c.swapped else rows
+            return b.sum(b.sum(terms(c, read, rows.pred if c.swapped else x), 1) * weight)
+
+        return b.value_and_grad(loss, rows.target if c.swapped else rows.pred)[1]
+
+
+def scale(c: Convention, batch: Batch, quantity: Quantity) -> float:
+    """What `arrays` are multiplied by."""
+    side = sides(c, batch)
+    factor = (-1.0 if c.outcome == "negated" else 1.0) / math.log(c.base)
+    if quantity == "gradient":
+        denominator = divisor(c, side, side.rows(c.axis))
+        return factor / denominator if denominator else 0.0
+    if quantity == "samples" and c.divisor == "elements":
+        return factor / side.rows(c.axis).pred.shape[1]
+    return factor
