@@ -58,9 +58,16 @@ class Convention:
 
     swapped: bool = False
     logarithm: Literal["once", "missing", "twice"] = "once"
-    dtype: Literal["exact", "float16 inputs", "bfloat16 inputs", "float16", "bfloat16"] = "exact"
+    # "exact": no rounding but that of ε and 1 − ε, as float64 for float64 predictions, else as float32.
+    dtype: Literal["exact", "float32", "float16 inputs", "bfloat16 inputs", "float16", "bfloat16"] = "exact"
     outcome: Literal["loss", "negated", "perplexity"] = "loss"
     undefined: Literal["zero", "nan"] = "zero"  # 0·∞, and a mean over nothing
+
+    def activated(self, activation: Activation) -> Convention:
+        """With another activation of the predictions: from logits nothing is clipped, where probabilities are."""
+        if activation == self.activation:
+            return self
+        return replace(self, activation=activation, clip="none", epsilon=0.0, renormalise="no")
 
 
 # A field that a function's option sets: how the option is written for each of its values, or with the value put in.
@@ -96,6 +103,9 @@ _REVERSED = ("pred", "target")
 _LOGITS: Mapping[Any, str] = {"none": "", "softmax": "from_logits=True"}
 _BINARY_LOGITS: Mapping[Any, str] = {"none": "", "sigmoid": "from_logits=True"}
 _SMOOTHING = "label_smoothing={}"
+_CLASS_WEIGHT: Mapping[Any, str] = {False: "", True: "class_weight=class_weight"}
+_SAMPLE_WEIGHT: Mapping[Any, str] = {False: "", True: "sample_weight=sample_weight"}
+_WEIGHT: Mapping[Any, str] = {False: "", True: "weight=class_weight"}
 _PYTORCH_REDUCTIONS: Mapping[Any, str] = {"elements": "", "one": "reduction='sum'"}
 _OURS: Mapping[Any, str] = {"samples": "", "one": "reduction='sum'", "weights": "reduction='mean_with_sample_weight'"}
 _OUR_CLIP: Mapping[Any, str] = {"both": "", "none": ""}  # epsilon=0 says the second
@@ -119,8 +129,8 @@ _LOSSBRIDGE = (
             "clip": _OUR_CLIP,
             "epsilon": "epsilon={}",
             "label_smoothing": _SMOOTHING,
-            "class_weight": {False: "", True: "class_weight=class_weight"},
-            "sample_weight": {False: "", True: "sample_weight=sample_weight"},
+            "class_weight": _CLASS_WEIGHT,
+            "sample_weight": _SAMPLE_WEIGHT,
             "axis": "axis={}",
             "divisor": _OURS,
         },
@@ -137,8 +147,8 @@ _LOSSBRIDGE = (
             "clip": _OUR_CLIP,
             "epsilon": "epsilon={}",
             "label_smoothing": _SMOOTHING,
-            "class_weight": {False: "", True: "class_weight=class_weight"},
-            "sample_weight": {False: "", True: "sample_weight=sample_weight"},
+            "class_weight": _CLASS_WEIGHT,
+            "sample_weight": _SAMPLE_WEIGHT,
             "axis": "axis={}",
             "divisor": _OURS,
             "left_out": {"removed": "ignore_class={ignored}"},
@@ -156,7 +166,7 @@ _LOSSBRIDGE = (
             "clip": _OUR_CLIP,
             "epsilon": "epsilon={}",
             "label_smoothing": _SMOOTHING,
-            "sample_weight": {False: "", True: "sample_weight=sample_weight"},
+            "sample_weight": _SAMPLE_WEIGHT,
             "divisor": {"elements": "", "classes": "reduction='sum'"},
         },
         "scalar",
@@ -171,7 +181,7 @@ _LOSSBRIDGE = (
             "activation": _LOGITS,
             "clip": _OUR_CLIP,
             "epsilon": "epsilon={}",
-            "sample_weight": {False: "", True: "sample_weight=sample_weight"},
+            "sample_weight": _SAMPLE_WEIGHT,
             "axis": "axis={}",
             "divisor": _OURS,
         },
@@ -187,7 +197,7 @@ _LOSSBRIDGE = (
             "clip": {"lower": "", "none": ""},
             "epsilon": "epsilon={}",
             "axis": "axis={}",
-            "sample_weight": {False: "", True: "sample_weight=sample_weight"},
+            "sample_weight": _SAMPLE_WEIGHT,
             "divisor": _OURS,
         },
         "scalar",
@@ -250,14 +260,14 @@ def _keras(
     reducing = {
         **options,
         "divisor": reductions,
-        "sample_weight": {False: "", True: "sample_weight=sample_weight"},
+        "sample_weight": _SAMPLE_WEIGHT,
     }
     per_sample = convention
     if "left_out" in options:
         reducing["left_out"] = {"removed": "ignore_class={ignored}"}
         per_sample = replace(convention, left_out="zero")
     return (
-        Peer("keras", cls, (targets,), _ORDER, convention, reducing, "scalar"),
+        Peer("keras", cls, (targets,), _ORDER, replace(convention, dtype="float32"), reducing, "scalar"),
         Peer("keras", function, (targets,), _ORDER, per_sample, options, note=note),
     )
 
@@ -332,7 +342,7 @@ _TORCH = (
         Convention(activation="softmax", divisor="weights", axis=1),
         {
             "label_smoothing": _SMOOTHING,
-            "class_weight": {False: "", True: "weight=class_weight"},
+            "class_weight": _WEIGHT,
             "left_out": {"removed": "ignore_index={ignored}"},
             "divisor": {"weights": "", "one": "reduction='sum'"},
         },
@@ -347,7 +357,7 @@ _TORCH = (
         Convention(activation="softmax", axis=1),
         {
             "label_smoothing": _SMOOTHING,
-            "class_weight": {False: "", True: "weight=class_weight"},
+            "class_weight": _WEIGHT,
             "divisor": {"samples": "", "one": "reduction='sum'"},
         },
         "scalar",
@@ -360,7 +370,7 @@ _TORCH = (
         _REVERSED,
         Convention(activation="exp", divisor="weights", axis=1),
         {
-            "class_weight": {False: "", True: "weight=class_weight"},
+            "class_weight": _WEIGHT,
             "left_out": {"removed": "ignore_index={ignored}"},
             "divisor": {"weights": "", "one": "reduction='sum'"},
         },
@@ -478,30 +488,25 @@ _OPTAX = (
     ),
 )
 
+_NORMALIZE: Options = {
+    "sample_weight": _SAMPLE_WEIGHT,
+    "divisor": {"weights": "", "one": "normalize=False"},
+}
+_CLIPPED = Convention(clip="both", epsilon="machine", divisor="weights")
+_RENORMALISED = Convention(renormalise="predictions", clip_first=True, clip="both", epsilon=1e-15, divisor="weights")
+
 _SKLEARN = (
-    Peer(
-        "sklearn",
-        "log_loss",
-        ("labels", "distributions"),
-        _ORDER,
-        Convention(clip="both", epsilon="machine", divisor="weights"),
-        {
-            "sample_weight": {False: "", True: "sample_weight=sample_weight"},
-            "divisor": {"weights": "", "one": "normalize=False"},
-        },
-        "scalar",
-    ),
+    Peer("sklearn", "log_loss", ("labels", "distributions"), _ORDER, _CLIPPED, _NORMALIZE, "scalar"),
+    Peer("sklearn", "log_loss", ("events",), _ORDER, replace(_CLIPPED, cost="binary"), _NORMALIZE, "scalar"),
     Peer(
         "sklearn",
         "log_loss_before_1_5",
         ("labels", "distributions"),
         _ORDER,
-        Convention(renormalise="predictions", clip_first=True, clip="both", epsilon=1e-15, divisor="weights"),
-        {
-            "sample_weight": {False: "", True: "sample_weight=sample_weight"},
-            "divisor": {"weights": "", "one": "normalize=False"},
-        },
+        _RENORMALISED,
+        _NORMALIZE,
         "scalar",
+        note="Rows are renormalised after clipping.",
     ),
 )
 

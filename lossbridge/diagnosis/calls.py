@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 from lossbridge.conventions import PEERS, Convention, Peer
+from lossbridge.diagnosis.canonical import Setting, canonical
 from lossbridge.diagnosis.evaluate import Batch, divisor, sides
-from lossbridge.diagnosis.hypotheses import Setting, canonical, of_activation
 
 # How each library writes what stands around a loss. "rows": axis −1.
 _WORDS: dict[str, dict[str, str]] = {
@@ -193,7 +192,7 @@ def _handed(peer: Peer, own: Convention, c: Convention, w: dict[str, str], optio
     pred = "y_pred"
     if isinstance(known, Mapping) and c.activation in known and c.activation != own.activation:
         options.append(known[c.activation])
-        own = of_activation(own, c.activation)
+        own = own.activated(c.activation)
     if own.activation == "exp" and c.logarithm == "missing":  # it takes logarithms, and is given none
         if c.activation == "none":
             return pred if _same_clip(own, c) else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +12,9 @@ import numpy as np
 from lossbridge.conventions import Convention, Peer
 from lossbridge.diagnosis import explain, probes, reading
 from lossbridge.diagnosis.calls import calls
+from lossbridge.diagnosis.canonical import Setting, canonical
 from lossbridge.diagnosis.evaluate import Array, Batch, Quantity, scalars
-from lossbridge.diagnosis.hypotheses import Hypothesis, Setting, canonical, hypotheses, presets
+from lossbridge.diagnosis.hypotheses import Hypothesis, hypotheses, presets
 from lossbridge.diagnosis.search import Fit, Observation, search
 
 _SHOWN = 4  # explanations of the rest
@@ -130,7 +131,7 @@ def diagnose(
     mask: Any = None,
     ignore_class: int | None = None,
     label_smoothing: float | None = None,
-    more: Sequence[tuple[Any, Any, Any]] = (),
+    more: Sequence[tuple[Any, ...]] = (),
     advance: Callable[[float], None] = lambda share: None,
 ) -> Diagnosis:
     """Which convention explains a loss: the libraries' own, then those with one or two things changed.
@@ -144,7 +145,8 @@ def diagnose(
         quantity: "gradient" or "value", where an array could be either.
         class_weight, sample_weight, mask, ignore_class: those that may have been used; all are tried with and without.
         label_smoothing: a coefficient that may have been used, beside 0.1, 0.05, 0.2 and 0.01.
-        more: further batches (y_true, y_pred, observed), which narrow the explanations.
+        more: further batches (y_true, y_pred, observed), which narrow the explanations; as a fourth entry a dict with
+            their sample_weight and mask, if any.
         advance: told the share of the work done, for a progress bar.
 
     Returns:
@@ -160,40 +162,43 @@ def diagnose(
 
     Source: the conventions of `lossbridge.conventions`; the table in docs/conventions.md.
     """
-    batch, warnings = reading.batch_of(
-        y_true, y_pred, class_weight=class_weight, sample_weight=sample_weight, mask=mask, ignore_class=ignore_class
-    )
     if quantity not in (None, "gradient", "value"):
         raise ValueError(f"quantity is {quantity!r}; use 'gradient' or 'value'")
-    seen, kinds = reading.quantities(observed, batch, quantity)
-    batches, observations = [batch], [Observation.of(seen, kinds[0])]
-    for one in more:
-        if len(one) != 3:
-            raise ValueError(f"more holds {len(one)} arrays; give (y_true, y_pred, observed) for each further batch")
-        other, said = reading.batch_of(one[0], one[1], ignore_class=batch.ignored)
-        if other.labels != batch.labels or other.y_pred.ndim != batch.y_pred.ndim:
+    batches: list[Batch] = []
+    seen: list[Any] = []
+    kinds: list[Quantity] = []  # what all of the observed arrays can be
+    warnings: list[str] = []
+    own = {"sample_weight": sample_weight, "mask": mask}
+    for true, pred, number, options in _batches((y_true, y_pred, observed, own), more):
+        batch, said = reading.batch_of(true, pred, class_weight=class_weight, ignore_class=ignore_class, **options)
+        if batches and (batch.labels != batches[0].labels or batch.y_pred.ndim != batches[0].y_pred.ndim):
             raise ValueError("a further batch is of another form than the first; diagnose it on its own")
-        warnings += [f"further batch: {words}" for words in said if words not in warnings]
-        value, its_kinds = reading.quantities(one[2], other, quantity)
-        batches.append(other)
-        observations.append(Observation.of(value, its_kinds[0]))
+        number, can_be = reading.quantities(number, batch, quantity)
+        kinds = [kind for kind in can_be if kind in kinds] if batches else can_be
+        warnings += [words if not batches else f"further batch: {words}" for words in said if words not in warnings]
+        batches.append(batch)
+        seen.append(number)
+    if not kinds:
+        raise ValueError("the batches' observed arrays are of different kinds; diagnose each on its own")
 
-    finite = all(np.isfinite(o.values).all() for o in observations)
+    finite = all(np.isfinite(np.asarray(x, np.float64)).all() for x in seen)
     smoothings = () if label_smoothing is None else (label_smoothing,)
     found: list[list[Fit]] = []
     nearest: list[Fit] = []
     tried = 0
     for kind in kinds:
-        observations[0] = Observation.of(seen, kind)
-        setting = Setting.of(batch, kind, finite=finite, smoothings=smoothings)
+        setting = Setting.of(batches[0], kind, finite=finite, smoothings=smoothings)
         candidates = hypotheses(setting)
         tried += len(candidates)
-        share = 1 / len(kinds)
-        groups, near = search(candidates, batches, observations, lambda done, share=share: advance(done * share))
+
+        def step(share: float) -> None:
+            advance(share / len(kinds))
+
+        groups, near = search(candidates, batches, [Observation.of(x, kind) for x in seen], step)
         found += groups
         nearest += near
     found.sort(key=lambda group: (group[0].hypothesis.changes, group[0].hypothesis.place))
-    setting = Setting.of(batch, kinds[0], finite=finite, smoothings=smoothings)
+    batch, setting = batches[0], Setting.of(batches[0], kinds[0], finite=finite, smoothings=smoothings)
     meant = "" if expected is None else _meant(expected, batch, setting)
     return Diagnosis(
         classes=tuple(_explained(group, batch, setting) for group in found),
@@ -201,9 +206,18 @@ def diagnose(
         warnings=tuple(warnings),
         meant=meant,
         tried=tried,
-        shown=_shown(seen),
+        shown=_shown(seen[0]),
         batches=tuple(batches),
     )
+
+
+def _batches(first: tuple[Any, ...], more: Sequence[tuple[Any, ...]]) -> Iterator[tuple[Any, Any, Any, dict[str, Any]]]:
+    """(y_true, y_pred, observed, its weights and mask)."""
+    yield first[0], first[1], first[2], first[3]
+    for one in more:
+        if len(one) not in (3, 4):
+            raise ValueError(f"more holds {len(one)} things; give (y_true, y_pred, observed) for each further batch")
+        yield one[0], one[1], one[2], one[3] if len(one) == 4 else {}
 
 
 def _explained(group: Iterable[Fit], batch: Batch, setting: Setting) -> EquivalenceClass:

@@ -25,7 +25,7 @@ Array = np.ndarray
 Quantity = Literal["scalar", "samples", "elements", "gradient"]
 
 _BLOCK = 100_000  # elements
-_HALVES = {"float16": 11, "bfloat16": 8}  # significant bits
+HALVES = ("float16", "bfloat16")
 _LARGEST_FLOAT16 = 65504.0
 
 
@@ -69,6 +69,7 @@ class Rows:
     class_weight: Array | None  # (C,)
     kept: Array  # (N,): not masked, not ignored
     invalid: Array  # (N,): a label that is no class, and none to ignore
+    dtype: str  # in which a library computes with such predictions
 
     @staticmethod
     def of(batch: Batch, axis: int) -> Rows:
@@ -95,12 +96,15 @@ class Rows:
         class_weight = None if batch.class_weight is None else np.asarray(batch.class_weight, np.float64).reshape(-1)
         if class_weight is not None and class_weight.size != classes:
             class_weight = None
-        return Rows(target, pred, weight, class_weight, kept, invalid)
+        dtype = "float64" if batch.y_pred.dtype == np.float64 else "float32"
+        return Rows(target, pred, weight, class_weight, kept, invalid, dtype)
 
     def some(self, index: slice) -> Rows:
         weight = None if self.weight is None else self.weight[index]
         kept, invalid = self.kept[index], self.invalid[index]
-        return Rows(self.target[index], self.pred[index], weight, self.class_weight, kept, invalid)
+        return replace(
+            self, target=self.target[index], pred=self.pred[index], weight=weight, kept=kept, invalid=invalid
+        )
 
 
 def _per_row(x: Array, batch: Batch, axis: int, count: int) -> Array:
@@ -116,11 +120,11 @@ def _per_row(x: Array, batch: Batch, axis: int, count: int) -> Array:
 
 
 def terms(c: Convention, rows: Rows, pred: Any, memo: dict[Any, Any] | None = None) -> Any:
-    """(rows, classes): what is summed. `pred` is rows.pred, or the variable of a gradient; `memo` keeps what is shared."""
+    """(rows, classes): what is summed. `pred`: rows.pred, or a gradient's variable. `memo` keeps what is shared."""
     exact = memo is None  # a gradient: no infinity may enter
-    target = _remembered(memo, ("target", *_target_key(c)), lambda: _targets(c, rows.target))
+    target = _remembered(memo, ("target", *_target_key(c)), lambda: _targets(c, rows.target, rows.dtype))
     guard = target if exact else None
-    costs, rest, p = _remembered(memo, ("costs", *_costs_key(c)), lambda: _costs(c, pred, guard))
+    costs, rest, p = _remembered(memo, ("costs", *_costs_key(c)), lambda: _costs(c, pred, guard, rows.dtype))
     weight = rows.class_weight if c.class_weight and rows.class_weight is not None else None
     share = target if weight is None else target * weight
 
@@ -178,7 +182,7 @@ def _target_key(c: Convention) -> tuple[Any, ...]:
     return (c.target_activation, c.label_smoothing, c.smoothing_over, c.dtype, both, clips, "binary" in c.cost)
 
 
-def _targets(c: Convention, target: Any) -> Any:
+def _targets(c: Convention, target: Any, dtype: str) -> Any:
     if c.dtype != "exact":
         target = rounded(target, c.dtype.split()[0])
     if c.target_activation == "softmax":
@@ -188,7 +192,7 @@ def _targets(c: Convention, target: Any) -> Any:
     if c.renormalise == "both":
         target = target / b.sum(target, 1, keepdims=True)
     if c.cost == "divergence" and c.clip in ("both", "lower"):
-        target = formulas.clip(b, target, *_bounds(c))
+        target = formulas.clip(b, target, *_bounds(c, dtype))
     if not c.label_smoothing:
         return target
     s, outcomes = c.label_smoothing, 2 if "binary" in c.cost else b.size(target, 1)
@@ -201,7 +205,7 @@ def _costs_key(c: Convention) -> tuple[Any, ...]:
     return (c.activation, c.renormalise, c.clip_first, c.clip, c.epsilon, c.logarithm, c.dtype)
 
 
-def _costs(c: Convention, pred: Any, guard: Any) -> tuple[Any, Any, Any]:
+def _costs(c: Convention, pred: Any, guard: Any, dtype: str) -> tuple[Any, Any, Any]:
     """−log p, −log(1 − p), and p."""
     x = rounded(pred, c.dtype.split()[0]) if c.dtype != "exact" else pred
     activation = c.activation
@@ -223,11 +227,11 @@ def _costs(c: Convention, pred: Any, guard: Any) -> tuple[Any, Any, Any]:
     moved = c.renormalise != "no" or c.clip in ("both", "lower", "added")
     if moved:
         if c.clip_first:
-            p = formulas.clip(b, p, *_bounds(c))
+            p = formulas.clip(b, p, *_bounds(c, dtype))
         if c.renormalise != "no":
             p = p / b.sum(p, 1, keepdims=True)
         if c.clip in ("both", "lower") and not c.clip_first:
-            p = formulas.clip(b, p, *_bounds(c))
+            p = formulas.clip(b, p, *_bounds(c, dtype))
     more = float(c.epsilon) if c.clip == "added" else 0.0
     if moved or costs is None:
         costs = formulas.log_cost(b, guard, p + more if more else p)
@@ -249,23 +253,24 @@ def _rest(guard: Any, p: Any) -> Any:
     return -b.log1p(-p)
 
 
-def _bounds(c: Convention) -> tuple[float, float]:
+def _bounds(c: Convention, dtype: str) -> tuple[float, float]:
+    """ε and 1 − ε, as the dtype of the computation holds them: in float32 1 − 1e-7 is 1 − 2⁻²³."""
     low, high = float(c.epsilon), 1.0 if c.clip == "lower" else 1.0 - float(c.epsilon)
-    if c.dtype in _HALVES:
-        low, high = float(rounded(np.float64(low), c.dtype)), float(rounded(np.float64(high), c.dtype))
-    return low, high
+    if c.dtype in ("float32", *HALVES):
+        dtype = c.dtype
+    return float(rounded(np.float64(low), dtype)), float(rounded(np.float64(high), dtype))
 
 
 def rounded(x: Any, dtype: str) -> Any:
-    """To float16 or bfloat16, and back. Of a gradient's variable the value is rounded, and its slope is 1."""
+    """To that dtype, and back. Of a gradient's variable the value is rounded, and its slope is 1."""
     values = b.concrete(x)
     assert values is not None
     with np.errstate(over="ignore"):
-        if dtype == "float16":
-            nearest = values.astype(np.float16).astype(np.float64)
-        else:
+        if dtype == "bfloat16":
             mantissa, exponent = np.frexp(values)
             nearest = np.ldexp(np.rint(np.ldexp(mantissa, 8)), exponent - 8)
+        else:
+            nearest = values.astype(dtype).astype(np.float64)
     return nearest if isinstance(x, np.ndarray | np.generic) else x + (nearest - values)
 
 
@@ -298,17 +303,15 @@ def divisor(c: Convention, batch: Batch, rows: Rows) -> float:
 
 def finish(c: Convention, total: float, denominator: float) -> float:
     """The number, of the sum and what divides it."""
-    if denominator == 0:
-        value = math.nan if c.undefined == "nan" else 0.0
-    else:
-        value = total / denominator / math.log(c.base)
+    nothing = math.nan if c.undefined == "nan" else 0.0
+    value = total / denominator / math.log(c.base) if denominator else nothing
     if c.dtype == "float16" and abs(total) > _LARGEST_FLOAT16:
         value = math.copysign(math.inf, total)  # the sum did not fit
     if c.outcome == "negated":
         value = -value
     elif c.outcome == "perplexity":
-        value = math.exp(value * math.log(c.base)) if value < 700 else math.inf
-    return float(rounded(np.float64(value), c.dtype)) if c.dtype in _HALVES else value
+        value = math.inf if value > 700 else math.exp(value * math.log(c.base))
+    return float(rounded(np.float64(value), c.dtype)) if c.dtype in HALVES else value
 
 
 def sums_key(c: Convention) -> Convention:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import fields
 from typing import Any
 
 from lossbridge.conventions import Convention, Peer
+from lossbridge.diagnosis.canonical import DIVERGENCES
 from lossbridge.diagnosis.evaluate import Batch, divisor, sides
-from lossbridge.diagnosis.hypotheses import DIVERGENCES, Hypothesis, of_activation
+from lossbridge.diagnosis.hypotheses import Hypothesis
 
 LIBRARIES = {
     "lossbridge": "lossbridge's",
@@ -68,7 +69,7 @@ def options(peer: Peer, c: Convention) -> list[str]:
 def words(h: Hypothesis, batch: Batch) -> str:
     """The whole explanation, in one line."""
     said = [name(h)]
-    if h.variant.divisor == "elements" and h.preset.cost in DIVERGENCES and h.convention.divisor == "elements":
+    if h.variant.divisor == "elements" and h.variant.cost in DIVERGENCES and h.convention.divisor == "elements":
         classes = batch.y_pred.shape[-1] if batch.y_pred.ndim else 1
         cure = "use `batchmean`, or multiply" if h.peer.library == "torch" else "multiply"
         said.append(f": divides by N·C; {cure} by C = {classes}")
@@ -81,7 +82,7 @@ def words(h: Hypothesis, batch: Batch) -> str:
 def differences(old: Convention, new: Convention, batch: Batch) -> list[str]:
     """What is done otherwise under `new`, a phrase a thing."""
     changed = {f.name for f in fields(Convention) if getattr(old, f.name) != getattr(new, f.name)}
-    if new.activation != old.activation and of_activation(replace(old), new.activation).clip == new.clip:
+    if new.activation != old.activation and old.activated(new.activation).clip == new.clip:
         changed -= {"clip", "epsilon", "renormalise"}  # from logits nothing is clipped: no news of its own
     said = []
     if "swapped" in changed:
@@ -120,8 +121,8 @@ def differences(old: Convention, new: Convention, batch: Batch) -> list[str]:
     if "divisor" in changed:
         said.append(division(new, batch))
     if "dtype" in changed:
-        half = new.dtype.split()[0]
-        said.append(f"inputs rounded to {half}" if new.dtype.endswith("inputs") else f"computed in {half}")
+        dtype = "float64" if new.dtype == "exact" else new.dtype.split()[0]
+        said.append(f"inputs rounded to {dtype}" if new.dtype.endswith("inputs") else f"computed in {dtype}")
     if "outcome" in changed:
         said.append(_OUTCOMES[new.outcome])
     if "undefined" in changed:

@@ -9,14 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from lossbridge.conventions import PEERS, Convention, Peer
-from lossbridge.diagnosis.evaluate import Batch, Quantity
-
-BINARY = ("binary", "binary focal")
-DIVERGENCES = ("divergence", "convex divergence")
-SMOOTHINGS = (0.1, 0.05, 0.2, 0.01)
+from lossbridge.diagnosis.canonical import BINARY, DIVERGENCES, Setting, canonical
 
 
 @dataclass(frozen=True)
@@ -29,100 +23,6 @@ class Hypothesis:
     preset: Convention  # the same, with all that does not matter here set to one value
     changes: int
     place: int = 0  # of the peer: better known ones first
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What of a batch, or of several, decides which conventions can be told of it."""
-
-    labels: bool
-    rank: int
-    classes: int  # along the last axis
-    machine_epsilon: float
-    hard: bool  # targets are 0 or 1
-    class_weight: bool
-    sample_weight: bool
-    left_out: bool  # something is masked or ignored
-    finite: bool  # the number to explain is
-    quantity: Quantity
-    smoothings: tuple[float, ...] = SMOOTHINGS
-
-    @staticmethod
-    def of(batch: Batch, quantity: Quantity, *, finite: bool = True, smoothings: Iterable[float] = ()) -> Setting:
-        y_true, dtype = np.asarray(batch.y_true), batch.y_pred.dtype
-        return Setting(
-            labels=batch.labels,
-            rank=batch.y_pred.ndim,
-            classes=batch.classes,
-            machine_epsilon=float(np.finfo(dtype).eps) if dtype.kind == "f" else float(np.finfo(np.float64).eps),
-            hard=batch.labels or bool(np.isin(y_true, (0, 1)).all()),
-            class_weight=batch.class_weight is not None,
-            sample_weight=batch.sample_weight is not None,
-            left_out=batch.mask is not None or batch.ignored is not None,
-            finite=finite,
-            quantity=quantity,
-            smoothings=tuple(dict.fromkeys([*smoothings, *SMOOTHINGS])),
-        )
-
-    @property
-    def events_only(self) -> bool:
-        return self.rank < 2 or self.classes == 1
-
-
-def canonical(c: Convention, setting: Setting) -> Convention | None:
-    """`c` with all that does not matter here set to one value; None where it makes no sense here."""
-    new: dict[str, Any] = {}
-    binary, rank = c.cost in BINARY, max(setting.rank, 1)
-    if not -rank <= c.axis < rank:
-        return None
-    new["axis"] = -1 if c.axis % rank == rank - 1 else c.axis % rank
-    if setting.labels and (c.swapped or c.target_activation != "none" or new["axis"] != -1):
-        return None
-    if setting.events_only and not binary:
-        return None
-    if c.cost == "entropy" and (c.swapped or c.label_smoothing or c.target_activation != "none"):
-        return None
-    if c.activation in ("softmax", "softmax twice") and c.renormalise == "predictions":
-        new["renormalise"] = "no"
-    if binary and (c.renormalise != "no" or c.target_activation != "none"):
-        return None
-    if c.label_smoothing and c.cost in DIVERGENCES:
-        return None
-    epsilon = setting.machine_epsilon if c.epsilon == "machine" else float(c.epsilon)
-    if c.clip in ("none", "floor"):
-        epsilon = 0.0
-    new["epsilon"] = epsilon
-    new["clip"] = "none" if c.clip in ("both", "lower", "added") and epsilon == 0 else c.clip
-    if new["clip"] not in ("both", "lower") or new.get("renormalise", c.renormalise) == "no":
-        new["clip_first"] = False
-    if not c.label_smoothing:
-        new["smoothing_over"] = "K"
-    if c.cost not in ("focal", "binary focal"):
-        new["gamma"] = 0.0
-        if c.cost != "poly":
-            new["alpha"] = None
-    new["class_weight"] = c.class_weight and setting.class_weight and c.cost not in DIVERGENCES
-    new["sample_weight"] = c.sample_weight and setting.sample_weight
-    if not setting.left_out:
-        new["left_out"] = "removed"
-    if c.divisor == "weights" and not (new["class_weight"] or new["sample_weight"]):
-        new["divisor"] = "samples"
-    if setting.quantity in ("scalar", "gradient"):
-        divisor = new.get("divisor", c.divisor)
-        if divisor == "axis 0" and setting.rank < 3 and new["axis"] == -1 and not setting.left_out:
-            new["divisor"] = "samples"
-        if setting.rank < 2 and divisor in ("elements", "classes"):
-            new["divisor"] = "samples" if divisor == "elements" else "one"
-    elif setting.quantity == "samples":
-        if c.divisor not in ("samples", "elements", "weights") or (c.divisor == "elements" and setting.rank < 2):
-            new["divisor"] = "samples"
-    else:
-        new["divisor"] = "samples"
-    if setting.quantity != "scalar" and c.outcome == "perplexity":
-        return None
-    if setting.finite and c.undefined != "zero":
-        return None
-    return replace(c, **new)
 
 
 def presets(setting: Setting) -> Iterator[tuple[Peer, Convention]]:
@@ -161,23 +61,13 @@ def _variants(peer: Peer) -> Iterator[Convention]:
             for target_activation in options["target_activation"]:
                 for class_weight in options["class_weight"]:
                     for sample_weight in options["sample_weight"]:
-                        yield of_activation(
-                            replace(
-                                peer.convention,
-                                divisor=divisor,
-                                target_activation=target_activation,
-                                class_weight=class_weight,
-                                sample_weight=sample_weight,
-                            ),
-                            activation,
+                        yield replace(
+                            peer.convention.activated(activation),
+                            divisor=divisor,
+                            target_activation=target_activation,
+                            class_weight=class_weight,
+                            sample_weight=sample_weight,
                         )
-
-
-def of_activation(c: Convention, activation: Any) -> Convention:
-    """`from_logits=True`: exact, without clipping, where probabilities are clipped."""
-    if activation == c.activation:
-        return c
-    return replace(c, activation=activation, clip="none", epsilon=0.0, renormalise="no")
 
 
 def _values(peer: Peer, name: str) -> tuple[Any, ...]:
@@ -233,6 +123,8 @@ def changes(setting: Setting) -> list[Change]:
         Change("logarithm", {"logarithm": "twice"}, common=False),
         Change("outcome", {"outcome": "negated"}),
         Change("outcome", {"outcome": "perplexity"}, common=False),
+        Change("dtype", {"dtype": "exact"}),
+        Change("dtype", {"dtype": "float32"}),
         *(Change("dtype", {"dtype": f"{half} inputs"}, common=False) for half in ("float16", "bfloat16")),
         *(Change("dtype", {"dtype": half}, common=False, weight=2) for half in ("float16", "bfloat16")),
         *(Change("gamma", {"gamma": g}, common=False, costs=("focal", "binary focal")) for g in (0.0, 1.0, 2.0, 5.0)),

@@ -8,44 +8,46 @@ from dataclasses import replace
 import numpy as np
 
 from lossbridge.conventions import Convention
+from lossbridge.diagnosis.canonical import Setting
 from lossbridge.diagnosis.evaluate import Batch, scalars
-from lossbridge.diagnosis.hypotheses import Setting
 from lossbridge.diagnosis.search import indistinct
 
 # What the target is given: around every ε in use.
 _SATURATED = (3e-4, 3e-6, 4e-7, 3e-8, 3e-9, 3e-11, 3e-13, 1e-15, 1e-20)
+_KINDS = ("ordinary", "saturated", "certain", "zeros", "unnormalised", "logits", "saturated logits", "logarithms")
 
 
 def probes(batch: Batch) -> list[Batch]:
-    """Batches of the form of `batch` and its number of classes: ordinary, saturated, not summing to 1, logits, zeros."""
-    rng = np.random.default_rng(0)
+    """Batches of the form of `batch`, and with its classes, of each of the kinds."""
+    return [_probe(batch, kind, np.random.default_rng(0)) for kind in _KINDS]
+
+
+def _probe(batch: Batch, kind: str, rng: np.random.Generator) -> Batch:
     vector = batch.y_pred.ndim < 2
     classes = 1 if vector else batch.y_pred.shape[-1]
     middle = batch.y_pred.shape[1:-1]
-    found = []
-    for kind in ("ordinary", "saturated", "unnormalised", "logits", "zeros"):
-        count = len(_SATURATED) if kind in ("saturated", "zeros") else 5
-        logits = rng.normal(size=(count, *middle, classes)) * 1.5
-        shares = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True) if classes > 1 else 1 / (1 + np.exp(-logits))
-        labels = rng.integers(0, max(classes, 2), (count, *middle))
-        if kind == "logits":
-            pred = logits
-        elif kind == "unnormalised":
-            pred = shares * rng.uniform(0.3, 0.9, (count, *middle, 1))
-        else:
-            pred = shares
-        if kind in ("saturated", "zeros"):
-            pred = pred.copy()
-            for i, small in enumerate(_SATURATED):
-                value = small if kind == "saturated" else 0.0
-                spot = (i,) + (0,) * len(middle)
-                if classes > 1:
-                    pred[spot] = (1 - value) / (classes - 1)
-                    pred[(*spot, labels[spot])] = value
-                else:
-                    pred[spot] = value if labels[spot] else 1 - value
-        found.append(_of_form(batch, pred, labels, rng))
-    return found
+    count = 5 if kind in ("ordinary", "unnormalised", "logits") else len(_SATURATED)
+    logits = rng.normal(size=(count, *middle, classes)) * 1.5
+    pred = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True) if classes > 1 else 1 / (1 + np.exp(-logits))
+    labels = rng.integers(0, max(classes, 2), (count, *middle))
+    if kind == "logits":
+        pred = logits
+    elif kind == "unnormalised":
+        pred = pred * rng.uniform(0.3, 0.9, (count, *middle, 1))
+    elif kind != "ordinary":
+        for i, small in enumerate(_SATURATED):
+            value = {"certain": 1.0, "zeros": 0.0}.get(kind, small)
+            spot = (i,) + (0,) * len(middle)
+            if classes > 1:
+                pred[spot] = (1 - value) / (classes - 1)
+                pred[(*spot, labels[spot])] = value
+            else:
+                pred[spot] = value if labels[spot] else 1 - value
+        if kind in ("saturated logits", "logarithms"):
+            rest = np.log1p(-np.minimum(pred, 1 - 1e-16)) if kind == "saturated logits" and classes == 1 else 0.0
+            pred = np.log(pred) - rest
+            pred[-1] = np.where(pred[-1] == pred[-1].min(), -200.0, pred[-1])  # beyond a floor of −100
+    return _of_form(batch, pred, labels, rng)
 
 
 def _of_form(batch: Batch, pred: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> Batch:
@@ -61,8 +63,10 @@ def _of_form(batch: Batch, pred: np.ndarray, labels: np.ndarray, rng: np.random.
     elif classes == 1:
         y_true = labels[..., None].astype(float)
     else:
-        hard = np.isin(batch.y_true, (0, 1)).all()
-        y_true = np.eye(classes)[labels] if hard else rng.dirichlet(np.full(classes, 2.0), labels.shape)
+        setting = Setting.of(batch, "scalar")
+        y_true = np.eye(classes)[labels] if setting.hard else rng.dirichlet(np.full(classes, 2.0), labels.shape)
+        if setting.hard and not setting.one_hot:
+            y_true = np.maximum(y_true, rng.integers(0, 2, y_true.shape))
     rows = labels.shape
     mask = None
     if batch.mask is not None:
@@ -88,10 +92,6 @@ def distinct(values: Sequence[float]) -> int:
     """How many different numbers there are."""
     kept: list[float] = []
     for x in values:
-        if not any(indistinct((np.float64(x),), (np.float64(y),)) for y in kept):
+        if not any(indistinct((x,), (y,)) for y in kept):
             kept.append(x)
     return len(kept)
-
-
-def scalar_setting(batch: Batch) -> Setting:
-    return Setting.of(batch, "scalar")

@@ -62,7 +62,8 @@ def batch_of(
         true, ignore_class = _labels(true, pred.shape[-1], ignore_class, said)
     else:
         _look_at_targets(true, pred, said)
-        true = true.astype(np.float64)
+        if true.dtype.kind != "f":
+            true = true.astype(pred.dtype if pred.dtype.kind == "f" else np.float64)
     _look_at_predictions(pred, said)
     batch = Batch(
         true,
@@ -93,8 +94,8 @@ def _labels(true: Array, classes: int, ignored: int | None, said: list[str]) -> 
     elif others.size:
         index = int(np.flatnonzero(((true < 0) | (true >= classes)) & (true != ignored))[0])
         said.append(
-            f"label {true.flat[index]} at position {index} is beyond the {classes} classes, 0 to {classes - 1}: PyTorch "
-            "and TensorFlow refuse it, Keras on JAX counts 0, optax wraps round"
+            f"label {true.flat[index]} at position {index} is beyond the {classes} classes, 0 to {classes - 1}: "
+            "PyTorch and TensorFlow refuse it, Keras on JAX counts 0, optax wraps round"
         )
     inside = true[(true != ignored)] if ignored is not None else true
     if inside.size > 1 and inside.min() == 1 and inside.max() == classes:
@@ -146,8 +147,8 @@ def _look_at_sums(x: Array, name: str, said: list[str]) -> None:
         index = _first(off)
         what = f"{int(off.sum())} of {off.size} rows" if off.size > 1 else "the row"
         said.append(
-            f"{what} of {name} do not sum to 1 along the last axis (row {_text(index)} to {sums[index]:.6g}): outcomes, "
-            "another axis, or not normalised"
+            f"{what} of {name} do not sum to 1 along the last axis (row {_text(index)} to {sums[index]:.6g}): "
+            "outcomes, another axis, or not normalised"
         )
 
 
@@ -203,7 +204,9 @@ def quantities(observed: Any, batch: Batch, said: str | None) -> tuple[Any, list
         known.append("samples")
         values = values.reshape(samples) if values.shape != pred else values
     if values.shape == pred:
-        known += [q for q in ("gradient", "elements") if not (q == "elements" and "samples" in known)]  # type: ignore[misc]
+        known.append("gradient")
+        if "samples" not in known:
+            known.append("elements")
     if said is not None:
         known = [q for q in known if (q == "gradient") == (said == "gradient")]
     if not known:

@@ -9,14 +9,18 @@ from typing import Any
 
 import numpy as np
 
-from lossbridge.diagnosis.evaluate import Array, Batch, Quantity, arrays, rounded, scalars, scale, sides
+from lossbridge.diagnosis.evaluate import Array, Batch, Quantity, arrays, rounded, scalars, scale, sums_key
 from lossbridge.diagnosis.hypotheses import Hypothesis
 
 # Two conventions whose numbers differ by less are one to the data: float32 would not show it.
 INDISTINCT = 1e-7
-_FLOAT32 = 2e-6  # what sums of float32 may be off, relatively
-_FLOAT64 = 1e-9
+# What sums of a dtype may be off, relatively; in float32 also an entry of an array, and where 1 − p has no digits.
+_FLOAT64, _FLOAT32, _FLOAT16 = 1e-9, 2e-6, 1e-3
+_ENTRY, _ZERO = 1e-5, 6e-8
+_HALF_OFF = {"float16": 4e-3, "bfloat16": 3e-2}  # and what is computed in a half dtype
 _TRIAL_ROWS = 24  # arrays are compared here first
+
+Value = Array | float
 
 
 @dataclass(frozen=True)
@@ -30,57 +34,60 @@ class Observation:
 
     @staticmethod
     def of(observed: Any, quantity: Quantity) -> Observation:
-        """A scalar is known to its digits as written: 1.18 is anything that rounds to it."""
-        if isinstance(observed, str) or np.ndim(observed) == 0:
-            text = observed.strip() if isinstance(observed, str) else repr(np.asarray(observed).item())
-            x = float(text)
-            if not math.isfinite(x):
-                return Observation(np.float64(x), quantity, 0.0, 0.0)
-            single = not isinstance(observed, str) and x == float(np.float32(x)) and _digits(text) > 9
-            if isinstance(observed, np.generic | np.ndarray) and observed.dtype.itemsize < 8:
-                single = True
-            if single:
-                return Observation(np.float64(x), quantity, _FLOAT32 * abs(x), _FLOAT32 * abs(x))
-            half = 0.5 * 10.0 ** _last_place(text)
-            tight = half * (1 + 1e-9) + _FLOAT64 * abs(x)
-            return Observation(np.float64(x), quantity, tight, half + _FLOAT32 * abs(x))
-        values = np.asarray(observed)
-        precise = values.dtype == np.float64 and not (values == values.astype(np.float32)).all()
-        loose = {2: 4e-3}.get(values.dtype.itemsize, 1e-5)
-        return Observation(values.astype(np.float64), quantity, _FLOAT64 if precise else loose, loose)
+        """A text or a Python number is known to its digits as written: 1.18 is anything that rounds to it.
 
-    def fits(self, value: float, half: str | None, *, loose: bool) -> bool:
-        """Whether a scalar is that one. `half`: the dtype that it was computed in, if a half one."""
-        x, allowed = float(self.values), self.loose if loose else self.tight
-        if not math.isfinite(x) or not math.isfinite(value):
-            return value == x or (math.isnan(value) and math.isnan(x))
-        if half is not None:  # it has few digits, and the last of them were lost on the way
-            exact = float(rounded(np.float64(x), half))
-            return abs(exact - x) <= allowed and abs(value - x) <= (4e-3 if half == "float16" else 3e-2) * abs(x)
-        return abs(value - x) <= allowed
+        Arrays, and NumPy's scalars, were computed: they are off by what their dtype loses.
+        """
+        typed = isinstance(observed, str | int | float) and not isinstance(observed, np.generic)
+        values = np.asarray(float(observed) if typed else observed)
+        if not values.ndim and not np.isfinite(values):
+            return Observation(values.astype(np.float64), quantity, 0.0, 0.0)
+        precise = values.dtype == np.float64 and not (values == _single(values)).all()
+        loose = _FLOAT16 if values.dtype == np.float16 else _FLOAT32
+        values = values.astype(np.float64)
+        if values.ndim:
+            loose = max(loose, _ENTRY)
+            return Observation(values, quantity, _FLOAT64 if precise else loose, loose)
+        x = abs(float(values))
+        if not typed:
+            return Observation(values, quantity, (_FLOAT64 if precise else loose) * x, loose * x + _ZERO)
+        half = (
+            0.5 * 10.0 ** _last_place(observed.strip() if isinstance(observed, str) else repr(observed)) if x else 0.0
+        )
+        return Observation(values, quantity, half + _FLOAT64 * x, half + _FLOAT32 * x + _ZERO)
 
 
-def _digits(text: str) -> int:
-    return len(text.split("e")[0].replace(".", "").lstrip("-0"))
+def _single(x: Array) -> Array:
+    with np.errstate(over="ignore"):
+        return x.astype(np.float32)
 
 
 def _last_place(text: str) -> int:
+    """The power of ten of the last digit; of a float64 in full, less than any."""
     mantissa, _, exponent = text.lower().partition("e")
-    decimals = len(mantissa.partition(".")[2])
-    if decimals == 1 and mantissa.endswith(".0"):
-        decimals = 0
-    if _digits(text) > 15:
-        return -300  # a float64 in full
-    return int(exponent or 0) - decimals
+    if len(mantissa.replace(".", "").lstrip("-0")) > 15:
+        return -300
+    return int(exponent or 0) - len(mantissa.partition(".")[2])
 
 
 @dataclass(frozen=True)
 class Fit:
-    """A hypothesis that gives what was observed, and by how much of the tolerance it is off."""
+    """A hypothesis that gives what was observed."""
 
     hypothesis: Hypothesis
-    values: tuple[Array, ...]  # a batch each
-    misfit: float
+    values: tuple[Value, ...]  # a batch each
+    misfit: float  # the worst, relatively
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What hypotheses give on a batch, and which of them give what was observed."""
+
+    values: Sequence[Value]
+    misfit: Array  # relative; infinite where the values have another shape
+    tight: Array
+    loose: Array
+    sharp: Array  # not by the leeway that a half dtype is given
 
 
 def search(
@@ -88,85 +95,95 @@ def search(
     batches: Sequence[Batch],
     observations: Sequence[Observation],
     advance: Callable[[float], None] = lambda share: None,
+    *,
+    known: Sequence[Array] | None = None,
 ) -> tuple[list[list[Fit]], list[Fit]]:
-    """Classes of fitting hypotheses, the simplest first; and, where nothing fits, those that are nearest."""
-    found: dict[int, list[Array]] = {i: [] for i in range(len(hypotheses))}
-    off: dict[int, list[float]] = {i: [] for i in range(len(hypotheses))}
-    loosely: dict[int, bool] = dict.fromkeys(range(len(hypotheses)), False)
-    missed: dict[int, float] = {}
-    for batch, observation in zip(batches, observations, strict=True):
-        candidates = [hypotheses[i] for i in found]
-        judged = (_scalars if observation.quantity == "scalar" else _arrays)(
-            candidates, batch, observation, lambda share: advance(share / len(batches))
-        )
-        for i, (value, misfit, tight, loose) in zip(list(found), judged, strict=True):
-            if value is None or not loose:
-                missed[i] = misfit
-                del found[i]
-            else:
-                found[i].append(value)
-                off[i].append(misfit)
-                loosely[i] |= not tight
-    if any(not loosely[i] for i in found):
-        found = {i: values for i, values in found.items() if not loosely[i]}
-    fits = [Fit(hypotheses[i], tuple(values), max(off[i])) for i, values in found.items()]
-    fits.sort(key=lambda fit: (fit.hypothesis.changes, fit.hypothesis.place))
-    nearest = sorted(missed, key=lambda i: missed[i])
-    finite = [i for i in nearest if math.isfinite(missed[i])]
-    return classes(fits), [Fit(hypotheses[i], (), missed[i]) for i in finite if hypotheses[i].changes < 2][:3]
+    """Classes of fitting hypotheses, the simplest first; and, where nothing fits, those that are nearest.
+
+    `known`: what all hypotheses give on each batch, where that was computed before.
+    """
+    left = np.arange(len(hypotheses))
+    values: list[list[Value]] = [[] for _ in hypotheses]
+    misfit = np.zeros(len(hypotheses))
+    tight, sharp = np.ones((2, len(hypotheses)), bool)
+    for k, (batch, seen) in enumerate(zip(batches, observations, strict=True)):
+        some = [hypotheses[i] for i in left.tolist()]
+
+        def step(share: float) -> None:
+            advance(share / len(batches))
+
+        if known is not None:
+            judged = _numbers(some, known[k][left], seen)
+        elif seen.quantity == "scalar":
+            judged = _numbers(some, scalars(batch, [h.convention for h in some], step), seen)
+        else:
+            judged = _arrays(some, batch, seen, step)
+        misfit[left] = np.maximum(misfit[left], judged.misfit)
+        tight[left] &= judged.tight
+        sharp[left] &= judged.sharp
+        for i, value, fits in zip(left.tolist(), judged.values, judged.loose, strict=True):
+            if fits:
+                values[i].append(value)
+        left = left[judged.loose]
+    if tight[left].any():
+        left = left[tight[left]]
+    if left.size:
+        ranked = sorted(left.tolist(), key=lambda i: (hypotheses[i].changes, not sharp[i], hypotheses[i].place))
+        return classes([Fit(hypotheses[i], tuple(values[i]), float(misfit[i])) for i in ranked]), []
+    order = np.argsort(misfit, kind="stable").tolist()
+    near = [Fit(hypotheses[i], (), float(misfit[i])) for i in order if math.isfinite(misfit[i])]
+    return [], [fit for fit in near if fit.hypothesis.changes < 2][:3]
 
 
-Judged = tuple[Array | None, float, bool, bool]  # value, relative misfit, fits tightly, fits loosely
-
-
-def _scalars(
-    hypotheses: Sequence[Hypothesis], batch: Batch, seen: Observation, advance: Callable[[float], None]
-) -> list[Judged]:
-    values = scalars(batch, [h.convention for h in hypotheses], advance)
-    judged: list[Judged] = []
+def _numbers(hypotheses: Sequence[Hypothesis], values: Array, seen: Observation) -> Judged:
     x = float(seen.values)
-    for h, value in zip(hypotheses, values, strict=True):
-        half = h.convention.dtype if h.convention.dtype in ("float16", "bfloat16") else None
-        misfit = 0.0 if value == x else abs(value - x) / (abs(x) or 1.0)
-        judged.append(
-            (value, misfit, seen.fits(value, half, loose=False), seen.fits(value, half, loose=True)),
-        )
-    return judged
+    with np.errstate(all="ignore"):
+        off = np.where((values == x) | (np.isnan(values) & math.isnan(x)), 0.0, np.abs(values - x))
+    off[np.isnan(off)] = math.inf
+    tight, loose = off <= seen.tight, off <= seen.loose
+    sharp = loose
+    for half, share in _HALF_OFF.items() if math.isfinite(x) else ():
+        # What was computed in it has few digits, and the last of them were lost on the way.
+        computed = np.array([h.convention.dtype == half for h in hypotheses], bool)
+        exact = abs(float(rounded(np.float64(x), half)) - x)
+        near = off <= share * abs(x)
+        tight = np.where(computed, near & (exact <= seen.tight), tight)
+        loose = np.where(computed, near & (exact <= seen.loose), loose)
+    return Judged(values.tolist(), off / (abs(x) if x and math.isfinite(x) else 1.0), tight, loose, sharp)
 
 
 def _arrays(
     hypotheses: Sequence[Hypothesis], batch: Batch, seen: Observation, advance: Callable[[float], None]
-) -> list[Judged]:
+) -> Judged:
     """On a few rows first; those that fit there, on all of them."""
-    judged: list[Judged] = []
-    known: dict[Any, Array] = {}
-    for h in hypotheses:
-        judged.append(_array(h, batch, seen, slice(0, _TRIAL_ROWS), known))
+    values: list[Value] = []
+    misfit = np.empty(len(hypotheses))
+    memo: dict[Any, Array] = {}
+    for i, h in enumerate(hypotheses):
+        value, misfit[i] = _array(h, batch, seen, slice(0, _TRIAL_ROWS), memo)
+        values.append(value)
         advance(1 / len(hypotheses))
-    known.clear()
-    for i, (value, *_, loose) in enumerate(judged):
-        if value is not None and loose:
-            judged[i] = _array(hypotheses[i], batch, seen, slice(None), known)
-    return judged
+    memo.clear()
+    for i in np.flatnonzero(misfit <= seen.loose).tolist():
+        values[i], misfit[i] = _array(hypotheses[i], batch, seen, slice(None), memo)
+    return Judged(values, misfit, misfit <= seen.tight, misfit <= seen.loose, np.ones(len(hypotheses), bool))
 
 
-def _array(h: Hypothesis, batch: Batch, seen: Observation, index: slice, known: dict[Any, Array]) -> Judged:
-    from lossbridge.diagnosis.evaluate import sums_key
-
+def _array(h: Hypothesis, batch: Batch, seen: Observation, index: slice, memo: dict[Any, Array]) -> tuple[Array, float]:
+    """The values of some rows, and how far they are off."""
     c = h.convention
     key = sums_key(c)
-    if key not in known:
-        known[key] = arrays(batch, c, seen.quantity, index)
-    value = known[key] * scale(c, batch, seen.quantity)
+    if key not in memo:
+        memo[key] = arrays(batch, c, seen.quantity, index)
+    value = memo[key] * scale(c, batch, seen.quantity)
     expected = as_rows(seen.values, batch, c.axis, seen.quantity)[index]
     if value.shape != expected.shape:
-        return None, math.inf, False, False
-    largest = np.nanmax(np.abs(seen.values), initial=0.0, where=np.isfinite(seen.values)) or 1.0
+        return value, math.inf
+    largest = np.max(np.abs(seen.values), initial=0.0, where=np.isfinite(seen.values)) or 1.0
     with np.errstate(invalid="ignore"):
         same = (value == expected) | (np.isnan(value) & np.isnan(expected))
         gaps = np.where(same, 0.0, np.abs(value - expected) / np.maximum(np.abs(expected), 0.1 * largest))
-    gap = float(np.nan_to_num(gaps, nan=math.inf).max(initial=0.0))
-    return value, gap, gap <= seen.tight, gap <= seen.loose
+    return value, float(np.nan_to_num(gaps, nan=math.inf).max(initial=0.0))
 
 
 def as_rows(x: Array, batch: Batch, axis: int, quantity: Quantity) -> Array:
@@ -189,17 +206,21 @@ def classes(fits: Sequence[Fit]) -> list[list[Fit]]:
     return groups
 
 
-def indistinct(a: Sequence[Array], b: Sequence[Array]) -> bool:
-    for x, y in zip(a, b, strict=True):
-        with np.errstate(invalid="ignore"):
-            if np.shape(x) != np.shape(y):
-                return False
-            largest = np.max(np.abs(x), initial=0.0, where=np.isfinite(x))
-            gap = np.abs(np.subtract(x, y)) > INDISTINCT * np.maximum(np.abs(x), 1e-3 * largest)
-            same = np.equal(x, y) | (np.isnan(x) & np.isnan(y))
-            if np.any(~same & (gap | ~np.isfinite(x) | ~np.isfinite(y))):
-                return False
-    return True
+def indistinct(a: Sequence[Value], b: Sequence[Value]) -> bool:
+    """Whether the numbers of two conventions, a batch each, are the same to the eye of float32."""
+    return all(_alike(x, y) for x, y in zip(a, b, strict=True))
 
 
-__all__ = ["Fit", "Observation", "classes", "indistinct", "search", "sides"]
+def _alike(x: Value, y: Value) -> bool:
+    if isinstance(x, float) and isinstance(y, float):  # thousands of these are compared
+        if math.isfinite(x) and math.isfinite(y):
+            return abs(x - y) <= INDISTINCT * abs(x)
+        return x == y or (math.isnan(x) and math.isnan(y))
+    x, y = np.asarray(x), np.asarray(y)
+    if x.shape != y.shape:
+        return False
+    finite = np.isfinite(x) & np.isfinite(y)
+    largest = np.max(np.abs(x), initial=0.0, where=finite)
+    with np.errstate(invalid="ignore"):
+        same = (x == y) | (np.isnan(x) & np.isnan(y))
+        return bool((same | (finite & (np.abs(x - y) <= INDISTINCT * np.maximum(np.abs(x), 1e-3 * largest)))).all())

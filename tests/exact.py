@@ -1,0 +1,215 @@
+"""What a convention gives, in 50 digits: the definitions as a textbook writes them, one row at a time.
+
+Shares no code with lossbridge, and is slow: the truth that `lossbridge.compat`, `lossbridge.diagnosis` and the
+libraries themselves are held to.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import mpmath
+import numpy as np
+
+from lossbridge.conventions import Convention
+
+mpmath.mp.dps = 50
+INFINITY = mpmath.inf
+Row = list[Any]  # of mpmath numbers
+
+
+def log(x: Any) -> Any:
+    return -INFINITY if x == 0 else mpmath.log(x) if x > 0 else mpmath.nan
+
+
+def clip(x: Any, low: Any, high: Any) -> Any:
+    return low if x < low else high if x > high else x
+
+
+def activated(name: str, x: Row) -> Row:
+    if name.endswith(" twice"):
+        once = name.removesuffix(" twice")
+        return activated(once, activated(once, x))
+    if name == "softmax":
+        powers = [mpmath.exp(z) for z in x]
+        return [power / mpmath.fsum(powers) for power in powers]
+    if name == "sigmoid":
+        return [1 / (1 + mpmath.exp(-z)) for z in x]
+    return [mpmath.exp(z) for z in x] if name == "exp" else x
+
+
+def product(c: Convention, weight: Any, cost: Any) -> Any:
+    if weight == 0 and (c.undefined == "zero" or mpmath.isfinite(cost)):
+        return mpmath.mpf(0)
+    return weight * cost
+
+
+def terms(c: Convention, target: Row, pred: Row, class_weight: Row | None, dtype: str) -> list[Row]:
+    """What a row's loss is the sum of, a list a class. `dtype` is that of ε and 1 − ε."""
+    binary, outcomes = c.cost in ("binary", "binary focal"), len(pred)
+    epsilon = mpmath.mpf(c.epsilon)
+    high = mpmath.mpf(float(np.asarray(1 if c.clip == "lower" else 1 - c.epsilon).astype(dtype)))
+    low = mpmath.mpf(float(np.asarray(c.epsilon).astype(dtype)))
+
+    t = activated(c.target_activation, target)
+    if c.renormalise == "both":
+        t = [x / mpmath.fsum(t) for x in t]
+    if c.cost == "divergence" and c.clip in ("both", "lower"):
+        t = [clip(x, low, high) for x in t]
+    if c.label_smoothing:
+        s, k = mpmath.mpf(c.label_smoothing), 2 if binary else outcomes
+        share = s / (k if c.smoothing_over == "K" else k - 1)
+        t = [x * (1 - s) + (share if c.smoothing_over == "K" else (1 - x) * share) for x in t]
+
+    p = activated(c.activation, pred)
+    steps: list[Callable[[Row], Row]] = []
+    if c.renormalise != "no":
+        steps.append(lambda p: [x / mpmath.fsum(p) for x in p])
+    if c.clip in ("both", "lower"):
+        steps.append(lambda p: [clip(x, low, high) for x in p])
+    for step in reversed(steps) if c.clip_first else steps:
+        p = step(p)
+
+    def cost(x: Any) -> Any:
+        value = log(x + epsilon) if c.clip == "added" else log(x)
+        if c.clip == "floor":
+            value = max(value, mpmath.mpf(-100))
+        if c.logarithm == "missing":
+            return -x
+        return -log(-value) if c.logarithm == "twice" else -value
+
+    found = []
+    for i in range(outcomes):
+        w = mpmath.mpf(1) if class_weight is None or not c.class_weight else class_weight[i]
+        if c.cost == "entropy":
+            found.append([product(c, p[i], cost(p[i]))])
+            continue
+        if binary:
+            shares = [w * t[i], w * (1 - t[i])]
+            if c.cost == "binary focal" and c.alpha is not None:
+                alpha = mpmath.mpf(c.alpha)
+                shares = [alpha * shares[0], (1 - alpha) * shares[1]]
+            both = [product(c, shares[0], cost(p[i])), product(c, shares[1], cost(1 - p[i]))]
+            if c.cost == "binary focal":
+                wrong = t[i] * (1 - p[i]) + (1 - t[i]) * p[i]
+                both = [modulated(wrong, c.gamma, x) for x in both]
+            found.append(both)
+            continue
+        term = product(c, w * t[i], cost(p[i]))
+        if c.cost == "focal":
+            alpha = 1 if c.alpha is None else mpmath.mpf(c.alpha)
+            found.append([alpha * modulated(1 - p[i], c.gamma, term)])
+        elif c.cost == "poly":
+            found.append([term, mpmath.mpf(c.alpha or 0) * w * t[i] * (1 - p[i])])
+        elif c.cost in ("divergence", "convex divergence"):
+            negentropy = mpmath.mpf(0) if t[i] == 0 else t[i] * log(t[i])
+            found.append([negentropy, term] + ([p[i], -t[i]] if c.cost == "convex divergence" else []))
+        else:
+            found.append([term])
+    return found
+
+
+def modulated(rest: Any, gamma: float, cost: Any) -> Any:
+    return cost if gamma == 0 else mpmath.mpf(0) if rest == 0 else rest ** mpmath.mpf(gamma) * cost
+
+
+def numbers(x: np.ndarray) -> Row:
+    return [mpmath.mpf(float(value)) for value in x]
+
+
+def matrix(x: np.ndarray, axis: int) -> np.ndarray:
+    return x[:, None] if x.ndim == 1 else np.moveaxis(x, axis, -1).reshape(-1, x.shape[axis])
+
+
+class Problem:
+    """A convention on targets and predictions of one shape (labels as one-hot rows), with weights a row.
+
+    `kept`: false for rows that are masked, or whose label is ignored.
+    """
+
+    def __init__(
+        self,
+        c: Convention,
+        target: np.ndarray,
+        pred: np.ndarray,
+        *,
+        class_weight: np.ndarray | None = None,
+        sample_weight: np.ndarray | None = None,
+        kept: np.ndarray | None = None,
+        dtype: str = "float32",
+    ) -> None:
+        self.c, self.shape, self.dtype = c, pred.shape, dtype
+        if c.swapped:
+            target, pred = pred, target
+        self.target = [numbers(row) for row in matrix(target, c.axis)]
+        self.pred = [numbers(row) for row in matrix(pred, c.axis)]
+        self.rows, self.classes = len(self.pred), len(self.pred[0])
+        self.class_weight = None if class_weight is None else numbers(class_weight)
+        ones = np.ones(self.rows)
+        self.kept = ones.astype(bool) if kept is None or c.left_out == "kept" else kept.reshape(-1)
+        weight = sample_weight if c.sample_weight and sample_weight is not None else ones
+        self.weight = [mpmath.mpf(float(w)) * bool(k) for w, k in zip(weight.reshape(-1), self.kept, strict=True)]
+
+    def row(self, i: int, pred: Row | None = None) -> list[Row]:
+        return terms(self.c, self.target[i], self.pred[i] if pred is None else pred, self.class_weight, self.dtype)
+
+    def sums(self) -> list[Any]:
+        """The weighted sum of every row."""
+        return [w * mpmath.fsum(x for entry in self.row(i) for x in entry) if w else w for i, w in self.weights()]
+
+    def weights(self) -> Iterator[tuple[int, Any]]:
+        return enumerate(self.weight)
+
+    def factor(self, returns: str) -> Any:
+        """What sums are multiplied by in the result; 0 in a mean over nothing."""
+        unit = 1 / mpmath.log(self.c.base) if self.c.base != math.e else mpmath.mpf(1)
+        if returns == "scalar":
+            divisor = self.divisor()
+            return unit / divisor if divisor else divisor
+        return unit / self.classes if returns == "samples" and self.c.divisor == "elements" else unit
+
+    def divisor(self) -> Any:
+        count = sum(bool(k) for k in self.kept) if self.c.left_out == "removed" else self.rows
+        if self.c.divisor == "weights":
+            masses = [mpmath.mpf(1)] * self.rows
+            if self.c.class_weight and self.class_weight is not None:
+                masses = [
+                    mpmath.fsum(w * t for w, t in zip(self.class_weight, row, strict=True)) for row in self.target
+                ]
+            return mpmath.fsum(w * m for w, m in zip(self.weight, masses, strict=True))
+        sizes = {"samples": count, "elements": count * self.classes, "classes": self.classes, "axis 0": self.shape[0]}
+        return mpmath.mpf(sizes.get(self.c.divisor, 1))
+
+    def value(self, returns: str = "scalar") -> np.ndarray:
+        """The number; or a value a row, or a class of every row, in the order of `matrix`."""
+        if returns == "elements":
+            return np.array([[mpmath.fsum(entry) for entry in self.row(i)] for i in range(self.rows)], object)
+        values = np.array([x * self.factor(returns) for x in self.sums()], object)
+        if returns != "scalar":
+            return values
+        value = mpmath.fsum(values)
+        if self.c.outcome == "perplexity":
+            value = mpmath.exp(value * mpmath.log(self.c.base))
+        return np.array(-value if self.c.outcome == "negated" else value, object)
+
+    def gradient(self, returns: str = "scalar") -> tuple[np.ndarray, np.ndarray]:
+        """Of the sum of the value for the predictions, (rows, classes); and the sum of the sizes of its terms.
+
+        By differences in so many digits that 40 remain.
+        """
+        step = mpmath.mpf(10) ** -30
+        slopes, sizes = np.empty((2, self.rows, self.classes), object)
+        with mpmath.workdps(100):
+            for i, weight in self.weights():
+                for j in range(self.classes):
+                    sides = []
+                    for sign in (1, -1):
+                        moved = list(self.pred[i])
+                        moved[j] += sign * step
+                        sides.append([x for entry in self.row(i, moved) for x in entry])
+                    each = [(up - down) / (2 * step) for up, down in zip(*sides, strict=True)]
+                    slopes[i, j] = weight * mpmath.fsum(each)
+                    sizes[i, j] = weight * mpmath.fsum(abs(x) for x in each)
+        return slopes * self.factor(returns), sizes * self.factor(returns)
