@@ -200,10 +200,10 @@ class Problem:
         By differences in so many digits that 40 remain.
         """
         step = mpmath.mpf(10) ** -30
-        slopes, sizes = np.empty((2, self.rows, self.classes), object)
+        slopes, sizes = np.full((2, self.rows, self.classes), mpmath.mpf(0), object)
         with mpmath.workdps(100):
             for i, weight in self.weights():
-                for j in range(self.classes):
+                for j in range(self.classes if weight else 0):
                     sides = []
                     for sign in (1, -1):
                         moved = list(self.pred[i])

@@ -87,12 +87,11 @@ def canonical(c: Convention, setting: Setting) -> Convention | None:
 
 
 def _weights(c: Convention, setting: Setting) -> Convention:
-    return replace(
-        c,
-        class_weight=c.class_weight and setting.class_weight and c.cost not in DIVERGENCES,
-        sample_weight=c.sample_weight and setting.sample_weight,
-        left_out=c.left_out if setting.left_out else "removed",
-    )
+    class_weight, sample_weight = c.class_weight and setting.class_weight, c.sample_weight and setting.sample_weight
+    left_out, divisor = c.left_out if setting.left_out else "removed", c.divisor
+    if divisor == "weights" and not (class_weight or sample_weight):
+        divisor, left_out = "samples", "removed" if left_out == "zero" else left_out
+    return replace(c, class_weight=class_weight, sample_weight=sample_weight, left_out=left_out, divisor=divisor)
 
 
 def _sensible(c: Convention, setting: Setting) -> bool:
@@ -107,8 +106,11 @@ def _sensible(c: Convention, setting: Setting) -> bool:
         return False
     if c.cost in BINARY and (c.renormalise != "no" or c.target_activation != "none"):
         return False
-    if c.cost in DIVERGENCES and c.label_smoothing:
+    if c.cost in DIVERGENCES and (c.label_smoothing or c.class_weight):
         return False
+    certain = c.swapped and setting.hard and c.activation == "none" and c.clip == "none"
+    if setting.finite and certain and c.logarithm != "missing":
+        return False  # log 0 somewhere
     if setting.quantity != "scalar" and c.outcome == "perplexity":
         return False
     return not (setting.finite and c.undefined != "zero")
@@ -120,7 +122,8 @@ def _options(c: Convention, setting: Setting) -> Convention:
     if c.clip in ("none", "floor"):
         epsilon = 0.0
     clip = "none" if c.clip in (*_CLIPS, "added") and epsilon == 0 else c.clip
-    if clip in (*_CLIPS, "floor") and _smallest(c, setting) > max(epsilon, 1e-40):
+    targets_too = clip in _CLIPS and c.cost == "divergence"
+    if clip in (*_CLIPS, "floor") and not targets_too and _smallest(c, setting) > max(epsilon, 1e-40):
         clip, epsilon = "none", 0.0  # nothing is so small
     cost, gamma, alpha = c.cost, c.gamma, c.alpha
     if cost in ("focal", "binary focal") and gamma == 0 and alpha is None:
@@ -152,7 +155,9 @@ def _smallest(c: Convention, setting: Setting) -> float:
 
 def _costs(c: Convention, setting: Setting) -> Convention:
     """Formulas that are the same by algebra."""
-    renormalise = "predictions" if c.renormalise == "both" and setting.one_hot and not c.swapped else c.renormalise
+    renormalise, other_target = c.renormalise, c.target_activation != "none" or c.swapped
+    if renormalise == "both" and setting.one_hot and c.axis == -1 and not other_target:
+        renormalise = "predictions"
     if not c.clip_first:
         if c.activation in _SOFTMAX and (renormalise == "predictions" or c.target_activation == "softmax"):
             renormalise = "no"
@@ -162,10 +167,9 @@ def _costs(c: Convention, setting: Setting) -> Convention:
             c, renormalise = replace(c, activation="softmax", target_activation="softmax"), "no"
     c = replace(c, renormalise=renormalise)
     unclipped = c.clip == "none" and renormalise == "no"
-    if c.activation == "none" and c.logarithm == "missing" and unclipped and c.cost not in BINARY:
+    if c.activation == "none" and c.logarithm == "missing" and unclipped and c.cost in ("cross-entropy", "divergence"):
         c = replace(c, activation="exp", logarithm="once")
-    plain_target = c.target_activation == "none" and not c.swapped and renormalise != "both"
-    if c.cost == "divergence" and setting.hard and plain_target and c.clip not in _CLIPS:
+    if c.cost == "divergence" and setting.hard and not other_target and renormalise != "both" and c.clip not in _CLIPS:
         c = replace(c, cost="cross-entropy")  # t·log t is 0
     product = c.activation == "exp" if c.cost == "cross-entropy" else c.logarithm == "missing" and c.cost == "binary"
     if product and unclipped and plain(c) and c.activation in ("exp", "none"):
@@ -191,8 +195,6 @@ def _axis(c: Convention, setting: Setting) -> Convention:
 
 def _reduction(c: Convention, setting: Setting) -> Convention:
     divisor, left_out = c.divisor, c.left_out
-    if divisor == "weights" and not (c.class_weight or c.sample_weight):
-        divisor = "samples"
     if setting.quantity in ("scalar", "gradient"):
         if setting.rank < 2 and divisor in ("elements", "classes"):
             divisor = "samples" if divisor == "elements" else "one"

@@ -226,7 +226,7 @@ def _costs(c: Convention, pred: Any, guard: Any, dtype: str) -> tuple[Any, Any, 
 
     moved = c.renormalise != "no" or c.clip in ("both", "lower", "added")
     if moved:
-        if c.clip_first:
+        if c.clip in ("both", "lower") and c.clip_first:
             p = formulas.clip(b, p, *_bounds(c, dtype))
         if c.renormalise != "no":
             p = p / b.sum(p, 1, keepdims=True)

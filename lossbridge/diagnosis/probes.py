@@ -27,9 +27,12 @@ def _probe(batch: Batch, kind: str, rng: np.random.Generator) -> Batch:
     classes = 1 if vector else batch.y_pred.shape[-1]
     middle = batch.y_pred.shape[1:-1]
     count = 5 if kind in ("ordinary", "unnormalised", "logits") else len(_SATURATED)
+    if 1 < classes < 12:  # no class without a row, and not as many rows as classes
+        count = max(count, classes + 1)
     logits = rng.normal(size=(count, *middle, classes)) * 1.5
     pred = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True) if classes > 1 else 1 / (1 + np.exp(-logits))
     labels = rng.integers(0, max(classes, 2), (count, *middle))
+    labels[:classes, ...] = np.arange(min(classes, count)).reshape(-1, *[1] * len(middle))
     if kind == "logits":
         pred = logits
     elif kind == "unnormalised":
@@ -73,7 +76,10 @@ def _of_form(batch: Batch, pred: np.ndarray, labels: np.ndarray, rng: np.random.
         mask = rng.random(rows) < 0.7
         mask.reshape(-1)[0] = False
     weight = None if batch.sample_weight is None else rng.integers(1, 6, rows).astype(float)
-    return replace(batch, y_true=y_true, y_pred=pred, sample_weight=weight, mask=mask)
+    dtype = np.float64 if batch.y_pred.dtype == np.float64 else np.float32
+    if y_true.dtype.kind == "f":
+        y_true = y_true.astype(dtype)
+    return replace(batch, y_true=y_true, y_pred=pred.astype(dtype), sample_weight=weight, mask=mask)
 
 
 def separating(batch: Batch, conventions: Sequence[Convention]) -> tuple[Batch, list[float]] | None:

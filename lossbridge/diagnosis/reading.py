@@ -62,8 +62,7 @@ def batch_of(
         true, ignore_class = _labels(true, pred.shape[-1], ignore_class, said)
     else:
         _look_at_targets(true, pred, said)
-        if true.dtype.kind != "f":
-            true = true.astype(pred.dtype if pred.dtype.kind == "f" else np.float64)
+        true = true.astype(pred.dtype if pred.dtype.kind == "f" else np.float64)  # as libraries do
     _look_at_predictions(pred, said)
     batch = Batch(
         true,
