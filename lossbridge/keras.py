@@ -37,6 +37,7 @@ from keras.src.losses.loss import scale_loss_for_distribution  # the trainer und
 
 from lossbridge import losses, validation
 from lossbridge.backend import Array, Shape, backend_of
+from lossbridge.compat.keras import labels, same_rank, without_last
 from lossbridge.losses import Reduction
 from lossbridge.reduction import MEANS
 
@@ -111,9 +112,9 @@ class _Loss(keras.losses.Loss):
         y_pred = keras.ops.convert_to_tensor(y_pred, dtype=self.dtype)
         validation.common_backend(y_pred, "y_pred", {"y_true": y_true})
         if self._function is not losses.sparse_categorical_crossentropy:
-            y_true, y_pred = _same_rank(y_true, y_pred)
+            y_true, y_pred = same_rank(y_true, y_pred)
         if self._function in (losses.sparse_categorical_crossentropy, losses.log_loss):
-            y_true = _labels(y_true, y_pred, options["axis"])
+            y_true = labels(y_true, y_pred, options["axis"])
         samples = len(_shape(y_pred)) - 1
         if self._function is losses.log_loss and len(_shape(y_true)) > samples:
             samples += 1  # not a class label a row, but an outcome an entry
@@ -198,45 +199,12 @@ def _array(x: Any, name: str) -> Array:
     return x if hasattr(x, "shape") else np.asarray(x)
 
 
-def _shape(x: Array, name: str = "y_true") -> Shape:
-    return backend_of(x, name).shape(x)
-
-
-def _same_rank(y_true: Array, y_pred: Array) -> tuple[Array, Array]:
-    """As Keras aligns them: where only one ends in an axis of size 1, a vector gets one too, else the axis goes."""
-    true, pred = _shape(y_true), _shape(y_pred)
-    if len(pred) == len(true) + 1 and pred[-1] == 1:
-        return (y_true[..., None], y_pred) if len(true) == 1 else (y_true, y_pred[..., 0])
-    if len(true) == len(pred) + 1 and true[-1] == 1:
-        return (y_true, y_pred[..., None]) if len(pred) == 1 else (y_true[..., 0], y_pred)
-    return y_true, y_pred
-
-
-def _labels(y_true: Array, y_pred: Array, axis: int) -> Array:
-    """Class labels without an axis of size 1 in the place of the classes, and as integers; outcomes as they are."""
-    true, pred = _shape(y_true), _shape(y_pred)
-    if len(true) == len(pred) and true[axis:][:1] == (1,) != pred[axis:][:1]:
-        y_true = keras.ops.squeeze(y_true, axis)
-    b = backend_of(y_true)
-    if len(b.shape(y_true)) == len(pred) or b.dtype(y_true) not in ("float32", "float64"):
-        return y_true
-    # Keras keeps integer labels, but for float64 ones with which it builds the loss under tf.distribute.
-    known = b.concrete(y_true)
-    if known is not None and (np.isfinite(known) & (known != np.round(known))).any():
-        raise ValueError(
-            "y_true holds fractions, and class labels are integers; use CategoricalCrossentropy for targets"
-        )
-    in_range = (y_true == keras.ops.round(y_true)) & (keras.ops.abs(y_true) < 2.0**31)
-    return keras.ops.cast(keras.ops.where(in_range, y_true, -(2.0**31)), "int32")
+def _shape(x: Array) -> Shape:
+    return backend_of(x, "y_true").shape(x)
 
 
 def _without_last(x: Any, rank: int) -> Any:
-    """A weight or mask without the axis of size 1 that it has more than the per-sample losses."""
-    if x is None:
-        return None
-    x = _array(x, "sample_weight")
-    shape = _shape(x, "sample_weight")
-    return x[..., 0] if len(shape) == rank + 1 and shape[-1] == 1 else x
+    return None if x is None else without_last(_array(x, "sample_weight"), rank, "sample_weight")
 
 
 # The losses.

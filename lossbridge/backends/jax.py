@@ -78,6 +78,7 @@ abs = jnp.abs
 where = jnp.where
 reshape = jnp.reshape
 expand_dims = jnp.expand_dims
+squeeze = jnp.squeeze
 count = jnp.count_nonzero
 stop_gradient = jax.lax.stop_gradient
 

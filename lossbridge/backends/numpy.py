@@ -263,6 +263,10 @@ def expand_dims(x: Array, axis: int) -> Array:
     return _record(np.expand_dims(_value(x), axis), (x, lambda g: np.squeeze(g, axis)))
 
 
+def squeeze(x: Array, axis: int) -> Array:
+    return _record(np.squeeze(_value(x), axis), (x, lambda g: np.expand_dims(g, axis)))
+
+
 def reshape(x: Array, shape: tuple[int, ...]) -> Array:
     v = _value(x)
     return _record(v.reshape(shape), (x, lambda g: g.reshape(v.shape)))

@@ -86,6 +86,7 @@ power = tf.pow
 abs = tf.abs
 reshape = tf.reshape
 expand_dims = tf.expand_dims
+squeeze = tf.squeeze
 stop_gradient = tf.stop_gradient
 
 

@@ -120,6 +120,10 @@ def expand_dims(x: Array, axis: int) -> Array:
     return x.unsqueeze(axis)
 
 
+def squeeze(x: Array, axis: int) -> Array:
+    return x.squeeze(axis)
+
+
 def broadcast_to(x: Array, like: Array) -> Array:
     return x.expand(like.shape)
 

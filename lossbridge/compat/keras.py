@@ -1,0 +1,533 @@
+"""Keras' losses: its names, argument order (y_true, y_pred), defaults and results, on arrays of every backend.
+
+Functions give a loss a sample, of y_pred's shape without `axis`; classes hold a function's options, weigh and reduce.
+A value that Keras computes correctly comes out the same. What differs, on purpose:
+
+- float16 and bfloat16 input gives a float32 result, not a rounded one; a list is a NumPy array, of float64;
+- logits are exact and never clipped, confident rows and near-equal distributions keep their digits, an infinite cost
+  without weight is 0;
+- what Keras' backends disagree on is settled: sparse labels take any `axis`, on TensorFlow too their probabilities are
+  renormalised before they are clipped, and the gradient at the clipping bound is that of the inside;
+- labels are never cast to float. One out of range, or a fraction, is an error where it can be read, NaN where not;
+- nothing is broadcast, beyond how the classes align ranks: weights (N,) weigh the rows of losses (N, T), weights (N, 1)
+  leave losses (N,) their shape, and the weights that "mean_with_sample_weight" divides by count once a loss;
+- what is masked, ignored or weighs 0 is selected away, not multiplied: a NaN there reaches nothing;
+- nothing that is passed is written to;
+- the mean of an empty batch is 0, not an empty array;
+- one class, and options outside their range, are an error;
+- Keras' settings of epsilon and floatx are not read (here 1e-7 and float32), nor the logits that its softmax leaves
+  behind on TensorFlow; nothing is divided by the replicas of tf.distribute. Keras' trainer has `lossbridge.keras`.
+
+Losses are in nats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from lossbridge import losses, validation
+from lossbridge.backend import Array, backend_of
+from lossbridge.losses import Reduction
+
+__all__ = [
+    "BinaryCrossentropy",
+    "BinaryFocalCrossentropy",
+    "CategoricalCrossentropy",
+    "CategoricalFocalCrossentropy",
+    "KLDivergence",
+    "SparseCategoricalCrossentropy",
+    "binary_crossentropy",
+    "binary_focal_crossentropy",
+    "categorical_crossentropy",
+    "categorical_focal_crossentropy",
+    "kl_divergence",
+    "sparse_categorical_crossentropy",
+]
+
+
+def categorical_crossentropy(
+    y_true: Any, y_pred: Any, from_logits: bool = False, label_smoothing: float = 0.0, axis: int = -1
+) -> Any:
+    """Cross-entropy of class distributions, Σ_c t_c (−log p_c), as keras.losses.categorical_crossentropy.
+
+    Args:
+        y_true: target distributions (one-hot or soft), of y_pred's shape.
+        y_pred: probabilities, renormalised and then clipped; with `from_logits`, logits. Shape (…, C, …).
+        label_smoothing: s in [0, 1]; targets become t·(1 − s) + s/C, C counted along `axis` (by Keras along the last).
+
+    From logits Keras has false zeros: a logit ahead by 20 costs 2.0612e-9, in Keras 0.
+
+    >>> categorical_crossentropy([[0, 1, 0], [0, 0, 1]], [[0.05, 0.95, 0], [0.1, 0.8, 0.1]]).round(7)
+    array([0.0512933, 2.3025851])
+
+    Source: Shannon, A Mathematical Theory of Communication, 1948.
+    """
+    return losses.categorical_crossentropy(
+        y_true, y_pred, from_logits=from_logits, label_smoothing=label_smoothing, axis=axis, reduction="none"
+    )
+
+
+def sparse_categorical_crossentropy(
+    y_true: Any, y_pred: Any, from_logits: bool = False, ignore_class: int | None = None, axis: int = -1
+) -> Any:
+    """Cross-entropy of integer class labels, −log p_y, as keras.losses.sparse_categorical_crossentropy.
+
+    Args:
+        y_true: labels from 0 to C − 1, of y_pred's shape without `axis`, or with a size of 1 there. Whole numbers in
+            float32 or float64 count as integers.
+        y_pred: probabilities or logits, as in `categorical_crossentropy`. Shape (…, C, …).
+        ignore_class: a label (often −1 or −100) whose losses are 0. (The result carries no mask, as Keras' does.)
+
+    Keras on JAX gives 0 for the label −1; on TensorFlow it takes [3, 1] for [1, 1], and elsewhere for [0.75, 0.25].
+
+    >>> sparse_categorical_crossentropy([1, 2, -1], [[0.05, 0.95, 0], [0.1, 0.8, 0.1], [1, 0, 0]], False, -1).round(7)
+    array([0.0512933, 2.3025851, 0.       ])
+
+    Source: as `categorical_crossentropy`.
+    """
+    y_pred = own("y_pred", y_pred)
+    return losses.sparse_categorical_crossentropy(
+        labels(own("y_true", y_true), y_pred, axis),
+        y_pred,
+        from_logits=from_logits,
+        ignore_class=ignore_class,
+        axis=axis,
+        reduction="none",
+    )
+
+
+def binary_crossentropy(
+    y_true: Any, y_pred: Any, from_logits: bool = False, label_smoothing: float = 0.0, axis: int = -1
+) -> Any:
+    """Mean over `axis` of −t log p − (1 − t) log(1 − p), as keras.losses.binary_crossentropy.
+
+    Args:
+        y_true: targets in [0, 1], of y_pred's shape.
+        y_pred: probabilities, clipped; with `from_logits`, logits. Shape (…, C, …).
+        label_smoothing: s in [0, 1]; targets become t·(1 − s) + s/2.
+
+    For t = 0 the logit 40 costs 15.94 in Keras on NumPy, not 40, and −20 costs 0 on PyTorch, not 2.0612e-9.
+
+    >>> binary_crossentropy([[0.0], [1.0]], [[40.0], [40.0]], from_logits=True).round(7)
+    array([40.,  0.])
+
+    Source: Bishop, Pattern Recognition and Machine Learning, 2006, §4.3.
+    """
+    return losses.binary_crossentropy(
+        y_true, y_pred, from_logits=from_logits, label_smoothing=label_smoothing, axis=axis, reduction="none"
+    )
+
+
+def kl_divergence(y_true: Any, y_pred: Any) -> Any:
+    """Kullback-Leibler divergence Σ_c t_c log(t_c / p_c) along the last axis, as keras.losses.kl_divergence.
+
+    Args:
+        y_true: target distributions, of y_pred's shape.
+        y_pred: predicted distributions, of shape (…, C). Both are clipped to [1e-7, 1] and not renormalised.
+
+    Keras loses the digits of near-equal distributions: [.2, .3, .5] and [.2001, .2999, .5] give 5.66e-8, there 6.56e-8.
+
+    >>> kl_divergence([[0.5, 0.5]], [[0.25, 0.75]]).round(7)
+    array([0.143841])
+
+    Source: Kullback and Leibler, On Information and Sufficiency, 1951.
+    """
+    return losses.kl_divergence(y_true, y_pred, reduction="none")
+
+
+def categorical_focal_crossentropy(
+    y_true: Any,
+    y_pred: Any,
+    alpha: Any = 0.25,
+    gamma: float = 2.0,
+    from_logits: bool = False,
+    label_smoothing: float = 0.0,
+    axis: int = -1,
+) -> Any:
+    """Σ_c α_c t_c (1 − p_c)^γ (−log p_c), as keras.losses.categorical_focal_crossentropy.
+
+    Args:
+        y_true: target distributions (one-hot or soft), of y_pred's shape.
+        y_pred: probabilities or logits, as in `categorical_crossentropy`. Shape (…, C, …).
+        alpha: one number, or (C,), a weight a class, along `axis` (in Keras along the last).
+        gamma: γ ≥ 0; 0 leaves α times the cross-entropy.
+        label_smoothing: s in [0, 1]; targets become t·(1 − s) + s/C, C counted along `axis` (by Keras along the last).
+
+    Keras clips the softmax of logits, which caps the loss of a class at 16.12 α; a logit behind by 30 costs 30 α here.
+
+    >>> categorical_focal_crossentropy([[0, 1, 0], [0, 0, 1]], [[0.05, 0.95, 0], [0.1, 0.8, 0.1]]).round(7)
+    array([3.210000e-05, 4.662735e-01])
+
+    Source: Lin et al., Focal Loss for Dense Object Detection, 2017.
+    """
+    return losses.categorical_focal_crossentropy(
+        y_true,
+        y_pred,
+        alpha=alpha,
+        gamma=gamma,
+        from_logits=from_logits,
+        label_smoothing=label_smoothing,
+        axis=axis,
+        reduction="none",
+    )
+
+
+def binary_focal_crossentropy(
+    y_true: Any,
+    y_pred: Any,
+    apply_class_balancing: bool = False,
+    alpha: float = 0.25,
+    gamma: float = 2.0,
+    from_logits: bool = False,
+    label_smoothing: float = 0.0,
+    axis: int = -1,
+) -> Any:
+    """Binary cross-entropy times (1 − p_t)^γ, mean over `axis`, as keras.losses.binary_focal_crossentropy.
+
+    p_t is the probability given to what is true.
+
+    Args:
+        y_true: targets in [0, 1], of y_pred's shape.
+        y_pred: probabilities, clipped in the logarithm; with `from_logits`, logits. Shape (…, C, …).
+        apply_class_balancing: multiply by alpha where t = 1 and 1 − alpha where t = 0.
+        alpha: that weight, in [0, 1].
+        gamma: γ ≥ 0.
+        label_smoothing: s in [0, 1]; targets become t·(1 − s) + s/2.
+
+    Keras, but on TensorFlow, clips the sigmoid of logits: for t = 0 the logit 40 costs 15.94 there, here 40. Its
+    gradient at a certain and right prediction is NaN where γ < 1, here finite.
+
+    >>> binary_focal_crossentropy([[1.0], [0.0]], [[0.9], [0.2]]).round(7)
+    array([0.0010536, 0.0089257])
+
+    Source: Lin et al., Focal Loss for Dense Object Detection, 2017.
+    """
+    return losses.binary_focal_crossentropy(
+        y_true,
+        y_pred,
+        apply_class_balancing=apply_class_balancing,
+        alpha=alpha,
+        gamma=gamma,
+        from_logits=from_logits,
+        label_smoothing=label_smoothing,
+        axis=axis,
+        reduction="none",
+    )
+
+
+# Ranks and labels, as Keras takes them; `lossbridge.keras` too. An array keeps its library, and labels their integers.
+
+
+def own(name: str, x: Any) -> Array:
+    """`x` as an array of its own library; lists and numbers are NumPy's."""
+    return validation.adopt(backend_of(x, name), name, x)
+
+
+def same_rank(y_true: Array, y_pred: Array) -> tuple[Array, Array]:
+    """Where only one ends in an axis of size 1, a vector gets one too, else that axis goes."""
+    b_true, b_pred = backend_of(y_true, "y_true"), backend_of(y_pred)
+    true, pred = b_true.shape(y_true), b_pred.shape(y_pred)
+    if len(pred) == len(true) + 1 and pred[-1] == 1:
+        return (b_true.expand_dims(y_true, 1), y_pred) if len(true) == 1 else (y_true, without_last(y_pred, len(true)))
+    if len(true) == len(pred) + 1 and true[-1] == 1:
+        return (y_true, b_pred.expand_dims(y_pred, 1)) if len(pred) == 1 else (without_last(y_true, len(pred)), y_pred)
+    return y_true, y_pred
+
+
+def without_last(x: Array, rank: int, name: str = "y_pred") -> Array:
+    """`x` without a last axis of size 1 that is beyond this rank."""
+    b = backend_of(x, name)
+    shape = b.shape(x)
+    return b.squeeze(x, rank) if len(shape) == rank + 1 and shape[-1] == 1 else x
+
+
+def labels(y_true: Array, y_pred: Array, axis: int) -> Array:
+    """Class labels without an axis of size 1 in the place of the classes, and as integers. Outcomes as they are."""
+    validation.integer_axis(axis)
+    b = backend_of(y_true, "y_true")
+    true, pred = b.shape(y_true), backend_of(y_pred).shape(y_pred)
+    if len(true) == len(pred) and true[axis:][:1] == (1,) != pred[axis:][:1]:
+        y_true = b.squeeze(y_true, axis % len(true))
+    if len(b.shape(y_true)) == len(pred) or b.dtype(y_true) not in ("float32", "float64"):
+        return y_true
+    known = b.concrete(y_true)
+    if known is not None and (np.isfinite(known) & (known != np.round(known))).any():
+        raise ValueError(
+            "y_true holds fractions, and class labels are integers; use CategoricalCrossentropy for targets"
+        )
+    # What is no whole number becomes a label that is no class.
+    small = b.where(b.abs(y_true) < 2.0**31, y_true, -(2.0**31))
+    whole = b.cast(small, "int32")
+    return b.where(b.cast(whole, b.dtype(y_true)) == y_true, whole, -(2**31))
+
+
+# The classes.
+
+
+class _Loss:
+    """A function of lossbridge.losses with its options: checked when it is made, and kept in Keras' configs.
+
+    Called, it takes (y_true, y_pred, sample_weight=None, *, mask=None); `call` gives the losses of the samples.
+    """
+
+    name: str
+    reduction: Reduction
+    dtype: str
+
+    def __init__(self, function: Callable[..., Any], arguments: dict[str, Any]) -> None:
+        """`arguments`: the locals() of a constructor that has nothing but its arguments, so that none is forgotten."""
+        options = {name: _kept(name, x) for name, x in arguments.items() if name not in ("self", "__class__")}
+        validation.constructor_options(options)
+        options["name"] = options["name"] or function.__name__
+        options["dtype"] = _compute_dtype(options["dtype"])
+        self._function, self._arguments = function, tuple(options)
+        for name, value in options.items():
+            setattr(self, name, value)
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "call" in vars(cls):  # Keras' way to a loss of one's own, but not on the road from __call__
+            raise TypeError(f"{cls.__name__} overrides call, which __call__ does not go through; override __call__")
+
+    def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None, *, mask: Any = None) -> Any:
+        """The weighed and reduced loss, of y_pred cast to `dtype`.
+
+        Args:
+            sample_weight: of the per-sample shape (a last axis of size 1 may be added), its leading axes, or a number.
+            mask: of such a shape; where it is False, the entry reaches neither value, gradient nor denominator. By
+                default the one that Keras' layers attach to y_pred (JAX's tracers and NumPy's arrays hold none).
+        """
+        if mask is None:
+            mask = getattr(y_pred, "_keras_mask", None)
+        pred = own("y_pred", y_pred)
+        b = backend_of(pred)
+        pred = b.cast(pred, b.widest(pred) if self.dtype == "float64" else self.dtype)
+        return self._evaluate(y_true, pred, sample_weight=sample_weight, mask=mask, reduction=self.reduction)
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        """The losses of the samples, without weights or mask, in y_pred's own precision."""
+        return self._evaluate(y_true, own("y_pred", y_pred), sample_weight=None, mask=None, reduction="none")
+
+    def get_config(self) -> dict[str, Any]:
+        """Every argument of the constructor, in plain numbers: for `from_config`, and Keras'."""
+        return {name: _plain(getattr(self, name)) for name in self._arguments}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Any:
+        """The loss of such a config, or of one of Keras' own."""
+        return cls(**config)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={x!r}' for name, x in self.get_config().items())})"
+
+    def _evaluate(self, y_true: Any, y_pred: Array, *, sample_weight: Any, mask: Any, reduction: Reduction) -> Any:
+        of_function = (name for name in self._arguments if name not in ("name", "reduction", "dtype"))
+        options = {name: getattr(self, name) for name in of_function}
+        y_true = own("y_true", y_true)
+        if self._function is losses.sparse_categorical_crossentropy:
+            y_true = labels(y_true, y_pred, options["axis"])
+        else:
+            y_true, y_pred = same_rank(y_true, y_pred)
+        samples = len(backend_of(y_pred).shape(y_pred)) - 1
+        if sample_weight is not None:
+            sample_weight = without_last(own("sample_weight", sample_weight), samples)
+        if mask is not None:
+            mask = without_last(own("mask", mask), samples)
+        return self._function(y_true, y_pred, sample_weight=sample_weight, mask=mask, reduction=reduction, **options)
+
+
+def _kept(name: str, x: Any) -> Any:
+    """An option as a Python number, and where there is one a class as an array."""
+    if isinstance(x, np.generic):
+        return x.item()
+    return x if name != "alpha" or x is None or isinstance(x, int | float) else own(name, x)
+
+
+def _plain(x: Any) -> Any:
+    return x if x is None or isinstance(x, str | int | float) else backend_of(x).to_numpy(x).tolist()
+
+
+def _compute_dtype(dtype: Any) -> str:
+    """Of a name, or of Keras' policies; by default Keras' default."""
+    name = "float32" if dtype is None else getattr(dtype, "compute_dtype", dtype)
+    name = name.removeprefix("mixed_") if isinstance(name, str) else repr(name)
+    if not validation.is_float(name):
+        raise ValueError(f"dtype is {name}; pass 'float16', 'bfloat16', 'float32' or 'float64'")
+    return name
+
+
+class CategoricalCrossentropy(_Loss):
+    """Cross-entropy of class distributions, Σ_c t_c (−log p_c), as keras.losses.CategoricalCrossentropy.
+
+    y_true, y_pred: (…, C, …), the targets one-hot or soft. Per-sample losses: that shape without `axis`.
+
+    Args:
+        from_logits, label_smoothing, axis: see `categorical_crossentropy`.
+        reduction: "sum_over_batch_size" or "mean" (divides by the number of unmasked entries), "sum", "none" or None,
+            "mean_with_sample_weight" (divides by the sum of the weights).
+        name: a label; None stands for the function's.
+        dtype: y_pred is cast to it, by default, as in Keras, to float32, so that float64 predictions give float32. A
+            "float16" rounds y_pred alone; the result is then float32.
+
+    >>> loss = CategoricalCrossentropy()
+    >>> round(float(loss([[0, 1, 0], [0, 0, 1]], [[0.05, 0.95, 0], [0.1, 0.8, 0.1]], sample_weight=[0.3, 0.7])), 6)
+    0.813599
+
+    Source: `categorical_crossentropy`.
+    """
+
+    def __init__(
+        self,
+        from_logits: bool = False,
+        label_smoothing: float = 0.0,
+        axis: int = -1,
+        reduction: Reduction = "sum_over_batch_size",
+        name: str | None = "categorical_crossentropy",
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(losses.categorical_crossentropy, locals())
+
+
+class SparseCategoricalCrossentropy(_Loss):
+    """Cross-entropy of integer class labels, −log p_y, as keras.losses.SparseCategoricalCrossentropy.
+
+    y_true: labels from 0 to C − 1, of y_pred's shape without `axis`, or with a size of 1 there. y_pred: (…, C, …).
+
+    Args:
+        ignore_class: a label (often −1 or −100) whose entries are left out, as by a mask.
+        from_logits, axis: see `sparse_categorical_crossentropy`.
+        reduction, name, dtype: see `CategoricalCrossentropy`.
+
+    Keras casts labels to `dtype`, in which bfloat16 turns 257 into 256; here they stay.
+
+    >>> loss = SparseCategoricalCrossentropy(ignore_class=-1)
+    >>> round(float(loss([1, 2, -1], [[0.05, 0.95, 0], [0.1, 0.8, 0.1], [1, 0, 0]])), 6)
+    1.176939
+
+    Source: `sparse_categorical_crossentropy`.
+    """
+
+    def __init__(
+        self,
+        from_logits: bool = False,
+        ignore_class: int | None = None,
+        reduction: Reduction = "sum_over_batch_size",
+        axis: int = -1,
+        name: str | None = "sparse_categorical_crossentropy",
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(losses.sparse_categorical_crossentropy, locals())
+
+
+class BinaryCrossentropy(_Loss):
+    """Mean over `axis` of −t log p − (1 − t) log(1 − p), as keras.losses.BinaryCrossentropy.
+
+    y_true, y_pred: (…, C, …), the targets in [0, 1]; (N,) goes with (N, 1). Per-sample losses: without `axis`.
+
+    Args:
+        from_logits, label_smoothing, axis: see `binary_crossentropy`.
+        reduction, name, dtype: see `CategoricalCrossentropy`.
+
+    >>> round(float(BinaryCrossentropy(from_logits=True)([0.0, 1.0], [[1.0], [1.0]])), 6)
+    0.813262
+
+    Source: `binary_crossentropy`.
+    """
+
+    def __init__(
+        self,
+        from_logits: bool = False,
+        label_smoothing: float = 0.0,
+        axis: int = -1,
+        reduction: Reduction = "sum_over_batch_size",
+        name: str | None = "binary_crossentropy",
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(losses.binary_crossentropy, locals())
+
+
+class KLDivergence(_Loss):
+    """Kullback-Leibler divergence Σ_c t_c log(t_c / p_c) along the last axis, as keras.losses.KLDivergence.
+
+    y_true, y_pred: (…, C), both clipped to [1e-7, 1]. Per-sample losses: that shape without the last axis.
+
+    Args:
+        reduction, name, dtype: see `CategoricalCrossentropy`.
+
+    >>> round(float(KLDivergence()([[0.5, 0.5]], [[0.25, 0.75]])), 6)
+    0.143841
+
+    Source: `kl_divergence`.
+    """
+
+    def __init__(
+        self,
+        reduction: Reduction = "sum_over_batch_size",
+        name: str | None = "kl_divergence",
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(losses.kl_divergence, locals())
+
+
+class CategoricalFocalCrossentropy(_Loss):
+    """Σ_c α_c t_c (1 − p_c)^γ (−log p_c), as keras.losses.CategoricalFocalCrossentropy.
+
+    y_true, y_pred: (…, C, …), the targets one-hot or soft. Per-sample losses: that shape without `axis`.
+
+    Args:
+        alpha, gamma, from_logits, label_smoothing, axis: see `categorical_focal_crossentropy`.
+        reduction, name, dtype: see `CategoricalCrossentropy`.
+
+    >>> loss = CategoricalFocalCrossentropy()
+    >>> round(float(loss([[0, 1, 0], [0, 0, 1]], [[0.05, 0.95, 0], [0.1, 0.8, 0.1]])), 6)
+    0.233153
+
+    Source: `categorical_focal_crossentropy`.
+    """
+
+    def __init__(
+        self,
+        alpha: Any = 0.25,
+        gamma: float = 2.0,
+        from_logits: bool = False,
+        label_smoothing: float = 0.0,
+        axis: int = -1,
+        reduction: Reduction = "sum_over_batch_size",
+        name: str | None = "categorical_focal_crossentropy",
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(losses.categorical_focal_crossentropy, locals())
+
+
+class BinaryFocalCrossentropy(_Loss):
+    """Binary cross-entropy times (1 − p_t)^γ, mean over `axis`, as keras.losses.BinaryFocalCrossentropy.
+
+    y_true, y_pred: (…, C, …), the targets in [0, 1]; (N,) goes with (N, 1). Per-sample losses: without `axis`.
+
+    Args:
+        apply_class_balancing, alpha, gamma, from_logits, label_smoothing, axis: see `binary_focal_crossentropy`.
+        reduction, name, dtype: see `CategoricalCrossentropy`.
+
+    >>> round(float(BinaryFocalCrossentropy()([[1.0], [0.0]], [[0.9], [0.2]])), 6)
+    0.00499
+
+    Source: `binary_focal_crossentropy`.
+    """
+
+    def __init__(
+        self,
+        apply_class_balancing: bool = False,
+        alpha: float = 0.25,
+        gamma: float = 2.0,
+        from_logits: bool = False,
+        label_smoothing: float = 0.0,
+        axis: int = -1,
+        reduction: Reduction = "sum_over_batch_size",
+        name: str | None = "binary_focal_crossentropy",
+        dtype: Any = None,
+    ) -> None:
+        validation.fraction("alpha", alpha)
+        super().__init__(losses.binary_focal_crossentropy, locals())
