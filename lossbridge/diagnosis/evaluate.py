@@ -124,7 +124,7 @@ def terms(c: Convention, rows: Rows, pred: Any, memo: dict[Any, Any] | None = No
     exact = memo is None  # a gradient: no infinity may enter
     target = _remembered(memo, ("target", *_target_key(c)), lambda: _targets(c, rows.target, rows.dtype))
     guard = target if exact else None
-    costs, rest, p = _remembered(memo, ("costs", *_costs_key(c)), lambda: _costs(c, pred, guard, rows.dtype))
+    costs, rest, p, unclipped = _remembered(memo, ("costs", *_costs_key(c)), lambda: _costs(c, pred, guard, rows.dtype))
     weight = rows.class_weight if c.class_weight and rows.class_weight is not None else None
     share = target if weight is None else target * weight
 
@@ -135,8 +135,9 @@ def terms(c: Convention, rows: Rows, pred: Any, memo: dict[Any, Any] | None = No
         if c.cost == "binary":
             return _product(c, share, costs) + _product(c, counter, rest)
         if c.alpha is not None:
-            share, counter = share * c.alpha, counter * (1 - c.alpha)
-        left = target * (1 - p) + (1 - target) * p
+            balance = target * c.alpha + (1 - target) * (1 - c.alpha)
+            share, counter = share * balance, counter * balance
+        left = target * (1 - unclipped) + (1 - target) * unclipped
         return formulas.modulated(b, left, c.gamma, _product(c, share, costs) + _product(c, counter, rest))
     if c.cost == "focal":
         return (1.0 if c.alpha is None else c.alpha) * formulas.modulated(b, 1 - p, c.gamma, _product(c, share, costs))
@@ -205,8 +206,8 @@ def _costs_key(c: Convention) -> tuple[Any, ...]:
     return (c.activation, c.renormalise, c.clip_first, c.clip, c.epsilon, c.logarithm, c.dtype)
 
 
-def _costs(c: Convention, pred: Any, guard: Any, dtype: str) -> tuple[Any, Any, Any]:
-    """−log p, −log(1 − p), and p."""
+def _costs(c: Convention, pred: Any, guard: Any, dtype: str) -> tuple[Any, Any, Any, Any]:
+    """−log p, −log(1 − p), p, and p before it is clipped."""
     x = rounded(pred, c.dtype.split()[0]) if c.dtype != "exact" else pred
     activation = c.activation
     if activation == "softmax twice":
@@ -223,6 +224,7 @@ def _costs(c: Convention, pred: Any, guard: Any, dtype: str) -> tuple[Any, Any, 
         costs = -x
     if costs is not None:
         p = b.exp(-costs)
+    unclipped = p
 
     moved = c.renormalise != "no" or c.clip in ("both", "lower", "added")
     if moved:
@@ -244,7 +246,7 @@ def _costs(c: Convention, pred: Any, guard: Any, dtype: str) -> tuple[Any, Any, 
         costs, rest = -p, p - 1
     elif c.logarithm == "twice":
         costs, rest = -b.log(costs), -b.log(rest)
-    return costs, rest, p
+    return costs, rest, p, unclipped
 
 
 def _rest(guard: Any, p: Any) -> Any:
