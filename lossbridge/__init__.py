@@ -8,6 +8,10 @@
 Imports NumPy and no framework: arrays of PyTorch, TensorFlow and JAX are recognised when they arrive.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from lossbridge.losses import (
     binary_crossentropy,
     binary_focal_crossentropy,
@@ -20,6 +24,9 @@ from lossbridge.losses import (
     value_and_grad,
 )
 
+if TYPE_CHECKING:
+    from lossbridge.diagnosis import diagnose
+
 __version__ = "0.1.0"
 
 __all__ = [
@@ -27,9 +34,23 @@ __all__ = [
     "binary_focal_crossentropy",
     "categorical_crossentropy",
     "categorical_focal_crossentropy",
+    "diagnose",
     "distillation_loss",
     "kl_divergence",
     "log_loss",
     "sparse_categorical_crossentropy",
     "value_and_grad",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """`diagnose` is found when it is asked for: it would double the time of the import."""
+    if name == "diagnose":
+        from lossbridge.diagnosis import diagnose
+
+        return diagnose
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,19 +1,22 @@
-"""The command `lossbridge`: arguments, progress, exit status. What it runs lives in lossbridge.parity."""
+"""The command `lossbridge`: arguments, progress, exit status. What it runs lives in lossbridge.parity and
+lossbridge.diagnosis.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
+import numpy as np
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 import lossbridge
 from lossbridge.backend import BACKENDS
 from lossbridge.parity import report, vectors
 from lossbridge.parity.cases import DTYPES, LOSSES
-from lossbridge.parity.files import UnusableFile, case_of
+from lossbridge.parity.files import UnusableFile, case_of, load_arrays
 from lossbridge.parity.processes import installed, run_workers
 
 app = typer.Typer(
@@ -157,6 +160,92 @@ def _all_agreed(runs: list[Any], named: list[str]) -> bool:
     absent = [] if named else [run for run in runs if run.status in ("missing", "no device")]
     present = [run for run in runs if run not in absent]
     return bool(present) and all(run.agreed for run in present)
+
+
+@app.command()
+def diagnose(
+    files: Annotated[
+        list[Path],
+        typer.Argument(
+            help="A batch each: an .npz file with y_true and y_pred, and with class_weight, sample_weight, mask and "
+            "observed if there are any."
+        ),
+    ],
+    observed: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="The number to explain, as it was printed; one a file. Or an array of that name in the file."
+        ),
+    ] = None,
+    expected: Annotated[str | None, typer.Option(help="What was meant, as keras.CategoricalCrossentropy.")] = None,
+    quantity: Annotated[str | None, typer.Option(help="Of an array of y_pred's shape: gradient or value.")] = None,
+    ignore_class: Annotated[int | None, typer.Option(help="A label that may have been left out.")] = None,
+    label_smoothing: Annotated[float | None, typer.Option(help="A coefficient that may have been used.")] = None,
+    probe: Annotated[
+        Path | None, typer.Option(help="Write a small batch that tells apart what is left to this .npz file.")
+    ] = None,
+) -> None:
+    """Which convention explains a loss: the libraries' own, or one with something changed.
+
+    Exit status: 0 if something explains it, 1 if nothing does, 2 on bad usage.
+    """
+    batches = [_batch(path, observed or [], i, len(files)) for i, path in enumerate(files)]
+    if probe is not None:
+        _writable(probe)
+    true, pred, seen, options = batches[0]
+    class_weight = options.pop("class_weight", None)
+    columns = TextColumn("comparing conventions"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=err) as progress:
+        bar = progress.add_task("", total=1.0)
+        try:
+            found = lossbridge.diagnose(
+                true,
+                pred,
+                seen,
+                **options,
+                class_weight=class_weight,
+                expected=expected,
+                quantity=quantity,
+                ignore_class=ignore_class,
+                label_smoothing=label_smoothing,
+                more=batches[1:],
+                advance=lambda share: progress.advance(bar, share),
+            )
+        except (ValueError, TypeError) as error:
+            problem = str(error)
+        else:
+            problem = ""
+            progress.update(bar, completed=1.0)
+    if problem:
+        _refuse(f"{files[0]}: {problem}")
+    out.print(str(found), markup=False, highlight=False, soft_wrap=True)
+    if probe is not None:
+        separating = found.probe()
+        if separating is None:
+            out.print("There are not two explanations that a small batch tells apart; no probe is written.")
+        else:
+            np.savez(probe, allow_pickle=False, **separating.arrays())
+            out.print(f"\nCompute your loss on the batch in {probe}, and diagnose that number with it:", soft_wrap=True)
+            out.print(separating.table(), markup=False, highlight=False, soft_wrap=True)
+    raise typer.Exit(AGREED if found.fits else DISAGREED)
+
+
+def _batch(path: Path, observed: list[str], place: int, count: int) -> tuple[Any, Any, Any, dict[str, Any]]:
+    """(y_true, y_pred, observed, weights and mask) of a file."""
+    try:
+        arrays = load_arrays(path, ("class_weight", "sample_weight", "mask", "observed"))
+    except UnusableFile as error:
+        _refuse(str(error))
+    seen: Any = arrays.pop("observed", None)
+    if observed and len(observed) != count:
+        _refuse(f"--observed is given {len(observed)} times for {count} files; give it once a file")
+    if observed:
+        seen = observed[place]
+    if seen is None:
+        _refuse(f"{path} holds no array observed; give the number to explain with --observed")
+    if place:
+        arrays.pop("class_weight", None)
+    return arrays.pop("y_true"), arrays.pop("y_pred"), seen, dict(arrays)
 
 
 @app.command("vectors")

@@ -69,6 +69,10 @@ class Convention:
             return self
         return replace(self, activation=activation, clip="none", epsilon=0.0, renormalise="no")
 
+    def resolved(self, machine_epsilon: float) -> Convention:
+        """With ε as a number."""
+        return replace(self, epsilon=machine_epsilon) if self.epsilon == "machine" else self
+
 
 # A field that a function's option sets: how the option is written for each of its values, or with the value put in.
 Options = Mapping[str, Mapping[Any, str] | str]

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from lossbridge.diagnosis.diagnose import Diagnosis, Explanation, diagnose
+from lossbridge.diagnosis.diagnosis import Diagnosis, Explanation, diagnose
 
 __all__ = ["Diagnosis", "Explanation", "diagnose"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from lossbridge.diagnosis.evaluate import Batch, Quantity
 BINARY = ("binary", "binary focal")
 DIVERGENCES = ("divergence", "convex divergence")
 SMOOTHINGS = (0.1, 0.05, 0.2, 0.01)
+Holds = Literal["probabilities", "logits", "log-probabilities"]
 _SOFTMAX = ("softmax", "softmax twice")
 _CLIPS = ("both", "lower")
 
@@ -28,6 +30,8 @@ class Setting:
     labels: bool
     rank: int
     classes: int  # along the last axis
+    pred_holds: Holds
+    true_holds: Holds
     machine_epsilon: float
     hard: bool  # targets are 0 or 1
     one_hot: bool  # and a single 1 a row
@@ -48,6 +52,8 @@ class Setting:
             labels=batch.labels,
             rank=batch.y_pred.ndim,
             classes=batch.classes,
+            pred_holds=holds(batch.y_pred),
+            true_holds="probabilities" if batch.labels else holds(y_true),
             machine_epsilon=float(np.finfo(dtype).eps) if dtype.kind == "f" else float(np.finfo(np.float64).eps),
             hard=hard,
             one_hot=batch.labels or (hard and bool((y_true.sum(-1) == 1).all())),
@@ -71,12 +77,25 @@ class Setting:
         return self.mask or self.ignored
 
 
+def holds(x: np.ndarray) -> Holds:
+    """What the numbers look like."""
+    known = x[np.isfinite(x)]
+    if ((known >= 0) & (known <= 1)).all():
+        return "probabilities"
+    if x.ndim > 1 and x.shape[-1] > 1 and (known <= 0).all():
+        with np.errstate(over="ignore", invalid="ignore"):
+            sums = np.exp(x.astype(np.float64)).sum(-1)
+        if (np.abs(sums - 1) < 1e-2).all():
+            return "log-probabilities"
+    return "logits"
+
+
 def canonical(c: Convention, setting: Setting) -> Convention | None:
     """`c` with all that does not matter here set to one value; None where it makes no sense here."""
     rank = max(setting.rank, 1)
     if not -rank <= c.axis < rank:
         return None
-    c = replace(c, axis=-1 if c.axis % rank == rank - 1 else c.axis % rank)
+    c = replace(c.resolved(setting.machine_epsilon), axis=-1 if c.axis % rank == rank - 1 else c.axis % rank)
     c = _weights(c, setting)
     if not _sensible(c, setting):
         return None
@@ -118,7 +137,7 @@ def _sensible(c: Convention, setting: Setting) -> bool:
 
 def _options(c: Convention, setting: Setting) -> Convention:
     """Options that say nothing without another."""
-    epsilon = setting.machine_epsilon if c.epsilon == "machine" else float(c.epsilon)
+    epsilon = float(c.epsilon)
     if c.clip in ("none", "floor"):
         epsilon = 0.0
     clip = "none" if c.clip in (*_CLIPS, "added") and epsilon == 0 else c.clip
@@ -208,6 +227,7 @@ def _reduction(c: Convention, setting: Setting) -> Convention:
     else:
         divisor = "samples"
     nothing = c.cost in ("cross-entropy", "focal", "poly") or (c.cost == "divergence" and c.clip not in _CLIPS)
-    if left_out == "kept" and not setting.mask and nothing and not c.label_smoothing and divisor != "weights":
+    unweighed = divisor != "weights" or c.class_weight
+    if left_out == "kept" and not setting.mask and nothing and not c.label_smoothing and unweighed:
         left_out = "zero" if divisor in ("samples", "elements") else "removed"  # a label that is none has a row of 0
     return replace(c, divisor=divisor, left_out=left_out)

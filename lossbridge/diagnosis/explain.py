@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any
 
 from lossbridge.conventions import Convention, Peer
-from lossbridge.diagnosis.canonical import DIVERGENCES
+from lossbridge.diagnosis.canonical import DIVERGENCES, holds
 from lossbridge.diagnosis.evaluate import Batch, divisor, sides
-from lossbridge.diagnosis.hypotheses import Hypothesis
+from lossbridge.diagnosis.hypotheses import Hypothesis, Preset
 
 LIBRARIES = {
     "lossbridge": "lossbridge's",
@@ -29,6 +27,15 @@ _ACTIVATIONS = {
     "softmax twice": "softmax applied twice",
     "sigmoid twice": "sigmoid applied twice",
 }
+# Where it is known what y_pred holds.
+_MISTAKES = {
+    ("probabilities", "softmax"): "softmax applied to y_pred, which holds probabilities already",
+    ("probabilities", "sigmoid"): "sigmoid applied to y_pred, which holds probabilities already",
+    ("probabilities", "exp"): "the logarithm missing: y_pred, which holds probabilities, taken as log-probabilities",
+    ("logits", "none"): "y_pred, which holds logits, taken as probabilities",
+    ("logits", "exp"): "y_pred, which holds logits, taken as log-probabilities (log_softmax missing)",
+    ("log-probabilities", "none"): "y_pred, which holds log-probabilities, taken as probabilities",
+}
 _OUTCOMES = {"loss": "", "negated": "with the sign turned", "perplexity": "exp of it, the perplexity"}
 _LEFT_OUT = {
     "removed": "what is left out not counted in the mean",
@@ -37,9 +44,10 @@ _LEFT_OUT = {
 }
 
 
-def name(h: Hypothesis) -> str:
-    """PyTorch's `kl_div(reduction='batchmean')`."""
-    return f"{LIBRARIES[h.peer.library]} `{written(h.peer, h.variant)}`"
+def name(preset: Preset) -> str:
+    """PyTorch's `kl_div(reduction='batchmean')` of log(y_pred)."""
+    of = "" if preset.handed == "y_pred" else f" of {preset.handed}"
+    return f"{LIBRARIES[preset.peer.library]} `{written(preset.peer, preset.options)}`{of}"
 
 
 def written(peer: Peer, c: Convention) -> str:
@@ -68,12 +76,12 @@ def options(peer: Peer, c: Convention) -> list[str]:
 
 def words(h: Hypothesis, batch: Batch) -> str:
     """The whole explanation, in one line."""
-    said = [name(h)]
-    if h.variant.divisor == "elements" and h.variant.cost in DIVERGENCES and h.convention.divisor == "elements":
+    said, options = [name(h.preset)], h.preset.options
+    if options.divisor == "elements" and options.cost in DIVERGENCES and h.convention.divisor == "elements":
         classes = batch.y_pred.shape[-1] if batch.y_pred.ndim else 1
-        cure = "use `batchmean`, or multiply" if h.peer.library == "torch" else "multiply"
+        cure = "use `batchmean`, or multiply" if h.preset.peer.library == "torch" else "multiply"
         said.append(f": divides by N·C; {cure} by C = {classes}")
-    differing = differences(h.preset, h.convention, batch)
+    differing = differences(h.own, h.convention, batch)
     if differing:
         said.append((", but " if len(said) == 1 else "; and ") + "; ".join(differing))
     return "".join(said)
@@ -90,7 +98,7 @@ def differences(old: Convention, new: Convention, batch: Batch) -> list[str]:
     if "axis" in changed:
         said.append(f"classes along axis {new.axis}")
     if "activation" in changed:
-        said.append(_ACTIVATIONS[new.activation])
+        said.append(_MISTAKES.get((holds(batch.y_pred), new.activation), _ACTIVATIONS[new.activation]))
     if "target_activation" in changed:
         said.append(
             {
@@ -162,12 +170,3 @@ def division(c: Convention, batch: Batch) -> str:
         "axis 0": "the size of axis 0",
     }[c.divisor]
     return f"divided by {meant} = {number}"
-
-
-def base_text(c: Convention) -> str:
-    return "e" if c.base == math.e else f"{c.base:g}"
-
-
-def explained(value: Any) -> str:
-    """A number as a message shows it."""
-    return f"{value:.9g}"

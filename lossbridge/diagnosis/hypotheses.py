@@ -7,10 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 from lossbridge.conventions import PEERS, Convention, Peer
-from lossbridge.diagnosis.canonical import BINARY, DIVERGENCES, Setting, canonical
+from lossbridge.diagnosis.canonical import BINARY, DIVERGENCES, Holds, Setting, canonical
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A peer's function, with such of its options as need no explanation, on what it wants to be given."""
+
+    peer: Peer
+    options: Convention  # with those options
+    handed: str  # y_pred, or what is made of it, because the function takes another form of predictions
+    convention: Convention  # of y_pred and y_true as they are
 
 
 @dataclass(frozen=True)
@@ -18,15 +29,14 @@ class Hypothesis:
     """A convention, as the nearest peer's own one with `changes` things changed."""
 
     convention: Convention
-    peer: Peer
-    variant: Convention  # the peer's own, with such of its options as need no explanation
-    preset: Convention  # the same, with all that does not matter here set to one value
+    preset: Preset
+    own: Convention  # the preset's, with all that does not matter here set to one value
     changes: int
     place: int = 0  # of the peer: better known ones first
 
 
-def presets(setting: Setting) -> Iterator[tuple[Peer, Convention]]:
-    """Each peer's convention, also with the options that are no deviation: logits, reduction, the weights given."""
+def presets(setting: Setting) -> Iterator[Preset]:
+    """Each peer's, also with the options that are no deviation: logits, reduction, the weights given."""
 
     def foreign(peer: Peer) -> tuple[bool, bool]:
         """Last come those that take another form of targets, or return another quantity."""
@@ -41,10 +51,10 @@ def presets(setting: Setting) -> Iterator[tuple[Peer, Convention]]:
             fits = peer.targets[0] in ("labels", "distributions", "none")  # labels stand for their one-hot rows
         else:
             fits = "events" in peer.targets
-        if not fits:
-            continue
-        for c in _variants(peer):
-            yield peer, c
+        for options in _variants(peer) if fits else ():
+            found = _given(peer, options, setting)
+            if found is not None:
+                yield found
 
 
 def _variants(peer: Peer) -> Iterator[Convention]:
@@ -53,21 +63,41 @@ def _variants(peer: Peer) -> Iterator[Convention]:
         divisors = ("elements", "one", "samples")
     elif peer.returns == "samples" and peer.convention.divisor == "elements":
         divisors = ("elements", "classes")
-    options: dict[str, Iterable[Any]] = {"divisor": divisors or _values(peer, "divisor")}
-    for name in ("activation", "target_activation", "class_weight", "sample_weight"):
-        options[name] = _values(peer, name)
-    for divisor in options["divisor"]:
-        for activation in options["activation"]:
-            for target_activation in options["target_activation"]:
-                for class_weight in options["class_weight"]:
-                    for sample_weight in options["sample_weight"]:
-                        yield replace(
-                            peer.convention.activated(activation),
-                            divisor=divisor,
-                            target_activation=target_activation,
-                            class_weight=class_weight,
-                            sample_weight=sample_weight,
-                        )
+    names = ("target_activation", "class_weight", "sample_weight")
+    for activation in _values(peer, "activation"):
+        c = peer.convention.activated(activation)
+        for divisor, *values in product(divisors or _values(peer, "divisor"), *(_values(peer, name) for name in names)):
+            yield replace(c, divisor=divisor, **dict(zip(names, values, strict=True)))
+
+
+# (what an array holds, what the function makes probabilities of): how the array is handed over, and what the function
+# and that together do to it. "squash" is the softmax, or of outcomes the sigmoid.
+_HANDED: dict[tuple[Holds, str], tuple[str, Any]] = {
+    ("probabilities", "exp"): ("log({})", "none"),
+    ("probabilities", "softmax"): ("log({})", "renormalised"),
+    ("probabilities", "sigmoid"): ("logit({})", "none"),
+    ("logits", "none"): ("squash({})", "squash"),
+    ("logits", "exp"): ("log_softmax({})", "squash"),
+    ("log-probabilities", "none"): ("exp({})", "exp"),
+}
+
+
+def _given(peer: Peer, options: Convention, setting: Setting) -> Preset | None:
+    """The function on what it wants. None where an option is there for another form of predictions."""
+    squash = "sigmoid" if options.cost in BINARY else "softmax"
+    handed, activation = _HANDED.get((setting.pred_holds, options.activation), ("{}", options.activation))
+    _, target = _HANDED.get((setting.true_holds, options.target_activation), ("{}", options.target_activation))
+    optional = options.activation != peer.convention.activation or options.target_activation != "none"
+    if optional and (handed != "{}" or (target != options.target_activation and options.target_activation != "none")):
+        return None
+    c = replace(options, axis=-1 if peer.convention.axis == 1 else options.axis)  # where the function looks for them
+    if activation == "renormalised":
+        c = replace(c, activation="none", renormalise="predictions")
+    else:
+        c = replace(c, activation={"squash": squash}.get(activation, activation))
+    if options.cost in DIVERGENCES:
+        c = replace(c, target_activation={"squash": squash, "renormalised": "none"}.get(target, target))
+    return Preset(peer, options, handed.format("y_pred").replace("squash", squash), c)
 
 
 def _values(peer: Peer, name: str) -> tuple[Any, ...]:
@@ -166,21 +196,21 @@ def hypotheses(setting: Setting, *, depth: int = 2) -> list[Hypothesis]:
             found[here] = replace(root, convention=here, changes=count)
 
     roots: dict[Convention, Hypothesis] = {}
-    for peer, variant in presets(setting):
-        preset = canonical(variant, setting)
-        if preset is not None and preset not in roots:
-            roots[preset] = Hypothesis(preset, peer, variant, preset, 0, len(roots))
-            add(preset, roots[preset], 0)
+    for preset in presets(setting):
+        own = canonical(preset.convention, setting)
+        if own is not None and own not in roots:
+            roots[own] = Hypothesis(own, preset, own, 0, len(roots))
+            add(own, roots[own], 0)
     tried = changes(setting)
-    for preset, root in roots.items():
-        fitting = [change for change in tried if change.costs is None or preset.cost in change.costs]
+    for own, root in roots.items():
+        fitting = [change for change in tried if change.costs is None or own.cost in change.costs]
         for change in fitting if depth else ():
-            add(replace(preset, **change.values), root, change.weight)
+            add(replace(own, **change.values), root, change.weight)
         common = [change for change in fitting if change.common]
-        if depth < 2 or preset.cost not in _PLAIN:
+        if depth < 2 or own.cost not in _PLAIN:
             continue
         for i, first in enumerate(common):
             for second in common[i + 1 :]:
                 if first.group != second.group:
-                    add(replace(preset, **first.values, **second.values), root, 2)
+                    add(replace(own, **first.values, **second.values), root, 2)
     return sorted(found.values(), key=lambda h: (h.changes, h.place))

@@ -8,12 +8,12 @@ from dataclasses import replace
 import numpy as np
 
 from lossbridge.conventions import Convention
-from lossbridge.diagnosis.canonical import Setting
+from lossbridge.diagnosis.canonical import Setting, holds
 from lossbridge.diagnosis.evaluate import Batch, scalars
-from lossbridge.diagnosis.search import indistinct
 
 # What the target is given: around every ε in use.
 _SATURATED = (3e-4, 3e-6, 4e-7, 3e-8, 3e-9, 3e-11, 3e-13, 1e-15, 1e-20)
+_VISIBLE = 1e-4
 _KINDS = ("ordinary", "saturated", "certain", "zeros", "unnormalised", "logits", "saturated logits", "logarithms")
 
 
@@ -27,8 +27,8 @@ def _probe(batch: Batch, kind: str, rng: np.random.Generator) -> Batch:
     classes = 1 if vector else batch.y_pred.shape[-1]
     middle = batch.y_pred.shape[1:-1]
     count = 5 if kind in ("ordinary", "unnormalised", "logits") else len(_SATURATED)
-    if 1 < classes < 12:  # no class without a row, and not as many rows as classes
-        count = max(count, classes + 1)
+    if 1 < classes < 12:  # no class without a row, and not as many rows as classes, even if one is ignored
+        count = max(count, classes + 2)
     logits = rng.normal(size=(count, *middle, classes)) * 1.5
     pred = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True) if classes > 1 else 1 / (1 + np.exp(-logits))
     labels = rng.integers(0, max(classes, 2), (count, *middle))
@@ -83,21 +83,26 @@ def _of_form(batch: Batch, pred: np.ndarray, labels: np.ndarray, rng: np.random.
 
 
 def separating(batch: Batch, conventions: Sequence[Convention]) -> tuple[Batch, list[float]] | None:
-    """The probe on which most of the conventions differ from one another, and their numbers; None where none do."""
+    """The probe that tells most of the conventions apart, and their numbers; None where none does.
+
+    Of those whose predictions are of the kind that those of `batch` are, for a loss that refuses others.
+    """
     best: tuple[Batch, list[float]] | None = None
     most = 1
     for probe in probes(batch):
+        if holds(probe.y_pred) != holds(batch.y_pred):
+            continue
         values = [float(x) for x in scalars(probe, conventions)]
-        groups = distinct(values)
+        groups = _distinct(values)
         if groups > most:
             best, most = (probe, values), groups
     return best
 
 
-def distinct(values: Sequence[float]) -> int:
-    """How many different numbers there are."""
+def _distinct(values: Sequence[float]) -> int:
+    """How many numbers there are that a print of five digits tells apart."""
     kept: list[float] = []
     for x in values:
-        if not any(indistinct((x,), (y,)) for y in kept):
+        if not any(x == y or (x != x and y != y) or abs(x - y) <= _VISIBLE * max(abs(x), 1e-2) for y in kept):
             kept.append(x)
     return len(kept)

@@ -23,8 +23,8 @@ class UnusableFile(ValueError):
     """A file that holds no usable arrays; the message is one line."""
 
 
-def load_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays y_true and y_pred, and those of OPTIONAL that are there."""
+def load_arrays(path: Path, optional: tuple[str, ...] = OPTIONAL) -> dict[str, np.ndarray]:
+    """The arrays y_true and y_pred, and the optional ones that are there."""
     try:
         if path.stat().st_size == 0:
             raise UnusableFile(f"{path} is empty; {_HOW}")
@@ -49,11 +49,11 @@ def load_arrays(path: Path) -> dict[str, np.ndarray]:
         raise UnusableFile(
             f"{path} lacks {' and '.join(missing)}; it holds {found}; name the arrays {', '.join(REQUIRED)}"
         )
-    unknown = [name for name in arrays if name not in (*REQUIRED, *OPTIONAL)]
+    unknown = [name for name in arrays if name not in (*REQUIRED, *optional)]
     if unknown:
         raise UnusableFile(
-            f"{path} holds {', '.join(unknown)}, which parity does not know; "
-            f"name the arrays {', '.join((*REQUIRED, *OPTIONAL))}"
+            f"{path} holds {', '.join(unknown)}, which is not known here; "
+            f"name the arrays {', '.join((*REQUIRED, *optional))}"
         )
     return arrays
 

@@ -109,7 +109,8 @@ def test_the_canonical_form_gives_the_same_number(batch) -> None:
     """On the batch, and on the probes: nothing is merged that data can tell apart."""
     setting = Setting.of(batch, "scalar", finite=False)
     pairs = {}
-    for _, variant in presets(setting):
+    for preset in presets(setting):
+        variant = preset.convention
         for change in changes(setting):
             c = replace(variant, **change.values)
             c = replace(c, epsilon=setting.machine_epsilon) if c.epsilon == "machine" else c

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from lossbridge.conventions import Convention, Peer
+from lossbridge.conventions import Convention
 from lossbridge.diagnosis import explain, probes, reading
 from lossbridge.diagnosis.calls import calls
 from lossbridge.diagnosis.canonical import Setting, canonical
 from lossbridge.diagnosis.evaluate import Array, Batch, Quantity, scalars
-from lossbridge.diagnosis.hypotheses import Hypothesis, hypotheses, presets
+from lossbridge.diagnosis.hypotheses import Preset, hypotheses, presets
 from lossbridge.diagnosis.search import Fit, Observation, search
 
 _SHOWN = 4  # explanations of the rest
@@ -52,14 +52,24 @@ class Probe:
     mask: Array | None
     predictions: tuple[tuple[str, float], ...]  # what each convention would give
 
+    def arrays(self) -> dict[str, Array]:
+        """Those that there are, by name."""
+        named = {name: getattr(self, name) for name in ("y_true", "y_pred", "sample_weight", "mask")}
+        return {name: x for name, x in named.items() if x is not None}
+
+    def table(self) -> str:
+        """What each convention gives on it, a line a number, the first of those that give it in words."""
+        known: dict[str, list[str]] = {}
+        for words, value in self.predictions:
+            known.setdefault(f"{value:.7g}", []).append(words)
+        width = max(map(len, known))
+        return "\n".join(
+            f"  {value:<{width}}  {said[0]}{f' (and {len(said) - 1} more)' if len(said) > 1 else ''}"
+            for value, said in known.items()
+        )
+
     def __str__(self) -> str:
-        lines = [f"y_true = {_array_text(self.y_true)}", f"y_pred = {_array_text(self.y_pred)}"]
-        lines += [
-            f"{name} = {_array_text(x)}"
-            for name, x in (("sample_weight", self.sample_weight), ("mask", self.mask))
-            if x is not None
-        ]
-        return "\n".join([*lines, *(f"{value:.9g}  {words}" for words, value in self.predictions)])
+        return "\n".join([*(f"{name} = {_array_text(x)}" for name, x in self.arrays().items()), self.table()])
 
 
 @dataclass(frozen=True)
@@ -241,18 +251,18 @@ def _near(fit: Fit, batch: Batch) -> str:
 
 def _meant(expected: str, batch: Batch, setting: Setting) -> str:
     """What the named function gives, and the call of it in each library."""
-    known: dict[str, tuple[Peer, Convention, Convention]] = {}
-    for peer, variant in presets(setting):
-        here = canonical(variant, setting)
-        if here is not None:
-            known.setdefault(f"{peer.library}.{explain.written(peer, variant)}", (peer, variant, here))
+    known: dict[str, Preset] = {}
+    for preset in presets(setting):
+        if canonical(preset.convention, setting) is not None:
+            known.setdefault(f"{preset.peer.library}.{explain.written(preset.peer, preset.options)}", preset)
     for text in list(known):
         known.setdefault(text.removesuffix(".mean()"), known[text])
     if expected not in known:
         close = difflib.get_close_matches(expected, known, 3, 0.3)
         raise ValueError(f"expected {expected!r} is unknown for such arrays; did you mean {' or '.join(close)}?")
-    peer, variant, c = known[expected]
-    lines = [f"Meant: {explain.name(Hypothesis(c, peer, variant, c, 0))}"]
+    c = canonical(known[expected].convention, setting)
+    assert c is not None
+    lines = [f"Meant: {explain.name(known[expected])}"]
     if setting.quantity == "scalar":
         lines[0] += f", which gives {scalars(batch, [c])[0]:.9g}"
     texts = calls(c, batch, setting)
