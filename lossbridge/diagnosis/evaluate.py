@@ -55,6 +55,10 @@ class Batch:
         return known[axis]
 
     @cached_property
+    def swapped(self) -> Batch:
+        return replace(self, y_true=self.y_pred, y_pred=self.y_true)
+
+    @cached_property
     def _layouts(self) -> dict[int, Rows]:
         return {}
 
@@ -99,7 +103,7 @@ class Rows:
         dtype = "float64" if batch.y_pred.dtype == np.float64 else "float32"
         return Rows(target, pred, weight, class_weight, kept, invalid, dtype)
 
-    def some(self, index: slice) -> Rows:
+    def some(self, index: Any) -> Rows:
         weight = None if self.weight is None else self.weight[index]
         kept, invalid = self.kept[index], self.invalid[index]
         return replace(
@@ -121,19 +125,14 @@ def _per_row(x: Array, batch: Batch, axis: int, count: int) -> Array:
 
 def terms(c: Convention, rows: Rows, pred: Any, memo: dict[Any, Any] | None = None) -> Any:
     """(rows, classes): what is summed. `pred`: rows.pred, or a gradient's variable. `memo` keeps what is shared."""
-    exact = memo is None  # a gradient: no infinity may enter
-    target = _remembered(memo, ("target", *_target_key(c)), lambda: _targets(c, rows.target, rows.dtype))
-    guard = target if exact else None
-    costs, rest, p, unclipped = _remembered(memo, ("costs", *_costs_key(c)), lambda: _costs(c, pred, guard, rows.dtype))
-    weight = rows.class_weight if c.class_weight and rows.class_weight is not None else None
-    share = target if weight is None else target * weight
+    target, share, counter = _shares(c, rows, memo)
+    costs, rest, p, unclipped = _all_costs(c, rows, pred, memo, target if memo is None else None)
 
     if c.cost == "entropy":
         return _product(c, p, costs)
-    if c.cost in ("binary", "binary focal"):
-        counter = 1 - target if weight is None else (1 - target) * weight
-        if c.cost == "binary":
-            return _product(c, share, costs) + _product(c, counter, rest)
+    if c.cost == "binary":
+        return _product(c, share, costs) + _product(c, counter, rest)
+    if c.cost == "binary focal":
         if c.alpha is not None:
             balance = target * c.alpha + (1 - target) * (1 - c.alpha)
             share, counter = share * balance, counter * balance
@@ -149,6 +148,47 @@ def terms(c: Convention, rows: Rows, pred: Any, memo: dict[Any, Any] | None = No
         if c.cost == "convex divergence":
             result = result + (p - target)
     return result
+
+
+def row_sums(c: Convention, rows: Rows, memo: dict[Any, Any]) -> Array:
+    """The sums of the terms; of the plain losses without writing the terms down."""
+    _, share, counter = _shares(c, rows, memo)
+    costs, rest, *_ = _all_costs(c, rows, rows.pred, memo, None)
+    kept = ("finite", *_costs_key(c))
+    finite = _remembered(memo, kept, lambda: bool(np.isfinite(costs).all() and np.isfinite(rest).all()))
+    if not finite or c.cost not in ("cross-entropy", "binary"):
+        return np.asarray(terms(c, rows, rows.pred, memo).sum(1))
+    sums = np.einsum("ij,ij->i", share, costs)
+    return sums + np.einsum("ij,ij->i", counter, rest) if c.cost == "binary" else sums
+
+
+def _shares(c: Convention, rows: Rows, memo: dict[Any, Any] | None) -> tuple[Any, Any, Any]:
+    """The targets; what the costs of each class are multiplied by, and those of its contrary."""
+    key = _target_key(c)
+    target = _remembered(memo, ("target", *key), lambda: _targets(c, rows.target, rows.dtype))
+    weight = rows.class_weight if c.class_weight and rows.class_weight is not None else None
+    share = target if weight is None else _remembered(memo, ("share", *key), lambda: target * weight)
+    if "binary" not in c.cost:
+        return target, share, None
+    return target, share, _remembered(memo, ("counter", *key, c.class_weight), lambda: _contrary(target, weight))
+
+
+def _contrary(target: Any, weight: Array | None) -> Any:
+    return 1 - target if weight is None else (1 - target) * weight
+
+
+def _all_costs(c: Convention, rows: Rows, pred: Any, memo: dict[Any, Any] | None, guard: Any) -> tuple[Any, ...]:
+    """−log p, −log(1 − p), p, and p before it is clipped.
+
+    `guard`: the targets, for a gradient, which no infinity may enter.
+    """
+    p, costs, rest = _remembered(memo, ("activated", c.activation, c.dtype), lambda: _activated(c, pred))
+
+    def clipped() -> tuple[Any, ...]:
+        return (*_costs(c, p, costs, rest, guard, rows.dtype), p)
+
+    found: tuple[Any, ...] = _remembered(memo, ("costs", *_costs_key(c)), clipped)
+    return found
 
 
 def _remembered(memo: dict[Any, Any] | None, key: Any, compute: Callable[[], Any]) -> Any:
@@ -193,7 +233,7 @@ def _targets(c: Convention, target: Any, dtype: str) -> Any:
     if c.renormalise == "both":
         target = target / b.sum(target, 1, keepdims=True)
     if c.cost == "divergence" and c.clip in ("both", "lower"):
-        target = formulas.clip(b, target, *_bounds(c, dtype))
+        target = _clip(target, *_bounds(c, dtype))
     if not c.label_smoothing:
         return target
     s, outcomes = c.label_smoothing, 2 if "binary" in c.cost else b.size(target, 1)
@@ -206,34 +246,31 @@ def _costs_key(c: Convention) -> tuple[Any, ...]:
     return (c.activation, c.renormalise, c.clip_first, c.clip, c.epsilon, c.logarithm, c.dtype)
 
 
-def _costs(c: Convention, pred: Any, guard: Any, dtype: str) -> tuple[Any, Any, Any, Any]:
-    """−log p, −log(1 − p), p, and p before it is clipped."""
+def _activated(c: Convention, pred: Any) -> tuple[Any, Any, Any]:
+    """p, and where they come without a logarithm of it −log p and −log(1 − p)."""
     x = rounded(pred, c.dtype.split()[0]) if c.dtype != "exact" else pred
-    activation = c.activation
-    if activation == "softmax twice":
-        x, activation = b.exp(-formulas.softmax_costs(b, x, 1)), "softmax"
-    elif activation == "sigmoid twice":
-        x, activation = b.exp(-formulas.softplus(b, -x)), "sigmoid"
-
-    p, costs, rest = x, None, None
-    if activation == "softmax":
+    if c.activation == "softmax twice":
+        x = b.exp(-formulas.softmax_costs(b, x, 1))
+    elif c.activation == "sigmoid twice":
+        x = formulas.sigmoid(b, x)[0]
+    if c.activation.startswith("softmax"):
         costs = formulas.softmax_costs(b, x, 1)
-    elif activation == "sigmoid":
-        costs, rest = formulas.softplus(b, -x), formulas.softplus(b, x)
-    elif activation == "exp":
-        costs = -x
-    if costs is not None:
-        p = b.exp(-costs)
-    unclipped = p
+        return b.exp(-costs), costs, None
+    if c.activation.startswith("sigmoid"):
+        return formulas.sigmoid(b, x)[0], formulas.softplus(b, -x), formulas.softplus(b, x)
+    return (b.exp(x), -x, None) if c.activation == "exp" else (x, None, None)
 
+
+def _costs(c: Convention, p: Any, costs: Any, rest: Any, guard: Any, dtype: str) -> tuple[Any, Any, Any]:
+    """−log p, −log(1 − p), and p, renormalised and clipped."""
     moved = c.renormalise != "no" or c.clip in ("both", "lower", "added")
     if moved:
         if c.clip in ("both", "lower") and c.clip_first:
-            p = formulas.clip(b, p, *_bounds(c, dtype))
+            p = _clip(p, *_bounds(c, dtype))
         if c.renormalise != "no":
             p = p / b.sum(p, 1, keepdims=True)
         if c.clip in ("both", "lower") and not c.clip_first:
-            p = formulas.clip(b, p, *_bounds(c, dtype))
+            p = _clip(p, *_bounds(c, dtype))
     more = float(c.epsilon) if c.clip == "added" else 0.0
     if moved or costs is None:
         costs = formulas.log_cost(b, guard, p + more if more else p)
@@ -246,7 +283,11 @@ def _costs(c: Convention, pred: Any, guard: Any, dtype: str) -> tuple[Any, Any, 
         costs, rest = -p, p - 1
     elif c.logarithm == "twice":
         costs, rest = -b.log(costs), -b.log(rest)
-    return costs, rest, p, unclipped
+    return costs, rest, p
+
+
+def _clip(x: Any, low: float, high: float) -> Any:
+    return np.clip(x, low, high) if isinstance(x, np.ndarray) else formulas.clip(b, x, low, high)
 
 
 def _rest(guard: Any, p: Any) -> Any:
@@ -323,7 +364,7 @@ def sums_key(c: Convention) -> Convention:
 
 def sides(c: Convention, batch: Batch) -> Batch:
     """The batch as the convention reads it."""
-    return replace(batch, y_true=batch.y_pred, y_pred=batch.y_true) if c.swapped else batch
+    return batch.swapped if c.swapped else batch
 
 
 # Many conventions.
@@ -338,12 +379,11 @@ def scalars(
     for key in keys:
         group = groups.setdefault((key.axis, key.swapped), {})
         group.setdefault(key, len(group))
-    swapped = replace(batch, y_true=batch.y_pred, y_pred=batch.y_true) if any(s for _, s in groups) else batch
     work = sum(len(group) for group in groups.values())
     totals: dict[tuple[int, bool], Array] = {}
     with np.errstate(all="ignore"), ThreadPoolExecutor(2) as pool:
         for (axis, swap), group in groups.items():
-            rows = (swapped if swap else batch).rows(axis)
+            rows = (batch.swapped if swap else batch).rows(axis)
             # Neighbours share their costs.
             order = sorted(group, key=lambda c: tuple(map(str, _costs_key(c) + _target_key(c))))
             step = max(1, _BLOCK // max(rows.pred.shape[1], 1))
@@ -361,7 +401,7 @@ def scalars(
         found = np.empty(len(conventions))
         denominators: dict[Any, float] = {}
         for i, (c, key) in enumerate(zip(conventions, keys, strict=True)):
-            side = swapped if c.swapped else batch
+            side = sides(c, batch)
             what = (c.divisor, c.left_out, c.sample_weight, c.class_weight, c.axis, c.swapped)
             if what not in denominators:
                 denominators[what] = divisor(c, side, side.rows(c.axis))
@@ -376,8 +416,8 @@ def _block_sums(conventions: Iterable[Convention], rows: Rows) -> Array:
         return np.array([_weighed(c, rows, memo).sum() for c in conventions])
 
 
-def _weighed(c: Convention, rows: Rows, memo: dict[Any, Any] | None) -> Array:
-    losses = terms(c, rows, rows.pred, memo).sum(1)
+def _weighed(c: Convention, rows: Rows, memo: dict[Any, Any]) -> Array:
+    losses = row_sums(c, rows, memo)
     if rows.invalid.any():
         losses = np.where(rows.invalid, np.nan, losses)
     if c.left_out != "kept" and not rows.kept.all():
@@ -387,7 +427,7 @@ def _weighed(c: Convention, rows: Rows, memo: dict[Any, Any] | None) -> Array:
     return losses
 
 
-def arrays(batch: Batch, c: Convention, quantity: Quantity, index: slice) -> Array:
+def arrays(batch: Batch, c: Convention, quantity: Quantity, index: Any) -> Array:
     """Unscaled: the values of some rows, of their elements, or their gradient, which is (rows, classes)."""
     rows = sides(c, batch).rows(c.axis).some(index)
     with np.errstate(all="ignore"):

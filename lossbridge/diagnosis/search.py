@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,8 @@ INDISTINCT = 1e-7
 _FLOAT64, _FLOAT32, _FLOAT16 = 1e-9, 2e-6, 1e-3
 _ENTRY, _ZERO = 1e-5, 6e-8
 _HALF_OFF = {"float16": 4e-3, "bfloat16": 3e-2}  # and what is computed in a half dtype
-_TRIAL_ROWS = 24  # arrays are compared here first
+# Arrays are compared on rows of so many elements: a few first, and where those fit on more.
+_FEW, _MANY = 2_400, 100_000
 
 Value = Array | float
 
@@ -31,6 +33,11 @@ class Observation:
     quantity: Quantity
     tight: float  # absolute for a scalar, relative to the largest entry for an array
     loose: float
+
+    @cached_property
+    def largest(self) -> float:
+        """The size of the largest entry."""
+        return float(np.max(np.abs(self.values), initial=0.0, where=np.isfinite(self.values))) or 1.0
 
     @staticmethod
     def of(observed: Any, quantity: Quantity) -> Observation:
@@ -155,21 +162,25 @@ def _numbers(hypotheses: Sequence[Hypothesis], values: Array, seen: Observation)
 def _arrays(
     hypotheses: Sequence[Hypothesis], batch: Batch, seen: Observation, advance: Callable[[float], None]
 ) -> Judged:
-    """On a few rows first; those that fit there, on all of them."""
-    values: list[Value] = []
-    misfit = np.empty(len(hypotheses))
-    memo: dict[Any, Array] = {}
-    for i, h in enumerate(hypotheses):
-        value, misfit[i] = _array(h, batch, seen, slice(0, _TRIAL_ROWS), memo)
-        values.append(value)
-        advance(1 / len(hypotheses))
-    memo.clear()
-    for i in np.flatnonzero(misfit <= seen.loose).tolist():
-        values[i], misfit[i] = _array(hypotheses[i], batch, seen, slice(None), memo)
+    """On a few rows first; those that fit there, on many."""
+    values: list[Value] = [math.nan] * len(hypotheses)
+    misfit = np.zeros(len(hypotheses))
+    for elements in (_FEW, _MANY):
+        memo: dict[Any, Array] = {}
+        rows: dict[int, Array] = {}
+        for i in np.flatnonzero(misfit <= seen.loose).tolist():
+            axis = hypotheses[i].convention.axis
+            if axis not in rows:
+                rows[axis] = chosen(batch.rows(axis).pred, elements)
+            value, misfit[i] = _array(hypotheses[i], batch, seen, rows[axis], memo)
+            if elements == _MANY:
+                values[i] = value
+            else:
+                advance(1 / len(hypotheses))
     return Judged(values, misfit, misfit <= seen.tight, misfit <= seen.loose, np.ones(len(hypotheses), bool))
 
 
-def _array(h: Hypothesis, batch: Batch, seen: Observation, index: slice, memo: dict[Any, Array]) -> tuple[Array, float]:
+def _array(h: Hypothesis, batch: Batch, seen: Observation, index: Any, memo: dict[Any, Array]) -> tuple[Array, float]:
     """The values of some rows, and how far they are off."""
     c = h.convention
     key = sums_key(c)
@@ -179,11 +190,21 @@ def _array(h: Hypothesis, batch: Batch, seen: Observation, index: slice, memo: d
     expected = as_rows(seen.values, batch, c.axis, seen.quantity)[index]
     if value.shape != expected.shape:
         return value, math.inf
-    largest = np.max(np.abs(seen.values), initial=0.0, where=np.isfinite(seen.values)) or 1.0
     with np.errstate(invalid="ignore"):
         same = (value == expected) | (np.isnan(value) & np.isnan(expected))
-        gaps = np.where(same, 0.0, np.abs(value - expected) / np.maximum(np.abs(expected), 0.1 * largest))
+        gaps = np.where(same, 0.0, np.abs(value - expected) / np.maximum(np.abs(expected), 0.1 * seen.largest))
     return value, float(np.nan_to_num(gaps, nan=math.inf).max(initial=0.0))
+
+
+def chosen(pred: Array, elements: int) -> Array:
+    """The numbers of rows that stand for all: half of them spread, half with the most extreme predictions."""
+    half = max(elements // pred.shape[1], 8) // 2
+    if len(pred) <= 2 * half:
+        return np.arange(len(pred))
+    highest, lowest = pred.max(1), pred.min(1)
+    extreme = np.argsort(np.maximum(highest, -lowest), kind="stable")[-(half // 2) :]
+    small = np.argsort(np.abs(pred).min(1), kind="stable")[: half // 2]
+    return np.unique(np.concatenate([np.linspace(0, len(pred) - 1, half).astype(np.int64), extreme, small]))
 
 
 def as_rows(x: Array, batch: Batch, axis: int, quantity: Quantity) -> Array:
