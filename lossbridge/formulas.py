@@ -57,6 +57,13 @@ def softplus(b: Backend, x: Array) -> Array:
     return b.where(positive, x, 0.0) + b.log1p(b.exp(b.where(positive, -x, x)))
 
 
+def sigmoid(b: Backend, x: Array) -> tuple[Array, Array]:
+    """p and 1 − p, each to full relative accuracy."""
+    positive = x > 0
+    small = b.exp(b.where(positive, -x, x))
+    return b.where(positive, 1.0, small) / (1 + small), b.where(positive, small, 1.0) / (1 + small)
+
+
 # 0·log 0 = 0: where there is no weight, an infinite cost is none. In the argument of a logarithm, so that its slope is
 # finite too; with logits in the cost itself, whose slope is finite anyway.
 
@@ -312,23 +319,48 @@ def binary_focal_crossentropy(
     label_smoothing: float,
     epsilon: float,
 ) -> Array:
-    """Mean over `axis` of (1−p_t)^γ times the Bernoulli log loss, where p_t is the probability given to the truth.
+    """Mean over `axis` of the focal losses of Bernoulli trials."""
+    target = smooth(b, target, 2, label_smoothing)
+    balance = alpha if apply_class_balancing else None
+    costs = bernoulli_focal_loss(b, target, pred, alpha=balance, gamma=gamma, from_logits=from_logits, epsilon=epsilon)
+    return _mean(b, costs, axis)
+
+
+def bernoulli_focal_loss(
+    b: Backend, target: Array, pred: Array, *, alpha: float | None, gamma: float, from_logits: bool, epsilon: float
+) -> Array:
+    """(1−p_t)^γ times the Bernoulli log loss, p_t being the probability given to the truth; with α, balanced by it.
 
     As in Keras, p_t is not clipped.
     """
-    target = smooth(b, target, 2, label_smoothing)
-    balance = target * alpha + (1 - target) * (1 - alpha) if apply_class_balancing else None
+    balance = None if alpha is None else target * alpha + (1 - target) * (1 - alpha)
     costs = bernoulli_log_loss(b, target, pred, from_logits=from_logits, epsilon=epsilon, weight=balance)
     if from_logits:
-        p, rest_of_p = b.exp(-softplus(b, -pred)), b.exp(-softplus(b, pred))
+        p, rest_of_p = sigmoid(b, pred)
     else:
         p, rest_of_p = pred, 1 - pred
-    return _mean(b, modulated(b, target * rest_of_p + (1 - target) * p, gamma, costs), axis)
+    return modulated(b, target * rest_of_p + (1 - target) * p, gamma, costs)
+
+
+def poly_crossentropy(b: Backend, target: Array, logits: Array, axis: int, *, coefficient: float) -> Array:
+    """Σ_c t_c (−log p_c + ε (1 − p_c)), ε being the coefficient.
+
+    As (−log p − (1 − p)) + (1 + ε) (1 − p), whose first part is one remainder: for ε = −1 it is all that is left.
+    """
+    costs = affordable(b, target, softmax_costs(b, logits, axis))
+    rest = -b.expm1(-costs)
+    return b.sum(target * (convex_terms(b, 1.0, 1 - rest, costs) + (1 + coefficient) * rest), axis)
 
 
 def entropy(b: Backend, p: Array, axis: int) -> Array:
     """Σ p (−log p)."""
     return cross_entropy(b, p, p, axis)
+
+
+def entropy_of_shares(b: Backend, p: Array, axis: int) -> Array:
+    """The entropy of p/Σp; −∞ where a share is negative."""
+    p = p / b.sum(p, axis, keepdims=True)
+    return b.sum(b.where(p < 0, -math.inf, p * log_cost(b, p, p)), axis)
 
 
 def cross_entropy(b: Backend, p: Array, q: Array, axis: int) -> Array:
@@ -342,14 +374,76 @@ def relative_entropy(b: Backend, t: Array, p: Array, axis: int) -> Array:
     There t·log(t/p) = t·(δ + exp(−δ) − 1) + (t − p), with δ = log(t/p): the second-order part, which is what remains of
     the sum, apart from the first-order part, whose differences are exact and nearly sum to zero.
     """
-    difference = p - t
-    near = b.abs(difference) < 0.25 * t
-    delta = -b.log1p(b.where(near, difference, 0.0) / b.where(near, t, 1.0))
+    near, difference, delta = _near_log_ratio(b, t, p, -0.25, 0.25)
     counts_nothing = near | (t == 0)
     log_t = b.log(b.where(counts_nothing, 1.0, t))
     log_p = b.log(b.where(counts_nothing, 1.0, p))
     terms = t * b.where(near, _delta_plus_expm1(b, delta), log_t - log_p)
     return b.sum(terms, axis) - b.sum(b.where(near, difference, 0.0), axis)
+
+
+def _near_log_ratio(b: Backend, t: Array, p: Array, low: float, high: float) -> tuple[Array, Array, Array]:
+    """Where p − t lies between t·low and t·high; p − t; and there log(t/p) with all its digits, elsewhere 0."""
+    difference = p - t
+    near = (difference > low * t) & (difference < high * t)
+    return near, difference, -b.log1p(b.where(near, difference, 0.0) / b.where(near, t, 1.0))
+
+
+def log_ratio(b: Backend, t: Array, p: Array) -> Array:
+    """log(t/p) of t, p ≥ 0, to full relative accuracy; 0 where t = 0 or p = 0.
+
+    The slope is that of log t − log p: of a quotient of small numbers it overflows.
+    """
+    none = ((t == 0) & (p >= 0)) | (p == 0)
+    t, p = b.where(none, 1.0, t), b.where(none, 1.0, p)
+    logs = b.log(t) - b.log(p)
+    t, p, rough = b.stop_gradient(t), b.stop_gradient(p), b.stop_gradient(logs)
+    near, _, delta = _near_log_ratio(b, t, p, -0.5, 1.0)
+    ratio = t / p
+    plain = (ratio > 1e-30) & (ratio < 1e30)  # outside it may have left the range of float32
+    exact = b.where(near, delta, b.log(b.where(plain, ratio, 1.0)))
+    return logs + b.where(near | plain, exact - rough, 0.0)
+
+
+def relative_entropy_terms(b: Backend, t: Array, p: Array) -> Array:
+    """t·log(t/p), element by element; 0 where t = 0, +∞ where p = 0 < t, or one is negative."""
+    return _unless_impossible(b, t, p, t * log_ratio(b, t, p))
+
+
+def generalized_kl_terms(b: Backend, t: Array, p: Array) -> Array:
+    """t·log(t/p) − t + p, element by element, with all its digits; p where t = 0, +∞ as in relative_entropy_terms."""
+    return _unless_impossible(b, t, p, convex_terms(b, t, p, log_ratio(b, t, p)))
+
+
+def _unless_impossible(b: Backend, t: Array, p: Array, terms: Array) -> Array:
+    impossible = (t < 0) | (p < 0) | ((t > 0) & (p == 0))
+    return b.where(impossible & (t == t) & (p == p), math.inf, terms)
+
+
+def relative_entropy_of_shares(b: Backend, t: Array, p: Array, axis: int) -> Array:
+    """KL(t/Σt ‖ p/Σp). The terms' first-order parts sum to zero, and are left out: they are rounding alone."""
+    t, p = (x / b.sum(x, axis, keepdims=True) for x in (t, p))
+    return b.sum(generalized_kl_terms(b, t, p), axis)
+
+
+def convex_terms(b: Backend, t: Array | float, p: Array, delta: Array) -> Array:
+    """t·δ − t + p = t·(δ + exp(−δ) − 1), of δ = log(t/p), without cancellation. Where t = 0, any finite δ will do.
+
+    f(δ) = δ + exp(−δ) − 1 is 2·f(δ/2) + (exp(−δ/2) − 1)², and so is f(δ/2): sums of positive terms.
+    """
+    near = (b.abs(delta) < 1) & (t > 0)
+    quarter = 0.25 * b.where(near, delta, 0.0)
+    fall = b.expm1(-quarter)
+    fall_of_half = fall * (2 + fall)
+    remainder = 4 * _delta_plus_expm1(b, quarter) + 2 * fall * fall + fall_of_half * fall_of_half
+    return b.where(near, t * remainder, t * delta + (p - t))
+
+
+def generalized_kl_from_logs(b: Backend, t: Array, log_p: Array, axis: int) -> Array:
+    """Σ t·(log t − log p) − t + p, of log-probabilities as they come."""
+    none = t == 0
+    delta = b.where(none, 0.0, b.log(b.where(none, 1.0, t)) - b.where(none, 0.0, log_p))
+    return b.sum(convex_terms(b, t, b.exp(log_p), delta), axis)
 
 
 def kl_terms(b: Backend, target: Array, log_p: Array, *, log_target: bool) -> Array:

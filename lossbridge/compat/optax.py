@@ -1,0 +1,391 @@
+"""Optax' losses: its names, argument order (logits, labels), defaults and results, on arrays of every backend.
+
+Nothing is reduced: a loss a sample, of logits' shape without `axis`; the sigmoid losses one an element. A value that
+Optax computes correctly comes out the same. What differs, on purpose:
+
+- float16 and bfloat16 logits give a float32 result, not a rounded one; float32 logits beside float64 labels, too, are
+  computed in float32;
+- confident rows, shifted logits and nearly equal distributions keep their digits; divergences are computed in float64;
+- 0·log 0 is 0 in every gradient, and −∞ times a label of 0 is 0;
+- labels are never broadcast to the logits, nor is `where`, which has their shape, or a size of 1 along `axis`; the
+  softmax losses also take one without that axis;
+- an integer label that `where` excludes has the probability 0, and costs +∞;
+- integer labels out of range are an error where they can be read, NaN where not;
+- several axes lie side by side; those of integer labels in ascending order;
+- alpha, gamma and poly's epsilon are Python numbers, alpha in [0, 1] and gamma at least 0; boolean labels are 0 and 1.
+
+Losses are in nats.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from lossbridge import formulas, validation
+from lossbridge.backend import Array, Backend
+from lossbridge.losses import evaluate
+from lossbridge.validation import Names
+
+__all__ = [
+    "convex_kl_divergence",
+    "generalized_kl_divergence",
+    "kl_divergence",
+    "kl_divergence_with_log_targets",
+    "poly_loss_cross_entropy",
+    "safe_softmax_cross_entropy",
+    "sigmoid_binary_cross_entropy",
+    "sigmoid_focal_loss",
+    "softmax_cross_entropy",
+    "softmax_cross_entropy_with_integer_labels",
+]
+
+Axis = int | tuple[int, ...] | None
+
+NAMES = Names(
+    "labels",
+    "logits",
+    leave_out="where=",
+    soft="softmax_cross_entropy",
+    sparse="softmax_cross_entropy_with_integer_labels",
+)
+KL_NAMES = NAMES._replace(target="targets", pred="log_predictions")
+
+
+def softmax_cross_entropy(logits: Any, labels: Any, axis: Axis = -1, where: Any = None) -> Any:
+    """Cross-entropy of class distributions, Σ_c t_c (−log softmax(logits)_c), as optax.softmax_cross_entropy.
+
+    Args:
+        logits: of shape (…, C, …), floating-point.
+        labels: target distributions t (one-hot or soft), of logits' shape.
+        axis: of the classes; several neighbouring axes, or None for all, count as one.
+        where: of logits' shape, or without `axis`: false entries take part neither in the softmax nor in the sum. A row
+            with nothing left is 0.
+
+    Optax has false zeros: a logit ahead by 20 costs 2.0612e-9, there 0.
+
+    >>> softmax_cross_entropy([[1.2, -0.8, -0.5], [0.9, -1.2, 1.1]], [[1, 0, 0], [0, 1, 0]]).round(4)
+    array([0.2761, 2.9518])
+
+    Source: Shannon, A Mathematical Theory of Communication, 1948.
+    """
+    return _distributions(_crossentropy, logits, labels, axis, where)
+
+
+def softmax_cross_entropy_with_integer_labels(
+    logits: Any, labels: Any, axis: int | tuple[int, ...] = -1, where: Any = None
+) -> Any:
+    """Cross-entropy of integer classes, −log softmax(logits)_y, as optax.softmax_cross_entropy_with_integer_labels.
+
+    Args:
+        logits: of shape (…, C, …), floating-point.
+        labels: classes y from 0 to C − 1, of logits' shape without `axis`; along several axes, flat indices.
+        axis, where: as in `softmax_cross_entropy`; `axis` is not None.
+
+    Optax loses the digits of large logits, takes −1 for the last class, and where `where` excludes the label gives the
+    log-sum-exp of the others less its logit, which may be negative; here +∞.
+
+    >>> softmax_cross_entropy_with_integer_labels([[1.2, -0.8, -0.5], [0.9, -1.2, 1.1]], [0, 1]).round(4)
+    array([0.2761, 2.9518])
+
+    Source: as `softmax_cross_entropy`.
+    """
+    if axis is None:
+        raise TypeError("axis is None, and integer labels name a class along given axes; pass an integer or a tuple")
+    if isinstance(axis, tuple) and list(axis) != sorted(axis):
+        raise ValueError(f"axis {axis} is not in ascending order, in which flat labels count; transpose the logits")
+    cost = partial(
+        formulas.sparse_categorical_crossentropy, from_logits=True, label_smoothing=0.0, epsilon=0.0, class_weight=None
+    )
+    b, pred = _predictions(logits, labels, NAMES)
+    target = validation.adopt(b, "labels", labels, pred)
+    return _losses(b, cost, target, pred, axis, where, NAMES, of_labels=True)
+
+
+def safe_softmax_cross_entropy(logits: Any, labels: Any) -> Any:
+    """`softmax_cross_entropy` along the last axis, as optax.safe_softmax_cross_entropy. (Here both are safe.)
+
+    Args:
+        logits: of shape (…, C), floating-point. −∞ where the label is 0 costs nothing.
+        labels: target distributions, of logits' shape.
+
+    >>> safe_softmax_cross_entropy([[0.0, -math.inf, 0.0]], [[1.0, 0.0, 0.0]]).round(7)
+    array([0.6931472])
+
+    Source: as `softmax_cross_entropy`.
+    """
+    return _distributions(_crossentropy, logits, labels, -1, None)
+
+
+def poly_loss_cross_entropy(
+    logits: Any, labels: Any, *, epsilon: float = 2.0, axis: Axis = -1, where: Any = None
+) -> Any:
+    """Σ_c t_c (−log p_c + ε (1 − p_c)) of p = softmax(logits), as optax.losses.poly_loss_cross_entropy.
+
+    Args:
+        logits: of shape (…, C, …), floating-point.
+        labels: target distributions t, floating-point, of logits' shape.
+        epsilon: ε, the coefficient of the first polynomial term; no clipping.
+        axis, where: as in `softmax_cross_entropy`.
+
+    Optax loses the digits of confident rows: with ε = −1 a logit ahead by 8 costs 5.624e-8, there 6.295e-8.
+
+    >>> poly_loss_cross_entropy([[1.2, -0.8, -0.5]], [[1.0, 0.0, 0.0]]).round(4)
+    array([0.7587])
+
+    Source: Leng et al., PolyLoss: A Polynomial Expansion Perspective of Classification Loss Functions, 2022.
+    """
+    number = isinstance(epsilon, int | float | np.integer | np.floating) and not isinstance(epsilon, bool)
+    if not number or not math.isfinite(epsilon):
+        raise TypeError(f"epsilon is {epsilon!r}; pass a Python number, the coefficient of 1 - p")
+    cost = partial(formulas.poly_crossentropy, coefficient=epsilon)
+    return _distributions(cost, logits, labels, axis, where, floating=True)
+
+
+def sigmoid_binary_cross_entropy(logits: Any, labels: Any) -> Any:
+    """t·softplus(−x) + (1 − t)·softplus(x), element by element, as optax.sigmoid_binary_cross_entropy.
+
+    Args:
+        logits: x, floating-point, of any shape.
+        labels: t in [0, 1], of logits' shape.
+
+    >>> print(f"{sigmoid_binary_cross_entropy([-20.0], [0.0])[0]:.4e}")
+    2.0612e-09
+
+    Source: Goodfellow et al., Deep Learning, 2016, §6.2.2.2.
+    """
+    return _elements(partial(formulas.bernoulli_log_loss, from_logits=True, epsilon=0.0), logits, labels)
+
+
+def sigmoid_focal_loss(logits: Any, labels: Any, *, alpha: float | None = None, gamma: float = 2.0) -> Any:
+    """`sigmoid_binary_cross_entropy` times (1 − p_t)^γ, p_t = t·p + (1 − t)·(1 − p), as optax.sigmoid_focal_loss.
+
+    Args:
+        logits: floating-point, of any shape.
+        labels: t in [0, 1], of logits' shape.
+        alpha: in [0, 1]: multiplies by α·t + (1 − α)·(1 − t).
+        gamma: γ ≥ 0.
+
+    Of Optax' gradient for labels of exactly 0 or 1 a term is missing.
+
+    >>> sigmoid_focal_loss([2.0, -1.0], [1.0, 1.0], alpha=0.25).round(7)
+    array([0.0004509, 0.1754671])
+
+    Source: Lin et al., Focal Loss for Dense Object Detection, 2017.
+    """
+    validation.options(reduction="none", gamma=gamma)
+    if alpha is not None:
+        validation.fraction("alpha", alpha)
+    cost = partial(formulas.bernoulli_focal_loss, alpha=alpha, gamma=gamma, from_logits=True, epsilon=0.0)
+    return _elements(cost, logits, labels)
+
+
+def kl_divergence(log_predictions: Any, targets: Any, axis: Axis = -1, where: Any = None) -> Any:
+    """KL(t ‖ exp(log_predictions)) = Σ_c t_c (log t_c − log p_c), as optax.kl_divergence.
+
+    Args:
+        log_predictions: log-probabilities, of shape (…, C, …).
+        targets: probabilities t, floating-point, of that shape.
+        axis: of the classes; several neighbouring axes, or None for all, count as one.
+        where: of that shape: false entries take no part in the sum.
+
+    Computed in float64, where it exists, because the two logarithms nearly cancel; the result is float32 unless
+    log_predictions is float64. Optax computes in the arguments' dtype, and its gradient for t = 0 is NaN.
+
+    >>> kl_divergence([[math.log(0.25), math.log(0.75)]], [[0.5, 0.5]]).round(7)
+    array([0.143841])
+
+    Source: Kullback and Leibler, On Information and Sufficiency, 1951.
+    """
+    cost = partial(_sum_of_terms, log_target=False)
+    return _divergence(cost, log_predictions, targets, axis, where, KL_NAMES)
+
+
+def kl_divergence_with_log_targets(log_predictions: Any, log_targets: Any, axis: Axis = -1, where: Any = None) -> Any:
+    """`kl_divergence` of log-probabilities on both sides, as optax.losses.kl_divergence_with_log_targets.
+
+    Args:
+        log_predictions, axis, where: as in `kl_divergence`.
+        log_targets: log t, of the same shape; −∞ is the probability 0, which costs nothing (in Optax NaN).
+
+    >>> kl_divergence_with_log_targets([[math.log(0.25), math.log(0.75)]], [[math.log(0.5), math.log(0.5)]]).round(7)
+    array([0.143841])
+
+    Source: as `kl_divergence`.
+    """
+    names = KL_NAMES._replace(target="log_targets")
+    cost = partial(_sum_of_terms, log_target=True)
+    return _divergence(cost, log_predictions, log_targets, axis, where, names, excluded=-math.inf)
+
+
+def generalized_kl_divergence(log_predictions: Any, targets: Any, axis: Axis = -1, where: Any = None) -> Any:
+    """Σ_c t_c (log t_c − log p_c) − t_c + p_c, never negative, as optax.losses.generalized_kl_divergence.
+
+    Args:
+        log_predictions, targets, axis, where: as in `kl_divergence`; neither side has to sum to 1.
+
+    Optax loses the digits of nearly equal distributions, and gives negative values.
+
+    >>> generalized_kl_divergence([[math.log(0.25), math.log(0.5)]], [[0.5, 0.5]]).round(7)
+    array([0.0965736])
+
+    Source: Boyd and Vandenberghe, Convex Optimization, 2004, p. 90.
+    """
+    return _divergence(formulas.generalized_kl_from_logs, log_predictions, targets, axis, where, KL_NAMES)
+
+
+def convex_kl_divergence(log_predictions: Any, targets: Any, axis: Axis = -1, where: Any = None) -> Any:
+    """Σ_c t_c (log t_c − log p_c) − t_c + p_c, as optax.convex_kl_divergence: `generalized_kl_divergence`'s older name.
+
+    >>> convex_kl_divergence([[math.log(0.25), math.log(0.5)]], [[0.5, 0.5]]).round(7)
+    array([0.0965736])
+
+    Source: as `generalized_kl_divergence`.
+    """
+    return generalized_kl_divergence(log_predictions, targets, axis, where)
+
+
+def _crossentropy(b: Backend, target: Array, pred: Array, axis: int) -> Array:
+    return formulas.categorical_crossentropy(
+        b, target, pred, axis, from_logits=True, label_smoothing=0.0, epsilon=0.0, class_weight=None
+    )
+
+
+def _sum_of_terms(b: Backend, target: Array, log_p: Array, axis: int, *, log_target: bool) -> Array:
+    return b.sum(formulas.kl_terms(b, target, log_p, log_target=log_target), axis)
+
+
+def _predictions(logits: Any, labels: Any, names: Names) -> tuple[Backend, Array]:
+    b = validation.common_backend(logits, names.pred, {names.target: labels})
+    pred = validation.adopt(b, names.pred, logits)
+    validation.floating(b.dtype(pred), names.pred, names.target)
+    return b, pred
+
+
+def _targets(b: Backend, labels: Any, pred: Array, names: Names, *, floating: bool) -> Array:
+    """`floating`: Optax takes no integers."""
+    target = validation.adopt(b, names.target, labels, pred)
+    if floating:
+        validation.floating(b.dtype(target), names.target, names.pred)
+    validation.same_shape(b.shape(target), b.shape(pred), names, labels_fit=True)
+    return validation.held_to(b, names.target, target, pred, None)
+
+
+def _elements(cost: Callable[..., Array], logits: Any, labels: Any) -> Any:
+    def formula(b: Backend, target: Array, pred: Array, axis: None) -> Any:
+        return cost(b, target, pred), None
+
+    _, pred = _predictions(logits, labels, NAMES)
+    return evaluate(formula, labels, pred, 0, None, None, None, "none", elementwise=True, names=NAMES)
+
+
+def _distributions(
+    cost: Callable[..., Array], logits: Any, labels: Any, axis: Axis, where: Any, *, floating: bool = False
+) -> Any:
+    b, pred = _predictions(logits, labels, NAMES)
+    target = _targets(b, labels, pred, NAMES, floating=floating)
+    return _losses(b, cost, target, pred, axis, where, NAMES)
+
+
+def _divergence(
+    cost: Callable[..., Array],
+    log_predictions: Any,
+    targets: Any,
+    axis: Axis,
+    where: Any,
+    names: Names,
+    *,
+    excluded: float = 0.0,
+) -> Any:
+    """In the widest dtype, for which kl_terms asks."""
+    b, pred = _predictions(log_predictions, targets, names)
+    target = _targets(b, targets, pred, names, floating=True)
+    wide = b.cast(pred, b.widest(pred))
+    loss = _losses(b, cost, target, wide, axis, where, names, excluded=excluded, of_rows=False)
+    return b.cast(loss, validation.compute_dtype(b.dtype(pred)))
+
+
+def _losses(
+    b: Backend,
+    cost: Callable[..., Array],
+    target: Array,
+    pred: Array,
+    axis: Axis,
+    where: Any,
+    names: Names,
+    *,
+    of_labels: bool = False,
+    excluded: float = 0.0,
+    of_rows: bool = True,
+) -> Any:
+    """`excluded`: the target of what `where` excludes. `of_rows`: `where` may lack the axis of the classes."""
+    rank = len(b.shape(pred))
+    if where is not None:
+        validation.common_backend(pred, names.pred, {"where": where})
+        where = b.cast(validation.adopt(b, "where", where, pred), "bool")
+        of_rows = of_rows and len(b.shape(where)) < rank
+    if not isinstance(axis, int | np.integer):
+        axes = _neighbours(b, target, pred, tuple(range(rank)) if axis is None else axis, names)
+        if where is not None and not of_rows:
+            where = _merged(b, _fitting(b, where, pred, axes, names), axes)
+        target = target if of_labels else _merged(b, target, axes)
+        pred, axis = _merged(b, pred, axes), axes[0]
+    axis = validation.axis_of(b.shape(target), b.shape(pred), axis, names, at_least=1)
+
+    selected, kept = None, None
+    if where is not None and of_rows:
+        samples = tuple(n for i, n in enumerate(b.shape(pred)) if i != axis)
+        validation.same_shape(b.shape(where), samples, Names("where", "the losses"), labels_fit=False)
+        kept = where
+    elif where is not None:
+        selected, kept = _selection(b, _fitting(b, where, pred, (axis,), names), axis)
+
+    def formula(b: Backend, target: Array, pred: Array, axis: int) -> Any:
+        if selected is not None:
+            pred = b.where(selected, pred, -math.inf)
+            target = target if of_labels else b.where(selected, target, excluded)
+        return cost(b, target, pred, axis), None
+
+    return evaluate(formula, target, pred, axis, None, kept, None, "none", labels=of_labels, outcomes=1, names=names)
+
+
+def _selection(b: Backend, where: Array, axis: int) -> tuple[Array, Array]:
+    """Which entries take part, and which rows count. A row with nothing left keeps all, and counts nothing."""
+    left = b.sum(b.cast(where, "int32"), axis)
+    return where | b.expand_dims(left == 0, axis), left != 0
+
+
+def _fitting(b: Backend, where: Array, pred: Array, axes: tuple[int, ...], names: Names) -> Array:
+    """`where`, of the shape of the predictions, or with a size of 1 along these axes."""
+    shape, wanted = b.shape(where), b.shape(pred)
+    of_size_1 = axes if len(shape) == len(wanted) and all(shape[axis] == 1 for axis in axes) else ()
+    full = tuple(wanted[axis] if axis in of_size_1 else n for axis, n in enumerate(shape))
+    validation.same_shape(full, wanted, Names("where", names.pred), labels_fit=False)
+    return validation.held_to(b, "where", where, pred, None, [i for i in range(len(shape)) if i not in of_size_1])
+
+
+def _neighbours(b: Backend, target: Array, pred: Array, axes: Any, names: Names) -> tuple[int, ...]:
+    """These axes, non-negative and in order."""
+    if not isinstance(axes, tuple):
+        raise TypeError(f"axis is {type(axes).__name__}; pass an integer, a tuple of them, or None for all axes")
+    found = sorted(validation.axis_of(b.shape(target), b.shape(pred), axis, names, at_least=1) for axis in axes)
+    if not found or found != list(range(found[0], found[0] + len(found))):
+        raise ValueError(f"axes {axes} do not lie side by side in {names.pred}, of shape {b.shape(pred)}; transpose it")
+    return tuple(found)
+
+
+def _merged(b: Backend, x: Array, axes: tuple[int, ...]) -> Array:
+    """`x` with these neighbouring axes as one."""
+    shape = b.shape(x)
+    size: int | None = 1
+    for axis in axes:
+        n = shape[axis]
+        size = None if size is None or n is None else size * n
+    merged = [-1 if n is None else n for n in (*shape[: axes[0]], size, *shape[axes[-1] + 1 :])]
+    if merged.count(-1) > 1:
+        raise ValueError(f"axes {axes} cannot be merged: shape {shape} leaves several sizes unknown; set all but one")
+    return b.reshape(x, tuple(merged))

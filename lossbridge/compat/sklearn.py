@@ -1,0 +1,245 @@
+"""scikit-learn's log loss: its name, argument order (y_true, y_proba), defaults and result, on arrays of every backend.
+
+`log_loss` clips and does not renormalise, as scikit-learn since 1.5; `log_loss_before_1_5` does both. A value that
+scikit-learn computes correctly comes out the same. What differs, on purpose:
+
+- the result is a scalar array of y_proba's library, not a Python float, and has gradients;
+- float16 and bfloat16 are clipped at their own machine epsilon, as they come, and computed in float32;
+- the lesser of two labels keeps its digits where its probability is nearly 1;
+- a NaN gives NaN, and a mean over nothing, or whose weights sum to 0, is 0: scikit-learn raises;
+- what weighs 0 is left out, also where it is NaN, and one number as weight weighs all alike;
+- labels that cannot be read on the host (traced, or on an accelerator) are compared with `labels`, or else taken as
+  columns, 0 to C − 1; one that is none of them is NaN;
+- an indicator matrix needs y_proba of its shape, not one column of probabilities;
+- y_true may have shape (N, 1), and `y_pred`, the older name of `y_proba`, gives no warning.
+
+Losses are in nats.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import numpy as np
+
+from lossbridge import formulas, validation
+from lossbridge.backend import Array, Backend
+from lossbridge.losses import Reduction, evaluate
+from lossbridge.validation import Names
+
+__all__ = ["log_loss", "log_loss_before_1_5"]
+
+_MACHINE_EPSILON = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "float64": 2.0**-52}
+
+
+def log_loss(
+    y_true: Any,
+    y_proba: Any = None,
+    *,
+    normalize: bool = True,
+    sample_weight: Any = None,
+    labels: Any = None,
+    y_pred: Any = "deprecated",
+) -> Any:
+    """Mean of −log p_y, y being the true label, as sklearn.metrics.log_loss.
+
+    Args:
+        y_true: (N,), labels of any kind; sorted, they stand for the columns of y_proba. Or (N, C), an indicator matrix
+            of 0 and 1.
+        y_proba: probabilities, (N, C), clipped to [ε, 1 − ε] with the machine epsilon of their dtype; or (N,), (N, 1),
+            of the greater of two labels.
+        normalize: divide by the number of samples, or the sum of their weights.
+        sample_weight: (N,).
+        labels: all labels, where y_true may lack some.
+        y_pred: y_proba's older name.
+
+    >>> round(float(log_loss(["spam", "ham", "ham", "spam"], [[0.1, 0.9], [0.9, 0.1], [0.8, 0.2], [0.35, 0.65]])), 7)
+    0.2161619
+
+    Source: Bishop, Pattern Recognition and Machine Learning, 2006, §4.3.
+    """
+    if not (isinstance(y_pred, str) and y_pred == "deprecated"):
+        if y_proba is not None:
+            raise ValueError("y_pred is the older name of y_proba, and both are given; pass y_proba alone")
+        y_proba = y_pred
+    return _log_loss(y_true, y_proba, "y_proba", "auto", normalize, sample_weight, labels, renormalised=False)
+
+
+def log_loss_before_1_5(
+    y_true: Any,
+    y_pred: Any,
+    *,
+    eps: float | str = 1e-15,
+    normalize: bool = True,
+    sample_weight: Any = None,
+    labels: Any = None,
+) -> Any:
+    """Mean of −log(p_y / Σ_c p_c) of clipped probabilities, as sklearn.metrics.log_loss up to 1.4.
+
+    Args:
+        y_true, normalize, sample_weight, labels: as in `log_loss`.
+        y_pred: as y_proba in `log_loss`, but clipped to [eps, 1 − eps], and then divided by the sum over a row.
+        eps: "auto" is the machine epsilon of y_pred's dtype, the default of 1.2 to 1.4.
+
+    >>> round(float(log_loss_before_1_5([0, 1], [[0.6, 0.2], [0.2, 0.6]])), 7)
+    0.2876821
+
+    Source: as `log_loss`.
+    """
+    if eps != "auto":
+        validation.options(reduction="none", epsilon=eps)
+    return _log_loss(y_true, y_pred, "y_pred", eps, normalize, sample_weight, labels, renormalised=True)
+
+
+def _log_loss(
+    y_true: Any,
+    y_proba: Any,
+    name: str,
+    epsilon: float | str,
+    normalize: bool,
+    sample_weight: Any,
+    labels: Any,
+    *,
+    renormalised: bool,
+) -> Any:
+    validation.switches(normalize=normalize)
+    b = validation.common_backend(y_proba, name, {"y_true": y_true, "sample_weight": sample_weight})
+    pred = validation.adopt(b, name, y_proba)
+    if not validation.is_float(b.dtype(pred)):
+        pred = b.cast(pred, b.widest(pred))
+    shape = b.shape(pred)
+    if len(shape) not in (1, 2):
+        raise ValueError(f"{name} has shape {shape}; pass (N, C), or (N,) of the greater of two labels")
+    one_column = len(shape) == 1 or shape[1] == 1
+    if isinstance(epsilon, str):
+        epsilon = _MACHINE_EPSILON[b.dtype(pred)]
+
+    values = b.concrete(y_proba)
+    validation.probabilities_in_range(values, name, "logits go through a softmax or sigmoid first")
+    if values is not None and not one_column and not renormalised:
+        _warn_of_sums(values, name)
+    columns = _columns(b, y_true, pred, labels, 2 if one_column else shape[1], name)
+    target = validation.adopt(b, "y_true", columns, pred)
+    of_matrix = len(b.shape(target)) == 2
+    of_trials = one_column and not of_matrix
+    if of_trials:
+        pred = b.reshape(pred, (-1,))
+
+    def formula(b: Backend, target: Array, pred: Array, axis: int) -> Any:
+        if of_trials:
+            cost = formulas.bernoulli_log_loss(b, target, pred, from_logits=False, epsilon=epsilon)
+            return b.where((target == 0) | (target == 1), cost, math.nan), None
+        if not of_matrix and not renormalised:
+            return formulas.label_log_loss(b, target, pred, axis, from_logits=False, epsilon=epsilon), None
+        p = formulas.clip(b, pred, epsilon, 1 - epsilon)
+        if not renormalised:
+            return formulas.cross_entropy(b, target, p, axis), None
+        cost = formulas.categorical_crossentropy if of_matrix else formulas.sparse_categorical_crossentropy
+        exact: dict[str, Any] = {"from_logits": False, "label_smoothing": 0.0, "epsilon": 0.0, "class_weight": None}
+        return cost(b, target, p, axis, **exact), None
+
+    reduction: Reduction = "mean_with_sample_weight" if normalize else "sum"
+    return evaluate(
+        formula,
+        target,
+        pred,
+        -1,
+        sample_weight,
+        None,
+        None,
+        reduction,
+        elementwise=of_trials,
+        labels=not of_trials and not of_matrix,
+        names=Names("y_true", name),
+    )
+
+
+def _warn_of_sums(p: np.ndarray, name: str) -> None:
+    sums = np.asarray(p, np.float64).sum(1)
+    off = np.abs(sums - 1) > _MACHINE_EPSILON.get(p.dtype.name, 2.0**-52) ** 0.5
+    if off.any():
+        row = int(np.argmax(off))
+        message = f"{name} sums to {sums[row]:.6g} in row {row}, not to 1; pass probabilities of all labels"
+        warnings.warn(message, UserWarning, stacklevel=4)
+
+
+def _columns(b: Backend, y_true: Any, pred: Array, labels: Any, columns: int | None, name: str) -> Array:
+    """The column that each label stands for, (N,); an indicator matrix, (N, C), as it came."""
+    if y_true is None:
+        raise TypeError("y_true is None; pass labels, or an indicator matrix")
+    values = b.concrete(y_true)
+    x = validation.adopt(b, "y_true", y_true, pred) if values is None else None
+    shape = b.shape(x) if values is None else values.shape
+    if len(shape) == 2 and shape[1] != 1:
+        if labels is not None:
+            raise ValueError(f"the columns of y_true, of shape {shape}, are the labels themselves; leave out labels=")
+        if values is not None and values.dtype.kind in "iuf":
+            soft = "no entry of an indicator matrix; soft targets go to categorical_crossentropy"
+            _refuse(values, (values != 0) & (values != 1), soft)
+        return y_true
+    classes = None if labels is None else _sorted(b, labels)
+    if classes is not None and columns not in (None, len(classes)):
+        raise ValueError(f"labels holds {len(classes)} labels, and {name} has columns for {columns}; pass one a column")
+    if values is not None:
+        return _found(_text(values.reshape(-1) if len(shape) == 2 else values), classes, columns, name)
+    x = b.reshape(x, (-1,)) if len(shape) == 2 else x
+    return x if classes is None else _compared(b, x, pred, classes)
+
+
+def _sorted(b: Backend, labels: Any) -> list[Any]:
+    values = labels if isinstance(labels, list | tuple) else b.concrete(labels)
+    if values is None:
+        raise TypeError("labels cannot be read, because it is traced or on an accelerator; pass a list")
+    given = list(values) if isinstance(values, list | tuple) else _text(values).tolist()
+    classes = sorted(set(given))
+    if len(classes) < 2:
+        raise ValueError(f"labels holds {classes}, and log loss needs two labels at least; pass all of them")
+    if given != classes:
+        message = f"labels {given} count in sorted order, as the columns have to: {classes}; pass them so"
+        warnings.warn(message, UserWarning, stacklevel=5)
+    return classes
+
+
+def _text(values: np.ndarray) -> np.ndarray:
+    """TensorFlow's strings are bytes."""
+    if values.dtype.kind not in "OS":
+        return values
+    return np.array([x.decode() if isinstance(x, bytes) else x for x in values.tolist()])
+
+
+def _found(values: np.ndarray, classes: list[Any] | None, columns: int | None, name: str) -> np.ndarray:
+    """The index of each value among the sorted classes, which are those that are found where none are given."""
+    if values.dtype.kind == "f":
+        _refuse(values, values != np.floor(values), "no label; soft targets go to binary_crossentropy")
+    found = np.unique(values)
+    if classes is None:
+        classes = found.tolist()
+        if len(classes) == 1:
+            raise ValueError(f"y_true holds one label alone, {classes[0]!r}; pass all labels as labels=")
+        if classes and columns not in (None, len(classes)):
+            raise ValueError(
+                f"y_true holds {len(classes)} labels, and {name} has columns for {columns}; pass all labels as labels="
+            )
+    _refuse(values, ~np.isin(values, classes), f"not among the labels {classes}; correct it, or add it to them")
+    return np.searchsorted(classes, values)
+
+
+def _compared(b: Backend, x: Array, pred: Array, classes: list[Any]) -> Array:
+    """As `_found`, of values that cannot be read: −1, which is no column, where they are no class."""
+    numbers = validation.adopt(b, "labels", classes, pred)
+    if validation.is_float(b.dtype(x)) or validation.is_float(b.dtype(numbers)):
+        dtype = validation.compute_dtype(b.dtype(pred))
+    else:
+        dtype = "int64" if b.dtype(x) in ("int64", "uint64") else "int32"
+    equal = b.expand_dims(b.cast(x, dtype), 1) == b.reshape(b.cast(numbers, dtype), (1, -1))
+    equal = b.cast(equal, "int32")
+    return b.where(b.sum(equal, 1) > 0, b.argmax(equal, 1), -1)
+
+
+def _refuse(values: np.ndarray, bad: np.ndarray, words: str) -> None:
+    if bad.any():
+        index = tuple(int(i) for i in np.argwhere(bad)[0])
+        place = index[0] if len(index) == 1 else index
+        raise ValueError(f"y_true holds {values.item(index)!r} at index {place}, {words}")
