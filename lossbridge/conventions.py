@@ -484,11 +484,12 @@ _OPTAX = (
     ),
     Peer(
         "optax",
-        "convex_kl_divergence",
+        "generalized_kl_divergence",
         ("distributions",),
         _REVERSED,
         Convention("convex divergence", activation="exp"),
         {"axis": "axis={}"},
+        note="convex_kl_divergence is its older name.",
     ),
 )
 

@@ -1,67 +1,102 @@
-"""The call of a library's function that gives a convention's number, as text; a test runs every one of them."""
+"""The call of a library's function that gives a convention's number, as text.
+
+A call is put together from a convention, and then made on the batch with `lossbridge.compat`: what is printed gives
+the number.
+"""
 
 from __future__ import annotations
 
+import importlib
 import math
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
+import numpy as np
+
+from lossbridge import formulas
+from lossbridge.backends import numpy as b
 from lossbridge.conventions import PEERS, Convention, Peer
-from lossbridge.diagnosis.canonical import Setting, canonical
-from lossbridge.diagnosis.evaluate import Batch, divisor, sides
+from lossbridge.diagnosis.canonical import BINARY, DIVERGENCES, Setting
+from lossbridge.diagnosis.evaluate import Array, Batch, divisor, rounded, sides
 
-# How each library writes what stands around a loss. "rows": axis −1.
+_ONE_ROW_OFF = 2e-5, 2e-6  # relative, absolute: of float32 against float64
+
+# How each library writes what stands around a loss. NumPy's words go with the functions of scikit-learn and SciPy.
 _WORDS: dict[str, dict[str, str]] = {
     "numpy": {
-        "softmax": "scipy.special.softmax({}, axis=-1)",
-        "log_softmax": "scipy.special.log_softmax({}, axis=-1)",
-        "sigmoid": "scipy.special.expit({})",
-        "log": "np.log({})",
-        "exp": "np.exp({})",
-        "clip": "np.clip({}, {low}, {high})",
+        "softmax": "scipy.special.softmax({x}, axis=-1)",
+        "log_softmax": "scipy.special.log_softmax({x}, axis=-1)",
+        "sigmoid": "scipy.special.expit({x})",
+        "log": "np.log({x})",
+        "exp": "np.exp({x})",
+        "clip": "np.clip({x}, {low}, {high})",
         "share": "{x} / {x}.sum(-1, keepdims=True)",
-        "one_hot": "np.eye({classes})[{}]",
-        "cast": "{}.astype('{dtype}').astype('float32')",
+        "one_hot": "np.eye({classes})[{x}]",
+        "cast": "{x}.astype('{dtype}').astype('float32')",
+        "sum": "{x}.sum()",
+        "mean": "{x}.mean()",
     },
     "torch": {
-        "softmax": "torch.softmax({}, -1)",
-        "log_softmax": "torch.log_softmax({}, -1)",
-        "sigmoid": "torch.sigmoid({})",
-        "log": "torch.log({})",
-        "exp": "torch.exp({})",
-        "clip": "torch.clamp({}, {low}, {high})",
+        "softmax": "torch.softmax({x}, -1)",
+        "log_softmax": "torch.log_softmax({x}, -1)",
+        "sigmoid": "torch.sigmoid({x})",
+        "log": "torch.log({x})",
+        "exp": "torch.exp({x})",
+        "clip": "torch.clamp({x}, {low}, {high})",
         "share": "{x} / {x}.sum(-1, keepdim=True)",
-        "one_hot": "F.one_hot({}, {classes}).to(y_pred.dtype)",
-        "cast": "{}.to(torch.{dtype}).to(y_pred.dtype)",
+        "one_hot": "F.one_hot({x}, {classes}).to(y_pred.dtype)",
+        "cast": "{x}.to(torch.{dtype}).to(y_pred.dtype)",
     },
     "keras": {
-        "softmax": "keras.ops.softmax({})",
-        "log_softmax": "keras.ops.log_softmax({})",
-        "sigmoid": "keras.ops.sigmoid({})",
-        "log": "keras.ops.log({})",
-        "exp": "keras.ops.exp({})",
-        "clip": "keras.ops.clip({}, {low}, {high})",
+        "softmax": "keras.ops.softmax({x})",
+        "log_softmax": "keras.ops.log_softmax({x})",
+        "sigmoid": "keras.ops.sigmoid({x})",
+        "log": "keras.ops.log({x})",
+        "exp": "keras.ops.exp({x})",
+        "clip": "keras.ops.clip({x}, {low}, {high})",
         "share": "{x} / keras.ops.sum({x}, -1, keepdims=True)",
-        "one_hot": "keras.ops.one_hot({}, {classes})",
-        "cast": "keras.ops.cast(keras.ops.cast({}, '{dtype}'), 'float32')",
+        "one_hot": "keras.ops.one_hot({x}, {classes})",
+        "cast": "keras.ops.cast(keras.ops.cast({x}, '{dtype}'), 'float32')",
+        "sum": "keras.ops.sum({x})",
+        "mean": "keras.ops.mean({x})",
     },
     "optax": {
-        "softmax": "jax.nn.softmax({})",
-        "log_softmax": "jax.nn.log_softmax({})",
-        "sigmoid": "jax.nn.sigmoid({})",
-        "log": "jnp.log({})",
-        "exp": "jnp.exp({})",
-        "clip": "jnp.clip({}, {low}, {high})",
+        "softmax": "jax.nn.softmax({x})",
+        "log_softmax": "jax.nn.log_softmax({x})",
+        "sigmoid": "jax.nn.sigmoid({x})",
+        "log": "jnp.log({x})",
+        "exp": "jnp.exp({x})",
+        "clip": "jnp.clip({x}, {low}, {high})",
         "share": "{x} / {x}.sum(-1, keepdims=True)",
-        "one_hot": "jax.nn.one_hot({}, {classes})",
-        "cast": "{}.astype('{dtype}').astype('float32')",
+        "one_hot": "jax.nn.one_hot({x}, {classes})",
+        "cast": "{x}.astype('{dtype}').astype('float32')",
+        "sum": "{x}.sum()",
+        "mean": "{x}.mean()",
     },
 }
 _PREFIXES = {
     "lossbridge": "lb.",
     "keras": "keras.losses.",
     "torch": "F.",
-    "optax": "optax.",
+    "optax": "optax.losses.",
     "sklearn": "sklearn.metrics.",
+}
+
+# The same, made.
+_MADE: dict[str, Callable[..., Array]] = {
+    "softmax": lambda x: b.exp(-formulas.softmax_costs(b, x, x.ndim - 1)),
+    "log_softmax": lambda x: -formulas.softmax_costs(b, x, x.ndim - 1),
+    "sigmoid": lambda x: formulas.sigmoid(b, x)[0],
+    "log": np.log,
+    "exp": np.exp,
+    "clip": lambda x, low, high: np.clip(x, low, high),
+    "share": lambda x: x / x.sum(-1, keepdims=True),
+    "one_hot": lambda x, classes: np.eye(classes, dtype=np.float32)[x],
+    "cast": lambda x, dtype: rounded(x, dtype).astype(np.float32),
+    "sum": np.sum,
+    "mean": np.mean,
 }
 
 # (what the function does to y_pred, what the convention does): what to hand over in place of y_pred.
@@ -72,113 +107,110 @@ _HANDED: dict[tuple[str, str], tuple[str, ...]] = {
     ("none", "softmax twice"): ("softmax", "softmax"),
     ("none", "sigmoid twice"): ("sigmoid", "sigmoid"),
     ("softmax", "softmax twice"): ("softmax",),
+    ("softmax", "none"): ("log",),
     ("sigmoid", "sigmoid twice"): ("sigmoid",),
     ("exp", "none"): ("log",),
     ("exp", "softmax"): ("log_softmax",),
     ("exp", "softmax twice"): ("softmax", "log_softmax"),
 }
 
+# On TensorFlow Keras' losses take the logits that these functions of its leave behind.
+_LEAVE_LOGITS = ("softmax", "sigmoid")
 
-def calls(c: Convention, batch: Batch, setting: Setting) -> dict[str, str]:
-    """The shortest call in each library that gives the convention's number for this batch, where there is one."""
-    found: dict[str, str] = {}
-    for peer in PEERS:
-        text = call(peer, c, batch, setting)
-        if text is not None and (peer.library not in found or len(text) < len(found[peer.library])):
-            found[peer.library] = text
-    return found
+Word = tuple[str, Mapping[str, Any]]
 
 
-def call(peer: Peer, c: Convention, batch: Batch, setting: Setting) -> str | None:
-    """None where the function cannot be brought to it by its options and a word around it."""
-    own = canonical(peer.convention, setting)
-    if own is None or own.cost != c.cost or c.dtype in ("float16", "bfloat16") or c.undefined != "zero":
-        return None
-    if setting.quantity != "scalar" or setting.rank > 2 or c.axis != -1:
-        return None
-    if setting.labels and not {"labels", "distributions"} & set(peer.targets):
-        return None
-    if not setting.labels and peer.targets == ("labels",):
-        return None
-    if peer.targets == ("none",) and c.cost != "entropy":
-        return None
-    w = _WORDS.get(peer.library, _WORDS["numpy"])
-    options: list[str] = []
+@dataclass(frozen=True)
+class Call:
+    """A function on y_true and y_pred as its words make them, and what is done to the result."""
 
-    pred = _handed(peer, own, c, w, options)
-    if pred is None:
-        return None
-    target = "y_true"
-    if setting.labels and "labels" not in peer.targets:
-        target = w["one_hot"].format(target, classes=setting.classes)
-    if c.target_activation != own.target_activation:
-        known = peer.options.get("target_activation", {})
-        handed = _HANDED.get((own.target_activation, c.target_activation))
-        if isinstance(known, Mapping) and c.target_activation in known:
-            options.append(known[c.target_activation])
-        elif handed is not None:
-            for word in handed:
-                target = w[word].format(target)
+    peer: Peer
+    target: tuple[Word, ...]
+    pred: tuple[Word, ...]
+    swapped: bool
+    options: Mapping[str, Any] = field(default_factory=dict)  # "class_weight" and "sample_weight" stand for the arrays
+    reduced: str = ""  # "sum" or "mean", of what is no number
+    divisor: float = 1.0
+    base: float = math.e
+    outcome: str = "loss"
+
+    def text(self) -> str:
+        """Empty where it would be too long to be read."""
+        words = _WORDS.get(self.peer.library, _WORDS["numpy"])
+        target, pred = ("y_pred", "y_true") if self.swapped else ("y_true", "y_pred")
+        target, pred = _written(words, self.target, target), _written(words, self.pred, pred)
+        if not (target and pred):
+            return ""
+        if self.peer.library == "torch" and "labels" in self.peer.targets and not self.target:
+            target += ".long()"
+        arguments = [pred] if self.peer.targets == ("none",) else [target, pred]
+        if self.peer.arguments[0] == "pred":
+            arguments.reverse()
+        made = {name: value for name, value in self.options.items() if not (self.peer.is_class and name == _WEIGHT)}
+        called = {name: value for name, value in self.options.items() if name not in made}
+        if self.peer.is_class:
+            text = f"{_name(self.peer)}({_keywords(made)})({', '.join([*arguments, *_keywords(called, split=True)])})"
         else:
-            return None
-    if c.dtype != "exact":
-        half = c.dtype.split()[0]
-        if half == "bfloat16" and w is _WORDS["numpy"]:
-            return None
-        pred = pred.replace("y_pred", w["cast"].format("y_pred", dtype=half))
-        if not setting.hard:
-            target = target.replace("y_true", w["cast"].format("y_true", dtype=half))
+            text = f"{_name(self.peer)}({', '.join([*arguments, *_keywords(made, split=True)])})"
+        if self.reduced:
+            text = words[self.reduced].format(x=text)
+        if self.divisor != 1:
+            text += f" / {self.divisor:.10g}"
+        if self.base != math.e and self.outcome != "perplexity":
+            text += f" / math.log({self.base:g})"
+        if self.outcome == "perplexity":
+            return f"math.exp({text})"
+        return text if self.outcome == "loss" else f"-({text})" if " / " in text else f"-{text}"
 
-    for field in ("alpha", "gamma", "class_weight", "sample_weight", "left_out"):
-        text = _option(peer, own, c, field, batch)
-        if text is None:
-            return None
-        options.append(text)
-    if c.label_smoothing:
-        if "label_smoothing" not in peer.options:
-            return None
-        s = c.label_smoothing
-        if c.smoothing_over == "K-1":
-            outcomes = 2 if "binary" in c.cost else setting.classes
-            s = s * outcomes / (outcomes - 1)
-        options.append(f"label_smoothing={s:.10g}")
-
-    if c.swapped:
-        pred, target = (x.translate(str.maketrans({})) for x in (_exchange(pred), _exchange(target)))
-    arguments = [target, pred] if peer.arguments[0] == "target" else [pred, target]
-    if peer.targets == ("none",):
-        arguments = [pred]
-    after, reduction = _reduction(peer, own, c, batch)
-    options.append(reduction)
-    scaled = ""
-    if c.base != math.e:
-        if "base" in peer.options:
-            options.append(f"base={c.base:g}")
+    def made(self, batch: Batch) -> float:
+        """The number, with the function of `lossbridge.compat`."""
+        target, pred = (batch.y_pred, batch.y_true) if self.swapped else (batch.y_true, batch.y_pred)
+        for name, given in self.target:
+            target = _MADE[name](target, **given)
+        for name, given in self.pred:
+            pred = _MADE[name](pred, **given)
+        options = {name: getattr(batch, x) if x in _WEIGHTS else x for name, x in self.options.items()}
+        arguments = [pred] if self.peer.targets == ("none",) else [target, pred]
+        if self.peer.arguments[0] == "pred":
+            arguments.reverse()
+        module = "lossbridge.losses" if self.peer.library == "lossbridge" else f"lossbridge.compat.{self.peer.library}"
+        function = getattr(importlib.import_module(module), self.peer.function)
+        if self.peer.library == "sklearn" and batch.labels:
+            options["labels"] = np.arange(batch.classes)
+        if self.peer.is_class:
+            weight = options.pop(_WEIGHT, None)
+            value = function(**options)(*arguments, weight)
         else:
-            scaled = f" / math.log({c.base:g})"
-    if peer.library == "scipy" and peer.function == "entropy":
-        options.append("axis=-1")
-    if peer.library == "torch" and setting.labels:
-        arguments = [x if x != "y_true" else "y_true.long()" for x in arguments]
-    written = [option for option in options if option]
-    if peer.is_class:
-        made = ", ".join(option for option in written if not option.startswith("sample_weight="))
-        arguments += [option for option in written if option.startswith("sample_weight=")]
-        text = f"{_called(peer)}({made})({', '.join(arguments)}){after}{scaled}"
-    else:
-        text = f"{_called(peer)}({', '.join([*arguments, *written])}){after}{scaled}"
-    if c.outcome == "negated":
-        return f"-{text}" if not scaled and "/" not in after else f"-({text})"
-    if c.outcome == "perplexity":
-        return f"math.exp({text.removesuffix(scaled)})"
-    return text
+            value = function(*arguments, **options)
+        if self.reduced:
+            value = _MADE[self.reduced](value)
+        value = float(value) / self.divisor
+        if self.outcome == "perplexity":
+            return math.exp(value)
+        return value / math.log(self.base) * (-1 if self.outcome == "negated" else 1)
 
 
-def _exchange(text: str) -> str:
-    return text.replace("y_true", "\0").replace("y_pred", "y_true").replace("\0", "y_pred")
+_WEIGHT = "sample_weight"
+_WEIGHTS = ("class_weight", _WEIGHT)
 
 
-def _called(peer: Peer) -> str:
+def _written(words: Mapping[str, str], made: Iterable[Word], x: str) -> str:
+    for name, given in made:
+        if name == "share" and "(" in x:
+            return ""
+        shown = {key: value if isinstance(value, str) else f"{value:.10g}" for key, value in given.items()}
+        if name == "clip" and 0 < given["high"] < 1:
+            shown["high"] = f"1 - {given['low']:.10g}"
+        x = words[name].format(x=f"({x})" if name == "clip" and "/" in x else x, **shown)
+    return x
+
+
+def _keywords(options: Mapping[str, Any], *, split: bool = False) -> Any:
+    texts = [f"{name}={x if x in _WEIGHTS else repr(x)}" for name, x in options.items()]
+    return texts if split else ", ".join(texts)
+
+
+def _name(peer: Peer) -> str:
     if peer.function == "log_loss_before_1_5":
         return "lossbridge.compat.sklearn.log_loss_before_1_5"
     if peer.library == "scipy":
@@ -186,44 +218,127 @@ def _called(peer: Peer) -> str:
     return _PREFIXES[peer.library] + peer.function
 
 
-def _handed(peer: Peer, own: Convention, c: Convention, w: dict[str, str], options: list[str]) -> str | None:
-    """What is handed over in place of y_pred, so that activation, renormalisation and clipping are the convention's."""
-    known = peer.options.get("activation", {})
-    pred = "y_pred"
-    if isinstance(known, Mapping) and c.activation in known and c.activation != own.activation:
-        options.append(known[c.activation])
-        own = own.activated(c.activation)
-    if own.activation == "exp" and c.logarithm == "missing":  # it takes logarithms, and is given none
-        if c.activation == "none":
-            return pred if _same_clip(own, c) else None
-        if c.activation in ("softmax", "sigmoid"):
-            return w[c.activation].format(pred) if _same_clip(own, c) else None
+def texts(conventions: Iterable[Convention], values: Iterable[float], batch: Batch, setting: Setting) -> dict[str, str]:
+    """In each library the shortest call that gives one of the conventions' numbers for this batch, if there is one."""
+    if setting.quantity != "scalar" or setting.rank > 2:
+        return {}
+    found: dict[str, list[tuple[str, Call, float]]] = {}
+    for c, value in zip(conventions, values, strict=True):
+        for peer in PEERS:
+            for call in calls(peer, c, batch, setting):
+                found.setdefault(peer.library, []).append((call.text(), call, value))
+    shortest: dict[str, str] = {}
+    for library, known in found.items():
+        tried: set[str] = set()
+        for text, call, value in sorted(known, key=lambda one: len(one[0])):
+            if text in tried or not text or len(tried) > 8:
+                continue
+            tried.add(text)
+            if _gives(call, batch, value):
+                shortest[library] = text
+                break
+    return shortest
+
+
+def _gives(call: Call, batch: Batch, value: float) -> bool:
+    try:
+        with np.errstate(all="ignore"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = call.made(batch)
+    except (ValueError, TypeError, OverflowError, IndexError):
+        return False  # the function refuses these arrays
+    relative, absolute = _ONE_ROW_OFF
+    return found == value or abs(found - value) <= relative * abs(value) + absolute
+
+
+def calls(peer: Peer, c: Convention, batch: Batch, setting: Setting) -> Iterator[Call]:
+    """Those that the function's options, and a word around it, may bring to the convention."""
+    own = peer.convention.resolved(setting.machine_epsilon)
+    costs = {own.cost, "cross-entropy"} if own.cost == "divergence" and setting.hard else {own.cost}
+    if own.cost in ("focal", "binary focal"):
+        costs.add("cross-entropy" if own.cost == "focal" else "binary")
+    if c.cost not in costs or c.axis != -1 or c.dtype in ("float16", "bfloat16", "float32") or c.undefined != "zero":
+        return
+    if setting.labels and not {"labels", "distributions"} & set(peer.targets):
+        return
+    if not setting.labels and (peer.targets == ("labels",) or (peer.targets == ("none",) and c.cost != "entropy")):
+        return
+    if setting.events_only and (c.cost not in BINARY or "softmax" in c.activation):
+        return
+    outcomes = setting.pred_holds if c.swapped else setting.true_holds
+    if peer.library == "keras" and c.cost in BINARY and outcomes != "probabilities":
+        return  # on PyTorch Keras refuses such targets
+    activations = peer.options.get("activation", {})
+    for activation in dict.fromkeys([own.activation, *(activations if isinstance(activations, Mapping) else ())]):
+        options: dict[str, Any] = {}
+        if activation != own.activation:
+            assert isinstance(activations, Mapping)
+            options |= _option(activations[activation])
+        pred = _pred(replace(own.activated(activation), cost=c.cost), c, peer, options)
+        target = _target(own, c, peer, options, setting)
+        if peer.library == "keras" and any(name in _LEAVE_LOGITS for name, _ in pred or ()):
+            continue
+        if pred is None or target is None or not _set(options, peer, own, c, batch, setting):
+            continue
+        if c.dtype != "exact":
+            cast = ("cast", {"dtype": c.dtype.split()[0]})
+            if cast[1]["dtype"] == "bfloat16" and peer.library in ("lossbridge", "sklearn", "scipy"):
+                continue
+            pred, target = (cast, *pred), target if setting.hard else (cast, *target)
+        if peer.library == "scipy" and peer.function == "entropy":
+            options["axis"] = -1
+        found = _reduced(peer, own, c, batch, options)
+        if "base" in peer.options and c.base != math.e:
+            options["base"] = c.base
+            found["base"] = math.e
+        yield Call(peer, target, pred, c.swapped, options, outcome=c.outcome, **({"base": c.base} | found))
+
+
+def _option(text: str) -> dict[str, Any]:
+    """ "reduction='sum'" as a keyword and its value."""
+    if not text:
+        return {}
+    name, _, value = text.partition("=")
+    return {name: value if value in _WEIGHTS else {"True": True, "False": False}.get(value, value.strip("'"))}
+
+
+def _pred(own: Convention, c: Convention, peer: Peer, options: dict[str, Any]) -> tuple[Word, ...] | None:
+    """What y_pred is made, so that activation, renormalisation and clipping are the convention's."""
+    words: tuple[Word, ...] = ()
+    if c.logarithm == "twice" or (c.logarithm == "missing" and own.activation != "exp"):
         return None
-    if c.logarithm == "missing":
-        return None
-    if own.activation != c.activation:
-        handed = _HANDED.get((own.activation, c.activation))
+    if c.logarithm == "missing" and c.activation == "none":
+        return words if _same_clip(own, c) else None
+    wanted = c.activation
+    if c.logarithm == "missing":  # it takes logarithms, and is given none
+        return (("softmax" if "softmax" in wanted else "sigmoid", {}),) if _same_clip(own, c) else None
+    if own.activation != wanted:
+        handed = _HANDED.get((own.activation, wanted))
         if handed is None:
             return None
-        inner, last = handed[:-1], handed[-1]
-        for word in inner:
-            pred = w[word].format(pred)
-        if own.activation == "exp" and last == "log":
-            moved = _moved(own, c, pred, w)
-            return None if moved is None else w["log"].format(moved)
-        pred = w[last].format(pred)
-    if c.logarithm == "twice":
-        if own.activation != "none" or c.activation != "none" or not _same_clip(own, c) or own.clip != "none":
-            return None
-        return f"-{w['log'].format(pred)}"
+        words = tuple((name, {}) for name in handed)
+        if own.activation == "softmax":  # of logarithms: it renormalises
+            own = replace(own, renormalise="predictions")
     if _same_clip(own, c):
-        return pred
-    if "epsilon" in peer.options and own.renormalise == c.renormalise and own.clip_first == c.clip_first:
-        clips = peer.options.get("clip", {})
-        if isinstance(clips, Mapping) and c.clip in clips and own.clip != "none":
-            options.append(f"epsilon={c.epsilon if c.clip != 'none' else 0:.10g}")
-            return pred
-    return _moved(own, c, pred, w) if own.activation == "none" else None
+        return words
+    clips = peer.options.get("clip", {})
+    taken = "epsilon" in peer.options and own.renormalise == c.renormalise and own.clip_first == c.clip_first
+    if taken and isinstance(clips, Mapping) and c.clip in clips and own.clip != "none":
+        options["epsilon"] = 0 if c.clip == "none" else c.epsilon
+        return words
+    if own.clip != "none" or own.renormalise != "no" or c.clip_first or c.clip in ("floor", "added"):
+        return None
+    before: tuple[Word, ...] = ()
+    if c.renormalise == "predictions":
+        before = (("share", {}),)
+    elif c.renormalise == "both":
+        return None
+    if c.clip != "none":
+        if c.cost in DIVERGENCES:
+            return None  # the targets would have to be clipped too
+        before += (("clip", {"low": c.epsilon, "high": 1 if c.clip == "lower" else 1 - float(c.epsilon)}),)
+    last = words[-1:] if words and words[-1][0] == "log" else ()
+    return (*words[: len(words) - len(last)], *before, *last) if own.activation in ("none", "exp") else None
 
 
 def _same_clip(own: Convention, c: Convention) -> bool:
@@ -231,68 +346,74 @@ def _same_clip(own: Convention, c: Convention) -> bool:
     return all(getattr(own, name) == getattr(c, name) for name in names)
 
 
-def _moved(own: Convention, c: Convention, pred: str, w: dict[str, str]) -> str | None:
-    """`pred` renormalised and clipped before it is handed over, where the function itself does neither."""
-    if own.clip != "none" or own.renormalise != "no" or c.renormalise == "both" or c.clip_first:
-        return None
-    if c.clip == "floor" or (c.clip == "added" and c.cost != "cross-entropy"):
-        return None
-    if c.clip in ("both", "lower") and c.cost in ("divergence", "convex divergence"):
-        return None  # the targets would have to be clipped too
-    if c.renormalise == "predictions":
-        pred = w["share"].format(x=pred)
-        pred = f"({pred})" if c.clip == "added" else pred
-    if c.clip in ("both", "lower"):
-        high = f"1 - {c.epsilon:.10g}" if c.clip == "both" else "1"
-        return w["clip"].format(pred, low=f"{c.epsilon:.10g}", high=high)
-    return f"{pred} + {c.epsilon:.10g}" if c.clip == "added" else pred
+def _target(
+    own: Convention, c: Convention, peer: Peer, options: dict[str, Any], setting: Setting
+) -> tuple[Word, ...] | None:
+    words: tuple[Word, ...] = ()
+    if setting.labels and "labels" not in peer.targets:
+        words = (("one_hot", {"classes": setting.classes}),)
+    if c.target_activation == own.target_activation:
+        return words
+    known = peer.options.get("target_activation", {})
+    if isinstance(known, Mapping) and c.target_activation in known:
+        options |= _option(known[c.target_activation])
+        return words
+    handed = _HANDED.get((own.target_activation, c.target_activation))
+    return None if handed is None else (*words, *((name, {}) for name in handed))
 
 
-def _option(peer: Peer, own: Convention, c: Convention, field: str, batch: Batch) -> str | None:
-    """The text that sets one field; None where nothing does."""
-    wanted, known = getattr(c, field), peer.options.get(field)
-    if isinstance(known, str):
-        return "" if wanted == getattr(own, field) else known.format(wanted)
-    if isinstance(known, Mapping):
-        text = known.get(wanted)
-        if field == "left_out":
-            if batch.mask is None and batch.ignored is None:
-                return ""
-            return None if batch.mask is not None or text is None else text.format(ignored=batch.ignored)
-        return text
-    if field in ("alpha", "gamma", "class_weight", "sample_weight"):
-        return "" if wanted == getattr(own, field) else None
-    return "" if batch.mask is None and batch.ignored is None else None
+def _set(options: dict[str, Any], peer: Peer, own: Convention, c: Convention, batch: Batch, setting: Setting) -> bool:
+    """Whether the other fields can be set; they then are."""
+    if setting.left_out:
+        known = peer.options.get("left_out")
+        text = known.get(c.left_out) if isinstance(known, Mapping) and batch.mask is None else None
+        if text is None:
+            return False
+        name, _, _ = text.partition("=")
+        options[name] = batch.ignored
+    if c.label_smoothing:
+        if "label_smoothing" not in peer.options:
+            return False
+        outcomes = 2 if c.cost in BINARY else setting.classes
+        whole = 1.0 if c.smoothing_over == "K" else outcomes / (outcomes - 1)
+        options["label_smoothing"] = round(c.label_smoothing * whole, 10)
+    for name in ("alpha", "gamma", "class_weight", "sample_weight"):
+        wanted, known = getattr(c, name), peer.options.get(name)
+        if wanted == getattr(own, name):
+            continue
+        if isinstance(known, Mapping) and wanted in known:
+            options |= _option(known[wanted])
+        elif isinstance(known, str):
+            options[known.partition("=")[0]] = 1.0 if wanted is None else wanted
+        else:
+            return False
+    return True
 
 
-def _reduction(peer: Peer, own: Convention, c: Convention, batch: Batch) -> tuple[str, str]:
-    """What follows the call, and the option in it."""
+def _reduced(peer: Peer, own: Convention, c: Convention, batch: Batch, options: dict[str, Any]) -> dict[str, Any]:
+    """What is done to the result; sets the function's own option for it."""
     side = sides(c, batch)
-    number = f"{divisor(c, side, side.rows(c.axis)):.10g}"
+    number = divisor(c, side, side.rows(-1))
+    classes = batch.y_pred.shape[-1]
     events = batch.y_pred.ndim < 2
-    weighted = c.class_weight or c.sample_weight
     if peer.returns == "scalar":
         known = peer.options.get("divisor", {})
         assert isinstance(known, Mapping)
-        if c.divisor in known:
-            return "", known[c.divisor]
-        for same in ("weights",) if not weighted else ():
-            if c.divisor == "samples" and same in known:
-                return "", known[same]
-        if c.divisor == "samples" and "axis 0" in known and batch.y_pred.ndim == 2:
-            return "", known["axis 0"]
-        if events and c.divisor == "samples" and "elements" in known:
-            return "", known["elements"]
+        same = [c.divisor]
+        if c.divisor == "samples":
+            same += [] if c.class_weight or c.sample_weight else ["weights"]
+            same += ["axis 0"] if batch.y_pred.ndim == 2 else ["elements"]
+        for name in same:
+            if name in known:
+                options |= _option(known[name])
+                return {}
         if "one" in known:
-            return f" / {number}", known["one"]
-        classes = side.rows(c.axis).pred.shape[1]  # a sum of row means
-        return f" * {classes / float(number):.10g}", known["classes"]
-    if c.divisor == "one" and not (own.divisor == "elements" and peer.returns == "samples"):
-        return ".sum()", ""
-    natural = "elements" if peer.returns == "elements" or own.divisor == "elements" else "samples"
+            options |= _option(known["one"])
+            return {"divisor": number}
+        options |= _option(known["classes"])  # a sum of means over the classes
+        return {"divisor": number / classes}
+    rows = own.divisor == "elements" and peer.returns == "samples"  # values are means over the classes
+    natural = "elements" if peer.returns == "elements" or rows else "samples"
     if c.divisor == natural or (events and c.divisor == "samples"):
-        return ".mean()", ""
-    if peer.returns == "samples" and natural == "elements":
-        classes = side.rows(c.axis).pred.shape[1]
-        return f".sum() * {classes / float(number):.10g}", ""
-    return f".sum() / {number}", ""
+        return {"reduced": "mean"}
+    return {"reduced": "sum", "divisor": number / classes if rows else number}

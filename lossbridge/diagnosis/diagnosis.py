@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from lossbridge.conventions import Convention
-from lossbridge.diagnosis import explain, probes, reading
-from lossbridge.diagnosis.calls import calls
+from lossbridge.diagnosis import calls, explain, probes, reading
 from lossbridge.diagnosis.canonical import Setting, canonical
 from lossbridge.diagnosis.evaluate import Array, Batch, Quantity, scalars
 from lossbridge.diagnosis.hypotheses import Preset, hypotheses, presets
@@ -35,11 +35,16 @@ class EquivalenceClass:
     """Conventions that give the same number on this data; the simplest first."""
 
     explanations: tuple[Explanation, ...]
-    calls: dict[str, str]  # library: the exact call that gives the number
+    _calls: Callable[[], dict[str, str]] = field(repr=False, compare=False)
 
     @property
     def changes(self) -> int:
         return self.explanations[0].changes
+
+    @cached_property
+    def calls(self) -> dict[str, str]:
+        """The exact call that gives the number, a library each."""
+        return self._calls()
 
 
 @dataclass(frozen=True)
@@ -105,8 +110,7 @@ class Diagnosis:
         if self.fits:
             first = self.classes[0]
             lines.append(f"{self.shown}: {first.explanations[0].words}")
-            width = max((len(library) for library in first.calls), default=0)
-            lines += [f"  {library:<{width}}  {text}" for library, text in first.calls.items()]
+            lines += _table(first.calls)
             same = [e.words for e in first.explanations[1:]]
             if same:
                 lines.append(
@@ -230,19 +234,22 @@ def _batches(first: tuple[Any, ...], more: Sequence[tuple[Any, ...]]) -> Iterato
         yield one[0], one[1], one[2], one[3] if len(one) == 4 else {}
 
 
-def _explained(group: Iterable[Fit], batch: Batch, setting: Setting) -> EquivalenceClass:
-    fits = list(group)
+def _explained(fits: Sequence[Fit], batch: Batch, setting: Setting) -> EquivalenceClass:
     explanations = tuple(
         Explanation(explain.words(f.hypothesis, batch), f.hypothesis.changes, f.hypothesis.convention) for f in fits
     )
-    texts: dict[str, str] = {}
-    for fit in fits[:_ASKED]:
-        for library, text in calls(fit.hypothesis.convention, batch, setting).items():
-            if library not in texts or len(text) < len(texts[library]):
-                texts[library] = text
-    return EquivalenceClass(
-        explanations, {library: texts[library] for library in explain.LIBRARIES if library in texts}
-    )
+
+    def of_the_first() -> dict[str, str]:
+        some = fits[:_ASKED] if setting.quantity == "scalar" else ()
+        return _calls([f.hypothesis.convention for f in some], [float(f.values[0]) for f in some], batch, setting)
+
+    return EquivalenceClass(explanations, of_the_first)
+
+
+def _calls(conventions: list[Convention], values: list[float], batch: Batch, setting: Setting) -> dict[str, str]:
+    """In the order of the libraries."""
+    known = calls.texts(conventions, values, batch, setting)
+    return {library: known[library] for library in explain.LIBRARIES if library in known}
 
 
 def _near(fit: Fit, batch: Batch) -> str:
@@ -263,11 +270,16 @@ def _meant(expected: str, batch: Batch, setting: Setting) -> str:
     c = canonical(known[expected].convention, setting)
     assert c is not None
     lines = [f"Meant: {explain.name(known[expected])}"]
-    if setting.quantity == "scalar":
-        lines[0] += f", which gives {scalars(batch, [c])[0]:.9g}"
-    texts = calls(c, batch, setting)
+    if setting.quantity != "scalar":
+        return lines[0]
+    value = float(scalars(batch, [c])[0])
+    lines[0] += f", which gives {value:.9g}"
+    return "\n".join([*lines, *_table(_calls([c], [value], batch, setting))])
+
+
+def _table(texts: dict[str, str]) -> list[str]:
     width = max((len(library) for library in texts), default=0)
-    return "\n".join([*lines, *(f"  {library:<{width}}  {text}" for library, text in texts.items())])
+    return [f"  {library:<{width}}  {text}" for library, text in texts.items()]
 
 
 def _shown(seen: Any) -> str:

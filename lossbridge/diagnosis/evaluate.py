@@ -94,9 +94,10 @@ class Rows:
             invalid = ~fits & kept
         else:
             target = matrix(np.atleast_1d(batch.y_true))
-        if batch.mask is not None:
+        last = axis in (-1, batch.y_pred.ndim - 1)  # whose rows masks and weights are of
+        if batch.mask is not None and last:
             kept = kept & _per_row(batch.mask, batch, axis, count).astype(bool)
-        weight = None if batch.sample_weight is None else _per_row(batch.sample_weight, batch, axis, count)
+        weight = None if batch.sample_weight is None or not last else _per_row(batch.sample_weight, batch, axis, count)
         class_weight = None if batch.class_weight is None else np.asarray(batch.class_weight, np.float64).reshape(-1)
         if class_weight is not None and class_weight.size != classes:
             class_weight = None

@@ -25,20 +25,29 @@ def value_and_grad(lib: Any, function: Callable[[Any], Any], x: np.ndarray, dtyp
         return lib.b.to_numpy(value), lib.b.to_numpy(gradient)
 
 
-def assert_as_good(
-    ours: Any, theirs: Any, truth: Any, *, dtype: str = "float32", size: Any = None, ulps: float = 8
-) -> None:
-    """Within `ulps` units in the last place of theirs, or as near to the truth, entry by entry.
+def near(ours: Any, theirs: Any, *, size: Any = None, ulps: float = 8) -> bool:
+    """Whether all entries are within `ulps` units in the last place of float32."""
+    return bool(_near(np.asarray(ours, np.float64), np.asarray(theirs, np.float64), size, ulps).all())
 
-    The unit is that of `size`, else of the value itself: what a gradient is the difference of, where terms cancel.
-    """
-    ours, theirs, truth = np.asarray(ours, np.float64), np.asarray(theirs, np.float64), np.asarray(truth, object)
-    assert ours.shape == theirs.shape == truth.shape
+
+def _near(ours: np.ndarray, theirs: np.ndarray, size: Any, ulps: float) -> np.ndarray:
+    assert ours.shape == theirs.shape
     size = np.maximum(np.abs(ours), np.abs(theirs)) if size is None else np.asarray(size).astype(np.float64)
     same = (ours == theirs) | (np.isnan(ours) & np.isnan(theirs))
     with np.errstate(invalid="ignore"):
-        near = same | (np.abs(ours - theirs) <= ulps * np.spacing(size.astype(dtype)).astype(np.float64))
-    for index in np.argwhere(~near):
+        return same | (np.abs(ours - theirs) <= ulps * np.spacing(size.astype(np.float32)).astype(np.float64))
+
+
+def assert_as_good(ours: Any, theirs: Any, truth: Any, *, size: Any = None, ulps: float = 8) -> None:
+    """Within `ulps` units in the last place of theirs, or as near to the truth, entry by entry.
+
+    The unit is that of `size`, else of the value itself: what a gradient is the difference of, where terms cancel.
+    Where there is no library to compare with (None), within that of the truth.
+    """
+    ours, truth = np.asarray(ours, np.float64), np.asarray(truth, object)
+    theirs = truth.astype(np.float64) if theirs is None else np.asarray(theirs, np.float64)
+    assert ours.shape == theirs.shape == truth.shape
+    for index in np.argwhere(~_near(ours, theirs, size, ulps)):
         i = tuple(index)
         error, their_error = abs(mpmath.mpf(ours[i]) - truth[i]), abs(mpmath.mpf(theirs[i]) - truth[i])
         assert error <= their_error, f"at {i}: {ours[i]!r}, theirs {theirs[i]!r}, exact {mpmath.nstr(truth[i], 20)}"

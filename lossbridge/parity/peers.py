@@ -1,0 +1,309 @@
+"""Each library's functions beside `lossbridge.compat` and the registry's conventions, an option at a time.
+
+`calls` lists what there is to call, from the registry alone; `problem` makes arrays for a call, and `runner` makes it,
+of our function or of the library's own. `outcome` judges both for the parity command; the tests judge by 50 digits.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib
+import importlib.util
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from lossbridge.backend import BACKENDS, Backend
+from lossbridge.compat.deviations import DEVIATIONS
+from lossbridge.conventions import PEERS, Convention, Peer
+from lossbridge.diagnosis.evaluate import Batch, Quantity, scalars, scale
+from lossbridge.diagnosis.evaluate import arrays as convention_arrays
+from lossbridge.parity.check import Outcome, spacing
+
+Array = np.ndarray
+
+# Values to try of options that take any: a field of Convention, and its value.
+_VALUES: Mapping[str, Any] = {"label_smoothing": 0.1, "alpha": 0.6, "gamma": 1.0, "base": 2.0, "axis": 1}
+_IGNORED = -1  # the label to leave out
+ULPS = 8  # in units in the last place: as near to the library's own as this, or nearer to the exact value
+_MODULES = {
+    "keras": ("keras.losses",),
+    "torch": ("torch.nn.functional",),
+    "optax": ("optax.losses",),
+    "sklearn": ("sklearn.metrics",),
+    "scipy": ("scipy.stats", "scipy.special"),
+}
+
+
+@dataclass(frozen=True)
+class Call:
+    """A function with options, and the convention that the registry gives them."""
+
+    peer: Peer
+    convention: Convention
+    options: Mapping[str, Any] = field(default_factory=dict)  # "class_weight" and "sample_weight" stand for the arrays
+    rank: int = 2
+    ignored: int | None = None
+
+    @property
+    def name(self) -> str:
+        said = [f"{key}={value!r}" for key, value in self.options.items()]
+        return ", ".join([*(["images"] if self.rank > 2 else []), *said]) or "defaults"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Arrays for a call. Predictions and weights are such as float32 holds."""
+
+    target: Array | None
+    pred: Array
+    class_weight: Array
+    sample_weight: Array
+
+
+def calls(peer: Peer) -> Iterator[Call]:
+    """With the defaults, with each option at each of its values, and with all of them at once."""
+    single = [variant for name in peer.options for variant in _values(peer, name)]
+    together: dict[str, tuple[str, Any, str]] = {name: (name, value, text) for name, value, text in single}
+    chosen = [[], *([one] for one in single), *([list(together.values())] if len(together) > 1 else [])]
+    for some in chosen:
+        yield _call(peer, some)
+    if peer.convention.axis == 1:
+        yield replace(_call(peer, []), rank=3)
+
+
+def _values(peer: Peer, name: str) -> Iterator[tuple[str, Any, str]]:
+    known, default = peer.options[name], getattr(peer.convention, name)
+    if isinstance(known, str):
+        yield name, _VALUES[name], known.format(_VALUES[name])
+        return
+    for value, text in known.items():
+        if name == "left_out" or value != default:
+            yield name, value, text.format(ignored=_IGNORED)
+
+
+def _call(peer: Peer, chosen: Sequence[tuple[str, Any, str]]) -> Call:
+    fields = {name: value for name, value, _ in chosen}
+    c = peer.convention.activated(fields.pop("activation", peer.convention.activation))
+    options: dict[str, Any] = {}
+    for _, _, text in chosen:
+        key, _, value = text.partition("=")
+        options[key] = value if value.endswith("_weight") else ast.literal_eval(value)
+    rank = 3 if fields.get("axis") == 1 and peer.library != "scipy" else 2
+    ignored = _IGNORED if "left_out" in fields else None
+    return Call(peer, replace(c, **fields), options, rank, ignored)
+
+
+def all_calls() -> list[Call]:
+    """Of every function that another library has."""
+    return [call for peer in PEERS if peer.library != "lossbridge" for call in calls(peer)]
+
+
+# Arrays.
+
+
+def problem(call: Call, rng: np.random.Generator, *, rows: int = 5, classes: int = 4, scale: float = 2.0) -> Problem:
+    """`scale`: of the logits that predictions are made of."""
+    c, targets = call.convention, call.peer.targets[0]
+    vector = "events" in call.peer.targets and call.peer.library == "sklearn"
+    shape = (rows,) if vector else (rows, classes, 3) if call.rank == 3 else (rows, classes)
+    axis = c.axis if len(shape) > 1 else 0
+    per_sample = shape if vector else tuple(np.delete(shape, axis))
+
+    def of_logits(activation: str, x: Array) -> Array:
+        """What becomes a distribution, or outcomes, under the activation."""
+        if activation in ("softmax", "sigmoid"):
+            return x
+        if "binary" in c.cost:
+            p = 1 / (1 + np.exp(-x))
+        else:
+            p = np.exp(x - x.max(axis, keepdims=True))
+            p = p / p.sum(axis, keepdims=True)
+        return np.log(p) if activation == "exp" else p
+
+    def rounded(x: Array) -> Array:
+        return x.astype(np.float32)
+
+    pred = rounded(of_logits(c.activation, rng.normal(size=shape) * scale))
+    target: Array | None
+    if targets == "labels":
+        target = rng.integers(0, shape[axis], per_sample)
+        if call.ignored is not None:
+            target.flat[0] = call.ignored
+    elif targets == "none":
+        target = None
+    elif call.peer.library == "sklearn":  # which takes outcomes alone
+        target = rng.integers(0, 2, shape)
+        target[:2] = 0, 1
+    else:
+        target = rounded(of_logits(c.target_activation, rng.normal(size=shape) * 2))
+    return Problem(target, pred, rounded(rng.random(shape[axis]) + 0.5), rounded(rng.random(per_sample) + 0.5))
+
+
+# The functions.
+
+
+@functools.cache
+def own_function(library: str, function: str) -> Callable[..., Any] | None:
+    """The library's; None where it is not installed, or has it no more."""
+    if importlib.util.find_spec(library) is None:
+        return None
+    modules = [importlib.import_module(name) for name in _MODULES[library]]
+    return next((getattr(module, function) for module in modules if hasattr(module, function)), None)
+
+
+def our_function(library: str, function: str) -> Callable[..., Any]:
+    return getattr(importlib.import_module(f"lossbridge.compat.{library}"), function)
+
+
+def home(library: str) -> Backend:
+    """The backend that the library's own functions compute on."""
+    if library == "keras":
+        import keras
+
+        return BACKENDS[keras.config.backend()]()
+    return BACKENDS[{"torch": "torch", "optax": "jax"}.get(library, "numpy")]()
+
+
+def runner(
+    b: Backend,
+    function: Callable[..., Any],
+    call: Call,
+    dtype: str,
+    *,
+    differentiable: bool = True,
+    compiled: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda function: function,
+) -> Callable[[Problem], tuple[Array, Array | None]]:
+    """Makes the call on arrays of `b`: the value, and the gradient of its sum for the predictions."""
+    label_dtype = "int64" if b.name == "torch" else "int32"  # PyTorch's own functions take no other
+
+    def placed(x: Array) -> Any:
+        return b.place(x, label_dtype if x.dtype.kind in "iu" else dtype, "cpu")
+
+    def loss(pred: Any, target: Any, arrays: Mapping[str, Any]) -> Any:
+        options = {key: arrays.get(value, value) for key, value in call.options.items()}
+        if call.peer.library == "sklearn":
+            options["labels"] = list(range(pred.shape[1] if len(pred.shape) > 1 else 2))
+        positional = [pred] if target is None else [target, pred]
+        if call.peer.arguments[0] == "pred":
+            positional.reverse()
+        if not call.peer.is_class:
+            return function(*positional, **options)
+        made = {key: value for key, value in options.items() if key != "sample_weight"}
+        return function(**made)(*positional, options.get("sample_weight"))
+
+    def both(pred: Any, *others: Any) -> Any:
+        if not differentiable:
+            return loss(pred, *others), None
+        return b.value_and_grad(lambda pred: loss(pred, *others), pred)
+
+    run = compiled(both)
+
+    def evaluate(problem: Problem) -> tuple[Array, Array | None]:
+        with b.scope(dtype, "cpu"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of functions that libraries have renamed
+            target = None if problem.target is None else placed(problem.target)
+            weights = {name: placed(getattr(problem, name)) for name in ("class_weight", "sample_weight")}
+            value, gradient = run(placed(problem.pred), target, weights)
+            return np.asarray(b.to_numpy(value)), None if gradient is None else b.to_numpy(gradient)
+
+    return evaluate
+
+
+# Judgement.
+
+
+def by_convention(call: Call, arrays: Problem, dtype: str) -> tuple[Array, Array]:
+    """What the registry's convention gives in float64: the value and the gradient."""
+    c = call.convention.resolved(float(np.finfo(dtype).eps))
+    pred = arrays.pred.astype(dtype)
+    target = pred if arrays.target is None else arrays.target
+    batch = Batch(target, pred, arrays.class_weight, arrays.sample_weight, None, call.ignored)
+    returns: Quantity = "samples" if call.peer.returns == "columns" else call.peer.returns
+    if returns == "scalar":
+        value, factor = scalars(batch, [c])[0], scale(c, batch, "gradient")
+    else:
+        factor = scale(c, batch, returns)
+        value = convention_arrays(batch, c, returns, slice(None)) * factor
+    rows = convention_arrays(batch, c, "gradient", slice(None)) * factor
+    axis = c.axis if pred.ndim > 1 else 0
+    return np.asarray(value), np.moveaxis(rows.reshape(*np.delete(pred.shape, axis), -1), -1, axis).reshape(pred.shape)
+
+
+def outcome(b: Backend, call: Call, dtype: str, *, problems: int = 5) -> Outcome:
+    """Ours beside the library's own on a few problems: the worst distance, and what is wrong.
+
+    Where ours is further than `ULPS` from the library's, it has to be nearer to the convention in float64, and its
+    distance from that counts.
+    """
+    name = call.peer.library, call.peer.function
+    said = partial(Outcome, call.peer.name, call.name, "eager", dtype)
+    try:
+        own = own_function(*name)
+        ours, theirs = runner(b, our_function(*name), call, dtype), None
+        own_backend = home(name[0])
+        if own is not None and not refused(call, own_backend.name):
+            theirs = runner(own_backend, own, call, dtype, differentiable=own_backend.name != "numpy")
+        worst, faults = np.zeros((2, 2)), []
+        for seed in range(problems):
+            arrays = problem(call, np.random.default_rng(seed))
+            exact = by_convention(call, arrays, dtype)
+            found = ours(arrays)
+            other = (None, None) if theirs is None else theirs(arrays)
+            for i, quantity in enumerate(("value", "gradient")):
+                error, relative, fault = _distance(
+                    found[i], other[i], exact[i], dtype, call, gradient=quantity != "value"
+                )
+                worst[i] = np.maximum(worst[i], (error, relative))
+                faults += [f"{quantity} {fault}"] if fault else []
+    except Exception as error:
+        return said(fault=f"{type(error).__name__}: {error}".splitlines()[0])
+    return said(
+        value_ulp=float(worst[0, 0]),
+        value_relative=float(worst[0, 1]),
+        gradient_ulp=float(worst[1, 0]),
+        gradient_relative=float(worst[1, 1]),
+        fault="; ".join(faults[:2]),
+    )
+
+
+def _distance(
+    ours: Array | None, theirs: Array | None, exact: Array, dtype: str, call: Call, *, gradient: bool
+) -> tuple[float, float, str]:
+    assert ours is not None
+    theirs = exact if theirs is None else theirs
+    if ours.shape != exact.shape or theirs.shape != exact.shape:
+        return math.inf, math.inf, f"has shape {ours.shape}, the library's {theirs.shape}"
+    largest = np.maximum(np.abs(exact), np.abs(theirs))
+    if gradient and largest.ndim:  # of the row's largest entry
+        largest = np.broadcast_to(
+            largest.max(call.convention.axis if largest.ndim > 1 else 0, keepdims=True), exact.shape
+        )
+    elif call.convention.activation == "none":  # near p = 1 the rounding of p is that of 1
+        largest = np.maximum(largest, 1.0)
+    unit = spacing(largest, dtype)
+    with np.errstate(invalid="ignore"):
+        off = np.where(ours == theirs, 0.0, np.abs(ours - theirs.astype(np.float64)) / unit)
+        from_exact = np.where(ours == exact, 0.0, np.abs(ours - exact) / unit)
+        as_near = from_exact <= np.abs(theirs - exact) / unit
+    error = np.where(off <= ULPS, off, from_exact)
+    wrong = ~((off <= ULPS) | as_near)
+    where = ""
+    if wrong.any():
+        index = tuple(int(i) for i in np.argwhere(wrong)[0])
+        where = f"{ours[index]:.9g}{f' at {index}' if index else ''}, the library's {theirs[index]:.9g}"
+    return float(error.max(initial=0.0)), float((error * unit / np.maximum(largest, 1e-300)).max(initial=0.0)), where
+
+
+def refused(call: Call, backend: str) -> bool:
+    """Whether the table of departures says that the library raises on this backend of its own for such an option."""
+    found = [
+        d for d in DEVIATIONS if d.function == call.peer.name and d.options and set(d.options) <= set(call.options)
+    ]
+    return any(d.of_theirs(backend) == "raises" for d in found)
