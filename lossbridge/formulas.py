@@ -196,11 +196,12 @@ def bernoulli_log_loss(
     *,
     from_logits: bool,
     epsilon: float,
+    label_smoothing: float = 0.0,
     pos_weight: Array | None = None,
     weight: Array | None = None,
 ) -> Array:
     """t·(−log p)·pos_weight + (1−t)·(−log(1−p)), element by element, times `weight`."""
-    positive, negative = target, 1 - target
+    positive, negative = _outcomes(b, target, label_smoothing)
     if pos_weight is not None:
         positive = pos_weight * positive
     if weight is not None:
@@ -213,6 +214,11 @@ def bernoulli_log_loss(
         cost_positive = log_cost(b, positive, p)
         cost_negative = -b.log1p(-b.where((negative == 0) & (p == 1), 0.0, p))
     return positive * cost_positive + negative * cost_negative
+
+
+def _outcomes(b: Backend, target: Array, label_smoothing: float) -> tuple[Array, Array]:
+    """t and 1 − t, each smoothed by itself: the difference from 1 would have lost digits of the smaller."""
+    return smooth(b, target, 2, label_smoothing), smooth(b, 1 - target, 2, label_smoothing)
 
 
 # Where a probability is less than this, PyTorch's binary cross-entropy stops its gradient from growing.
@@ -251,8 +257,15 @@ def binary_crossentropy(
     pos_weight: Array | None,
 ) -> Array:
     """Mean over `axis` of the Bernoulli log losses."""
-    target = smooth(b, target, 2, label_smoothing)
-    costs = bernoulli_log_loss(b, target, pred, from_logits=from_logits, epsilon=epsilon, pos_weight=pos_weight)
+    costs = bernoulli_log_loss(
+        b,
+        target,
+        pred,
+        from_logits=from_logits,
+        epsilon=epsilon,
+        label_smoothing=label_smoothing,
+        pos_weight=pos_weight,
+    )
     return _mean(b, costs, axis)
 
 
@@ -274,6 +287,12 @@ def costs_and_rest(b: Backend, weight: Array, pred: Array, axis: int, *, epsilon
     p = clip(b, share, epsilon, 1 - epsilon)
     costs = b.where(confident, b.log1p(odds), log_cost(b, weight, p))
     return costs, b.where(confident, others / total, 1 - p)
+
+
+def rest_of(b: Backend, costs: Array) -> Array:
+    """1 − p, of −log p, to full relative accuracy, and so its slope p: frameworks take that of expm1 for expm1 + 1."""
+    cheap = costs < 0.5
+    return b.where(cheap, -b.expm1(-b.where(cheap, costs, 0.0)), 1 - b.exp(-costs))
 
 
 def modulated(b: Backend, rest: Array, gamma: float, costs: Array) -> Array:
@@ -300,7 +319,7 @@ def categorical_focal_crossentropy(
     weight = alpha * smooth(b, target, b.size(pred, axis), label_smoothing)
     if from_logits:
         costs = affordable(b, weight, softmax_costs(b, pred, axis))
-        rest = -b.expm1(-costs)  # 1 − p, with all its digits
+        rest = rest_of(b, costs)
     else:
         costs, rest = costs_and_rest(b, weight, pred, axis, epsilon=epsilon)
     return b.sum(weight * modulated(b, rest, gamma, costs), axis)
@@ -320,26 +339,46 @@ def binary_focal_crossentropy(
     epsilon: float,
 ) -> Array:
     """Mean over `axis` of the focal losses of Bernoulli trials."""
-    target = smooth(b, target, 2, label_smoothing)
-    balance = alpha if apply_class_balancing else None
-    costs = bernoulli_focal_loss(b, target, pred, alpha=balance, gamma=gamma, from_logits=from_logits, epsilon=epsilon)
+    costs = bernoulli_focal_loss(
+        b,
+        target,
+        pred,
+        alpha=alpha if apply_class_balancing else None,
+        gamma=gamma,
+        from_logits=from_logits,
+        label_smoothing=label_smoothing,
+        epsilon=epsilon,
+    )
     return _mean(b, costs, axis)
 
 
 def bernoulli_focal_loss(
-    b: Backend, target: Array, pred: Array, *, alpha: float | None, gamma: float, from_logits: bool, epsilon: float
+    b: Backend,
+    target: Array,
+    pred: Array,
+    *,
+    alpha: float | None,
+    gamma: float,
+    from_logits: bool,
+    epsilon: float,
+    label_smoothing: float = 0.0,
 ) -> Array:
     """(1−p_t)^γ times the Bernoulli log loss, p_t being the probability given to the truth; with α, balanced by it.
 
     As in Keras, p_t is not clipped.
     """
-    balance = None if alpha is None else target * alpha + (1 - target) * (1 - alpha)
-    costs = bernoulli_log_loss(b, target, pred, from_logits=from_logits, epsilon=epsilon, weight=balance)
-    if from_logits:
-        p, rest_of_p = sigmoid(b, pred)
-    else:
-        p, rest_of_p = pred, 1 - pred
-    return modulated(b, target * rest_of_p + (1 - target) * p, gamma, costs)
+    positive, negative = _outcomes(b, target, label_smoothing)
+    costs = bernoulli_log_loss(
+        b,
+        target,
+        pred,
+        from_logits=from_logits,
+        epsilon=epsilon,
+        label_smoothing=label_smoothing,
+        weight=None if alpha is None else positive * alpha + negative * (1 - alpha),
+    )
+    p, rest_of_p = sigmoid(b, pred) if from_logits else (pred, 1 - pred)
+    return modulated(b, positive * rest_of_p + negative * p, gamma, costs)
 
 
 def poly_crossentropy(b: Backend, target: Array, logits: Array, axis: int, *, coefficient: float) -> Array:
@@ -348,7 +387,7 @@ def poly_crossentropy(b: Backend, target: Array, logits: Array, axis: int, *, co
     As (−log p − (1 − p)) + (1 + ε) (1 − p), whose first part is one remainder: for ε = −1 it is all that is left.
     """
     costs = affordable(b, target, softmax_costs(b, logits, axis))
-    rest = -b.expm1(-costs)
+    rest = rest_of(b, costs)
     return b.sum(target * (convex_terms(b, 1.0, 1 - rest, costs) + (1 + coefficient) * rest), axis)
 
 

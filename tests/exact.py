@@ -7,7 +7,7 @@ libraries themselves are held to.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import mpmath
@@ -40,14 +40,14 @@ def activated(name: str, x: Row) -> Row:
     return [mpmath.exp(z) for z in x] if name == "exp" else x
 
 
-def product(c: Convention, weight: Any, cost: Any) -> Any:
+def weighed(c: Convention, weight: Any, cost: Any) -> Any:
     if weight == 0 and (c.undefined == "zero" or mpmath.isfinite(cost)):
         return mpmath.mpf(0)
     return weight * cost
 
 
-def terms(c: Convention, target: Row, pred: Row, class_weight: Row | None, dtype: str) -> list[Row]:
-    """What a row's loss is the sum of, a list a class. `dtype` is that of ε and 1 − ε."""
+def terms(c: Convention, target: Row, pred: Row, class_weight: Row | None, dtype: str) -> list[list[Row]]:
+    """What a row's loss is the sum of, a list a class, each term as its factors. `dtype` is that of ε and 1 − ε."""
     binary, outcomes = c.cost in ("binary", "binary focal"), len(pred)
     epsilon = mpmath.mpf(c.epsilon)
     high = mpmath.mpf(float(np.asarray(1 if c.clip == "lower" else 1 - c.epsilon).astype(dtype)))
@@ -84,35 +84,39 @@ def terms(c: Convention, target: Row, pred: Row, class_weight: Row | None, dtype
     for i in range(outcomes):
         w = mpmath.mpf(1) if class_weight is None or not c.class_weight else class_weight[i]
         if c.cost == "entropy":
-            found.append([product(c, p[i], cost(p[i]))])
+            found.append([[weighed(c, p[i], cost(p[i]))]])
             continue
         if binary:
             shares = [w * t[i], w * (1 - t[i])]
             if c.cost == "binary focal" and c.alpha is not None:
                 alpha = mpmath.mpf(c.alpha)
                 shares = [share * (t[i] * alpha + (1 - t[i]) * (1 - alpha)) for share in shares]
-            both = [product(c, shares[0], cost(p[i])), product(c, shares[1], cost(1 - p[i]))]
+            both = [[weighed(c, shares[0], cost(p[i]))], [weighed(c, shares[1], cost(1 - p[i]))]]
             if c.cost == "binary focal":
                 wrong = t[i] * (1 - unclipped[i]) + (1 - t[i]) * unclipped[i]
-                both = [modulated(wrong, c.gamma, x) for x in both]
+                both = [[modulation(wrong, c.gamma), *term] for term in both]
             found.append(both)
             continue
-        term = product(c, w * t[i], cost(p[i]))
+        term = [weighed(c, w * t[i], cost(p[i]))]
         if c.cost == "focal":
             alpha = 1 if c.alpha is None else mpmath.mpf(c.alpha)
-            found.append([alpha * modulated(1 - p[i], c.gamma, term)])
+            found.append([[alpha * modulation(1 - p[i], c.gamma), *term]])
         elif c.cost == "poly":
-            found.append([term, mpmath.mpf(c.alpha or 0) * w * t[i] * (1 - p[i])])
+            found.append([term, [mpmath.mpf(c.alpha or 0) * w * t[i] * (1 - p[i])]])
         elif c.cost in ("divergence", "convex divergence"):
             negentropy = mpmath.mpf(0) if t[i] == 0 else t[i] * log(t[i])
-            found.append([negentropy, term] + ([p[i], -t[i]] if c.cost == "convex divergence" else []))
+            found.append([[negentropy], term] + ([[p[i]], [-t[i]]] if c.cost == "convex divergence" else []))
         else:
             found.append([term])
     return found
 
 
-def modulated(rest: Any, gamma: float, cost: Any) -> Any:
-    return cost if gamma == 0 else mpmath.mpf(0) if rest == 0 else rest ** mpmath.mpf(gamma) * cost
+def modulation(rest: Any, gamma: float) -> Any:
+    return mpmath.mpf(1) if gamma == 0 else mpmath.mpf(0) if rest == 0 else rest ** mpmath.mpf(gamma)
+
+
+def total(found: Iterable[Row]) -> Any:
+    return mpmath.fsum(mpmath.fprod(factors) if 0 not in factors else 0 for factors in found)
 
 
 def numbers(x: np.ndarray) -> Row:
@@ -152,12 +156,12 @@ class Problem:
         weight = sample_weight if c.sample_weight and sample_weight is not None else ones
         self.weight = [mpmath.mpf(float(w)) * bool(k) for w, k in zip(weight.reshape(-1), self.kept, strict=True)]
 
-    def row(self, i: int, pred: Row | None = None) -> list[Row]:
+    def row(self, i: int, pred: Row | None = None) -> list[list[Row]]:
         return terms(self.c, self.target[i], self.pred[i] if pred is None else pred, self.class_weight, self.dtype)
 
     def sums(self) -> list[Any]:
         """The weighted sum of every row."""
-        return [w * mpmath.fsum(x for entry in self.row(i) for x in entry) if w else w for i, w in self.weights()]
+        return [w * total(term for entry in self.row(i) for term in entry) if w else w for i, w in self.weights()]
 
     def weights(self) -> Iterator[tuple[int, Any]]:
         return enumerate(self.weight)
@@ -185,7 +189,7 @@ class Problem:
     def value(self, returns: str = "scalar") -> np.ndarray:
         """The number; or a value a row, or a class of every row, in the order of `matrix`."""
         if returns == "elements":
-            return np.array([[mpmath.fsum(entry) for entry in self.row(i)] for i in range(self.rows)], object)
+            return np.array([[total(entry) for entry in self.row(i)] for i in range(self.rows)], object)
         values = np.array([x * self.factor(returns) for x in self.sums()], object)
         if returns != "scalar":
             return values
@@ -195,7 +199,8 @@ class Problem:
         return np.array(-value if self.c.outcome == "negated" else value, object)
 
     def gradient(self, returns: str = "scalar") -> tuple[np.ndarray, np.ndarray]:
-        """Of the sum of the value for the predictions, (rows, classes); and the sum of the sizes of its terms.
+        """Of the sum of the value for the predictions, (rows, classes); and the sum of the sizes of what it is made of:
+        of every term, and of every factor of a product.
 
         By differences in so many digits that 60 remain. At a bound of clipping the slope is that of the inside.
         """
@@ -203,13 +208,17 @@ class Problem:
         slopes, sizes = np.full((2, self.rows, self.classes), mpmath.mpf(0), object)
         with mpmath.workdps(150):
             for i, weight in self.weights():
-                here = [x for entry in self.row(i) for x in entry]
+                here = [term for entry in self.row(i) for term in entry]
                 p = activated(self.c.activation, self.pred[i])
                 for j in range(self.classes if weight else 0):
                     moved, inwards = list(self.pred[i]), -step if p[j] > 0.5 else step
                     moved[j] += inwards
-                    there = [x for entry in self.row(i, moved) for x in entry]
-                    each = [(x - y) / inwards for x, y in zip(there, here, strict=True)]
+                    there = [term for entry in self.row(i, moved) for term in entry]
+                    each = [
+                        (x - y) / inwards * mpmath.fprod(old[:k] + old[k + 1 :])
+                        for new, old in zip(there, here, strict=True)
+                        for k, (x, y) in enumerate(zip(new, old, strict=True))
+                    ]
                     slopes[i, j] = weight * mpmath.fsum(each)
                     sizes[i, j] = weight * mpmath.fsum(abs(x) for x in each)
         return slopes * self.factor(returns), sizes * self.factor(returns)

@@ -187,9 +187,11 @@ def runner(
         return b.place(x, label_dtype if x.dtype.kind in "iu" else dtype, "cpu")
 
     def loss(pred: Any, target: Any, arrays: Mapping[str, Any]) -> Any:
-        options = {key: arrays.get(value, value) for key, value in call.options.items()}
+        # Copies, because Keras on PyTorch writes into the weights.
+        options = {key: arrays[value] * 1 if value in arrays else value for key, value in call.options.items()}
         if call.peer.library == "sklearn":
-            options["labels"] = list(range(pred.shape[1] if len(pred.shape) > 1 else 2))
+            shape = b.shape(pred)
+            options["labels"] = list(range(shape[1] or 0 if len(shape) > 1 else 2))
         positional = [pred] if target is None else [target, pred]
         if call.peer.arguments[0] == "pred":
             positional.reverse()

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from exact import Problem, matrix
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from peers import EXAMPLES, assert_as_good, near
 
@@ -29,13 +29,25 @@ def exact(call: peers.Call, arrays: peers.Problem) -> Problem:
         classes = np.arange(arrays.pred.shape[axis])
         target = np.moveaxis(np.where(kept, target, -1)[..., None] == classes, -1, axis).astype(np.float32)
     return Problem(
-        call.convention,
+        call.convention.resolved(float(np.finfo(np.float32).eps)),
         arrays.pred if target is None else target,
         arrays.pred,
         class_weight=arrays.class_weight,
         sample_weight=arrays.sample_weight,
         kept=kept,
     )
+
+
+def at_a_bound(call: peers.Call, arrays: peers.Problem) -> bool:
+    """Whether a probability is clipped or not by its rounding alone: then so are gradients there or not."""
+    c = call.convention.resolved(float(np.finfo(np.float32).eps))
+    if c.clip not in ("both", "lower") or c.activation != "none":
+        return False
+    p = matrix(arrays.pred, c.axis).astype(np.float64)
+    p = p / p.sum(1, keepdims=True) if c.renormalise != "no" else p
+    high = np.float64(np.float32(1 - float(c.epsilon)))
+    near_low = np.abs(p / float(c.epsilon) - 1) < 1e-6
+    return bool((near_low | (np.abs(p - high) < 2e-7) if c.clip == "both" else near_low).any())
 
 
 def compiled(b: Backend) -> Any:
@@ -51,26 +63,34 @@ def run(b: Backend, function: Any, call: peers.Call, **options: Any) -> Any:
 @every_call
 def test_value_and_gradient_are_the_librarys(lib, call: peers.Call) -> None:
     name, returns, axis = (call.peer.library, call.peer.function), call.peer.returns, call.convention.axis
+    # The square of a difference that was rounded: ours and theirs are within 10 of the exact value, on either side.
+    ulps = 12 if call.convention.cost == "binary focal" else 8
     unit = 1.0 if call.convention.activation == "none" else 0.0  # near p = 1 the rounding of p is that of 1
     ours = run(lib.b, peers.our_function(*name), call)
     own, theirs = peers.own_function(*name), None
-    if own is not None:
-        home = peers.home(call.peer.library)
+    home = peers.home(call.peer.library)
+    if own is not None and not peers.refused(call, home.name):
         theirs = run(home, own, call, differentiable=home.name != "numpy")
 
+    # Of large logits an exponential loses digits, in every library: where there is none, logits are small.
+    scales = [0.1, 1.0, 3.0, *([] if theirs is None else [8.0])]
+
     @settings(max_examples=EXAMPLES, deadline=None, derandomize=True, database=None)
-    @given(seed=st.integers(0, 2**32 - 1), scale=st.sampled_from([0.1, 1.0, 3.0, 8.0]))
+    @given(seed=st.integers(0, 2**32 - 1), scale=st.sampled_from(scales))
     def holds(seed: int, scale: float) -> None:
         arrays = peers.problem(call, np.random.default_rng(seed), scale=scale)
+        assume(not at_a_bound(call, arrays))
         value, gradient = ours(arrays)
         their_value, their_gradient = (None, None) if theirs is None else theirs(arrays)
         size = np.maximum(np.abs(value), unit)
         if their_value is None or not near(value, their_value, size=size):
-            assert_as_good(value, their_value, exact(call, arrays).value(returns).reshape(value.shape), size=size)
+            assert_as_good(
+                value, their_value, exact(call, arrays).value(returns).reshape(value.shape), size=size, ulps=ulps
+            )
         rows = matrix(gradient, axis)
         their_rows = None if their_gradient is None else matrix(their_gradient, axis)
         if their_rows is None or not near(rows, their_rows, size=np.abs(their_rows).max(1, keepdims=True)):
             slopes, sizes = exact(call, arrays).gradient(returns)
-            assert_as_good(rows, their_rows, slopes, size=sizes.max(1, keepdims=True))
+            assert_as_good(rows, their_rows, slopes, size=sizes.max(1, keepdims=True), ulps=ulps)
 
     holds()
