@@ -12,6 +12,7 @@ import torch
 from problems import EDGES, PROBLEMS
 
 import lossbridge as lb
+from lossbridge.parity.cases import LOSSES
 
 problems = pytest.mark.parametrize(
     ("loss", "y_true", "y_pred", "options"), [p[1:] for p in PROBLEMS], ids=[p[0] for p in PROBLEMS]
@@ -75,7 +76,7 @@ def test_compiled_loss_and_its_backward() -> None:
         torch.testing.assert_close(got, expected)
 
 
-@pytest.mark.parametrize("loss", [name for name in lb.__all__ if name != "value_and_grad"])
+@pytest.mark.parametrize("loss", LOSSES)
 def test_compiles_in_a_new_process(loss) -> None:
     """From a cold start: the first call of lossbridge is inside the compiled function."""
     program = f"""

@@ -87,12 +87,13 @@ def test_import_brings_no_framework() -> None:
 
 def test_all_is_exactly_the_public_surface() -> None:
     public = {name for name, x in vars(lb).items() if not name.startswith("_") and inspect.isfunction(x)}
-    assert sorted(public) == list(lb.__all__)
+    assert sorted({*public, "diagnose"}) == list(lb.__all__)  # diagnose is loaded when it is asked for
+    assert set(lb.__all__) <= set(dir(lb))
     assert all(inspect.getdoc(getattr(lb, name)) for name in lb.__all__)
 
 
 def test_every_loss_is_registered_and_has_a_reference() -> None:
-    losses = set(lb.__all__) - {"value_and_grad"}
+    losses = set(lb.__all__) - {"diagnose", "value_and_grad"}
     assert set(cases.LOSSES) == losses
     assert {case.loss for case in cases.cases()} == losses
     for loss in losses:
