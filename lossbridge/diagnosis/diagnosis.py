@@ -47,7 +47,7 @@ class EquivalenceClass:
         return self._calls()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Probe:
     """A small batch on which the conventions that are left differ: compute your loss on it, and diagnose again."""
 
@@ -76,8 +76,10 @@ class Probe:
     def __str__(self) -> str:
         return "\n".join([*(f"{name} = {_array_text(x)}" for name, x in self.arrays().items()), self.table()])
 
+    __repr__ = __str__
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Diagnosis:
     """What explains the number. `classes` are ranked; where none fits, `nearest` says what comes closest."""
 
@@ -131,6 +133,8 @@ class Diagnosis:
             lines += self.meant.splitlines()
         lines += [f"Warning: {warning}" for warning in self.warnings]
         return "\n".join(lines)
+
+    __repr__ = __str__
 
 
 def diagnose(

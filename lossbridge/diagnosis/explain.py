@@ -81,6 +81,8 @@ def words(h: Hypothesis, batch: Batch) -> str:
         classes = batch.y_pred.shape[-1] if batch.y_pred.ndim else 1
         cure = "use `batchmean`, or multiply" if h.preset.peer.library == "torch" else "multiply"
         said.append(f": divides by N·C; {cure} by C = {classes}")
+    if options.left_out == "zero" == h.convention.left_out:
+        said.append(": what is left out is still counted in the mean")
     differing = differences(h.own, h.convention, batch)
     if differing:
         said.append((", but " if len(said) == 1 else "; and ") + "; ".join(differing))

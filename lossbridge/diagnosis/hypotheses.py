@@ -51,10 +51,9 @@ def presets(setting: Setting) -> Iterator[Preset]:
             fits = peer.targets[0] in ("labels", "distributions", "none")  # labels stand for their one-hot rows
         else:
             fits = "events" in peer.targets
-        for options in _variants(peer) if fits else ():
-            found = _given(peer, options, setting)
-            if found is not None:
-                yield found
+        if fits:
+            found = [_given(peer, options, setting) for options in _variants(peer)]
+            yield from sorted((p for p in found if p is not None), key=lambda p: p.handed != "y_pred")
 
 
 def _variants(peer: Peer) -> Iterator[Convention]:

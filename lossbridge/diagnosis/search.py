@@ -144,9 +144,11 @@ def search(
 
 def _numbers(hypotheses: Sequence[Hypothesis], values: Array, seen: Observation) -> Judged:
     x = float(seen.values)
+    size = abs(x) if x and math.isfinite(x) else 1.0
     with np.errstate(all="ignore"):
         off = np.where((values == x) | (np.isnan(values) & math.isnan(x)), 0.0, np.abs(values - x))
-    off[np.isnan(off)] = math.inf
+        off[np.isnan(off)] = math.inf
+        misfit = off / size
     tight, loose = off <= seen.tight, off <= seen.loose
     sharp = loose
     for half, share in _HALF_OFF.items() if math.isfinite(x) else ():
@@ -156,7 +158,7 @@ def _numbers(hypotheses: Sequence[Hypothesis], values: Array, seen: Observation)
         near = off <= share * abs(x)
         tight = np.where(computed, near & (exact <= seen.tight), tight)
         loose = np.where(computed, near & (exact <= seen.loose), loose)
-    return Judged(values.tolist(), off / (abs(x) if x and math.isfinite(x) else 1.0), tight, loose, sharp)
+    return Judged(values.tolist(), misfit, tight, loose, sharp)
 
 
 def _arrays(
