@@ -14,9 +14,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressC
 
 import lossbridge
 from lossbridge.backend import BACKENDS
+from lossbridge.conventions import PEERS
 from lossbridge.parity import report, vectors
 from lossbridge.parity.cases import DTYPES, LOSSES
 from lossbridge.parity.files import UnusableFile, case_of, load_arrays
+from lossbridge.parity.peers import missing
 from lossbridge.parity.processes import installed, run_workers
 
 app = typer.Typer(
@@ -72,6 +74,9 @@ def parity(
     backend: Annotated[list[str] | None, typer.Option(help="Only this backend; may be repeated.")] = None,
     loss: Annotated[list[str] | None, typer.Option(help="Only this loss; may be repeated. FILE needs one.")] = None,
     dtype: Annotated[list[str] | None, typer.Option(help="Only cases of this dtype; may be repeated.")] = None,
+    peers: Annotated[
+        bool, typer.Option("--peers", help="lossbridge.compat against the libraries' own functions, where installed.")
+    ] = False,
     device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, …")] = "cpu",
     json: Annotated[Path | None, typer.Option(help="Keep every outcome in this file.")] = None,
     html: Annotated[Path | None, typer.Option(help="Keep the table and a plot of errors in this page.")] = None,
@@ -88,11 +93,14 @@ def parity(
 ) -> None:
     """Check every backend against the reference: values and gradients, eager and compiled.
 
+    With --peers every convention of other libraries against the library itself; --loss then names functions, as
+    torch.kl_div, or whole libraries.
+
     Exit status: 0 if all that was asked for ran and agreed, 1 if not, 2 on bad usage.
     """
     backends, losses, dtypes = backend or [], loss or [], dtype or []
     _known("--backend", backends, BACKENDS)
-    _known("--loss", losses, LOSSES)
+    _known("--loss", losses, _peer_names() if peers else LOSSES)
     _known("--dtype", dtypes, DTYPES)
     given = {
         "from_logits": from_logits,
@@ -106,6 +114,10 @@ def parity(
         "reduction": reduction,
     }
     options = {name: option for name, option in given.items() if option is not None}
+    if peers and (file is not None or options):
+        _refuse("--peers has arrays and options of its own; leave out FILE and what describes it")
+    if peers and dtypes:
+        _refuse("--dtype chooses among the built-in cases; --peers compares in float32")
     if file is None and options:
         _refuse(f"--{next(iter(options)).replace('_', '-')} describes your own arrays; name their .npz FILE too")
     if file is not None:
@@ -129,6 +141,7 @@ def parity(
         "dtypes": dtypes,
         "file": None if file is None else str(file),
         "options": options,
+        "peers": peers,
     }
     with Progress(
         TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=err
@@ -143,16 +156,23 @@ def parity(
             on_outcome=lambda name, outcome: progress.advance(bars[name]),
         )
     agreed = _all_agreed(runs, backends)
-    out.print(report.TITLE, highlight=False)
+    about = report.PEERS if peers else report.CASES
+    absent = [f"{library}: not installed, and not compared" for library in missing()] if peers else []
+    out.print(about.title, highlight=False)
     out.print(report.table(runs))
-    out.print(report.LEGEND, style="dim")
-    for line in report.closing_lines(runs, backends):
+    out.print(about.legend, style="dim")
+    for line in (*absent, *report.closing_lines(runs, backends)):
         out.print(line, markup=False, highlight=False, soft_wrap=True)
     if json is not None:
         report.write_json(json, runs, device, agreed)
     if html is not None:
-        report.write_html(html, runs, device, backends)
+        report.write_html(html, runs, device, backends, about, more=absent)
     raise typer.Exit(AGREED if agreed else DISAGREED)
+
+
+def _peer_names() -> list[str]:
+    others = [peer for peer in PEERS if peer.library != "lossbridge"]
+    return list(dict.fromkeys([*(peer.library for peer in others), *(peer.name for peer in others)]))
 
 
 def _all_agreed(runs: list[Any], named: list[str]) -> bool:

@@ -94,10 +94,10 @@ class Rows:
             invalid = ~fits & kept
         else:
             target = matrix(np.atleast_1d(batch.y_true))
-        last = axis in (-1, batch.y_pred.ndim - 1)  # whose rows masks and weights are of
-        if batch.mask is not None and last:
-            kept = kept & _per_row(batch.mask, batch, axis, count).astype(bool)
-        weight = None if batch.sample_weight is None or not last else _per_row(batch.sample_weight, batch, axis, count)
+        mask = _per_row(batch.mask, batch, axis, count)
+        if mask is not None:
+            kept = kept & mask.astype(bool)
+        weight = _per_row(batch.sample_weight, batch, axis, count)
         class_weight = None if batch.class_weight is None else np.asarray(batch.class_weight, np.float64).reshape(-1)
         if class_weight is not None and class_weight.size != classes:
             class_weight = None
@@ -112,12 +112,13 @@ class Rows:
         )
 
 
-def _per_row(x: Array, batch: Batch, axis: int, count: int) -> Array:
-    """A weight or mask, of the per-sample shape or its leading axes, one number a row."""
+def _per_row(x: Array | None, batch: Batch, axis: int, count: int) -> Array | None:
+    """A weight or mask of the samples' shape, or its leading axes, one number a row; None if it is of another axis'."""
     shape = batch.y_pred.shape
     samples = tuple(np.delete(shape, axis)) if len(shape) > 1 else shape
-    x = np.asarray(x, np.float64)
-    x = x.reshape(x.shape + (1,) * (len(samples) - x.ndim)) if x.ndim < len(samples) else x
+    if x is None or x.shape != samples[: x.ndim]:
+        return None
+    x = np.asarray(x, np.float64).reshape(x.shape + (1,) * (len(samples) - x.ndim))
     return np.broadcast_to(x, samples).reshape(count)
 
 

@@ -22,7 +22,7 @@ import numpy as np
 from lossbridge.backend import BACKENDS, Backend
 from lossbridge.compat.deviations import DEVIATIONS
 from lossbridge.conventions import PEERS, Convention, Peer
-from lossbridge.diagnosis.evaluate import Batch, Quantity, scalars, scale
+from lossbridge.diagnosis.evaluate import Batch, Quantity, scalars, scale, weights
 from lossbridge.diagnosis.evaluate import arrays as convention_arrays
 from lossbridge.parity.check import Outcome, spacing
 
@@ -105,6 +105,11 @@ def all_calls() -> list[Call]:
     return [call for peer in PEERS if peer.library != "lossbridge" for call in calls(peer)]
 
 
+def wanted(peer: Peer, names: Sequence[str]) -> bool:
+    """Whether the function is one of those named, by its name or its library's; all are, if none is named."""
+    return not names or peer.name in names or peer.library in names
+
+
 # Arrays.
 
 
@@ -158,6 +163,18 @@ def own_function(library: str, function: str) -> Callable[..., Any] | None:
     return next((getattr(module, function) for module in modules if hasattr(module, function)), None)
 
 
+def missing() -> list[str]:
+    """The libraries that are not installed."""
+    return [library for library in _MODULES if importlib.util.find_spec(library) is None]
+
+
+def keras_backend(backend: str) -> str:
+    """Keras' own, beside arrays of this backend. On NumPy it has no gradients, and clips what others do not."""
+    if backend != "numpy":
+        return backend
+    return next((name for name in ("tensorflow", "torch", "jax") if importlib.util.find_spec(name)), "numpy")
+
+
 def our_function(library: str, function: str) -> Callable[..., Any]:
     return getattr(importlib.import_module(f"lossbridge.compat.{library}"), function)
 
@@ -176,6 +193,7 @@ def runner(
     function: Callable[..., Any],
     call: Call,
     dtype: str,
+    device: str = "cpu",
     *,
     differentiable: bool = True,
     compiled: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda function: function,
@@ -184,7 +202,7 @@ def runner(
     label_dtype = "int64" if b.name == "torch" else "int32"  # PyTorch's own functions take no other
 
     def placed(x: Array) -> Any:
-        return b.place(x, label_dtype if x.dtype.kind in "iu" else dtype, "cpu")
+        return b.place(x, label_dtype if x.dtype.kind in "iu" else dtype, device)
 
     def loss(pred: Any, target: Any, arrays: Mapping[str, Any]) -> Any:
         # Copies, because Keras on PyTorch writes into the weights.
@@ -208,7 +226,7 @@ def runner(
     run = compiled(both)
 
     def evaluate(problem: Problem) -> tuple[Array, Array | None]:
-        with b.scope(dtype, "cpu"), warnings.catch_warnings():
+        with b.scope(dtype, device), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of functions that libraries have renamed
             target = None if problem.target is None else placed(problem.target)
             weights = {name: placed(getattr(problem, name)) for name in ("class_weight", "sample_weight")}
@@ -221,48 +239,56 @@ def runner(
 # Judgement.
 
 
-def by_convention(call: Call, arrays: Problem, dtype: str) -> tuple[Array, Array]:
-    """What the registry's convention gives in float64: the value and the gradient."""
-    c = call.convention.resolved(float(np.finfo(dtype).eps))
-    pred = arrays.pred.astype(dtype)
+def by_convention(call: Call, arrays: Problem) -> tuple[Array, Array, Array]:
+    """What the registry's convention gives in float64: the value, the gradient, and the size of what it is made of."""
+    c, pred = call.convention.resolved(float(np.finfo(np.float32).eps)), arrays.pred
     target = pred if arrays.target is None else arrays.target
     batch = Batch(target, pred, arrays.class_weight, arrays.sample_weight, None, call.ignored)
+    rows, axis = batch.rows(c.axis), c.axis if pred.ndim > 1 else 0
     returns: Quantity = "samples" if call.peer.returns == "columns" else call.peer.returns
     if returns == "scalar":
         value, factor = scalars(batch, [c])[0], scale(c, batch, "gradient")
     else:
         factor = scale(c, batch, returns)
         value = convention_arrays(batch, c, returns, slice(None)) * factor
-    rows = convention_arrays(batch, c, "gradient", slice(None)) * factor
-    axis = c.axis if pred.ndim > 1 else 0
-    return np.asarray(value), np.moveaxis(rows.reshape(*np.delete(pred.shape, axis), -1), -1, axis).reshape(pred.shape)
+        value = value.reshape(np.delete(pred.shape, axis) if returns == "samples" else pred.shape)
+    slopes = convention_arrays(batch, c, "gradient", slice(None)) * factor
+    sizes = np.abs(slopes)
+    if c.activation in ("softmax", "sigmoid"):  # the difference of shares and targets
+        sizes = np.maximum(sizes, np.abs(rows.target * factor * weights(c, rows)[:, None]))
+    sizes = np.broadcast_to(sizes.max(1, keepdims=True), sizes.shape)
+
+    def as_pred(x: Array) -> Array:
+        return np.moveaxis(x.reshape(*np.delete(pred.shape, axis), -1), -1, axis).reshape(pred.shape)
+
+    return np.asarray(value), as_pred(slopes), as_pred(sizes)
 
 
-def outcome(b: Backend, call: Call, dtype: str, *, problems: int = 5) -> Outcome:
-    """Ours beside the library's own on a few problems: the worst distance, and what is wrong.
+def outcome(b: Backend, call: Call, device: str = "cpu", *, problems: int = 5) -> Outcome:
+    """Ours beside the library's own, on the CPU, on a few float32 problems: the worst distance, and what is wrong.
 
     Where ours is further than `ULPS` from the library's, it has to be nearer to the convention in float64, and its
     distance from that counts.
     """
     name = call.peer.library, call.peer.function
-    said = partial(Outcome, call.peer.name, call.name, "eager", dtype)
+    said = partial(Outcome, call.peer.name, call.name, "eager", "float32")
     try:
         own = own_function(*name)
-        ours, theirs = runner(b, our_function(*name), call, dtype), None
+        ours, theirs = runner(b, our_function(*name), call, "float32", device), None
         own_backend = home(name[0])
         if own is not None and not refused(call, own_backend.name):
-            theirs = runner(own_backend, own, call, dtype, differentiable=own_backend.name != "numpy")
+            theirs = runner(own_backend, own, call, "float32", differentiable=own_backend.name != "numpy")
         worst, faults = np.zeros((2, 2)), []
+        unit = 1.0 if call.convention.activation == "none" else 0.0  # near p = 1 the rounding of p is that of 1
         for seed in range(problems):
             arrays = problem(call, np.random.default_rng(seed))
-            exact = by_convention(call, arrays, dtype)
+            exact = by_convention(call, arrays)
             found = ours(arrays)
             other = (None, None) if theirs is None else theirs(arrays)
             for i, quantity in enumerate(("value", "gradient")):
-                error, relative, fault = _distance(
-                    found[i], other[i], exact[i], dtype, call, gradient=quantity != "value"
-                )
-                worst[i] = np.maximum(worst[i], (error, relative))
+                size = exact[2] if i else np.maximum(np.abs(exact[0]), unit)
+                distance, relative, fault = _distance(found[i], other[i], exact[i], size)
+                worst[i] = np.maximum(worst[i], (distance, relative))
                 faults += [f"{quantity} {fault}"] if fault else []
     except Exception as error:
         return said(fault=f"{type(error).__name__}: {error}".splitlines()[0])
@@ -275,21 +301,13 @@ def outcome(b: Backend, call: Call, dtype: str, *, problems: int = 5) -> Outcome
     )
 
 
-def _distance(
-    ours: Array | None, theirs: Array | None, exact: Array, dtype: str, call: Call, *, gradient: bool
-) -> tuple[float, float, str]:
+def _distance(ours: Array | None, theirs: Array | None, exact: Array, size: Array) -> tuple[float, float, str]:
+    """The worst, in units in the last place at `size`, and relative to it; and what is wrong."""
     assert ours is not None
     theirs = exact if theirs is None else theirs
     if ours.shape != exact.shape or theirs.shape != exact.shape:
         return math.inf, math.inf, f"has shape {ours.shape}, the library's {theirs.shape}"
-    largest = np.maximum(np.abs(exact), np.abs(theirs))
-    if gradient and largest.ndim:  # of the row's largest entry
-        largest = np.broadcast_to(
-            largest.max(call.convention.axis if largest.ndim > 1 else 0, keepdims=True), exact.shape
-        )
-    elif call.convention.activation == "none":  # near p = 1 the rounding of p is that of 1
-        largest = np.maximum(largest, 1.0)
-    unit = spacing(largest, dtype)
+    unit = spacing(size, "float32")
     with np.errstate(invalid="ignore"):
         off = np.where(ours == theirs, 0.0, np.abs(ours - theirs.astype(np.float64)) / unit)
         from_exact = np.where(ours == exact, 0.0, np.abs(ours - exact) / unit)
@@ -300,7 +318,8 @@ def _distance(
     if wrong.any():
         index = tuple(int(i) for i in np.argwhere(wrong)[0])
         where = f"{ours[index]:.9g}{f' at {index}' if index else ''}, the library's {theirs[index]:.9g}"
-    return float(error.max(initial=0.0)), float((error * unit / np.maximum(largest, 1e-300)).max(initial=0.0)), where
+    relative = np.divide(error * unit, size, out=np.zeros_like(error), where=size > 0)
+    return float(error.max(initial=0.0)), float(relative.max(initial=0.0)), where
 
 
 def refused(call: Call, backend: str) -> bool:

@@ -17,6 +17,7 @@ from rich import box
 from rich.table import Table
 
 import lossbridge
+from lossbridge.parity import peers
 from lossbridge.parity.cases import KERAS_EXAMPLE
 from lossbridge.parity.check import Outcome
 from lossbridge.parity.processes import BackendRun
@@ -43,8 +44,17 @@ def rows(runs: list[BackendRun]) -> list[Row]:
     if any(_is_example(outcome) for outcome in outcomes):
         found.append(Row((KERAS_EXAMPLE.name,), tuple(_example_cell(run) for run in runs)))
     for loss in dict.fromkeys(outcome.loss for outcome in outcomes):
-        found.append(Row((loss, "  gradient"), tuple(_cell(run, loss) for run in runs)))
+        labels = (loss, "  gradient") if "." not in loss else _in_two(loss)
+        found.append(Row(labels, tuple(_cell(run, loss) for run in runs)))
     return found
+
+
+def _in_two(name: str, width: int = 30) -> tuple[str, ...]:
+    """A long name of a function, broken behind a point or an underscore."""
+    if len(name) <= width:
+        return (name,)
+    at = max(name.rfind("_", 0, width), name.rfind(".", 0, width)) + 1
+    return name[:at], f"  {name[at:]}"
 
 
 def _is_example(outcome: Outcome) -> bool:
@@ -101,11 +111,24 @@ def _coloured(cell: Cell) -> str:
     return text if cell.good else f"[red]{text}[/red]" if cell.good is False else f"[dim]{text}[/dim]"
 
 
-TITLE = "Worst error against the reference: units in the last place, relative"
-LEGEND = (
+@dataclass(frozen=True)
+class About:
+    """The words around a table."""
+
+    title: str
+    legend: str
+
+
+CASES = About(
+    "Worst error against the reference: units in the last place, relative",
     "Eager and compiled. Units of float32 or float64 for values, at the exact value, or at 1 where probabilities go "
     "in; of the input's dtype for gradients, at the row's largest entry. Relative to the same, in float32 and float64. "
-    "Each case states its own tolerance; float16 and bfloat16 are judged on their rounded inputs."
+    "Each case states its own tolerance; float16 and bfloat16 are judged on their rounded inputs.",
+)
+PEERS = About(
+    "lossbridge.compat beside the libraries' own functions: units in the last place, relative",
+    f"Value above, gradient below; units as of the losses. Within {peers.ULPS} of the library's own, or nearer to the "
+    "convention that the registry states, whose distance then counts. Known departures: docs/conventions.md.",
 )
 
 
@@ -180,7 +203,9 @@ svg {{ max-width: 100%; height: auto }}
 """
 
 
-def write_html(path: Path, runs: list[BackendRun], device: str, named: Iterable[str]) -> None:
+def write_html(
+    path: Path, runs: list[BackendRun], device: str, named: Iterable[str], about: About, *, more: Iterable[str] = ()
+) -> None:
     """One page that needs no other file."""
     head = "".join(
         f"<th>{html.escape(run.backend)}<br><small>{html.escape(run.version or run.status)}</small></th>"
@@ -195,9 +220,9 @@ def write_html(path: Path, runs: list[BackendRun], device: str, named: Iterable[
         labels = "<br>".join(html.escape(label.strip()) for label in row.labels)
         body += f"<tr><th>{labels}</th>{cells}</tr>\n"
     page = _PAGE.format(
-        verdict="<br>".join(html.escape(line) for line in closing_lines(runs, named)),
-        table=f"<table><caption>{TITLE}</caption><tr><th>loss</th>{head}</tr>\n{body}</table>",
-        legend=html.escape(LEGEND),
+        verdict="<br>".join(html.escape(line) for line in (*more, *closing_lines(runs, named))),
+        table=f"<table><caption>{html.escape(about.title)}</caption><tr><th>loss</th>{head}</tr>\n{body}</table>",
+        legend=html.escape(about.legend),
         plot=_plot(runs),
         version=lossbridge.__version__,
         machine=html.escape(platform.platform()),

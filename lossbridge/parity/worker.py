@@ -8,12 +8,15 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lossbridge.backend import BACKENDS
+from lossbridge.backend import BACKENDS, Backend
+from lossbridge.parity import peers
 from lossbridge.parity.cases import Case, cases
-from lossbridge.parity.check import Runner, in_order
+from lossbridge.parity.check import Outcome, Runner, in_order
 from lossbridge.parity.files import case_of
 
 
@@ -30,6 +33,22 @@ def selected(request: dict[str, Any]) -> list[Case]:
     ]
 
 
+def jobs(b: Backend, request: dict[str, Any]) -> list[tuple[str, Callable[[], Outcome]]]:
+    """What is to be checked: words for it, and what checks it."""
+    if request["peers"]:
+        return [
+            (f"{call.peer.name}, {call.name}", partial(peers.outcome, b, call, request["device"]))
+            for call in peers.all_calls()
+            if peers.wanted(call.peer, request["losses"])
+        ]
+    runner = Runner(b, request["device"])
+    return [
+        (f"{case.loss}, {case.name}, {mode}", partial(runner.outcome, case, mode))
+        for case in in_order(selected(request))
+        for mode in runner.modes()
+    ]
+
+
 def main() -> None:
     # Frameworks write to standard output as they like; the lines of JSON keep the original to themselves.
     lines = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
@@ -39,17 +58,17 @@ def main() -> None:
     def say(**message: Any) -> None:
         print(json.dumps(message), file=lines, flush=True)
 
+    if request["peers"]:
+        os.environ["KERAS_BACKEND"] = peers.keras_backend(request["backend"])  # before Keras is imported
     b = BACKENDS[request["backend"]]()
     if request["device"] not in b.devices():
         say(no_device=f"no device {request['device']}; present: {', '.join(b.devices())}", version=b.version())
         return
-    runner = Runner(b, request["device"])
-    todo = in_order(selected(request))
-    say(version=b.version(), total=len(todo) * len(runner.modes()))
-    for case in todo:
-        for mode in runner.modes():
-            say(start=f"{case.loss}, {case.name}, {mode}")
-            say(outcome=runner.outcome(case, mode).as_dict())
+    todo = jobs(b, request)
+    say(version=b.version(), total=len(todo))
+    for words, check in todo:
+        say(start=words)
+        say(outcome=check().as_dict())
     say(done=True)
 
 
