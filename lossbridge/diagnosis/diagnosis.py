@@ -176,7 +176,7 @@ def diagnose(
 
     >>> y_true, y_pred = [[0, 1, 0], [0, 0, 1]], [[0.05, 0.95, 0.0], [0.1, 0.8, 0.1]]
     >>> print(diagnose(y_true, y_pred, 1.697965).classes[0].explanations[0].words)
-    lossbridge's `categorical_crossentropy`, but logarithms to base 2 (bits)
+    Keras' `CategoricalCrossentropy`, but logarithms to base 2 (bits)
 
     Source: the conventions of `lossbridge.conventions`; the table in docs/conventions.md.
     """

@@ -109,7 +109,7 @@ def test_arguments_after_the_arrays_are_keywords() -> None:
         assert set(kinds[2:]) == {inspect.Parameter.KEYWORD_ONLY}
 
 
-@pytest.mark.parametrize("module", ["", "losses", "information", "compat.torch"])
+@pytest.mark.parametrize("module", ["", "losses", "information", "compat.torch", "diagnosis.diagnosis"])
 def test_examples_in_docstrings(module) -> None:
     failed, tried = doctest.testmod(importlib.import_module(f"lossbridge.{module}".rstrip(".")))
     assert tried > 0

@@ -162,6 +162,106 @@ def test_a_missing_device_is_named() -> None:
     assert "no device cuda; present: cpu" in result.stdout
 
 
+# --peers: the libraries' own functions. All four backends: `nox -s parity -- --peers`.
+
+
+def test_peers(tmp_path) -> None:
+    kept, page = tmp_path / "p.json", tmp_path / "p.html"
+    names = ["--loss", "sklearn", "--loss", "torch.kl_div"]
+    result = run("parity", "--peers", *names, "--backend", "numpy", "--json", kept, "--html", page)
+    assert "lossbridge.compat beside the libraries' own functions" in result.stdout
+    assert "sklearn.log_loss_before_1_5" in result.stdout
+    outcomes = json.loads(kept.read_text())["backends"][0]["outcomes"]
+    assert {outcome["loss"] for outcome in outcomes} == {
+        "sklearn.log_loss",
+        "sklearn.log_loss_before_1_5",
+        "torch.kl_div",
+    }
+    assert {"defaults", "reduction='batchmean'", "normalize=False"} <= {outcome["case"] for outcome in outcomes}
+    assert "torch.kl_div" in page.read_text()
+
+
+def test_peers_names_what_is_not_installed(monkeypatch) -> None:
+    monkeypatch.setattr("lossbridge.cli.missing", lambda: ["optax"])
+    assert "optax: not installed, and not compared" in run("parity", "--peers", "--loss", "scipy").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--loss", "log_loss"], "--loss log_loss is unknown; use one of keras, torch"),
+        (["--dtype", "float16"], "--peers compares in float32"),
+        (["--epsilon", "0.1"], "leave out FILE and what describes it"),
+        (["own.npz"], "leave out FILE and what describes it"),
+    ],
+)
+def test_bad_usage_of_peers(arguments, words) -> None:
+    assert words in run("parity", "--peers", *arguments, code=2).stderr
+
+
+# diagnose.
+
+
+@pytest.fixture
+def keras_example(save):
+    return save(y_true=[[0, 1, 0], [0, 0, 1]], y_pred=[[0.05, 0.95, 0], [0.1, 0.8, 0.1]])
+
+
+def test_diagnose(keras_example, tmp_path) -> None:
+    result = run("diagnose", keras_example, "--observed", "1.1769392")
+    assert result.stdout.startswith("1.1769392: Keras' `CategoricalCrossentropy`\n")
+    assert "sklearn.metrics.log_loss(y_true, y_pred)" in result.stdout
+    assert "comparing conventions" in result.stderr
+    probe = tmp_path / "probe.npz"
+    result = run("diagnose", keras_example, "--observed", 0.3923, "--expected", "torch.kl_div", "--probe", probe)
+    assert "divides by N·C; use `batchmean`, or multiply by C = 3" in result.stdout
+    assert "Meant: PyTorch's `kl_div`" in result.stdout
+    assert f"Compute your loss on the batch in {probe}" in result.stdout
+    with np.load(probe) as arrays:
+        assert arrays["y_true"].shape == arrays["y_pred"].shape
+        assert arrays["y_pred"].shape[1] == 3
+    assert "nothing fits" in run("diagnose", keras_example, "--observed", "77777.777", code=1).stdout
+
+
+def test_diagnose_what_the_file_holds(save) -> None:
+    """Weights, per-sample values, and several batches."""
+    rng = np.random.default_rng(0)
+    p = rng.dirichlet(np.ones(4), 6)
+    labels, weight = rng.integers(0, 4, 6), rng.uniform(0.5, 2, 4)
+    values = lossbridge.sparse_categorical_crossentropy(labels, p, class_weight=weight, reduction="none")
+    path = save(y_true=labels, y_pred=p, class_weight=weight, observed=values)
+    assert "class_weight" in run("diagnose", path).stdout
+    path = save(y_true=labels, y_pred=p)
+    mean = f"{lossbridge.sparse_categorical_crossentropy(labels, p):.4g}"
+    run("diagnose", path, path, "--observed", mean, "--observed", mean)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "holds no array observed; give the number to explain with --observed"),
+        (["--observed", "one"], "observed is 'one', which is no number"),
+        (["--observed", "1", "--observed", "2"], "--observed is given 2 times for 1 files; give it once a file"),
+        (["--observed", "1", "--expected", "keras.hinge"], "expected 'keras.hinge' is unknown"),
+        (["--observed", "1", "--quantity", "slope"], "quantity is 'slope'"),
+        (["--observed", "1", "--probe", "nowhere/p.npz"], "nowhere/p.npz cannot be written"),
+    ],
+)
+def test_bad_usage_of_diagnose(keras_example, arguments, words) -> None:
+    result = run("diagnose", keras_example, *arguments, code=2)
+    assert words in result.stderr
+    assert not result.stdout
+
+
+@pytest.mark.parametrize("name", [name for name in REFUSED if name != "labels"])
+def test_diagnose_refuses_unusable_files(tmp_path, arrays, name) -> None:
+    write, words = REFUSED[name]
+    path = tmp_path / "own.npz"
+    write(path, arrays)
+    result = run("diagnose", path, "--observed", 1, code=2)
+    assert words in result.stderr.splitlines()[-1]
+
+
 def test_every_dtype_is_covered() -> None:
     assert {case.dtype for case in cases()} == set(DTYPES)
 

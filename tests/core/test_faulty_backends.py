@@ -54,6 +54,13 @@ def test_parity_reports_each_kind_of_fault(tmp_path, kind) -> None:
     assert "in full agreement: none" in result.stdout
 
 
+@pytest.mark.parametrize("kind", ["value", "gradient", "reduction"])
+def test_peers_report_it_too(tmp_path, kind) -> None:
+    result, report = parity(tmp_path, FAULTS[kind][0], "--peers", "--loss", "torch.cross_entropy", "--loss", "sklearn")
+    assert result.returncode == 1
+    assert any(outcome["fault"] for outcome in report["outcomes"])
+
+
 def test_parity_without_a_fault_agrees(tmp_path) -> None:
     result, report = parity(tmp_path, "pass")
     assert result.returncode == 0, result.stdout
