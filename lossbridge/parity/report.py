@@ -127,8 +127,8 @@ CASES = About(
 )
 PEERS = About(
     "lossbridge.compat beside the libraries' own functions: units in the last place, relative",
-    f"Value above, gradient below; units as of the losses. Within {peers.ULPS} of the library's own, or nearer to the "
-    "convention that the registry states, whose distance then counts. Known departures: docs/conventions.md.",
+    f"Value above, gradient below, in float32; units as of the losses. Within {peers.ULPS} of the library's own, or "
+    "nearer than it to what it gives in float64, whose distance then counts. Departures: docs/conventions.md.",
 )
 
 
