@@ -45,8 +45,9 @@ def lowest(session: nox.Session) -> None:
     """The NumPy backend with the oldest NumPy that the package allows."""
     install(session, "test", extras="cli")
     session.install("numpy==2.0.*", "ml-dtypes")
-    # What is compared with PyTorch itself needs PyTorch, whose NumPy is another.
-    session.run("pytest", "tests/backends", "--backend", "numpy", "--ignore", "tests/backends/test_compat_torch.py")
+    # What is compared with other libraries needs those, whose NumPy is another.
+    others = ("--ignore-glob", "*/test_compat*.py", "--ignore", "tests/backends/test_diagnosis_calls.py")
+    session.run("pytest", "tests/backends", "--backend", "numpy", *others)
 
 
 @nox.session
@@ -54,6 +55,13 @@ def parity(session: nox.Session) -> None:
     """Every backend against the reference; takes the command's options: `nox -s parity -- --backend torch`."""
     install(session, "frameworks")
     session.run("lossbridge", "parity", *session.posargs)
+
+
+@nox.session
+def trial(session: nox.Session) -> None:
+    """How often a diagnosis is right: the table of docs/diagnose.md."""
+    install(session, extras="cli")
+    session.run("python", "-m", "lossbridge.diagnosis.trial")
 
 
 @nox.session
@@ -78,7 +86,8 @@ def types(session: nox.Session) -> None:
 
 
 @nox.session
-def figures(session: nox.Session) -> None:
-    """Draws the pictures of docs/theory.md again."""
+def docs(session: nox.Session) -> None:
+    """Writes the tables of docs/conventions.md, and draws the pictures of docs/theory.md again."""
     install(session, extras="cli")
+    session.run("python", "docs/make_conventions.py")
     session.run("python", "docs/make_figures.py")

@@ -283,7 +283,6 @@ _KERAS = (
         "distributions",
         _KERAS_CATEGORICAL,
         {"activation": _LOGITS, "label_smoothing": _SMOOTHING, "axis": "axis={}"},
-        "From logits nothing is clipped.",
     ),
     *_keras(
         "sparse_categorical_crossentropy",
@@ -299,7 +298,7 @@ _KERAS = (
         "events",
         _KERAS_BINARY,
         {"activation": _BINARY_LOGITS, "label_smoothing": _SMOOTHING},
-        "The mean along the last axis. From logits nothing is clipped.",
+        "The mean along the last axis.",
     ),
     *_keras(
         "kl_divergence",
@@ -307,7 +306,6 @@ _KERAS = (
         "distributions",
         _KERAS_DIVERGENCE,
         {},
-        "Both arguments are clipped.",
     ),
     *_keras(
         "categorical_focal_crossentropy",
@@ -351,7 +349,7 @@ _TORCH = (
             "divisor": {"weights": "", "one": "reduction='sum'"},
         },
         "scalar",
-        note="Classes along axis 1. A mean divides by the weights of the targets' classes.",
+        note="With class weights a mean of labels divides by Σ w_y.",
     ),
     Peer(
         "torch",
@@ -365,7 +363,7 @@ _TORCH = (
             "divisor": {"samples": "", "one": "reduction='sum'"},
         },
         "scalar",
-        note="Classes along axis 1. A mean divides by the number of targets, whatever their weights.",
+        note="A mean of distributions divides by their number, also with class weights.",
     ),
     Peer(
         "torch",
@@ -379,7 +377,6 @@ _TORCH = (
             "divisor": {"weights": "", "one": "reduction='sum'"},
         },
         "scalar",
-        note="Classes along axis 1.",
     ),
     Peer(
         "torch",
@@ -402,7 +399,6 @@ _TORCH = (
         Convention("binary", clip="floor", divisor="elements"),
         {"divisor": _PYTORCH_REDUCTIONS},
         "scalar",
-        note="Logarithms are at least −100.",
     ),
     Peer(
         "torch",
@@ -524,7 +520,6 @@ _SCIPY = (
         Convention("divergence", renormalise="both", axis=0),
         {"base": "base={}", "axis": "axis={}"},
         "columns",
-        note="Classes along axis 0; both arguments are renormalised.",
     ),
     Peer(
         "scipy",

@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields
 from functools import partial
 
 import numpy as np
+from rich import box
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -101,9 +102,9 @@ def _place(h: Hypothesis, classes: Sequence[Sequence[Fit]]) -> float:
 
 
 def main() -> None:
-    table = Table("data", title="The true convention, among all that the search knows", title_justify="left")
-    for heading in ("conventions", "probes:\nfirst class", "as simple as\nits first", "ordinary:\nfirst 3 classes"):
-        table.add_column(heading, justify="right")
+    table = Table("data", box=box.MARKDOWN)
+    for heading in ("conventions", "probes: first class", "as simple as its first", "ordinary: first 3 classes"):
+        table.add_column(heading, justify="right", no_wrap=True)
     scores = []
     with Progress(console=Console(stderr=True)) as progress:
         for kind, batch in ordinary_batches():
@@ -112,8 +113,8 @@ def main() -> None:
     total = Score("all", *(sum(getattr(s, f.name) for s in scores) for f in fields(Score)[1:]))
     for s in (*scores, total):
         shares = (s.probe_first / s.tried, s.probe_simplest / s.tried, s.ordinary_three / s.ordinary)
-        table.add_row(s.kind, str(s.tried), *(f"{share:.1%}" for share in shares), end_section=s is scores[-1])
-    Console().print(table)
+        table.add_row(s.kind, str(s.tried), *(f"{math.floor(1000 * share) / 10} %" for share in shares))
+    Console(width=130).print(table)
 
 
 if __name__ == "__main__":

@@ -81,6 +81,13 @@ def test_float32(lib, name, x, target, options) -> None:
     np.testing.assert_allclose(lib.b.to_numpy(value), of_torch(name, x, lib.b.to_numpy(target), options)[0], rtol=2e-6)
 
 
+def test_the_gradient_of_pytorchs_convention(lib) -> None:
+    """Of the very logarithm: nothing is renormalised, where Keras' gradient is [−.4286, 1, 1]."""
+    p = lib.array([[0.7, 0.2, 0.1]])
+    _, gradient = lib.b.value_and_grad(lambda p: compat.nll_loss(lib.b.log(p), lib.array([0])), p)
+    np.testing.assert_allclose(lib.b.to_numpy(gradient), [[-1 / 0.7, 0, 0]], rtol=1e-6)
+
+
 def test_errors(lib) -> None:
     x, labels = lib.array(LOGITS), lib.array(LABELS)
     with pytest.raises(TypeError, match="input has dtype int32, and logits and probabilities are floating-point"):

@@ -8,6 +8,7 @@ one).
 from __future__ import annotations
 
 import doctest
+import importlib
 import os
 import re
 import subprocess
@@ -69,6 +70,13 @@ def test_links_between_pages_lead_somewhere() -> None:
     for page in PAGES:
         for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text(encoding="utf-8")):
             assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+def test_the_tables_of_conventions_are_what_the_registry_says() -> None:
+    sys.path.insert(0, str(ROOT / "docs"))
+    make_conventions = importlib.import_module("make_conventions")
+    page = make_conventions.PAGE.read_text(encoding="utf-8")
+    assert make_conventions.filled(page) == page, "run python docs/make_conventions.py"
 
 
 def test_the_table_of_peers_is_the_tested_one() -> None:
