@@ -41,8 +41,10 @@ DIVISORS = {
 
 
 def conventions() -> str:
-    headings = "function, of, takes, clipped, rows made to sum 1, result; a mean divides by, axis, options".split(", ")
-    lines = [f"| {' | '.join(headings)} |", "|---" * len(headings) + "|"]
+    lines = [
+        "| function | of | takes | clipped | rows made to sum 1 | result; a mean divides by | axis | options |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for peer in PEERS:
         if peer.library != "lossbridge":
             lines.append(f"| {' | '.join(_row(peer))} |")
