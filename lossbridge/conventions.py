@@ -121,134 +121,51 @@ _FOCAL = Convention("focal", renormalise="predictions", clip="both", epsilon=1e-
 _BINARY_FOCAL = Convention("binary focal", clip="both", epsilon=1e-7, gamma=2.0, divisor="elements")
 _BALANCED: Mapping[Any, str] = {None: "", 0.25: "apply_class_balancing=True"}
 
+_EPSILON: Options = {"clip": _OUR_CLIP, "epsilon": "epsilon={}"}
+_OUR_COMMON: Options = {**_EPSILON, "axis": "axis={}", "sample_weight": _SAMPLE_WEIGHT, "divisor": _OURS}
+_OUR_CATEGORICAL: Options = {"activation": _LOGITS, "label_smoothing": _SMOOTHING, **_OUR_COMMON}
+_OUR_BINARY: Options = {
+    "activation": _BINARY_LOGITS,
+    "label_smoothing": _SMOOTHING,
+    **_EPSILON,
+    "sample_weight": _SAMPLE_WEIGHT,
+    "divisor": {"elements": "", "classes": "reduction='sum'"},
+}
+_FOCUS: Options = {"alpha": "alpha={}", "gamma": "gamma={}"}
+
+
+def _ours(function: str, targets: Targets, convention: Convention, options: Options) -> Peer:
+    return Peer("lossbridge", function, (targets,), _ORDER, convention, options, "scalar")
+
+
 _LOSSBRIDGE = (
-    Peer(
-        "lossbridge",
+    _ours(
         "categorical_crossentropy",
-        ("distributions",),
-        _ORDER,
+        "distributions",
         _KERAS_CATEGORICAL,
-        {
-            "activation": _LOGITS,
-            "clip": _OUR_CLIP,
-            "epsilon": "epsilon={}",
-            "label_smoothing": _SMOOTHING,
-            "class_weight": _CLASS_WEIGHT,
-            "sample_weight": _SAMPLE_WEIGHT,
-            "axis": "axis={}",
-            "divisor": _OURS,
-        },
-        "scalar",
+        {**_OUR_CATEGORICAL, "class_weight": _CLASS_WEIGHT},
     ),
-    Peer(
-        "lossbridge",
+    _ours(
         "sparse_categorical_crossentropy",
-        ("labels",),
-        _ORDER,
+        "labels",
         _KERAS_CATEGORICAL,
-        {
-            "activation": _LOGITS,
-            "clip": _OUR_CLIP,
-            "epsilon": "epsilon={}",
-            "label_smoothing": _SMOOTHING,
-            "class_weight": _CLASS_WEIGHT,
-            "sample_weight": _SAMPLE_WEIGHT,
-            "axis": "axis={}",
-            "divisor": _OURS,
-            "left_out": {"removed": "ignore_class={ignored}"},
-        },
-        "scalar",
+        {**_OUR_CATEGORICAL, "class_weight": _CLASS_WEIGHT, "left_out": {"removed": "ignore_class={ignored}"}},
     ),
-    Peer(
-        "lossbridge",
-        "binary_crossentropy",
-        ("events",),
-        _ORDER,
-        _KERAS_BINARY,
-        {
-            "activation": _BINARY_LOGITS,
-            "clip": _OUR_CLIP,
-            "epsilon": "epsilon={}",
-            "label_smoothing": _SMOOTHING,
-            "sample_weight": _SAMPLE_WEIGHT,
-            "divisor": {"elements": "", "classes": "reduction='sum'"},
-        },
-        "scalar",
-    ),
-    Peer(
-        "lossbridge",
-        "log_loss",
-        ("labels",),
-        _ORDER,
-        Convention(clip="both", epsilon=1e-7),
-        {
-            "activation": _LOGITS,
-            "clip": _OUR_CLIP,
-            "epsilon": "epsilon={}",
-            "sample_weight": _SAMPLE_WEIGHT,
-            "axis": "axis={}",
-            "divisor": _OURS,
-        },
-        "scalar",
-    ),
-    Peer(
-        "lossbridge",
+    _ours("binary_crossentropy", "events", _KERAS_BINARY, _OUR_BINARY),
+    _ours("log_loss", "labels", Convention(clip="both", epsilon=1e-7), {"activation": _LOGITS, **_OUR_COMMON}),
+    _ours("kl_divergence", "distributions", _KERAS_DIVERGENCE, {**_OUR_COMMON, "clip": {"lower": "", "none": ""}}),
+    _ours(
         "kl_divergence",
-        ("distributions",),
-        _ORDER,
-        _KERAS_DIVERGENCE,
-        {
-            "clip": {"lower": "", "none": ""},
-            "epsilon": "epsilon={}",
-            "axis": "axis={}",
-            "sample_weight": _SAMPLE_WEIGHT,
-            "divisor": _OURS,
-        },
-        "scalar",
-    ),
-    Peer(
-        "lossbridge",
-        "kl_divergence",
-        ("distributions",),
-        _ORDER,
+        "distributions",
         Convention("divergence", activation="softmax", target_activation="softmax"),
         {"activation": {"softmax": "from_logits=True"}, "axis": "axis={}", "divisor": _OURS},
-        "scalar",
     ),
-    Peer(
-        "lossbridge",
-        "categorical_focal_crossentropy",
-        ("distributions",),
-        _ORDER,
-        _FOCAL,
-        {
-            "activation": _LOGITS,
-            "clip": _OUR_CLIP,
-            "epsilon": "epsilon={}",
-            "label_smoothing": _SMOOTHING,
-            "alpha": "alpha={}",
-            "gamma": "gamma={}",
-            "axis": "axis={}",
-            "divisor": _OURS,
-        },
-        "scalar",
-    ),
-    Peer(
-        "lossbridge",
+    _ours("categorical_focal_crossentropy", "distributions", _FOCAL, {**_OUR_CATEGORICAL, **_FOCUS}),
+    _ours(
         "binary_focal_crossentropy",
-        ("events",),
-        _ORDER,
+        "events",
         _BINARY_FOCAL,
-        {
-            "activation": _BINARY_LOGITS,
-            "clip": _OUR_CLIP,
-            "epsilon": "epsilon={}",
-            "label_smoothing": _SMOOTHING,
-            "alpha": _BALANCED,
-            "gamma": "gamma={}",
-            "divisor": {"elements": "", "classes": "reduction='sum'"},
-        },
-        "scalar",
+        {**_OUR_BINARY, "alpha": _BALANCED, "gamma": "gamma={}"},
     ),
 )
 
@@ -315,8 +232,7 @@ _KERAS = (
         {
             "activation": _LOGITS,
             "label_smoothing": _SMOOTHING,
-            "alpha": "alpha={}",
-            "gamma": "gamma={}",
+            **_FOCUS,
             "axis": "axis={}",
         },
     ),
