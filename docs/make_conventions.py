@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lossbridge.compat.deviations import DEVIATIONS, Deviation
+from lossbridge.compat.deviations import DEVIATIONS, Deviation, Result
 from lossbridge.conventions import PEERS, Convention, Peer
 from lossbridge.diagnosis.explain import LIBRARIES
 
@@ -42,7 +42,8 @@ DIVISORS = {
 
 def conventions() -> str:
     lines = [
-        "| function | of | takes | clipped | rows made to sum 1 | result; a mean divides by | axis | options |",
+        "| function | of | takes | clipped | rows made to sum 1 | result; a mean divides by | axis | options compared"
+        " |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for peer in PEERS:
@@ -63,7 +64,8 @@ def _row(peer: Peer) -> Iterator[str]:
     yield {"no": "no", "predictions": "predictions", "both": "both"}[c.renormalise]
     returns = {"scalar": "a number", "samples": "one a sample", "elements": "one an element", "columns": "one a column"}
     yield returns[peer.returns] + (f"; {DIVISORS[c.divisor]}" if peer.returns == "scalar" else "")
-    yield {-1: "last"}.get(c.axis, str(c.axis)) if c.cost not in ("binary", "binary focal") else "any"
+    each = peer.elementwise or (peer.library == "sklearn" and c.cost == "binary")
+    yield "any" if each else {-1: "last"}.get(c.axis, str(c.axis))
     yield ", ".join(f"`{text}`" for text in _options(peer)) or "–"
 
 
@@ -94,7 +96,7 @@ def departures() -> str:
 
 def _example(d: Deviation) -> str:
     texts = [_plain(x) for x in d.arguments] + [f"{name}={_plain(x)}" for name, x in d.options.items()]
-    of = {"gradient": "gradient of "}.get(d.quantity, "")
+    of = "" if d.quantity == "value" else f"{d.quantity} of "
     dtype = "" if d.dtype == "float32" else f", {d.dtype}"
     text = ", ".join(texts)
     return f"{of}`({text})`{dtype}" if len(text) <= 110 else f"{of}a longer one, in the table's source"
@@ -111,7 +113,9 @@ def _theirs(d: Deviation) -> str:
     return ", ".join(f"{names.get(backend, backend)} {_number(x)}" for backend, x in d.theirs.items())
 
 
-def _number(x: float | str) -> str:
+def _number(x: Result) -> str:
+    if isinstance(x, tuple):
+        return str(x)
     if isinstance(x, str):
         return x if x in ("raises", "broadcasts") else f"`{x}`"
     if not math.isfinite(x):

@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 _INFINITY, _NAN = math.inf, math.nan
 
-# A number, the first of several; the name of an error; or that the library raises one, or broadcasts.
-Result = float | Literal["ValueError", "TypeError", "raises", "broadcasts"]
+# A number, the first of several; a shape; the name of an error; or that the library raises one, or broadcasts.
+Result = float | tuple[int, ...] | Literal["ValueError", "TypeError", "raises", "broadcasts"]
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Deviation:
     ours: Result
     options: Mapping[str, Any] = field(default_factory=dict)
     dtype: str = "float32"  # of the floating-point arguments
-    quantity: Literal["value", "gradient"] = "value"  # the gradient for the predictions
+    quantity: Literal["value", "gradient", "shape"] = "value"  # the gradient for the predictions
     also: tuple[str, ...] = ()  # other functions of which the rule holds
     always: bool = False  # it holds for all arrays with these options: the two are never compared
 
@@ -125,9 +125,10 @@ KERAS: tuple[Deviation, ...] = (
         "keras.CategoricalCrossentropy",
         "Weights (N, 1) leave losses (N,) their shape, which Keras makes (N, 1).",
         ([[1.0, 0.0]], [[0.7, 0.3]], [[1.0]]),
-        theirs=0.3566749,
-        ours=0.3566749,
+        theirs=(1, 1),
+        ours=(1,),
         options={"reduction": "none"},
+        quantity="shape",
     ),
     Deviation(
         "keras.CategoricalCrossentropy",
@@ -155,7 +156,7 @@ KERAS: tuple[Deviation, ...] = (
         "keras.sparse_categorical_crossentropy",
         "Labels in half precision, which rounds them, are refused.",
         ([1.0], [[0.7, 0.2, 0.1]]),
-        theirs=1.6094379,
+        theirs={"numpy": 1.6084620, "elsewhere": 1.6094379},
         ours="TypeError",
         dtype="bfloat16",
     ),
@@ -163,7 +164,7 @@ KERAS: tuple[Deviation, ...] = (
         "keras.SparseCategoricalCrossentropy",
         "Labels are not cast to the dtype of the loss, in which they may be others'.",
         ([257], [[0.0] * 257 + [5.0] + [0.0] * 42]),
-        theirs={"tensorflow": 6.125, "elsewhere": 6.1034825},
+        theirs={"tensorflow": 6.125, "numpy": 6.0625, "elsewhere": 6.09375},
         ours=1.1034825,
         options={"from_logits": True, "dtype": "bfloat16"},
     ),
@@ -228,8 +229,14 @@ KERAS: tuple[Deviation, ...] = (
         "keras.binary_crossentropy",
         "Integer predictions are computed in float32, and so are their targets.",
         ([[1.0, 0.5]], [[1, 0]]),
-        theirs={"numpy": 1.1920930e-7, "jax": 1.1920930e-7, "elsewhere": "raises"},
+        theirs={"numpy": 1e-7, "jax": 1.1920930e-7, "elsewhere": "raises"},
         ours=4.0295239,
+        also=(
+            "keras.categorical_crossentropy",
+            "keras.kl_divergence",
+            "keras.categorical_focal_crossentropy",
+            "keras.binary_focal_crossentropy",
+        ),
     ),
     Deviation(
         "keras.binary_crossentropy",
@@ -238,6 +245,11 @@ KERAS: tuple[Deviation, ...] = (
         theirs=0.1642521,
         ours="TypeError",
         options={"axis": None},
+        also=(
+            "keras.categorical_crossentropy",
+            "keras.categorical_focal_crossentropy",
+            "keras.binary_focal_crossentropy",
+        ),
     ),
     Deviation(
         "keras.kl_divergence",
@@ -324,6 +336,30 @@ TORCH: tuple[Deviation, ...] = (
         theirs=0.2763672,
         ours=0.2761027,
         dtype="float16",
+    ),
+    Deviation(
+        "torch.cross_entropy",
+        "Options that PyTorch deprecates are left out.",
+        ([[1.0, 0.0]], [0]),
+        theirs=0.3132617,
+        ours="TypeError",
+        options={"size_average": False},
+        also=("torch.nll_loss", "torch.kl_div", "torch.binary_cross_entropy", "torch.binary_cross_entropy_with_logits"),
+    ),
+    Deviation(
+        "torch.binary_cross_entropy",
+        "Integer targets, and those of another dtype, are taken.",
+        ([0.9], [1]),
+        theirs="raises",
+        ours=0.1053605,
+        also=("torch.kl_div", "torch.binary_cross_entropy_with_logits"),
+    ),
+    Deviation(
+        "torch.binary_cross_entropy",
+        "A NaN gives NaN.",
+        ([_NAN], [1.0]),
+        theirs="raises",
+        ours=_NAN,
     ),
     Deviation(
         "torch.kl_div",
@@ -536,6 +572,14 @@ SKLEARN: tuple[Deviation, ...] = (
     ),
     Deviation(
         "sklearn.log_loss",
+        "A weight of NaN makes the loss NaN.",
+        ([0, 1], [0.3, 0.6]),
+        theirs="raises",
+        ours=_NAN,
+        options={"sample_weight": [1.0, _NAN]},
+    ),
+    Deviation(
+        "sklearn.log_loss",
         "An indicator matrix needs probabilities of its shape.",
         ([[1, 0], [0, 1]], [0.3, 0.6]),
         theirs=0.4337503,
@@ -574,6 +618,13 @@ SCIPY: tuple[Deviation, ...] = (
         theirs=0.6931472,
         ours="TypeError",
         options={"axis": (0, 1)},
+    ),
+    Deviation(
+        "scipy.entropy",
+        "qk is not broadcast to pk.",
+        ([2.0, 1.0, 1.0], 1.0),
+        theirs=0.0588915,
+        ours="ValueError",
     ),
     Deviation(
         "scipy.entropy",

@@ -11,10 +11,12 @@ A value that Keras computes correctly comes out the same. What differs, on purpo
 - labels are never cast to float. One out of range, or a fraction, is an error where it can be read, NaN where not;
 - nothing is broadcast, beyond how the classes align ranks: weights (N,) weigh the rows of losses (N, T), weights (N, 1)
   leave losses (N,) their shape, and the weights that "mean_with_sample_weight" divides by count once a loss;
-- what is masked, ignored or weighs 0 is selected away, not multiplied: a NaN there reaches nothing;
+- what is masked, ignored or weighs 0 is selected away, not multiplied: a NaN there reaches nothing, and a mask is no
+  factor, but true or false;
 - nothing that is passed is written to;
-- the mean of an empty batch is 0, not an empty array;
-- one class, and options outside their range, are an error;
+- the mean, and the sum, of an empty batch is 0, not an empty array;
+- one class, and options outside their range or of another type, are an error; dtype is a name or a policy; alpha is one
+  number, or (C,);
 - Keras' settings of epsilon and floatx are not read (here 1e-7 and float32), nor the logits that its softmax leaves
   behind on TensorFlow; nothing is divided by the replicas of tf.distribute. Keras' trainer has `lossbridge.keras`.
 
@@ -254,9 +256,12 @@ def labels(y_true: Array, y_pred: Array, axis: int) -> Array:
     if len(b.shape(y_true)) == len(pred) or b.dtype(y_true) not in ("float32", "float64"):
         return y_true
     known = b.concrete(y_true)
-    if known is not None and (np.isfinite(known) & (known != np.round(known))).any():
+    fractions = None if known is None else np.argwhere(np.isfinite(known) & (known != np.round(known)))
+    if known is not None and fractions is not None and fractions.size:
+        index = tuple(int(i) for i in fractions[0])
         raise ValueError(
-            "y_true holds fractions, and class labels are integers; use CategoricalCrossentropy for targets"
+            f"y_true holds fractions ({known[index]} at index {index[0] if len(index) == 1 else index}), and class "
+            "labels are integers; use CategoricalCrossentropy for targets"
         )
     # What is no whole number becomes a label that is no class.
     small = b.where(b.abs(y_true) < 2.0**31, y_true, -(2.0**31))
@@ -351,7 +356,7 @@ def _plain(x: Any) -> Any:
 
 
 def _compute_dtype(dtype: Any) -> str:
-    """Of a name, or of Keras' policies; by default Keras' default."""
+    """Of a name, or of Keras' policies; by default float32."""
     name = "float32" if dtype is None else getattr(dtype, "compute_dtype", dtype)
     name = name.removeprefix("mixed_") if isinstance(name, str) else repr(name)
     if not validation.is_float(name):

@@ -107,10 +107,11 @@ def softmax_cross_entropy_with_integer_labels(
 
 
 def safe_softmax_cross_entropy(logits: Any, labels: Any) -> Any:
-    """`softmax_cross_entropy` along the last axis, as optax.safe_softmax_cross_entropy. (Here both are safe.)
+    """`softmax_cross_entropy` along the last axis, as optax.safe_softmax_cross_entropy.
 
     Args:
-        logits: of shape (…, C), floating-point. −∞ where the label is 0 costs nothing.
+        logits: of shape (…, C), floating-point. −∞ where the label is 0 costs nothing, as in `softmax_cross_entropy`;
+            here also in a row of nothing else, which a padded one is.
         labels: target distributions, of logits' shape.
 
     >>> safe_softmax_cross_entropy([[0.0, -math.inf, 0.0]], [[1.0, 0.0, 0.0]]).round(7)
@@ -118,7 +119,12 @@ def safe_softmax_cross_entropy(logits: Any, labels: Any) -> Any:
 
     Source: as `softmax_cross_entropy`.
     """
-    return _distributions(_crossentropy, logits, labels, -1, None)
+
+    def cost(b: Backend, target: Array, pred: Array, axis: int) -> Array:
+        unlabelled = b.expand_dims(b.sum(b.cast(target != 0, "int32"), axis) == 0, axis)
+        return _crossentropy(b, target, b.where(unlabelled, 0.0, pred), axis)  # also where all logits are −∞
+
+    return _distributions(cost, logits, labels, -1, None)
 
 
 def poly_loss_cross_entropy(
@@ -139,9 +145,10 @@ def poly_loss_cross_entropy(
 
     Source: Leng et al., PolyLoss: A Polynomial Expansion Perspective of Classification Loss Functions, 2022.
     """
-    number = isinstance(epsilon, int | float | np.integer | np.floating) and not isinstance(epsilon, bool)
-    if not number or not math.isfinite(epsilon):
+    if isinstance(epsilon, bool) or not isinstance(epsilon, int | float | np.integer | np.floating):
         raise TypeError(f"epsilon is {epsilon!r}; pass a Python number, the coefficient of 1 - p")
+    if not math.isfinite(epsilon):
+        raise ValueError(f"epsilon is {epsilon}; pass a finite number, the coefficient of 1 - p")
     cost = partial(formulas.poly_crossentropy, coefficient=epsilon)
     return _distributions(cost, logits, labels, axis, where, floating=True)
 
@@ -373,7 +380,9 @@ def _neighbours(b: Backend, target: Array, pred: Array, axes: Any, names: Names)
     if not isinstance(axes, tuple):
         raise TypeError(f"axis is {type(axes).__name__}; pass an integer, a tuple of them, or None for all axes")
     found = sorted(validation.axis_of(b.shape(target), b.shape(pred), axis, names, at_least=1) for axis in axes)
-    if not found or found != list(range(found[0], found[0] + len(found))):
+    if not found:
+        raise ValueError(f"axis {axes} names no axis of {names.pred}, of shape {b.shape(pred)}; name one at least")
+    if found != list(range(found[0], found[0] + len(found))):
         raise ValueError(f"axes {axes} do not lie side by side in {names.pred}, of shape {b.shape(pred)}; transpose it")
     return tuple(found)
 

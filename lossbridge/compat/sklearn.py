@@ -11,6 +11,7 @@ scikit-learn computes correctly comes out the same. What differs, on purpose:
 - labels that cannot be read on the host (traced, or on an accelerator) are compared with `labels`, or else taken as
   columns, 0 to C − 1; one that is none of them is NaN;
 - an indicator matrix needs y_proba of its shape, not one column of probabilities;
+- weights may be NaN or infinite, and so then is the loss; labels that mix texts and numbers are an error;
 - y_true may have shape (N, 1), and `y_pred`, the older name of `y_proba`, gives no warning.
 
 Losses are in nats.
@@ -88,7 +89,7 @@ def log_loss_before_1_5(
 
     Source: as `log_loss`.
     """
-    if eps != "auto":
+    if not (isinstance(eps, str) and eps == "auto"):
         validation.options(reduction="none", epsilon=eps)
     return _log_loss(y_true, y_pred, "y_pred", eps, normalize, sample_weight, labels, renormalised=True)
 
@@ -169,6 +170,7 @@ def _columns(b: Backend, y_true: Any, pred: Array, labels: Any, columns: int | N
     """The column that each label stands for, (N,); an indicator matrix, (N, C), as it came."""
     if y_true is None:
         raise TypeError("y_true is None; pass labels, or an indicator matrix")
+    _refuse_mixed("y_true", y_true)
     values = b.concrete(y_true)
     x = validation.adopt(b, "y_true", y_true, pred) if values is None else None
     shape = b.shape(x) if values is None else values.shape
@@ -188,11 +190,29 @@ def _columns(b: Backend, y_true: Any, pred: Array, labels: Any, columns: int | N
     return x if classes is None else _compared(b, x, pred, classes)
 
 
+def _refuse_mixed(name: str, x: Any) -> None:
+    """Refuses what has no order, and what NumPy would make texts of."""
+    while isinstance(x, list | tuple) and len(x) and isinstance(x[0], list | tuple):
+        x = [one for row in x for one in row]
+    if isinstance(x, list | tuple) or (isinstance(x, np.ndarray) and x.dtype == object):
+        known = {isinstance(one, str | bytes): one for one in x}
+        strange = [one for one in x if not isinstance(one, str | bytes | bool | int | float | np.generic)]
+        if strange and not hasattr(strange[0], "shape"):
+            raise TypeError(f"{name} holds {strange[0]!r}; labels are texts, or numbers")
+        if len(known) > 1:
+            raise TypeError(f"{name} holds {known[True]!r} and {known[False]!r}; labels are all texts, or all numbers")
+
+
 def _sorted(b: Backend, labels: Any) -> list[Any]:
-    values = labels if isinstance(labels, list | tuple) else b.concrete(labels)
+    _refuse_mixed("labels", labels)
+    of_python = isinstance(labels, list | tuple | range)
+    values = labels if of_python else b.concrete(labels)
     if values is None:
         raise TypeError("labels cannot be read, because it is traced or on an accelerator; pass a list")
-    given = list(values) if isinstance(values, list | tuple) else _text(values).tolist()
+    flat = not any(isinstance(one, list | tuple) for one in values) if of_python else getattr(values, "ndim", 0) == 1
+    if not flat:
+        raise ValueError(f"labels has shape {np.shape(values)}; pass a list, one label a column")
+    given = list(values) if of_python else _text(values).tolist()
     classes = sorted(set(given))
     if len(classes) < 2:
         raise ValueError(f"labels holds {classes}, and log loss needs two labels at least; pass all of them")

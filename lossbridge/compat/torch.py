@@ -8,7 +8,12 @@ A value that PyTorch computes correctly comes out the same. What differs, on pur
 - a mean over nothing (all ignored, an empty batch), or whose weights sum to 0, is 0, not NaN;
 - 0·log 0 is 0 in every gradient, and −∞ times zero weight is 0;
 - `target` is never broadcast to `input`; `weight` and `pos_weight` of the binary losses are, as PyTorch documents;
-- labels out of range, and probabilities outside [0, 1], are an error where they can be read, NaN where not.
+- labels out of range, and input outside [0, 1], are an error where they can be read, NaN where not; so is, where it can
+  be read, a target outside [0, 1]. A NaN gives NaN, where PyTorch raises;
+- labels of every integer dtype, and arrays of different dtypes, are taken: float64 input gives a float64 result;
+- binary_cross_entropy's gradient for a target is finite where input is 0 or 1;
+- options outside their range are an error. Those after `weight` go by their names; size_average, reduce and
+  "elementwise_mean", which PyTorch deprecates, are left out.
 
 `normalizer`, which PyTorch lacks, is the denominator of a mean: see `lossbridge.losses`. Losses are in nats.
 """
@@ -66,7 +71,7 @@ def cross_entropy(
     target: Any,
     weight: Any = None,
     *,
-    ignore_index: int = -100,
+    ignore_index: int | None = -100,
     reduction: str = "mean",
     label_smoothing: float = 0.0,
     normalizer: Any = None,
@@ -85,6 +90,7 @@ def cross_entropy(
     """
     ours = check_reduction(reduction)
     validation.options(reduction=ours, normalizer=normalizer, label_smoothing=label_smoothing)
+    validation.ignored_class(ignore_index, "ignore_index")
     b, pred, axis = _input(input, target)
     labels = validation.adopt(b, "target", target, pred)
     soft = validation.is_float(b.dtype(labels))
@@ -103,7 +109,7 @@ def cross_entropy(
     if not soft:
         cost = partial(formulas.sparse_categorical_crossentropy, **options)
         return _of_labels(cost, target, pred, axis, weight, normalizer, ours, ignore_index, NAMES)
-    if ignore_index >= 0:
+    if ignore_index is not None and ignore_index >= 0:
         raise ValueError(f"ignore_index={ignore_index} is for integer targets, and target holds probabilities")
 
     def formula(b: Backend, target: Array, pred: Array, axis: int, weight: Array | None) -> Any:
@@ -129,7 +135,7 @@ def nll_loss(
     target: Any,
     weight: Any = None,
     *,
-    ignore_index: int = -100,
+    ignore_index: int | None = -100,
     reduction: str = "mean",
     normalizer: Any = None,
 ) -> Any:
@@ -147,6 +153,7 @@ def nll_loss(
     """
     ours = check_reduction(reduction)
     validation.options(reduction=ours, normalizer=normalizer)
+    validation.ignored_class(ignore_index, "ignore_index")
     _, pred, axis = _input(input, target)
     names = NAMES._replace(soft="kl_div, which takes log-probabilities too")
     cost = formulas.negative_log_likelihood
@@ -182,9 +189,7 @@ def kl_div(
     validation.switches(log_target=log_target)
     b, pred, _ = _input(input, target)
     if reduction == "batchmean" and normalizer is None:
-        if not b.shape(pred):
-            raise ValueError("reduction 'batchmean' divides by the size of axis 0, and input has shape (); use 'mean'")
-        normalizer = b.size(pred, 0)
+        normalizer = b.size(pred, 0) if b.shape(pred) else 1
 
     cost = partial(formulas.kl_terms, log_target=log_target)
     loss = _of_elements(cost, target, b, b.cast(pred, b.widest(pred)), None, normalizer, ours)
@@ -259,11 +264,10 @@ def _of_labels(
     weight: Any,
     normalizer: Any,
     reduction: Reduction,
-    ignore_index: int,
+    ignore_index: int | None,
     names: Names,
 ) -> Any:
     """`cost`: a formula of classes. A mean divides by Σ w_y, in which, unlike in the losses, nothing is smoothed."""
-    validation.ignored_class(ignore_index, "ignore_index")
 
     def formula(b: Backend, labels: Array, pred: Array, axis: int, weight: Array | None) -> Any:
         loss = cost(b, labels, pred, axis, class_weight=weight)

@@ -373,3 +373,15 @@ def test_errors(lib) -> None:
         compat.sigmoid_focal_loss(x, t, alpha=2)
     with pytest.raises(TypeError, match="epsilon is None; pass a Python number"):
         compat.poly_loss_cross_entropy(x, t, epsilon=None)
+
+
+def test_a_padded_row_is_safe(lib) -> None:
+    """Of nothing but −∞, and with no label: 0, and so is its gradient."""
+    logits = np.array([[1.0, 2.0, -np.inf], [-np.inf] * 3], np.float32)
+    labels = np.array([[1, 0, 0], [0, 0, 0]], np.float32)
+    value, gradient = peers.value_and_grad(
+        lib, lambda x: compat.safe_softmax_cross_entropy(x, lib.array(labels)), logits, "float32"
+    )
+    np.testing.assert_allclose(value, [np.log1p(np.e), 0], rtol=1e-6)
+    p = 1 / (1 + np.e)
+    np.testing.assert_allclose(gradient, [[p - 1, 1 - p, 0], [0, 0, 0]], rtol=1e-6)

@@ -363,3 +363,39 @@ def test_more_errors(lib) -> None:
         compat.log_loss_before_1_5(LABELS, p, eps=0.7)
     with pytest.raises(ValueError, match=r"y_pred has shape \(6, 4, 1\)"):
         compat.log_loss_before_1_5(LABELS, lib.array(P[..., None]))
+    with pytest.raises(TypeError, match="epsilon is ndarray; pass a Python number"):
+        compat.log_loss_before_1_5(LABELS, p, eps=np.array([1e-3, 2]))
+
+
+@pytest.mark.parametrize(
+    ("y_true", "options", "error", "words"),
+    [
+        ([1, "a", "a"], {}, TypeError, "y_true holds 'a' and 1; labels are all texts, or all numbers"),
+        ([None, 1, 1], {}, TypeError, "y_true holds None; labels are texts, or numbers"),
+        (np.array([1, "a", "a"], object), {}, TypeError, "y_true holds 'a' and 1; labels are all texts"),
+        ([0, 1, 1], {"labels": [None, 0]}, TypeError, "labels holds None; labels are texts, or numbers"),
+        ([0, 1, 1], {"labels": [0, "a"]}, TypeError, "labels holds 'a' and 0; labels are all texts, or all numbers"),
+        ([0, 1, 1], {"labels": [[0, 1]]}, ValueError, r"labels has shape \(1, 2\); pass a list, one label a column"),
+        ([0, 1, 1], {"labels": np.array([[0, 1]])}, ValueError, r"labels has shape \(1, 2\); pass a list"),
+        ([0, 1, 1], {"labels": 1}, ValueError, r"labels has shape \(\); pass a list, one label a column"),
+    ],
+)
+def test_labels_that_have_no_order(lib, y_true, options, error, words) -> None:
+    with pytest.raises(error, match=words) as raised:
+        compat.log_loss(y_true, lib.array(np.array([0.3, 0.6, 0.2], np.float32)), **options)
+    assert len(str(raised.value).splitlines()) == 1
+
+
+def test_labels_of_every_kind() -> None:
+    p = [0.3, 0.6, 0.2]
+    expected = float(compat.log_loss([0, 1, 0], p))
+    for y_true in (
+        [False, True, False],
+        [np.int64(0), np.int64(1), 0],
+        ["a", "b", "a"],
+        [b"a", b"b", b"a"],
+        [0, 1.0, 0],
+    ):
+        assert float(compat.log_loss(y_true, p)) == expected
+    for labels in ([0, 1], (0, 1), range(2), np.arange(2)):
+        assert float(compat.log_loss([0, 1, 0], p, labels=labels)) == expected
