@@ -14,7 +14,6 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -32,6 +31,7 @@ Array = np.ndarray
 _VALUES: Mapping[str, Any] = {"label_smoothing": 0.1, "alpha": 0.6, "gamma": 1.0, "base": 2.0, "axis": 1}
 _IGNORED = -1  # the label to leave out
 ULPS = 8  # in units in the last place: as near to the library's own as this, or nearer to the exact value
+BY_CONVENTION = "by the convention"  # the mode of what no library judges
 _MODULES = {
     "keras": ("keras.losses",),
     "torch": ("torch.nn.functional",),
@@ -163,9 +163,10 @@ def own_function(library: str, function: str) -> Callable[..., Any] | None:
     return next((getattr(module, function) for module in modules if hasattr(module, function)), None)
 
 
-def missing() -> list[str]:
-    """The libraries that are not installed."""
-    return [library for library in _MODULES if importlib.util.find_spec(library) is None]
+def missing(names: Sequence[str] = ()) -> list[str]:
+    """The libraries that are not installed, of those whose names, or functions, are given; of all, if none is."""
+    asked = {name.partition(".")[0] for name in names} or set(_MODULES)
+    return [library for library in _MODULES if library in asked and importlib.util.find_spec(library) is None]
 
 
 def keras_backend(backend: str) -> str:
@@ -268,10 +269,10 @@ def outcome(b: Backend, call: Call, device: str = "cpu", *, problems: int = 5) -
     """Ours beside the library's own, on the CPU, on a few float32 problems: the worst distance, and what is wrong.
 
     Where ours is further than `ULPS` from the library's, it has to be nearer to what the library itself gives in
-    float64, and its distance from that counts. Where there is no library to compare with, the convention is the judge.
+    float64, and its distance from that counts. Where there is no library to compare with, the convention is the judge,
+    and stands as the mode.
     """
-    name = call.peer.library, call.peer.function
-    said = partial(Outcome, call.peer.name, call.name, "eager", "float32")
+    name, mode = (call.peer.library, call.peer.function), "eager"
     try:
         ours, theirs, exactly = runner(b, our_function(*name), call, "float32", device), None, None
         own, own_backend = own_function(*name), home(name[0])
@@ -279,6 +280,8 @@ def outcome(b: Backend, call: Call, device: str = "cpu", *, problems: int = 5) -
             differentiable = own_backend.name != "numpy"
             theirs = runner(own_backend, own, call, "float32", differentiable=differentiable)
             exactly = runner(own_backend, own, call, "float64", differentiable=differentiable)
+        else:
+            mode = BY_CONVENTION
         worst, faults = np.zeros((2, 2)), []
         unit = 1.0 if call.convention.activation == "none" else 0.0  # near p = 1 the rounding of p is that of 1
         for seed in range(problems):
@@ -293,8 +296,13 @@ def outcome(b: Backend, call: Call, device: str = "cpu", *, problems: int = 5) -
                 worst[i] = np.maximum(worst[i], (distance, relative))
                 faults += [f"{('value', 'gradient')[i]} {fault}"] if fault else []
     except Exception as error:
-        return said(fault=f"{type(error).__name__}: {error}".splitlines()[0])
-    return said(
+        fault = f"{type(error).__name__}: {error}".splitlines()[0]
+        return Outcome(call.peer.name, call.name, mode, "float32", fault=fault)
+    return Outcome(
+        call.peer.name,
+        call.name,
+        mode,
+        "float32",
         value_ulp=float(worst[0, 0]),
         value_relative=float(worst[0, 1]),
         gradient_ulp=float(worst[1, 0]),

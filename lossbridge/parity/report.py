@@ -132,6 +132,14 @@ PEERS = About(
 )
 
 
+def not_by_a_library(runs: list[BackendRun]) -> list[str]:
+    """In words, the peers' functions with calls that only the registry's convention has judged."""
+    judged = [o for run in runs for o in run.outcomes if o.mode == peers.BY_CONVENTION]
+    names = dict.fromkeys(outcome.loss for outcome in judged)
+    what = f"{len(judged)} checks, of calls of {', '.join(names)}"
+    return [f"beside the convention alone, without a library's own result: {what}"] if judged else []
+
+
 def closing_lines(runs: list[BackendRun], named: Iterable[str]) -> list[str]:
     """Faults, then what did not run, then the verdict."""
     lines = []
