@@ -4,6 +4,8 @@ lossbridge.diagnosis.
 
 from __future__ import annotations
 
+import difflib
+import re
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -36,18 +38,24 @@ def _refuse(message: str) -> NoReturn:
 
 
 def _writable(path: Path) -> None:
-    """Now, rather than after minutes of work."""
+    """Now, rather than after minutes of work. Leaves nothing behind."""
+    existed = path.exists()
     try:
         with path.open("a"):
             pass
+        if not existed:
+            path.unlink()
     except OSError as error:
         _refuse(f"{path} cannot be written: {error.strerror}; name a file in a folder that exists")
 
 
-def _known(option: str, given: list[str], known: Any) -> None:
+def _known(option: str, given: list[str], known: Any, *, of: Any = None) -> None:
+    """`of`: what the error names, if not all."""
     for name in given:
         if name not in known:
-            _refuse(f"{option} {name} is unknown; use one of {', '.join(known)}")
+            close = difflib.get_close_matches(name, known, 1, 0.4)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            _refuse(f"{option} {name} is unknown; use one of {', '.join(of or known)}{hint}")
 
 
 def _version(wanted: bool) -> None:
@@ -100,7 +108,7 @@ def parity(
     """
     backends, losses, dtypes = backend or [], loss or [], dtype or []
     _known("--backend", backends, BACKENDS)
-    _known("--loss", losses, _peer_names() if peers else LOSSES)
+    _known("--loss", losses, _peer_names() if peers else LOSSES, of=_libraries() if peers else LOSSES)
     _known("--dtype", dtypes, DTYPES)
     given = {
         "from_logits": from_logits,
@@ -155,9 +163,11 @@ def parity(
             on_total=lambda name, total: progress.update(bars[name], total=total),
             on_outcome=lambda name, outcome: progress.advance(bars[name]),
         )
-    agreed = _all_agreed(runs, backends)
+    lacking = missing(losses) if peers else []
+    agreed = _all_agreed(runs, backends) and not (losses and lacking)
     about = report.PEERS if peers else report.CASES
-    absent = [f"{library}: not installed, and not compared" for library in missing()] if peers else []
+    absent = [f"{library}: not installed, and not compared" for library in lacking]
+    absent += report.not_by_a_library(runs) if peers else []
     out.print(about.title, highlight=False)
     out.print(report.table(runs))
     out.print(about.legend, style="dim")
@@ -172,7 +182,11 @@ def parity(
 
 def _peer_names() -> list[str]:
     others = [peer for peer in PEERS if peer.library != "lossbridge"]
-    return list(dict.fromkeys([*(peer.library for peer in others), *(peer.name for peer in others)]))
+    return list(dict.fromkeys([*_libraries(), *(peer.name for peer in others)]))
+
+
+def _libraries() -> list[str]:
+    return list(dict.fromkeys(peer.library for peer in PEERS if peer.library != "lossbridge"))
 
 
 def _all_agreed(runs: list[Any], named: list[str]) -> bool:
@@ -201,6 +215,7 @@ def diagnose(
     quantity: Annotated[str | None, typer.Option(help="Of an array of y_pred's shape: gradient or value.")] = None,
     ignore_class: Annotated[int | None, typer.Option(help="A label that may have been left out.")] = None,
     label_smoothing: Annotated[float | None, typer.Option(help="A coefficient that may have been used.")] = None,
+    epsilon: Annotated[float | None, typer.Option(help="An ε that may have been used.")] = None,
     probe: Annotated[
         Path | None, typer.Option(help="Write a small batch that tells apart what is left to this .npz file.")
     ] = None,
@@ -210,10 +225,13 @@ def diagnose(
     Exit status: 0 if something explains it, 1 if nothing does, 2 on bad usage.
     """
     batches = [_batch(path, observed or [], i, len(files)) for i, path in enumerate(files)]
+    weights = [options.pop("class_weight", None) for *_, options in batches]
+    for path, weight in zip(files[1:], weights[1:], strict=True):
+        if weight is not None and not np.array_equal(weight, weights[0]):
+            _refuse(f"{path} holds another class_weight than {files[0]}; diagnose it on its own")
     if probe is not None:
         _writable(probe)
     true, pred, seen, options = batches[0]
-    class_weight = options.pop("class_weight", None)
     columns = TextColumn("comparing conventions"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn()
     with Progress(*columns, console=err) as progress:
         bar = progress.add_task("", total=1.0)
@@ -223,11 +241,12 @@ def diagnose(
                 pred,
                 seen,
                 **options,
-                class_weight=class_weight,
+                class_weight=weights[0],
                 expected=expected,
                 quantity=quantity,
                 ignore_class=ignore_class,
                 label_smoothing=label_smoothing,
+                epsilon=epsilon,
                 more=batches[1:],
                 advance=lambda share: progress.advance(bar, share),
             )
@@ -237,14 +256,18 @@ def diagnose(
             problem = ""
             progress.update(bar, completed=1.0)
     if problem:
-        _refuse(f"{files[0]}: {problem}")
+        further = re.match(r"further batch (\d+): ", problem)
+        _refuse(f"{files[int(further[1]) if further else 0]}: {problem[further.end() if further else 0 :]}")
     out.print(str(found), markup=False, highlight=False, soft_wrap=True)
     if probe is not None:
         separating = found.probe()
         if separating is None:
-            out.print("There are not two explanations that a small batch tells apart; no probe is written.")
+            out.print(
+                "There are not two explanations that a small batch tells apart; no probe is written.", soft_wrap=True
+            )
         else:
-            np.savez(probe, allow_pickle=False, **separating.arrays())
+            with probe.open("wb") as file:
+                np.savez(file, allow_pickle=False, **separating.arrays())
             out.print(f"\nCompute your loss on the batch in {probe}, and diagnose that number with it:", soft_wrap=True)
             out.print(separating.table(), markup=False, highlight=False, soft_wrap=True)
     raise typer.Exit(AGREED if found.fits else DISAGREED)
@@ -263,8 +286,6 @@ def _batch(path: Path, observed: list[str], place: int, count: int) -> tuple[Any
         seen = observed[place]
     if seen is None:
         _refuse(f"{path} holds no array observed; give the number to explain with --observed")
-    if place:
-        arrays.pop("class_weight", None)
     return arrays.pop("y_true"), arrays.pop("y_pred"), seen, dict(arrays)
 
 

@@ -97,6 +97,11 @@ class Peer:
         return f"{self.library}.{self.function}"
 
     @property
+    def elementwise(self) -> bool:
+        """Whether it gives a value an element, where it is asked not to reduce."""
+        return self.returns == "elements" or (self.library == "torch" and self.convention.divisor == "elements")
+
+    @property
     def is_class(self) -> bool:
         """Made with its options first, and called with the arrays, and weights, then."""
         return self.function[0].isupper()

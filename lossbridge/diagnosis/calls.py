@@ -19,7 +19,7 @@ from lossbridge import formulas
 from lossbridge.backends import numpy as b
 from lossbridge.conventions import PEERS, Convention, Peer
 from lossbridge.diagnosis.canonical import BINARY, DIVERGENCES, Setting
-from lossbridge.diagnosis.evaluate import Array, Batch, divisor, rounded, sides
+from lossbridge.diagnosis.evaluate import Array, Batch, divisor, rounded, sides, whole
 
 _ONE_ROW_OFF = 2e-5, 2e-6  # relative, absolute: of float32 against float64
 
@@ -37,6 +37,8 @@ _WORDS: dict[str, dict[str, str]] = {
         "cast": "{x}.astype('{dtype}').astype('float32')",
         "sum": "{x}.sum()",
         "mean": "{x}.mean()",
+        "row sums": "{x}.sum(-1)",
+        "row means": "{x}.mean(-1)",
     },
     "torch": {
         "softmax": "torch.softmax({x}, -1)",
@@ -48,6 +50,8 @@ _WORDS: dict[str, dict[str, str]] = {
         "share": "{x} / {x}.sum(-1, keepdim=True)",
         "one_hot": "F.one_hot({x}, {classes}).to(y_pred.dtype)",
         "cast": "{x}.to(torch.{dtype}).to(y_pred.dtype)",
+        "row sums": "{x}.sum(-1)",
+        "row means": "{x}.mean(-1)",
     },
     "keras": {
         "softmax": "keras.ops.softmax({x})",
@@ -61,6 +65,8 @@ _WORDS: dict[str, dict[str, str]] = {
         "cast": "keras.ops.cast(keras.ops.cast({x}, '{dtype}'), 'float32')",
         "sum": "keras.ops.sum({x})",
         "mean": "keras.ops.mean({x})",
+        "row sums": "keras.ops.sum({x}, -1)",
+        "row means": "keras.ops.mean({x}, -1)",
     },
     "optax": {
         "softmax": "jax.nn.softmax({x})",
@@ -74,6 +80,8 @@ _WORDS: dict[str, dict[str, str]] = {
         "cast": "{x}.astype('{dtype}').astype('float32')",
         "sum": "{x}.sum()",
         "mean": "{x}.mean()",
+        "row sums": "{x}.sum(-1)",
+        "row means": "{x}.mean(-1)",
     },
 }
 _PREFIXES = {
@@ -82,6 +90,13 @@ _PREFIXES = {
     "torch": "F.",
     "optax": "optax.losses.",
     "sklearn": "sklearn.metrics.",
+}
+
+# How functions are called in code.
+_CODE = {
+    **{library: (prefix,) for library, prefix in _PREFIXES.items()},
+    "torch": ("F.", "torch.nn.functional."),
+    "scipy": ("scipy.stats.", "scipy.special."),
 }
 
 # The same, made.
@@ -97,6 +112,8 @@ _MADE: dict[str, Callable[..., Array]] = {
     "cast": lambda x, dtype: rounded(x, dtype).astype(np.float32),
     "sum": np.sum,
     "mean": np.mean,
+    "row sums": lambda x: np.sum(x, -1),
+    "row means": lambda x: np.mean(x, -1),
 }
 
 # (what the function does to y_pred, what the convention does): what to hand over in place of y_pred.
@@ -129,7 +146,7 @@ class Call:
     pred: tuple[Word, ...]
     swapped: bool
     options: Mapping[str, Any] = field(default_factory=dict)  # "class_weight" and "sample_weight" stand for the arrays
-    reduced: str = ""  # "sum" or "mean", of what is no number
+    reduced: str = ""  # a word for what is done to values
     divisor: float = 1.0
     base: float = math.e
     outcome: str = "loss"
@@ -155,15 +172,15 @@ class Call:
         if self.reduced:
             text = words[self.reduced].format(x=text)
         if self.divisor != 1:
-            text += f" / {self.divisor:.10g}"
+            text += f" / {self.divisor:.10g}" if self.divisor > 1 else f" * {1 / self.divisor:.10g}"
         if self.base != math.e and self.outcome != "perplexity":
             text += f" / math.log({self.base:g})"
         if self.outcome == "perplexity":
             return f"math.exp({text})"
         return text if self.outcome == "loss" else f"-({text})" if " / " in text else f"-{text}"
 
-    def made(self, batch: Batch) -> float:
-        """The number, with the function of `lossbridge.compat`."""
+    def made(self, batch: Batch) -> Array:
+        """The number, or the values, with the function of `lossbridge.compat`."""
         target, pred = (batch.y_pred, batch.y_true) if self.swapped else (batch.y_true, batch.y_pred)
         for name, given in self.target:
             target = _MADE[name](target, **given)
@@ -175,8 +192,6 @@ class Call:
             arguments.reverse()
         module = "lossbridge.losses" if self.peer.library == "lossbridge" else f"lossbridge.compat.{self.peer.library}"
         function = getattr(importlib.import_module(module), self.peer.function)
-        if self.peer.library == "sklearn" and batch.labels:
-            options["labels"] = np.arange(batch.classes)
         if self.peer.is_class:
             weight = options.pop(_WEIGHT, None)
             value = function(**options)(*arguments, weight)
@@ -184,10 +199,10 @@ class Call:
             value = function(*arguments, **options)
         if self.reduced:
             value = _MADE[self.reduced](value)
-        value = float(value) / self.divisor
+        result = np.asarray(value, np.float64) / self.divisor
         if self.outcome == "perplexity":
-            return math.exp(value)
-        return value / math.log(self.base) * (-1 if self.outcome == "negated" else 1)
+            return np.exp(result)
+        return result / math.log(self.base) * (-1 if self.outcome == "negated" else 1)
 
 
 _WEIGHT = "sample_weight"
@@ -206,7 +221,10 @@ def _written(words: Mapping[str, str], made: Iterable[Word], x: str) -> str:
 
 
 def _keywords(options: Mapping[str, Any], *, split: bool = False) -> Any:
-    texts = [f"{name}={x if x in _WEIGHTS else repr(x)}" for name, x in options.items()]
+    def text(x: Any) -> str:
+        return f"range({len(x)})" if isinstance(x, range) else x if x in _WEIGHTS else repr(x)
+
+    texts = [f"{name}={text(x)}" for name, x in options.items()]
     return texts if split else ", ".join(texts)
 
 
@@ -218,29 +236,69 @@ def _name(peer: Peer) -> str:
     return _PREFIXES[peer.library] + peer.function
 
 
-def texts(conventions: Iterable[Convention], values: Iterable[float], batch: Batch, setting: Setting) -> dict[str, str]:
-    """In each library the shortest call that gives one of the conventions' numbers for this batch, if there is one."""
-    if setting.quantity != "scalar" or setting.rank > 2:
-        return {}
-    found: dict[str, list[tuple[str, Call, float]]] = {}
-    for c, value in zip(conventions, values, strict=True):
+def plain_name(text: str) -> str:
+    """A function as code calls it, under the name of its library: "F.kl_div" as "torch.kl_div"."""
+    for library, prefixes in _CODE.items():
+        for prefix in prefixes:
+            if text.startswith(prefix):
+                return f"{library}.{text.removeprefix(prefix)}"
+    return text
+
+
+def as_rows(batch: Batch) -> Batch:
+    """The arrays that calls are made on: samples along one axis; and halves as float32, in which they are computed."""
+    changed: dict[str, Any] = {}
+    given = dict(batch.given)
+    shape = batch.y_pred.shape
+    for name in ("y_true", "y_pred", _WEIGHT):
+        x = getattr(batch, name)
+        if x is None:
+            continue
+        text = given.get(name, name)
+        if x.dtype == np.float16:
+            x, text = x.astype(np.float32), f"{text}.astype('float32')"
+        if len(shape) > 2 and x.ndim < len(shape) - 1:  # a weight for several samples
+            text = f"np.broadcast_to({text}{'[..., None]' * (len(shape) - 1 - x.ndim)}, {shape[:-1]})"
+            x = np.broadcast_to(x.reshape(x.shape + (1,) * (len(shape) - 1 - x.ndim)), shape[:-1])
+        if len(shape) > 2:
+            form: tuple[int, ...] = (-1, shape[-1]) if x.ndim == len(shape) else (-1,)
+            x, text = x.reshape(form), f"{text}.reshape({', '.join(map(str, form))})"
+        changed[name] = x
+        if text != name:
+            given[name] = text
+    return replace(batch, **changed, given=dict(sorted(given.items(), reverse=True)))
+
+
+def texts(conventions: Iterable[Convention], batch: Batch, setting: Setting) -> dict[str, str]:
+    """In each library the shortest call that gives what one of the conventions gives for this batch, if there is one.
+
+    Of arrays as `as_rows` makes them. For a gradient, the calls of the losses.
+    """
+    if setting.quantity == "gradient":
+        setting = replace(setting, quantity="scalar")
+    rows, row_setting = as_rows(batch), replace(setting, rank=min(setting.rank, 2))
+    found: dict[str, list[tuple[str, Call, Convention]]] = {}
+    for c in conventions:
         for peer in PEERS:
-            for call in calls(peer, c, batch, setting):
-                found.setdefault(peer.library, []).append((call.text(), call, value))
+            for call in calls(peer, c, batch, rows, row_setting):
+                found.setdefault(peer.library, []).append((call.text(), call, c))
+    values: dict[Convention, Array] = {}
     shortest: dict[str, str] = {}
     for library, known in found.items():
         tried: set[str] = set()
-        for text, call, value in sorted(known, key=lambda one: len(one[0])):
+        for text, call, c in sorted(known, key=lambda one: len(one[0])):
             if text in tried or not text or len(tried) > 8:
                 continue
             tried.add(text)
-            if _gives(call, batch, value):
+            if c not in values:
+                values[c] = whole(batch, c, setting.quantity)
+            if _gives(call, rows, values[c]):
                 shortest[library] = text
                 break
     return shortest
 
 
-def _gives(call: Call, batch: Batch, value: float) -> bool:
+def _gives(call: Call, batch: Batch, values: Array) -> bool:
     try:
         with np.errstate(all="ignore"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -248,11 +306,14 @@ def _gives(call: Call, batch: Batch, value: float) -> bool:
     except (ValueError, TypeError, OverflowError, IndexError):
         return False  # the function refuses these arrays
     relative, absolute = _ONE_ROW_OFF
-    return found == value or abs(found - value) <= relative * abs(value) + absolute
+    return found.size == values.size and np.allclose(found.ravel(), values.ravel(), relative, absolute)
 
 
-def calls(peer: Peer, c: Convention, batch: Batch, setting: Setting) -> Iterator[Call]:
-    """Those that the function's options, and a word around it, may bring to the convention."""
+def calls(peer: Peer, c: Convention, batch: Batch, rows: Batch, setting: Setting) -> Iterator[Call]:
+    """Those that the function's options, and a word around it, may bring to the convention.
+
+    Of `rows`; what the sum is divided by is that of the batch as it is. `setting`: of the rows.
+    """
     own = peer.convention.resolved(setting.machine_epsilon)
     costs = {own.cost, "cross-entropy"} if own.cost == "divergence" and setting.hard else {own.cost}
     if own.cost in ("focal", "binary focal"):
@@ -278,7 +339,7 @@ def calls(peer: Peer, c: Convention, batch: Batch, setting: Setting) -> Iterator
         target = _target(own, c, peer, options, setting)
         if peer.library == "keras" and any(name in _LEAVE_LOGITS for name, _ in pred or ()):
             continue
-        if pred is None or target is None or not _set(options, peer, own, c, batch, setting):
+        if pred is None or target is None or not _set(options, peer, own, c, rows, setting):
             continue
         if c.dtype != "exact":
             cast = ("cast", {"dtype": c.dtype.split()[0]})
@@ -287,7 +348,15 @@ def calls(peer: Peer, c: Convention, batch: Batch, setting: Setting) -> Iterator
             pred, target = (cast, *pred), target if setting.hard else (cast, *target)
         if peer.library == "scipy" and peer.function == "entropy":
             options["axis"] = -1
-        found = _reduced(peer, own, c, batch, options)
+        if peer.library == "sklearn" and setting.labels and len(np.unique(rows.y_true)) < setting.classes:
+            options["labels"] = range(setting.classes)
+        if setting.quantity == "scalar":
+            found = _reduced(peer, own, c, batch, options)
+        else:
+            kept = _kept(peer, own, c, setting, options)
+            if kept is None:
+                continue
+            found = kept
         if "base" in peer.options and c.base != math.e:
             options["base"] = c.base
             found["base"] = math.e
@@ -364,9 +433,11 @@ def _target(
 
 def _set(options: dict[str, Any], peer: Peer, own: Convention, c: Convention, batch: Batch, setting: Setting) -> bool:
     """Whether the other fields can be set; they then are."""
-    if setting.left_out:
+    if setting.left_out and c.left_out != "kept":
         known = peer.options.get("left_out")
-        text = known.get(c.left_out) if isinstance(known, Mapping) and batch.mask is None else None
+        text = None
+        if isinstance(known, Mapping) and batch.mask is None:
+            text = known.get(c.left_out, known.get("removed") if c.left_out == "zero" else None)
         if text is None:
             return False
         name, _, _ = text.partition("=")
@@ -391,7 +462,7 @@ def _set(options: dict[str, Any], peer: Peer, own: Convention, c: Convention, ba
 
 
 def _reduced(peer: Peer, own: Convention, c: Convention, batch: Batch, options: dict[str, Any]) -> dict[str, Any]:
-    """What is done to the result; sets the function's own option for it."""
+    """What is done to the result to make it the number; sets the function's own option for it."""
     side = sides(c, batch)
     number = divisor(c, side, side.rows(-1))
     classes = batch.y_pred.shape[-1]
@@ -402,7 +473,10 @@ def _reduced(peer: Peer, own: Convention, c: Convention, batch: Batch, options: 
         same = [c.divisor]
         if c.divisor == "samples":
             same += [] if c.class_weight or c.sample_weight else ["weights"]
-            same += ["axis 0"] if batch.y_pred.ndim == 2 else ["elements"]
+            same += ["axis 0"] if batch.y_pred.ndim == 2 else ["elements"] if events else []
+        counted = c.left_out == "zero" and "zero" not in peer.options.get("left_out", {"zero": ""})
+        if counted or (c.divisor == "axis 0" and batch.y_pred.ndim > 2):
+            same = []  # the function's own mean divides by another number
         for name in same:
             if name in known:
                 options |= _option(known[name])
@@ -410,6 +484,8 @@ def _reduced(peer: Peer, own: Convention, c: Convention, batch: Batch, options: 
         if "one" in known:
             options |= _option(known["one"])
             return {"divisor": number}
+        if events:
+            return {"divisor": number / len(batch.y_pred)}  # a mean over them
         options |= _option(known["classes"])  # a sum of means over the classes
         return {"divisor": number / classes}
     rows = own.divisor == "elements" and peer.returns == "samples"  # values are means over the classes
@@ -417,3 +493,19 @@ def _reduced(peer: Peer, own: Convention, c: Convention, batch: Batch, options: 
     if c.divisor == natural or (events and c.divisor == "samples"):
         return {"reduced": "mean"}
     return {"reduced": "sum", "divisor": number / classes if rows else number}
+
+
+def _kept(peer: Peer, own: Convention, c: Convention, setting: Setting, options: dict[str, Any]) -> Any:
+    """What is done to the result to make it values a sample, or an element; None where it gives no such."""
+    if peer.library == "sklearn":
+        return None
+    if peer.returns == "scalar":
+        options["reduction"] = "none"
+    single = setting.quantity == "elements" or setting.rank < 2
+    if peer.elementwise:
+        return {} if single else {"reduced": "row means" if c.divisor == "elements" else "row sums"}
+    if single:
+        return None
+    if own.divisor == "elements":  # means over the classes
+        return {} if c.divisor == "elements" else {"divisor": 1 / setting.classes}
+    return {"divisor": float(setting.classes)} if c.divisor == "elements" else {}

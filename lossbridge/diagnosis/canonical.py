@@ -39,32 +39,46 @@ class Setting:
     sample_weight: bool
     mask: bool
     ignored: bool  # some labels are
+    ignored_class: bool  # and they are a class as well
     finite: bool  # the number to explain is
     double: bool  # predictions are float64
     quantity: Quantity
     smoothings: tuple[float, ...] = SMOOTHINGS
+    epsilons: tuple[float, ...] = ()  # beside those that are always tried
 
     @staticmethod
-    def of(batch: Batch, quantity: Quantity, *, finite: bool = True, smoothings: Iterable[float] = ()) -> Setting:
-        y_true, dtype = np.asarray(batch.y_true), batch.y_pred.dtype
-        hard = batch.labels or bool(np.isin(y_true, (0, 1)).all())
+    def of(
+        batch: Batch,
+        quantity: Quantity,
+        *,
+        more: Iterable[Batch] = (),
+        finite: bool = True,
+        smoothings: Iterable[float] = (),
+        epsilons: Iterable[float] = (),
+    ) -> Setting:
+        """Of a batch, and further ones of its form."""
+        batches = (batch, *more)
+        dtype, ignored = batch.y_pred.dtype, batch.ignored
+        hard = all(b.labels or np.isin(b.y_true, (0, 1)).all() for b in batches)
         return Setting(
             labels=batch.labels,
             rank=batch.y_pred.ndim,
             classes=batch.classes,
-            pred_holds=holds(batch.y_pred),
-            true_holds="probabilities" if batch.labels else holds(y_true),
+            pred_holds=_held(b.y_pred for b in batches),
+            true_holds="probabilities" if batch.labels else _held(b.y_true for b in batches),
             machine_epsilon=float(np.finfo(dtype).eps) if dtype.kind == "f" else float(np.finfo(np.float64).eps),
             hard=hard,
-            one_hot=batch.labels or (hard and bool((y_true.sum(-1) == 1).all())),
+            one_hot=hard and all(b.labels or (b.y_true.sum(-1) == 1).all() for b in batches),
             class_weight=batch.class_weight is not None,
-            sample_weight=batch.sample_weight is not None,
-            mask=batch.mask is not None,
-            ignored=batch.ignored is not None,
+            sample_weight=any(b.sample_weight is not None for b in batches),
+            mask=any(b.mask is not None for b in batches),
+            ignored=any(b.ignored is not None for b in batches),
+            ignored_class=ignored is not None and 0 <= ignored < batch.classes,
             finite=finite,
             double=dtype == np.float64,
             quantity=quantity,
             smoothings=tuple(dict.fromkeys([*smoothings, *SMOOTHINGS])),
+            epsilons=tuple(epsilons),
         )
 
     @property
@@ -88,6 +102,12 @@ def holds(x: np.ndarray) -> Holds:
         if (np.abs(sums - 1) < 1e-2).all():
             return "log-probabilities"
     return "logits"
+
+
+def _held(arrays: Iterable[np.ndarray]) -> Holds:
+    """What all of them look like."""
+    kinds = {holds(x) for x in arrays}
+    return kinds.pop() if len(kinds) == 1 else "logits"
 
 
 def canonical(c: Convention, setting: Setting) -> Convention | None:
@@ -121,6 +141,8 @@ def _sensible(c: Convention, setting: Setting) -> bool:
         return False  # those given are of the last axis' rows
     if setting.events_only and (c.cost not in BINARY or (c.activation in _SOFTMAX and c.logarithm != "once")):
         return False
+    if setting.rank < 2 and c.divisor == "classes" and setting.quantity in ("scalar", "gradient"):
+        return False  # there are none: the last axis is that of the samples
     if c.cost == "entropy" and (other_target or c.label_smoothing):
         return False
     if c.cost in BINARY and (c.renormalise != "no" or c.target_activation != "none"):
@@ -215,8 +237,8 @@ def _axis(c: Convention, setting: Setting) -> Convention:
 def _reduction(c: Convention, setting: Setting) -> Convention:
     divisor, left_out = c.divisor, c.left_out
     if setting.quantity in ("scalar", "gradient"):
-        if setting.rank < 2 and divisor in ("elements", "classes"):
-            divisor = "samples" if divisor == "elements" else "one"
+        if setting.rank < 2 and divisor == "elements":
+            divisor = "samples"
         if divisor == "axis 0" and setting.rank < 3 and c.axis == -1:  # all rows, whatever is left out
             divisor, left_out = "samples", "zero" if left_out == "removed" and setting.left_out else left_out
         if left_out == "zero" and divisor not in ("samples", "elements"):
@@ -228,6 +250,7 @@ def _reduction(c: Convention, setting: Setting) -> Convention:
         divisor = "samples"
     nothing = c.cost in ("cross-entropy", "focal", "poly") or (c.cost == "divergence" and c.clip not in _CLIPS)
     unweighed = divisor != "weights" or c.class_weight
-    if left_out == "kept" and not setting.mask and nothing and not c.label_smoothing and unweighed:
+    no_row = not setting.mask and not setting.ignored_class and not c.label_smoothing
+    if left_out == "kept" and no_row and nothing and unweighed:
         left_out = "zero" if divisor in ("samples", "elements") else "removed"  # a label that is none has a row of 0
     return replace(c, divisor=divisor, left_out=left_out)

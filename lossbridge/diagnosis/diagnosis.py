@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from lossbridge.conventions import Convention
+from lossbridge.conventions import Convention, Peer
 from lossbridge.diagnosis import calls, explain, probes, reading
 from lossbridge.diagnosis.canonical import Setting, canonical
-from lossbridge.diagnosis.evaluate import Array, Batch, Quantity, scalars
+from lossbridge.diagnosis.evaluate import Array, Batch, Quantity, whole
 from lossbridge.diagnosis.hypotheses import Preset, hypotheses, presets
 from lossbridge.diagnosis.search import Fit, Observation, search
 
@@ -35,6 +37,7 @@ class EquivalenceClass:
     """Conventions that give the same number on this data; the simplest first."""
 
     explanations: tuple[Explanation, ...]
+    quantity: Quantity
     _calls: Callable[[], dict[str, str]] = field(repr=False, compare=False)
 
     @property
@@ -43,7 +46,10 @@ class EquivalenceClass:
 
     @cached_property
     def calls(self) -> dict[str, str]:
-        """The exact call that gives the number, a library each."""
+        """The exact call that gives the number, a library each: of the arrays as `Diagnosis.arrays` makes them.
+
+        Of a gradient: the call whose gradient for y_pred it is.
+        """
         return self._calls()
 
 
@@ -92,6 +98,12 @@ class Diagnosis:
     batches: tuple[Batch, ...]
 
     @property
+    def arrays(self) -> Mapping[str, str]:
+        """What NumPy makes of the first batch's arrays before they go into the calls, where they are not as given."""
+        given = calls.as_rows(self.batches[0]).given
+        return {name: text for name, text in given.items() if text != f"np.asarray({name})"}
+
+    @property
     def fits(self) -> bool:
         return bool(self.classes)
 
@@ -105,34 +117,41 @@ class Diagnosis:
             return None
         batch, values = found
         predictions = tuple((e.words, value) for e, value in zip(left, values, strict=True))
-        return Probe(batch.y_true, batch.y_pred, batch.sample_weight, batch.mask, predictions)
+        return Probe(batch.y_true, batch.as_given(), batch.sample_weight, batch.mask, predictions)
 
     def __str__(self) -> str:
-        lines = []
-        if self.fits:
-            first = self.classes[0]
-            lines.append(f"{self.shown}: {first.explanations[0].words}")
-            lines += _table(first.calls)
-            same = [e.words for e in first.explanations[1:]]
-            if same:
-                lines.append(
-                    f"This data cannot tell it from {len(same)} more (probe() gives a batch that can), such as"
-                )
-                lines += [f"  {words}" for words in same[:_SHOWN]]
-            if len(self.classes) > 1:
-                lines.append("Further explanations:")
-                for place, group in enumerate(self.classes[1:4], 2):
-                    more = f" (and {len(group.explanations) - 1} more)" if len(group.explanations) > 1 else ""
-                    lines.append(f"  {place}. {group.explanations[0].words}{more}")
-                if len(self.classes) > 4:
-                    lines.append(f"  and {len(self.classes) - 4} more")
-        else:
-            lines.append(f"{self.shown}: nothing fits, of {self.tried} conventions. The nearest:")
-            lines += [f"  {words}" for words in self.nearest]
-        if self.meant:
-            lines += self.meant.splitlines()
-        lines += [f"Warning: {warning}" for warning in self.warnings]
-        return "\n".join(lines)
+        lines = self._found() if self.fits else self._missed()
+        lines += self.meant.splitlines()
+        return "\n".join([*lines, *(f"Warning: {warning}" for warning in self.warnings)])
+
+    def _found(self) -> list[str]:
+        first, *others = self.classes
+        lines = [f"{self.shown}: {first.explanations[0].words}"]
+        if first.calls and self.arrays:
+            made = ", ".join(f"{name} = {text}" for name, text in self.arrays.items())
+            lines.append(f"  where {made}")
+        if first.calls and first.quantity == "gradient":
+            lines.append("  the gradient for y_pred of")
+        lines += _table(first.calls)
+        same = [e.words for e in first.explanations[1:]]
+        if same:
+            cure = "probe() gives a batch that can" if self.probe() else "nor can a small batch of the kind"
+            lines.append(f"This data cannot tell it from {len(same)} more ({cure}), such as")
+            lines += [f"  {words}" for words in same[:_SHOWN]]
+        if others:
+            lines.append("Further explanations:")
+            for place, group in enumerate(others[:3], 2):
+                more = f" (and {len(group.explanations) - 1} more)" if len(group.explanations) > 1 else ""
+                lines.append(f"  {place}. {group.explanations[0].words}{more}")
+            if len(others) > 3:
+                lines.append(f"  and {len(others) - 3} more")
+        return lines
+
+    def _missed(self) -> list[str]:
+        tried = f"{self.shown}: nothing fits, of {self.tried} conventions"
+        if not self.nearest:
+            return [f"{tried}, none of which gives a finite number for this data"]
+        return [f"{tried}. The nearest:", *(f"  {words}" for words in self.nearest)]
 
     __repr__ = __str__
 
@@ -149,6 +168,7 @@ def diagnose(
     mask: Any = None,
     ignore_class: int | None = None,
     label_smoothing: float | None = None,
+    epsilon: float | None = None,
     more: Sequence[tuple[Any, ...]] = (),
     advance: Callable[[float], None] = lambda share: None,
 ) -> Diagnosis:
@@ -163,6 +183,7 @@ def diagnose(
         quantity: "gradient" or "value", where an array could be either.
         class_weight, sample_weight, mask, ignore_class: those that may have been used; all are tried with and without.
         label_smoothing: a coefficient that may have been used, beside 0.1, 0.05, 0.2 and 0.01.
+        epsilon: a bound of clipping, or an addend in log(p + ε), that may have been used, beside powers of ten.
         more: further batches (y_true, y_pred, observed), which narrow the explanations; as a fourth entry a dict with
             their sample_weight and mask, if any.
         advance: told the share of the work done, for a progress bar.
@@ -172,7 +193,8 @@ def diagnose(
         small batch that can.
 
     Raises:
-        ValueError: shapes that do not fit, an empty batch, an unknown `expected`. TypeError: no arrays of numbers.
+        ValueError: shapes that do not fit, an empty batch, an unknown `expected`, weights that are none, options out of
+            range. TypeError: no arrays of numbers.
 
     >>> y_true, y_pred = [[0, 1, 0], [0, 0, 1]], [[0.05, 0.95, 0.0], [0.1, 0.8, 0.1]]
     >>> print(diagnose(y_true, y_pred, 1.697965).classes[0].explanations[0].words)
@@ -180,48 +202,100 @@ def diagnose(
 
     Source: the conventions of `lossbridge.conventions`; the table in docs/conventions.md.
     """
+    options: dict[str, Any] = {
+        "expected": expected,
+        "quantity": quantity,
+        "class_weight": class_weight,
+        "sample_weight": sample_weight,
+        "mask": mask,
+        "ignore_class": ignore_class,
+        "label_smoothing": label_smoothing,
+        "epsilon": epsilon,
+    }
+    found = _diagnosed(y_true, y_pred, observed, **options, more=more, advance=advance)
+    for other in () if found.fits or more else reading.others(found.batches[0], y_true, y_pred):
+        try:
+            again = _diagnosed(other.y_true, other.y_pred, observed, **options)
+        except (ValueError, TypeError):
+            continue  # weights, or an array, of another shape than this reading's
+        if other.for_another_axis:
+            another = [group for group in again.classes if group.explanations[0].convention.axis != -1]
+            again = replace(again, classes=tuple(another))
+        if again.fits:
+            batch = other.of(again.batches[0])
+            return replace(again, batches=(batch,), warnings=(*found.warnings, other.words))
+    return found
+
+
+def _diagnosed(
+    y_true: Any,
+    y_pred: Any,
+    observed: Any,
+    *,
+    expected: str | None,
+    quantity: str | None,
+    class_weight: Any,
+    sample_weight: Any,
+    mask: Any,
+    ignore_class: int | None,
+    label_smoothing: float | None,
+    epsilon: float | None,
+    more: Sequence[tuple[Any, ...]] = (),
+    advance: Callable[[float], None] = lambda share: None,
+) -> Diagnosis:
+    """Of the arrays as `reading.batch_of` takes them."""
     if quantity not in (None, "gradient", "value"):
         raise ValueError(f"quantity is {quantity!r}; use 'gradient' or 'value'")
+    smoothings, epsilons = _between("label_smoothing", label_smoothing, 1), _between("epsilon", epsilon, 0.5)
     batches: list[Batch] = []
     seen: list[Any] = []
     kinds: list[Quantity] = []  # what all of the observed arrays can be
     warnings: list[str] = []
     own = {"sample_weight": sample_weight, "mask": mask}
-    for true, pred, number, options in _batches((y_true, y_pred, observed, own), more):
-        batch, said = reading.batch_of(true, pred, class_weight=class_weight, ignore_class=ignore_class, **options)
-        if batches and (batch.labels != batches[0].labels or batch.y_pred.ndim != batches[0].y_pred.ndim):
-            raise ValueError("a further batch is of another form than the first; diagnose it on its own")
-        number, can_be = reading.quantities(number, batch, quantity)
+    for place, (true, pred, number, options) in enumerate([(y_true, y_pred, observed, own), *_further(more)]):
+        try:
+            batch, said = reading.batch_of(true, pred, class_weight=class_weight, ignore_class=ignore_class, **options)
+            number, can_be = reading.quantities(number, batch, quantity)
+        except (ValueError, TypeError) as error:
+            raise type(error)(f"further batch {place}: {error}" if place else str(error)) from None
+        if place and (batch.labels, batch.y_pred.ndim, batch.classes) != (
+            batches[0].labels,
+            batches[0].y_pred.ndim,
+            batches[0].classes,
+        ):
+            raise ValueError(f"further batch {place} is of another form than the first; diagnose it on its own")
         kinds = [kind for kind in can_be if kind in kinds] if batches else can_be
-        warnings += [words if not batches else f"further batch: {words}" for words in said if words not in warnings]
+        warnings += [words if not place else f"further batch {place}: {words}" for words in said]
         batches.append(batch)
         seen.append(number)
     if not kinds:
         raise ValueError("the batches' observed arrays are of different kinds; diagnose each on its own")
 
+    batch = batches[0]
     finite = all(np.isfinite(np.asarray(x, np.float64)).all() for x in seen)
-    smoothings = () if label_smoothing is None else (label_smoothing,)
-    found: list[list[Fit]] = []
-    nearest: list[Fit] = []
+    settings = [
+        Setting.of(batch, kind, more=batches[1:], finite=finite, smoothings=smoothings, epsilons=epsilons)
+        for kind in kinds
+    ]
+    meant = "" if expected is None else _meant(expected, batch, settings[0])
+    found: list[tuple[Fit, EquivalenceClass]] = []
+    near: list[tuple[tuple[int, float], str]] = []
     tried = 0
-    for kind in kinds:
-        setting = Setting.of(batches[0], kind, finite=finite, smoothings=smoothings)
+
+    def step(share: float) -> None:
+        advance(share / len(kinds))
+
+    for kind, setting in zip(kinds, settings, strict=True):
         candidates = hypotheses(setting)
         tried += len(candidates)
-
-        def step(share: float) -> None:
-            advance(share / len(kinds))
-
-        groups, near = search(candidates, batches, [Observation.of(x, kind) for x in seen], step)
-        found += groups
-        nearest += near
-    found.sort(key=lambda group: (group[0].hypothesis.changes, group[0].hypothesis.place))
-    batch, setting = batches[0], Setting.of(batches[0], kinds[0], finite=finite, smoothings=smoothings)
-    meant = "" if expected is None else _meant(expected, batch, setting)
+        groups, closest = search(candidates, batches, [Observation.of(x, kind) for x in seen], step)
+        found += [(group[0], _explained(group, batch, setting)) for group in groups]
+        near += [(fit.distance, _near(fit, batch, kind)) for fit in closest]
+    found.sort(key=lambda one: (one[0].hypothesis.strangeness, one[0].hypothesis.place))
     return Diagnosis(
-        classes=tuple(_explained(group, batch, setting) for group in found),
-        nearest=tuple(_near(fit, batch) for fit in sorted(nearest, key=lambda fit: fit.misfit)[:3]),
-        warnings=tuple(warnings),
+        classes=tuple(group for _, group in found),
+        nearest=tuple(words for _, words in sorted(near)[:3]),
+        warnings=tuple(dict.fromkeys(warnings)),
         meant=meant,
         tried=tried,
         shown=_shown(seen[0]),
@@ -229,56 +303,113 @@ def diagnose(
     )
 
 
-def _batches(first: tuple[Any, ...], more: Sequence[tuple[Any, ...]]) -> Iterator[tuple[Any, Any, Any, dict[str, Any]]]:
+def _between(name: str, x: Any, end: float) -> tuple[float, ...]:
+    if x is None:
+        return ()
+    if isinstance(x, bool) or not isinstance(x, int | float | np.floating):
+        raise TypeError(f"{name} is {x!r}; pass one number")
+    if not 0 < x < end:
+        raise ValueError(f"{name} is {x}; pass a number between 0 and {end}")
+    return (float(x),)
+
+
+def _further(more: Any) -> Iterator[tuple[Any, Any, Any, dict[str, Any]]]:
     """(y_true, y_pred, observed, its weights and mask)."""
-    yield first[0], first[1], first[2], first[3]
+    if not isinstance(more, list | tuple):
+        raise TypeError(f"more is {more!r}; pass a list of (y_true, y_pred, observed)")
     for one in more:
-        if len(one) not in (3, 4):
-            raise ValueError(f"more holds {len(one)} things; give (y_true, y_pred, observed) for each further batch")
-        yield one[0], one[1], one[2], one[3] if len(one) == 4 else {}
+        if not isinstance(one, list | tuple) or len(one) not in (3, 4):
+            count = f"{len(one)} things" if isinstance(one, list | tuple) else f"a {type(one).__name__}"
+            raise ValueError(f"more holds {count}; give (y_true, y_pred, observed) for each further batch")
+        options = one[3] if len(one) == 4 else {}
+        if not isinstance(options, Mapping) or options.keys() - {"sample_weight", "mask"}:
+            raise ValueError("the fourth entry of a further batch is a dict with sample_weight, mask or both")
+        yield one[0], one[1], one[2], dict(options)
 
 
 def _explained(fits: Sequence[Fit], batch: Batch, setting: Setting) -> EquivalenceClass:
     explanations = tuple(
-        Explanation(explain.words(f.hypothesis, batch), f.hypothesis.changes, f.hypothesis.convention) for f in fits
+        Explanation(explain.words(f.hypothesis, batch, setting.quantity), f.hypothesis.changes, f.hypothesis.convention)
+        for f in fits
     )
 
     def of_the_first() -> dict[str, str]:
-        some = fits[:_ASKED] if setting.quantity == "scalar" else ()
-        return _calls([f.hypothesis.convention for f in some], [float(f.values[0]) for f in some], batch, setting)
+        return _calls([f.hypothesis.convention for f in fits[:_ASKED]], batch, setting)
 
-    return EquivalenceClass(explanations, of_the_first)
+    return EquivalenceClass(explanations, setting.quantity, of_the_first)
 
 
-def _calls(conventions: list[Convention], values: list[float], batch: Batch, setting: Setting) -> dict[str, str]:
+def _calls(conventions: list[Convention], batch: Batch, setting: Setting) -> dict[str, str]:
     """In the order of the libraries."""
-    known = calls.texts(conventions, values, batch, setting)
+    known = calls.texts(conventions, batch, setting)
     return {library: known[library] for library in explain.LIBRARIES if library in known}
 
 
-def _near(fit: Fit, batch: Batch) -> str:
-    return f"{explain.words(fit.hypothesis, batch)}: {fit.misfit:.2g} off, relatively"
+def _near(fit: Fit, batch: Batch, quantity: Quantity) -> str:
+    words = explain.words(fit.hypothesis, batch, quantity)
+    if fit.values:
+        return f"{words}: fits {len(fit.values)} of the batches, then {fit.misfit:.2g} off, relatively"
+    return f"{words}: {fit.misfit:.2g} off, relatively"
 
 
 def _meant(expected: str, batch: Batch, setting: Setting) -> str:
     """What the named function gives, and the call of it in each library."""
-    known: dict[str, Preset] = {}
-    for preset in presets(setting):
-        if canonical(preset.convention, setting) is not None:
-            known.setdefault(f"{preset.peer.library}.{explain.written(preset.peer, preset.options)}", preset)
-    for text in list(known):
-        known.setdefault(text.removesuffix(".mean()"), known[text])
-    if expected not in known:
-        close = difflib.get_close_matches(expected, known, 3, 0.3)
-        raise ValueError(f"expected {expected!r} is unknown for such arrays; did you mean {' or '.join(close)}?")
-    c = canonical(known[expected].convention, setting)
+    preset, more = _named(expected, setting)
+    c = canonical(preset.convention, setting)
     assert c is not None
-    lines = [f"Meant: {explain.name(known[expected])}"]
-    if setting.quantity != "scalar":
-        return lines[0]
-    value = float(scalars(batch, [c])[0])
-    lines[0] += f", which gives {value:.9g}"
-    return "\n".join([*lines, *_table(_calls([c], [value], batch, setting))])
+    options = f" with {', '.join(sorted(more))}" if more else ""
+    gives = f", which gives {float(whole(batch, c, 'scalar')[0]):.9g}" if setting.quantity == "scalar" else ""
+    return "\n".join([f"Meant: {explain.name(preset)}{options}{gives}", *_table(_calls([c], batch, setting))])
+
+
+def _named(expected: Any, setting: Setting) -> tuple[Preset, set[str]]:
+    """The preset of a text such as "torch.kl_div(reduction='batchmean')", and what of its options are no preset's."""
+    if not isinstance(expected, str):
+        raise TypeError(f"expected is {expected!r}; pass a text, such as 'torch.kl_div'")
+    function, asked, after = _parts(calls.plain_name(expected))
+    known: dict[str, None] = {}
+    found: list[tuple[Preset, set[str]]] = []
+    for preset in presets(setting):
+        if canonical(preset.convention, setting) is None:
+            continue
+        written = f"{preset.peer.library}.{explain.written(preset.peer, preset.options)}"
+        known[written] = None
+        its_function, own, its_after = _parts(written)
+        if (function, after) == (its_function, its_after) and own <= asked:
+            c = _with(preset.convention, asked - own, preset.peer)
+            if c is not None and canonical(c, setting) is not None:
+                found.append((replace(preset, convention=c), asked - own))
+    if not found:
+        close = " or ".join(difflib.get_close_matches(expected, known, 3, 0))
+        raise ValueError(f"expected {expected!r} is unknown for such arrays; did you mean {close}?")
+    return min(found, key=lambda one: len(one[1]))
+
+
+def _parts(text: str) -> tuple[str, set[str], str]:
+    """The function, its options, and what is done to the result: a mean goes without saying."""
+    match = re.fullmatch(r"(\w+\.\w+)(?:\((.*?)\))?(\..*)?", text.replace('"', "'").replace(" ", ""))
+    if match is None:
+        return text, set(), ""
+    return match[1], set(filter(None, (match[2] or "").split(","))), (match[3] or "").removesuffix(".mean()")
+
+
+def _with(c: Convention, asked: set[str], peer: Peer) -> Convention | None:
+    """With the options that a peer writes so; None where it has no such."""
+    for text in asked:
+        name, _, value = text.partition("=")
+        for field_name, known in peer.options.items():
+            if isinstance(known, str):
+                if known.partition("=")[0] == name and re.fullmatch(r"-?[\d.]+(e-?\d+)?", value):
+                    c = replace(c, **{field_name: ast.literal_eval(value)})
+                    break
+            elif field_name == "left_out" and any(written.partition("=")[0] == name for written in known.values()):
+                break  # the label is named to diagnose()
+            elif text in known.values():
+                c = replace(c, **{field_name: next(key for key, written in known.items() if written == text)})
+                break
+        else:
+            return None
+    return c
 
 
 def _table(texts: dict[str, str]) -> list[str]:

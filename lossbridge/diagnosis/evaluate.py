@@ -8,9 +8,9 @@ as the right ones; the pieces that a loss is built of come from formulas.py.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -39,10 +39,16 @@ class Batch:
     sample_weight: Array | None = None
     mask: Array | None = None
     ignored: int | None = None  # a label
+    moved: bool = False  # y_pred as given has the classes along axis 1
+    given: Mapping[str, str] = field(default_factory=dict)  # of arrays that were changed: how NumPy does it
 
     @cached_property
     def labels(self) -> bool:
         return self.y_true.ndim < self.y_pred.ndim
+
+    def as_given(self) -> Array:
+        """y_pred with the classes where the caller has them."""
+        return np.moveaxis(self.y_pred, -1, 1) if self.moved else self.y_pred
 
     @property
     def classes(self) -> int:
@@ -241,7 +247,7 @@ def _targets(c: Convention, target: Any, dtype: str) -> Any:
     s, outcomes = c.label_smoothing, 2 if "binary" in c.cost else b.size(target, 1)
     if c.smoothing_over == "K":
         return formulas.smooth(b, target, outcomes, s)
-    return target * (1 - s) + (1 - target) * (s / (outcomes - 1))
+    return target * (1 - s) + (1 - target) * (s / (outcomes - 1) if outcomes > 1 else math.nan)
 
 
 def _costs_key(c: Convention) -> tuple[Any, ...]:
@@ -456,3 +462,10 @@ def scale(c: Convention, batch: Batch, quantity: Quantity) -> float:
     if quantity == "samples" and c.divisor == "elements":
         return factor / side.rows(c.axis).pred.shape[1]
     return factor
+
+
+def whole(batch: Batch, c: Convention, quantity: Quantity) -> Array:
+    """All of what a convention gives: the number, or the array as rows."""
+    if quantity == "scalar":
+        return scalars(batch, [c])
+    return arrays(batch, c, quantity, slice(None)) * scale(c, batch, quantity)

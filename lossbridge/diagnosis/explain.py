@@ -7,7 +7,7 @@ from dataclasses import fields
 
 from lossbridge.conventions import Convention, Peer
 from lossbridge.diagnosis.canonical import DIVERGENCES, holds
-from lossbridge.diagnosis.evaluate import Batch, divisor, sides
+from lossbridge.diagnosis.evaluate import Batch, Quantity, divisor, sides
 from lossbridge.diagnosis.hypotheses import Hypothesis, Preset
 
 LIBRARIES = {
@@ -44,45 +44,58 @@ _LEFT_OUT = {
 }
 
 
-def name(preset: Preset) -> str:
+def name(preset: Preset, quantity: Quantity = "scalar") -> str:
     """PyTorch's `kl_div(reduction='batchmean')` of log(y_pred)."""
     of = "" if preset.handed == "y_pred" else f" of {preset.handed}"
-    return f"{LIBRARIES[preset.peer.library]} `{written(preset.peer, preset.options)}`{of}"
+    return f"{LIBRARIES[preset.peer.library]} `{written(preset.peer, preset.options, quantity)}`{of}"
 
 
-def written(peer: Peer, c: Convention) -> str:
+def written(peer: Peer, c: Convention, quantity: Quantity = "scalar") -> str:
     """The function with those of its options that `c` asks for: "kl_div(reduction='batchmean')"."""
-    texts = [text for text in options(peer, c) if text]
+    single = quantity in ("samples", "elements")
+    texts = [text for text in options(peer, c, reduced=not single) if text]
+    if single and peer.returns == "scalar":
+        texts.append("reduction='none'")
     call = f"{peer.function}({', '.join(texts)})" if texts else peer.function
-    return call + _reduced(peer, c)
+    return call + _reduced(peer, c, quantity)
 
 
-def _reduced(peer: Peer, c: Convention) -> str:
-    if peer.returns == "scalar":
+def _reduced(peer: Peer, c: Convention, quantity: Quantity) -> str:
+    mean = c.divisor == "elements"
+    if quantity == "samples":
+        return (".mean(-1)" if mean else ".sum(-1)") if peer.elementwise else ""
+    if quantity == "elements" or peer.returns == "scalar":
         return ""
     if c.divisor == "one" or (c.divisor == "classes" and peer.returns == "samples"):
         return ".sum()"
     return ".sum(-1).mean()" if peer.returns == "elements" and c.divisor == "samples" else ".mean()"
 
 
-def options(peer: Peer, c: Convention) -> list[str]:
+def options(peer: Peer, c: Convention, *, reduced: bool = True) -> list[str]:
     """How the peer's own options of one-of-several kinds are written for `c`."""
     texts = []
     for field, known in peer.options.items():
-        if isinstance(known, Mapping) and field not in ("left_out", "clip"):
+        if isinstance(known, Mapping) and field not in ("left_out", "clip") and (reduced or field != "divisor"):
             texts.append(str(known.get(getattr(c, field), "")))
     return texts
 
 
-def words(h: Hypothesis, batch: Batch) -> str:
+def words(h: Hypothesis, batch: Batch, quantity: Quantity) -> str:
     """The whole explanation, in one line."""
-    said, options = [name(h.preset)], h.preset.options
-    if options.divisor == "elements" and options.cost in DIVERGENCES and h.convention.divisor == "elements":
+    peer, options = h.preset.peer, h.preset.options
+    if quantity == "samples" and batch.y_pred.ndim < 2:
+        quantity = "elements"  # they are the same
+    said = [name(h.preset, quantity)]
+    if quantity == "elements" and not peer.elementwise:
+        said[0] += " before its sum over the classes"
+    both = options.divisor == "elements" == h.convention.divisor and quantity in ("scalar", "gradient")
+    if both and options.cost in DIVERGENCES:
         classes = batch.y_pred.shape[-1] if batch.y_pred.ndim else 1
-        cure = "use `batchmean`, or multiply" if h.preset.peer.library == "torch" else "multiply"
+        cure = "use `batchmean`, or multiply" if peer.library == "torch" else "multiply"
         said.append(f": divides by N·C; {cure} by C = {classes}")
     if options.left_out == "zero" == h.convention.left_out:
-        said.append(": what is left out is still counted in the mean")
+        counted = "still counted in the mean" if quantity in ("scalar", "gradient") else "0"
+        said.append(f": what is left out is {counted}")
     differing = differences(h.own, h.convention, batch)
     if differing:
         said.append((", but " if len(said) == 1 else "; and ") + "; ".join(differing))

@@ -34,26 +34,45 @@ class Hypothesis:
     changes: int
     place: int = 0  # of the peer: better known ones first
 
+    @property
+    def strangeness(self) -> tuple[int, bool]:
+        """The changes; then whether it speaks of logarithms, or of their lack, to a function that takes none."""
+        c = self.convention
+        of_logarithms = c.activation == "exp" or c.logarithm == "missing"
+        return self.changes, of_logarithms and self.preset.peer.convention.activation != "exp"
 
-def presets(setting: Setting) -> Iterator[Preset]:
+
+def presets(setting: Setting) -> list[Preset]:
     """Each peer's, also with the options that are no deviation: logits, reduction, the weights given."""
 
-    def foreign(peer: Peer) -> tuple[bool, bool]:
-        """Last come those that take another form of targets, or return another quantity."""
-        returned = peer.returns == ("scalar" if setting.quantity in ("scalar", "gradient") else setting.quantity)
-        return setting.labels and "labels" not in peer.targets, setting.quantity != "scalar" and not returned
+    def order(preset: Preset) -> tuple[bool, bool, int, bool]:
+        """Last come those that take another form of targets, or return another quantity; then, library by library,
+        those that are handed something made of y_pred."""
+        peer = preset.peer
+        if setting.quantity in ("scalar", "gradient"):
+            returned = setting.quantity == "scalar" or peer.returns == "scalar"
+        else:
+            returned = peer.elementwise == (setting.quantity == "elements" or setting.rank < 2)
+        other_targets = setting.labels and "labels" not in peer.targets
+        return other_targets, not returned, _LIBRARIES.index(peer.library), preset.handed != "y_pred"
 
-    for peer in sorted(PEERS, key=foreign):
-        wanted = "labels" if setting.labels else "events" if setting.events_only else None
+    wanted = "labels" if setting.labels else "events" if setting.events_only else None
+    found = []
+    for peer in PEERS:
         if wanted is None:
             fits = peer.targets != ("labels",)  # a matrix may hold distributions, or outcomes
         elif wanted == "labels":
             fits = peer.targets[0] in ("labels", "distributions", "none")  # labels stand for their one-hot rows
         else:
             fits = "events" in peer.targets
+        if peer.library == "sklearn" and setting.quantity in ("samples", "elements"):
+            fits = False  # it always reduces
         if fits:
-            found = [_given(peer, options, setting) for options in _variants(peer)]
-            yield from sorted((p for p in found if p is not None), key=lambda p: p.handed != "y_pred")
+            found += [_given(peer, options, setting) for options in _variants(peer)]
+    return sorted((preset for preset in found if preset is not None), key=order)
+
+
+_LIBRARIES = list(dict.fromkeys(peer.library for peer in PEERS))
 
 
 def _variants(peer: Peer) -> Iterator[Convention]:
@@ -118,7 +137,16 @@ class Change:
 _CATEGORICAL = ("cross-entropy", "focal", "poly", "divergence", "convex divergence", "entropy")
 
 
+_EPSILONS: Mapping[str, tuple[float | str, ...]] = {
+    "both": (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-10, 1e-12, 1e-15, "machine"),
+    "lower": (1e-7, 1e-8, 1e-12),
+    "added": (1e-5, 1e-6, 1e-7, 1e-8, 1e-9, 1e-10, 1e-12),
+}
+_OFTEN = {1e-7: ("both",), 1e-15: ("both",)}
+
+
 def changes(setting: Setting) -> list[Change]:
+    often = {**_OFTEN, **dict.fromkeys(setting.epsilons, tuple(_EPSILONS))}
     found = [
         Change("activation", {"activation": "none"}),
         Change("activation", {"activation": "softmax"}),
@@ -132,13 +160,9 @@ def changes(setting: Setting) -> list[Change]:
         Change("clip", {"clip": "none", "epsilon": 0.0}),
         Change("clip", {"clip": "floor", "epsilon": 0.0}, common=False),
         *(
-            Change("clip", {"clip": clip, "epsilon": epsilon}, common=clip == "both" and epsilon in (1e-7, 1e-15))
-            for clip, epsilons in {
-                "both": (1e-3, 1e-5, 1e-6, 1e-7, 1e-8, 1e-12, 1e-15, "machine"),
-                "lower": (1e-7, 1e-8, 1e-12),
-                "added": (1e-5, 1e-6, 1e-7, 1e-8, 1e-10, 1e-12),
-            }.items()
-            for epsilon in epsilons
+            Change("clip", {"clip": clip, "epsilon": epsilon}, common=epsilon in often and clip in often[epsilon])
+            for clip, epsilons in _EPSILONS.items()
+            for epsilon in dict.fromkeys((*setting.epsilons, *epsilons))
         ),
         Change("base", {"base": 2.0}),
         Change("base", {"base": 10.0}),
@@ -191,8 +215,11 @@ def hypotheses(setting: Setting, *, depth: int = 2) -> list[Hypothesis]:
 
     def add(c: Convention, root: Hypothesis, count: int) -> None:
         here = canonical(c, setting)
-        if here is not None and (here not in found or found[here].changes > count):
-            found[here] = replace(root, convention=here, changes=count)
+        if here is None or (here in found and found[here].changes < count):
+            return
+        new = replace(root, convention=here, changes=count)
+        if here not in found or new.strangeness < found[here].strangeness:
+            found[here] = new
 
     roots: dict[Convention, Hypothesis] = {}
     for preset in presets(setting):

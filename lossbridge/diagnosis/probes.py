@@ -25,7 +25,7 @@ def probes(batch: Batch) -> list[Batch]:
 def _probe(batch: Batch, kind: str, rng: np.random.Generator) -> Batch:
     vector = batch.y_pred.ndim < 2
     classes = 1 if vector else batch.y_pred.shape[-1]
-    middle = batch.y_pred.shape[1:-1]
+    middle = tuple(min(size, 3) for size in batch.y_pred.shape[1:-1])
     count = 5 if kind in ("ordinary", "unnormalised", "logits") else len(_SATURATED)
     if 1 < classes < 12:  # no class without a row, and not as many rows as classes, even if one is ignored
         count = max(count, classes + 2)
@@ -48,7 +48,7 @@ def _probe(batch: Batch, kind: str, rng: np.random.Generator) -> Batch:
                 pred[spot] = value if labels[spot] else 1 - value
         if kind in ("saturated logits", "logarithms"):
             rest = np.log1p(-np.minimum(pred, 1 - 1e-16)) if kind == "saturated logits" and classes == 1 else 0.0
-            pred = np.log(pred) - rest
+            pred = np.log(pred) - rest + (3 if kind == "saturated logits" and classes > 1 else 0)
             pred[-1] = np.where(pred[-1] == pred[-1].min(), -200.0, pred[-1])  # beyond a floor of −100
     return _of_form(batch, pred, labels, rng)
 
@@ -79,7 +79,7 @@ def _of_form(batch: Batch, pred: np.ndarray, labels: np.ndarray, rng: np.random.
     dtype = np.float64 if batch.y_pred.dtype == np.float64 else np.float32
     if y_true.dtype.kind == "f":
         y_true = y_true.astype(dtype)
-    return replace(batch, y_true=y_true, y_pred=pred.astype(dtype), sample_weight=weight, mask=mask)
+    return replace(batch, y_true=y_true, y_pred=pred.astype(dtype), sample_weight=weight, mask=mask, given={})
 
 
 def separating(batch: Batch, conventions: Sequence[Convention]) -> tuple[Batch, list[float]] | None:

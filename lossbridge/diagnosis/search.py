@@ -18,6 +18,7 @@ INDISTINCT = 1e-7
 # What sums of a dtype may be off, relatively; in float32 also an entry of an array, and where 1 − p has no digits.
 _FLOAT64, _FLOAT32, _FLOAT16 = 1e-9, 2e-6, 1e-3
 _ENTRY, _ZERO = 1e-5, 6e-8
+_FLOAT32_DIGITS, _FLOAT64_DIGITS = 9, 15  # a number with more, in the dtype, is not rounded to them
 _HALF_OFF = {"float16": 4e-3, "bfloat16": 3e-2}  # and what is computed in a half dtype
 # Arrays are compared on rows of so many elements: a few first, and where those fit on more.
 _FEW, _MANY = 2_400, 100_000
@@ -49,8 +50,12 @@ class Observation:
         values = np.asarray(float(observed) if typed else observed)
         if not values.ndim and not np.isfinite(values):
             return Observation(values.astype(np.float64), quantity, 0.0, 0.0)
-        precise = values.dtype == np.float64 and not (values == _single(values)).all()
+        text = str(observed).strip() if typed else ""
+        single = bool((values == _single(values)).all())
+        if single and _digits(text) > _FLOAT32_DIGITS:
+            typed = False  # a float32 in full
         loose = _FLOAT16 if values.dtype == np.float16 else _FLOAT32
+        precise = values.dtype == np.float64 and not single
         values = values.astype(np.float64)
         if values.ndim:
             loose = max(loose, _ENTRY)
@@ -58,9 +63,7 @@ class Observation:
         x = abs(float(values))
         if not typed:
             return Observation(values, quantity, (_FLOAT64 if precise else loose) * x, loose * x + _ZERO)
-        half = (
-            0.5 * 10.0 ** _last_place(observed.strip() if isinstance(observed, str) else repr(observed)) if x else 0.0
-        )
+        half = 0.5 * 10.0 ** _last_place(text) if x and _digits(text) <= _FLOAT64_DIGITS else 0.0
         return Observation(values, quantity, half + _FLOAT64 * x, half + _FLOAT32 * x + _ZERO)
 
 
@@ -69,11 +72,14 @@ def _single(x: Array) -> Array:
         return x.astype(np.float32)
 
 
+def _digits(text: str) -> int:
+    """How many there are, of those that count."""
+    return len(text.lower().partition("e")[0].replace(".", "").lstrip("+-0"))
+
+
 def _last_place(text: str) -> int:
-    """The power of ten of the last digit; of a float64 in full, less than any."""
+    """The power of ten of the last digit."""
     mantissa, _, exponent = text.lower().partition("e")
-    if len(mantissa.replace(".", "").lstrip("-0")) > 15:
-        return -300
     return int(exponent or 0) - len(mantissa.partition(".")[2])
 
 
@@ -82,8 +88,13 @@ class Fit:
     """A hypothesis that gives what was observed."""
 
     hypothesis: Hypothesis
-    values: tuple[Value, ...]  # a batch each
+    values: tuple[Value, ...]  # a batch each, up to the first that it does not fit
     misfit: float  # the worst, relatively
+
+    @property
+    def distance(self) -> tuple[int, float]:
+        """How near it comes: nearer what fits more of the batches."""
+        return -len(self.values), self.misfit
 
 
 @dataclass(frozen=True)
@@ -135,11 +146,10 @@ def search(
     if tight[left].any():
         left = left[tight[left]]
     if left.size:
-        ranked = sorted(left.tolist(), key=lambda i: (hypotheses[i].changes, not sharp[i], hypotheses[i].place))
+        ranked = sorted(left.tolist(), key=lambda i: (hypotheses[i].strangeness, not sharp[i], hypotheses[i].place))
         return classes([Fit(hypotheses[i], tuple(values[i]), float(misfit[i])) for i in ranked]), []
-    order = np.argsort(misfit, kind="stable").tolist()
-    near = [Fit(hypotheses[i], (), float(misfit[i])) for i in order if math.isfinite(misfit[i])]
-    return [], [fit for fit in near if fit.hypothesis.changes < 2][:3]
+    near = [Fit(h, tuple(values[i]), float(misfit[i])) for i, h in enumerate(hypotheses) if h.changes < 2]
+    return [], sorted((fit for fit in near if math.isfinite(fit.misfit)), key=lambda fit: fit.distance)[:3]
 
 
 def _numbers(hypotheses: Sequence[Hypothesis], values: Array, seen: Observation) -> Judged:

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lossbridge.diagnosis.calls import texts
+from lossbridge.diagnosis.calls import as_rows, texts
 from lossbridge.diagnosis.canonical import Setting
-from lossbridge.diagnosis.evaluate import Batch, scalars
+from lossbridge.diagnosis.evaluate import Batch, Quantity, whole
 from lossbridge.diagnosis.hypotheses import hypotheses
 from lossbridge.diagnosis.reading import batch_of
 
@@ -21,15 +21,33 @@ P = np.exp(LOGITS) / np.exp(LOGITS).sum(1, keepdims=True)
 LABELS = np.array([0, 3, 1, 2, 2, 0])
 SOFT = RNG.dirichlet(np.ones(C), N).astype(np.float32)
 WEIGHTS = {"class_weight": RNG.uniform(0.5, 2, C), "sample_weight": RNG.uniform(0.5, 2, N)}
+SEQUENCES = (2 * RNG.normal(size=(2, 3, C))).astype(np.float32)
 BATCHES = {
     "labels": batch_of(LABELS, P, **WEIGHTS)[0],
     "labels, logits, some ignored": batch_of(np.where(LABELS == 1, -1, LABELS), LOGITS, ignore_class=-1)[0],
+    "labels, a class ignored": batch_of(LABELS, LOGITS, ignore_class=2)[0],
+    "labels, a class missing": batch_of(LABELS[:3], P[:3])[0],
+    "labels of images": batch_of(LABELS.reshape(2, 3), SEQUENCES.swapaxes(1, 2))[0],
+    "labels of sequences": batch_of(LABELS.reshape(2, 3), SEQUENCES, sample_weight=[1.0, 2.0])[0],
     "one-hot": batch_of(np.eye(C, dtype=np.float32)[LABELS], P)[0],
+    "one-hot integers": batch_of(np.eye(C, dtype=int)[LABELS], P)[0],
     "distributions": batch_of(SOFT, P, **WEIGHTS)[0],
+    "distributions, halves": batch_of(SOFT, P.astype(np.float16))[0],
     "distributions, logits": batch_of(SOFT, LOGITS)[0],
     "distributions, log-probabilities": batch_of(SOFT, np.log(P))[0],
+    "distributions of sequences": batch_of(SOFT.reshape(2, 3, C), SEQUENCES)[0],
     "outcomes": batch_of((SOFT[:, 0] > 0.3).astype(np.float32), P[:, 0])[0],
+    "outcomes, a column": batch_of((SOFT[:, 0] > 0.3).astype(np.float32), P[:, :1])[0],
 }
+ARRAYS: list[tuple[str, Quantity]] = [
+    ("labels", "samples"),
+    ("labels, logits, some ignored", "samples"),
+    ("labels of sequences", "samples"),
+    ("distributions", "samples"),
+    ("distributions, logits", "elements"),
+    ("distributions, logits", "gradient"),
+    ("outcomes", "samples"),
+]
 
 
 # Whose calls are made in which process. Keras' own on TensorFlow does not renormalise the probabilities of labels.
@@ -60,22 +78,27 @@ def names(library: str, batch: Batch) -> dict[str, Any]:
     return known
 
 
-@pytest.mark.parametrize("kind", BATCHES)
-def test_calls(lib, kind) -> None:
+@pytest.mark.parametrize(("kind", "quantity"), [*((kind, "scalar") for kind in BATCHES), *ARRAYS])
+def test_calls(lib, kind: str, quantity: Quantity) -> None:
     batch = BATCHES[kind]
-    setting = Setting.of(batch, "scalar")
-    conventions = [h.convention for h in hypotheses(setting)]
-    values = scalars(batch, conventions)
-    found: dict[str, dict[str, float]] = {library: {} for library in LIBRARIES.get(lib.b.name, ())}
-    for c, value in zip(conventions, values, strict=True):
-        if np.isfinite(value):
-            for library, text in texts([c], [float(value)], batch, setting).items():
-                found.get(library, {}).setdefault(text, float(value))
+    setting = Setting.of(batch, quantity)
+    found: dict[str, dict[str, Any]] = {library: {} for library in LIBRARIES.get(lib.b.name, ())}
+    candidates = [h.convention for h in hypotheses(setting)]
+    for c in candidates if quantity == "scalar" else candidates[:400]:
+        value = whole(batch, c, "scalar" if quantity == "gradient" else quantity)
+        if np.isfinite(value).all():
+            for library, text in texts([c], batch, setting).items():
+                found.get(library, {}).setdefault(text, value)
     for library, tried in found.items():
-        known = names(library, batch)
+        known = names(library, as_rows(batch))
         for text in sorted(tried)[:: max(1, len(tried) // 60)]:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # what the libraries say of rows that do not sum to 1, and of means
-                value = float(eval(text, dict(known)))
-            assert value == pytest.approx(tried[text], rel=3e-5, abs=3e-6), text
-    assert sum(map(len, found.values())) > 20 or not found
+                value = np.asarray(eval(text, dict(known)))
+            np.testing.assert_allclose(value.ravel(), tried[text].ravel(), rtol=3e-5, atol=3e-6, err_msg=text)
+    if found and (quantity, kind, lib.b.name) != (
+        "samples",
+        "outcomes",
+        "numpy",
+    ):  # whose losses give a mean over outcomes (N,)
+        assert sum(map(len, found.values())) > (20 if quantity == "scalar" else 4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -182,14 +183,28 @@ def test_peers(tmp_path) -> None:
 
 
 def test_peers_names_what_is_not_installed(monkeypatch) -> None:
-    monkeypatch.setattr("lossbridge.cli.missing", lambda: ["optax"])
-    assert "optax: not installed, and not compared" in run("parity", "--peers", "--loss", "scipy").stdout
+    """Where it was asked for, that is no agreement."""
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "sklearn" else found(name))
+    chosen = ("parity", "--peers", "--backend", "numpy", "--loss")
+    assert "sklearn: not installed, and not compared" in run(*chosen, "sklearn.log_loss", code=1).stdout
+    result = run(*chosen, "scipy.rel_entr").stdout
+    assert "not installed" not in result
+    assert "beside the convention alone" not in result
+
+
+def test_peers_tells_what_no_library_judges() -> None:
+    result = run("parity", "--peers", "--backend", "numpy", "--loss", "sklearn")
+    words = (
+        "beside the convention alone, without a library's own result: 4 checks, of calls of sklearn.log_loss_before_1_5"
+    )
+    assert words in result.stdout
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--loss", "log_loss"], "--loss log_loss is unknown; use one of keras, torch"),
+        (["--loss", "kldiv"], "--loss kldiv is unknown; use one of keras, torch, sklearn, optax, scipy; did you mean"),
         (["--dtype", "float16"], "--peers compares in float32"),
         (["--epsilon", "0.1"], "leave out FILE and what describes it"),
         (["own.npz"], "leave out FILE and what describes it"),
@@ -236,6 +251,29 @@ def test_diagnose_what_the_file_holds(save) -> None:
     run("diagnose", path, path, "--observed", mean, "--observed", mean)
 
 
+def test_diagnose_writes_the_file_that_is_named_or_none(keras_example, tmp_path) -> None:
+    probe = tmp_path / "probe"
+    run("diagnose", keras_example, "--observed", "1.1769392", "--probe", probe)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [keras_example.name, "probe"]
+    with np.load(probe) as arrays:
+        assert set(arrays) == {"y_true", "y_pred"}
+    probe.unlink()
+    result = run("diagnose", keras_example, "--observed", "77777.777", "--probe", probe, code=1)
+    assert "no probe is written" in result.stdout
+    assert not probe.exists()
+
+
+def test_diagnose_tells_which_file_is_wrong(keras_example, tmp_path) -> None:
+    other = tmp_path / "other.npz"
+    with np.load(keras_example) as arrays:
+        np.savez(other, y_true=arrays["y_true"][:1], y_pred=arrays["y_pred"])
+        result = run("diagnose", keras_example, other, "--observed", 1, "--observed", 1, code=2)
+        assert f"lossbridge: {other}: y_true has shape (1, 3), and targets" in result.stderr
+        np.savez(other, y_true=arrays["y_true"], y_pred=arrays["y_pred"], class_weight=[1, 2, 3])
+        result = run("diagnose", keras_example, other, "--observed", 1, "--observed", 1, code=2)
+        assert f"lossbridge: {other} holds another class_weight than {keras_example}" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -244,6 +282,8 @@ def test_diagnose_what_the_file_holds(save) -> None:
         (["--observed", "1", "--observed", "2"], "--observed is given 2 times for 1 files; give it once a file"),
         (["--observed", "1", "--expected", "keras.hinge"], "expected 'keras.hinge' is unknown"),
         (["--observed", "1", "--quantity", "slope"], "quantity is 'slope'"),
+        (["--observed", "1", "--label-smoothing", "7"], "label_smoothing is 7.0; pass a number between 0 and 1"),
+        (["--observed", "1", "--epsilon", "0"], "epsilon is 0.0; pass a number between 0 and 0.5"),
         (["--observed", "1", "--probe", "nowhere/p.npz"], "nowhere/p.npz cannot be written"),
     ],
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import subprocess
 import sys
 import time
@@ -11,9 +10,10 @@ import numpy as np
 import pytest
 
 import lossbridge as lb
-from lossbridge.compat import keras, optax, sklearn
+from lossbridge.compat import keras, optax, scipy, sklearn
 from lossbridge.compat import torch as pytorch
 from lossbridge.diagnosis import trial
+from lossbridge.diagnosis.calls import as_rows
 
 RNG = np.random.default_rng(0)
 N, C = 32, 5
@@ -57,6 +57,23 @@ def test_explanations(y_true, y_pred, observed, words) -> None:
     assert words in first(y_true, y_pred, np.float32(observed))
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_a_float32_printed_in_full_has_the_digits_of_one(seed) -> None:
+    """`loss.item()` has 17 digits, 8 of which are known: what fits all of them does by chance."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(size=(N, C)).astype(np.float32)
+    targets = rng.dirichlet(np.ones(C), N).astype(np.float32)
+    p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    for observed, y_pred, words in (
+        (pytorch.kl_div(np.log(p), targets), p, "PyTorch's `kl_div` of log(y_pred): divides by N·C"),
+        (pytorch.cross_entropy(logits, targets, WEIGHT), logits, "PyTorch's `cross_entropy(weight=class_weight)`"),
+    ):
+        number = float(np.nextafter(np.float32(observed), np.float32(9)))  # as another order of sums may give
+        for given in (number, repr(number)):
+            classes = lb.diagnose(targets, y_pred, given, class_weight=WEIGHT).classes
+            assert any(words in explanation.words for explanation in classes[0].explanations)
+
+
 def test_weights_and_their_denominator() -> None:
     weighted = pytorch.cross_entropy(LOGITS, LABELS, WEIGHT)
     assert first(LABELS, LOGITS, weighted, class_weight=WEIGHT) == "PyTorch's `cross_entropy(weight=class_weight)`"
@@ -70,10 +87,19 @@ def test_ignored_labels() -> None:
     labels = np.where(np.arange(N) % 4 == 0, -100, LABELS)
     removed = pytorch.cross_entropy(LOGITS, labels)
     found = lb.diagnose(labels, LOGITS, removed)
-    assert "8 labels are -100: taken as labels to ignore" in found.warnings
+    assert any("8 labels are -100, which is none of the classes" in warning for warning in found.warnings)
     assert found.classes[0].changes == 0
     counted = pytorch.cross_entropy(LOGITS, labels, reduction="sum") / N
     assert "still counted in the mean" in first(labels, LOGITS, np.float32(counted))
+
+
+def test_an_ignored_label_may_be_a_class() -> None:
+    """As that of padding often is: then it makes a difference whether it was left out."""
+    found = lb.diagnose(LABELS, LOGITS, pytorch.cross_entropy(LOGITS, LABELS), ignore_class=0).classes[0]
+    assert (
+        found.explanations[0].words == "Keras' `SparseCategoricalCrossentropy(from_logits=True)`, but nothing left out"
+    )
+    assert found.calls["torch"] == "F.cross_entropy(y_pred, y_true.long())"
 
 
 def test_numbers_that_are_none() -> None:
@@ -102,7 +128,127 @@ def test_per_sample_values_and_gradients() -> None:
     found = lb.diagnose(ONE_HOT, P, gradient)
     assert "Keras' `CategoricalCrossentropy`" in found.classes[0].explanations[0].words
     elements = optax.sigmoid_binary_cross_entropy(LOGITS, ONE_HOT)
-    assert "optax's `sigmoid_binary_cross_entropy" in str(lb.diagnose(ONE_HOT, LOGITS, elements, quantity="value"))
+    found = lb.diagnose(ONE_HOT, LOGITS, elements, quantity="value").classes[0]
+    assert found.explanations[0].words == "PyTorch's `binary_cross_entropy_with_logits(reduction='none')`"
+    assert found.calls["optax"] == "optax.losses.sigmoid_binary_cross_entropy(y_pred, y_true)"
+
+
+def test_values_and_gradients_in_words_and_calls() -> None:
+    found = lb.diagnose(LABELS, LOGITS, pytorch.cross_entropy(LOGITS, LABELS, reduction="none")).classes[0]
+    assert found.explanations[0].words == "Keras' `SparseCategoricalCrossentropy(from_logits=True, reduction='none')`"
+    assert found.calls["keras"] == "keras.losses.sparse_categorical_crossentropy(y_true, y_pred, from_logits=True)"
+    assert found.calls["torch"] == "F.cross_entropy(y_pred, y_true.long(), reduction='none')"
+    outcomes = ONE_HOT[:, 0]
+    values = pytorch.binary_cross_entropy(P[:, 0], outcomes, reduction="none")
+    found = lb.diagnose(outcomes, P[:, 0], values).classes[0]
+    assert found.explanations[0].words == "PyTorch's `binary_cross_entropy(reduction='none')`"
+    values = pytorch.kl_div(np.log(P), SOFT, reduction="none").mean(-1)
+    assert first(SOFT, P, values) == "PyTorch's `kl_div(reduction='none').mean(-1)` of log(y_pred)"
+    _, gradient = lb.value_and_grad(lb.kl_divergence)(SOFT, LOGITS, from_logits=True, epsilon=0, reduction="sum")
+    text = str(lb.diagnose(SOFT, LOGITS, gradient))
+    assert "\n  the gradient for y_pred of\n" in text
+
+
+def test_a_sum_of_outcomes_is_no_sum_in_keras() -> None:
+    """Its losses are means along the last axis, which for outcomes (N,) is that of the samples."""
+    outcomes = ONE_HOT[:, 0]
+    summed = pytorch.binary_cross_entropy(P[:, 0], outcomes, reduction="sum")
+    found = lb.diagnose(outcomes, P[:, 0], summed).classes[0]
+    assert found.explanations[0].words == "PyTorch's `binary_cross_entropy(reduction='sum')`"
+    assert found.calls["keras"] == "keras.losses.BinaryCrossentropy()(y_true, y_pred) * 32"
+
+
+# Arrays that are not what they look like.
+
+SEQUENCES = RNG.normal(size=(2, 3, C)).astype(np.float32)
+STEPS = np.array([[0, 4, 2], [1, 1, 3]])
+
+
+@pytest.mark.parametrize(
+    ("y_true", "y_pred", "options"),
+    [
+        (LABELS, P, {}),
+        (LABELS[:, None], P, {}),
+        (LABELS.astype(np.float32), P, {}),
+        (ONE_HOT.astype(int), P, {}),
+        (SOFT.astype(np.float64), P, {}),
+        (SOFT, P.astype(np.float16), {}),
+        (ONE_HOT[:, 0], P[:, :1], {}),
+        (ONE_HOT[:, :1], P[:, 0], {}),
+        (STEPS, SEQUENCES, {"sample_weight": np.array([1.0, 2.0])}),
+        (STEPS, SEQUENCES.swapaxes(1, 2), {}),
+        (SOFT[:6].reshape(2, 3, C).astype(np.float64), SEQUENCES, {"sample_weight": np.ones((2, 3))}),
+        (np.array(2), LOGITS[0], {}),
+        (ONE_HOT.astype(int).tolist(), P.tolist(), {}),
+        (STEPS.tolist(), SEQUENCES.tolist(), {}),
+    ],
+)
+def test_arrays_are_made_as_is_said(y_true, y_pred, options) -> None:
+    """The calls are of what NumPy makes so of what was given."""
+    given = {"y_true": y_true, "y_pred": y_pred, **options}
+    found = lb.diagnose(y_true, y_pred, 1.0, **options)
+    rows = as_rows(found.batches[0])
+    assert found.arrays.keys() <= given.keys()
+    for name in given:
+        np.testing.assert_array_equal(eval(found.arrays.get(name, name), {"np": np, **given}), getattr(rows, name))
+    assert ("sample_weight" in found.arrays) is bool(options)
+
+
+@pytest.mark.parametrize(
+    ("y_true", "y_pred", "observed", "words", "said", "arrays"),
+    [
+        (
+            ONE_HOT[:, 0],
+            P[:, :1],
+            -np.mean(ONE_HOT[:, 0] * np.log(P[:, :1]) + (1 - ONE_HOT[:, 0]) * np.log(1 - P[:, :1])),
+            "Keras' `BinaryCrossentropy`",
+            "y_true of shape (32,) and y_pred of shape (32, 1) were broadcast to (32, 32)",
+            {"y_true": "np.broadcast_to(y_true, (32, 32))", "y_pred": "np.broadcast_to(y_pred, (32, 32))"},
+        ),
+        (
+            SOFT[0],
+            P[0],
+            scipy.rel_entr(SOFT[0], P[0]).sum(),
+            "Keras' `KLDivergence`",
+            "y_true and y_pred read as one distribution",
+            {"y_true": "np.asarray(y_true)[None]", "y_pred": "np.asarray(y_pred)[None]"},
+        ),
+        (
+            np.arange(N) % C + 1,
+            LOGITS,
+            pytorch.cross_entropy(LOGITS, np.arange(N) % C),
+            "Keras' `SparseCategoricalCrossentropy(from_logits=True)`",
+            "the labels start at 1",
+            {"y_true": "np.subtract(y_true, 1)"},
+        ),
+        (
+            LABELS[:25].reshape(5, 5),
+            LOGITS[:25].reshape(5, 5, C),
+            pytorch.cross_entropy(LOGITS[:25].reshape(5, 5, C), LABELS[:25].reshape(5, 5)),
+            "Keras' `SparseCategoricalCrossentropy(from_logits=True)`",
+            "classes lie along axis 1",
+            {"y_true": "y_true.reshape(-1)", "y_pred": "np.moveaxis(y_pred, 1, -1).reshape(-1, 5)"},
+        ),
+        (
+            LABELS,
+            LOGITS,
+            pytorch.nll_loss(np.log(np.exp(LOGITS) / np.exp(LOGITS).sum(0)), LABELS),
+            "Keras' `CategoricalCrossentropy(from_logits=True)`, but classes along axis 0; "
+            "divided by the number of classes, C = 32",
+            "labels read as one-hot rows",
+            {"y_true": "np.eye(5, dtype='float32')[y_true]"},
+        ),
+    ],
+)
+def test_other_readings(y_true, y_pred, observed, words, said, arrays) -> None:
+    """Where nothing explains the number, the arrays may be something else."""
+    found = lb.diagnose(y_true, y_pred, np.float32(observed))
+    assert found.classes[0].explanations[0].words == words
+    assert any(said in warning for warning in found.warnings)
+    assert found.arrays == arrays
+
+
+# Several batches.
 
 
 def test_several_batches_narrow_the_explanations() -> None:
@@ -124,6 +270,48 @@ def test_several_batches_narrow_the_explanations() -> None:
         more=[(*batches[1], weighted, {"sample_weight": weights})],
     )
     assert "sample_weight" in found.classes[0].explanations[0].words
+
+
+def test_what_only_a_further_batch_has_counts() -> None:
+    weight = RNG.uniform(1, 2, 16)
+    plain = pytorch.cross_entropy(LOGITS[:16], LABELS[:16])
+    weighted = keras.SparseCategoricalCrossentropy(True, reduction="mean_with_sample_weight")
+    weighted = weighted(LABELS[16:], LOGITS[16:], weight)
+    further = (LABELS[16:], LOGITS[16:], float(weighted), {"sample_weight": weight})
+    words = first(LABELS[:16], LOGITS[:16], float(plain), more=[further])
+    assert "reduction='mean_with_sample_weight', sample_weight=sample_weight" in words
+    labels = np.where(np.arange(16) % 4 == 0, -100, LABELS[16:])
+    counted = float(pytorch.cross_entropy(LOGITS[16:], labels, reduction="sum") / 16)
+    words = first(LABELS[:16], LOGITS[:16], float(plain), more=[(labels, LOGITS[16:], counted)])
+    assert "still counted in the mean" in words
+
+
+def test_the_nearest_of_several_batches_fits_most_of_them() -> None:
+    seen = [float(pytorch.cross_entropy(LOGITS[i : i + 16], LABELS[i : i + 16])) for i in (0, 16)]
+    found = lb.diagnose(LABELS[:16], LOGITS[:16], seen[0], more=[(LABELS[16:], LOGITS[16:], seen[1] * 1.0001)])
+    assert not found.fits
+    assert any("fits 1 of the batches, then 0.0001 off" in words for words in found.nearest)
+
+
+@pytest.mark.parametrize(
+    ("y_true", "y_pred", "observed"),
+    [
+        (LABELS, LOGITS, pytorch.cross_entropy(LOGITS, LABELS)),
+        (SOFT, LOGITS, pytorch.cross_entropy(LOGITS, SOFT)),
+        (STEPS, SEQUENCES, pytorch.cross_entropy(SEQUENCES.reshape(-1, C), STEPS.reshape(-1))),
+        (STEPS, SEQUENCES.swapaxes(1, 2), pytorch.cross_entropy(SEQUENCES.swapaxes(1, 2), STEPS)),
+        (ONE_HOT, P, lb.categorical_crossentropy(ONE_HOT, P)),
+        (SOFT, np.log(P), lb.categorical_crossentropy(SOFT, P)),
+    ],
+)
+def test_there_is_a_probe_of_every_kind(y_true, y_pred, observed) -> None:
+    found = lb.diagnose(y_true, y_pred, float(observed))
+    probe = found.probe()
+    assert probe is not None
+    assert len({f"{value:.4g}" for _, value in probe.predictions}) > 3
+    assert probe.y_pred.ndim == y_pred.ndim
+    again = lb.diagnose(probe.y_true, probe.y_pred, np.float32(probe.predictions[0][1]))
+    assert probe.predictions[0][0] in {e.words for e in again.classes[0].explanations}
 
 
 def test_what_the_data_cannot_tell_a_probe_can() -> None:
@@ -174,6 +362,31 @@ def test_digits_are_taken_as_written(observed, fits) -> None:
     assert ("Keras' `CategoricalCrossentropy`" in {e.words for g in found.classes for e in g.explanations}) is fits
 
 
+@pytest.mark.parametrize(
+    ("expected", "words"),
+    [
+        ('F.kl_div(reduction="batchmean")', "PyTorch's `kl_div(reduction='batchmean')` of log(y_pred), which"),
+        ("lb.kl_divergence", "lossbridge's `kl_divergence`, which"),
+        ("keras.losses.CategoricalCrossentropy(label_smoothing=0.1)", "with label_smoothing=0.1, which"),
+        ("scipy.special.rel_entr.sum()", "SciPy's `rel_entr.sum()`, which"),
+        (
+            "keras.CategoricalCrossentropy(sample_weight=sample_weight, reduction='sum')",
+            "Keras' `CategoricalCrossentropy(reduction='sum', sample_weight=sample_weight)`, which",
+        ),
+    ],
+)
+def test_what_was_meant_is_called_as_in_code(expected, words) -> None:
+    found = lb.diagnose(SOFT, P, 1.0, expected=expected, sample_weight=np.arange(N))
+    assert words in found.meant
+
+
+def test_an_epsilon_of_your_own() -> None:
+    y_pred = np.where(ONE_HOT == 1, np.float32(1e-5), P)
+    observed = lb.categorical_crossentropy(ONE_HOT, y_pred, epsilon=3e-4)
+    assert not any("0.0003" in e.words for g in lb.diagnose(ONE_HOT, y_pred, observed).classes for e in g.explanations)
+    assert "clipped to [0.0003, 1 − 0.0003]" in first(ONE_HOT, y_pred, observed, epsilon=3e-4)
+
+
 # What it says of the data.
 
 
@@ -192,12 +405,30 @@ def test_digits_are_taken_as_written(observed, fits) -> None:
         (ONE_HOT, np.where(P < 0.1, 0, P), "of y_pred are exactly 0"),
         (LABELS, np.where(np.arange(C) == 1, np.nan, P), "y_pred holds nan at index (0, 1)"),
         (LABELS.reshape(8, 4), P.reshape(8, 4, C).swapaxes(1, 2), "classes read along axis 1"),
+        (np.where(LABELS == 0, 255, LABELS), P, "labels are 255, which is none of the classes 0 to 4"),
+        ((P > 0.2).astype(np.float32), P, "rows of y_true do not hold a single 1"),
+        (ONE_HOT[:, 0] * 2 - 1, P[:, 0], "y_true holds -1 and 1: outcomes are 0 and 1"),
+        (LABELS, np.where(LOGITS > 1, LOGITS, -np.inf), "-inf at index (0, 0): off the target it costs nothing"),
     ],
 )
 def test_warnings(y_true, y_pred, words) -> None:
     found = lb.diagnose(y_true, y_pred, 1.0)
     assert any(words in warning for warning in found.warnings), found.warnings
     assert f"Warning: {found.warnings[0]}" in str(found)
+
+
+def test_no_warning_where_nothing_is_wrong() -> None:
+    import ml_dtypes
+
+    for y_true, y_pred in ((LABELS, P), (ONE_HOT, P), (SOFT, P), (LABELS, P.astype(ml_dtypes.bfloat16))):
+        assert lb.diagnose(y_true, y_pred, 1.0).warnings == ()
+
+
+def test_nothing_that_is_finite() -> None:
+    labels = np.where(np.arange(N) < 2, -1 - np.arange(N), LABELS)
+    found = lb.diagnose(labels, LOGITS, 1.5)
+    assert found.nearest == ()
+    assert "none of which gives a finite number for this data" in str(found)
 
 
 # What it refuses.
@@ -235,6 +466,25 @@ def test_warnings(y_true, y_pred, words) -> None:
         ((LABELS, P, 1.0), {"more": [(LABELS, P)]}, ValueError, "more holds 2 things; give .y_true, y_pred, observed."),
         ((LABELS, P, 1.0), {"more": [(SOFT, P, 1.0)]}, ValueError, "of another form than the first"),
         ((LABELS, ["a", "b"], 1.0), {}, TypeError, "y_pred"),
+        ((np.full(N, np.nan), P, 1.0), {}, ValueError, "y_true holds nan at index 0: labels are integers"),
+        ((np.full(N, 1e30), P, 1.0), {}, ValueError, r"y_true holds 1e\+30, which is no label"),
+        ((LABELS, P, 10**400), {}, ValueError, "which is no number"),
+        ((LABELS, P, 1.0), {"quantity": "gradient"}, ValueError, r"observed as a gradient has shape \(\); pass"),
+        ((LABELS, P, 1.0), {"label_smoothing": "a"}, TypeError, "label_smoothing is 'a'; pass one number"),
+        ((LABELS, P, 1.0), {"label_smoothing": 2}, ValueError, "label_smoothing is 2; pass a number between 0 and 1"),
+        ((LABELS, P, 1.0), {"epsilon": -1}, ValueError, "epsilon is -1; pass a number between 0 and 0.5"),
+        ((LABELS, P, 1.0), {"ignore_class": True}, TypeError, "ignore_class is True; pass a label, an integer"),
+        ((SOFT, P, 1.0), {"ignore_class": 1}, ValueError, "ignore_class is 1, and y_true holds no labels"),
+        ((LABELS, P, 1.0), {"class_weight": [1, 1, -1, 1, 1]}, ValueError, "class_weight holds -1 at index 2; weights"),
+        ((LABELS, P, 1.0), {"sample_weight": [np.nan] * N}, ValueError, "sample_weight holds nan at index 0; weights"),
+        ((LABELS, P, 1.0), {"mask": [0.5] * N}, ValueError, "mask holds numbers other than 0 and 1"),
+        ((LABELS, P, 1.0), {"expected": 3}, TypeError, "expected is 3; pass a text"),
+        ((LABELS, P, 1.0), {"expected": "foo"}, ValueError, "'foo' is unknown for such arrays; did you mean "),
+        ((LABELS, P, 1.0), {"more": None}, TypeError, "more is None; pass a list"),
+        ((LABELS, P, 1.0), {"more": [5]}, ValueError, "more holds a int; give"),
+        ((LABELS, P, 1.0), {"more": [(LABELS, P, 1.0, {"foo": 1})]}, ValueError, "the fourth entry of a further batch"),
+        ((LABELS, P, 1.0), {"more": [(LABELS[:3], P, 1.0)]}, ValueError, r"further batch 1: y_true has shape \(3,\)"),
+        ((LABELS, P, 1.0), {"more": [(LABELS % 3, P[:, :3], 1.0)]}, ValueError, "further batch 1 is of another form"),
     ],
 )
 def test_errors(arguments, options, error, words) -> None:
@@ -283,7 +533,6 @@ def test_a_large_batch_takes_seconds_and_little_memory() -> None:
     seconds, mebibytes = map(float, result.stdout.split())
     assert seconds < 20, f"{time.monotonic() - started:.1f} s by the clock"
     assert mebibytes < 1024
-    assert resource.getpagesize() > 0
 
 
 KINDS = dict(trial.ordinary_batches())
