@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import mpmath
@@ -51,3 +51,24 @@ def assert_as_good(ours: Any, theirs: Any, truth: Any, *, size: Any = None, ulps
         i = tuple(index)
         error, their_error = abs(mpmath.mpf(ours[i]) - truth[i]), abs(mpmath.mpf(theirs[i]) - truth[i])
         assert error <= their_error, f"at {i}: {ours[i]!r}, theirs {theirs[i]!r}, exact {mpmath.nstr(truth[i], 20)}"
+
+
+def placed(lib: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options with their arrays on the backend under test."""
+    return {key: lib.array(v) if isinstance(v, np.ndarray) else v for key, v in options.items()}
+
+
+def compilers(lib: Any) -> Mapping[str, Any]:
+    """The backend's, and TensorFlow's of unknown batch size."""
+    if lib.b.name != "tensorflow":
+        return lib.b.compilers()
+    import tensorflow as tf
+
+    def unknown(function):
+        def call(*arrays):
+            specs = [tf.TensorSpec([None, *x.shape[1:]], x.dtype) for x in arrays]
+            return tf.function(function, input_signature=specs)(*arrays)
+
+        return call
+
+    return {**lib.b.compilers(), "unknown batch size": unknown}

@@ -96,32 +96,12 @@ def arrays_of(lib, x, target, dtype="float64"):
     return lib.array(x, dtype), lib.array(target, kind)
 
 
-def placed(lib, options):
-    return {key: lib.array(v) if isinstance(v, np.ndarray) else v for key, v in options.items()}
-
-
-def compilers(lib):
-    """The backend's, and TensorFlow's of unknown batch size."""
-    if lib.b.name != "tensorflow":
-        return lib.b.compilers()
-    import tensorflow as tf
-
-    def unknown(function):
-        def call(*arrays):
-            specs = [tf.TensorSpec([None, *x.shape[1:]], x.dtype) for x in arrays]
-            return tf.function(function, input_signature=specs)(*arrays)
-
-        return call
-
-    return {**lib.b.compilers(), "unknown batch size": unknown}
-
-
 @calls
 def test_value_and_gradients_are_optax(lib, name, x, target, options) -> None:
     value, *slopes = of_optax(name, x, target, options)
     with lib.b.scope("float64", "cpu"):
         arrays = arrays_of(lib, x, target)
-        function = functools.partial(getattr(compat, name), **placed(lib, options))
+        function = functools.partial(getattr(compat, name), **peers.placed(lib, options))
         ours, slope = lib.b.value_and_grad(lambda x: function(x, arrays[1]), arrays[0])
         assert lib.b.dtype(ours) == lib.b.dtype(slope) == "float64"
         np.testing.assert_allclose(lib.b.to_numpy(ours), value, rtol=1e-12)
@@ -142,12 +122,12 @@ def test_compiled(lib, call) -> None:
     name, x, target, options = call
     value, slope, *_ = of_optax(name, x, target, options)
     with lib.b.scope("float64", "cpu"):
-        function = functools.partial(getattr(compat, name), **placed(lib, options))
+        function = functools.partial(getattr(compat, name), **peers.placed(lib, options))
 
         def both(x, target):
             return lib.b.value_and_grad(lambda x: function(x, target), x)
 
-        for compile in compilers(lib).values():
+        for compile in peers.compilers(lib).values():
             ours = compile(both)(*arrays_of(lib, x, target))
             np.testing.assert_allclose(lib.b.to_numpy(ours[0]), value, rtol=1e-12)
             np.testing.assert_allclose(lib.b.to_numpy(ours[1]), slope, rtol=1e-10, atol=1e-15)
@@ -157,7 +137,7 @@ def test_compiled(lib, call) -> None:
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 def test_result_is_float32(lib, name, x, target, options, dtype) -> None:
     arrays = arrays_of(lib, x, target, dtype)
-    value = getattr(compat, name)(*arrays, **placed(lib, options))
+    value = getattr(compat, name)(*arrays, **peers.placed(lib, options))
     assert lib.b.dtype(value) == "float32"
     rounded = [lib.b.to_numpy(a) for a in arrays]
     exact, *_ = of_optax(name, *(r.astype(np.float64) if r.dtype.kind == "f" else r for r in rounded), options)
@@ -306,7 +286,7 @@ def test_labels_out_of_range(lib) -> None:
     x, labels = lib.array(np.zeros((3, 2))), lib.array(np.array([0, -1, 2]))
     with pytest.raises(ValueError, match=r"label -1 at index 1 is out of range: .* leave it out with where="):
         function(x, labels)
-    for compile in compilers(lib).values():
+    for compile in peers.compilers(lib).values():
         value = lib.b.to_numpy(compile(function)(x, labels))
         assert np.isnan(value[1:]).all()
         assert value[0] == pytest.approx(math.log(2))
@@ -327,9 +307,9 @@ def test_lists_and_numpy_adopt_the_logits(lib) -> None:
 def test_arguments_are_left_as_they_are(lib) -> None:
     for name, x, target, options in CALLS:
         before = [x.copy(), target.copy(), options["where"].copy() if "where" in options else None]
-        arrays = *arrays_of(lib, x, target, "float32"), placed(lib, options).get("where")
+        arrays = *arrays_of(lib, x, target, "float32"), peers.placed(lib, options).get("where")
         copies = [None if a is None else lib.b.to_numpy(a).copy() for a in arrays]
-        getattr(compat, name)(*arrays[:2], **placed(lib, options | {} if arrays[2] is None else options))
+        getattr(compat, name)(*arrays[:2], **peers.placed(lib, options | {} if arrays[2] is None else options))
         getattr(compat, name)(x, target, **options)
         for array, copy in zip(arrays, copies, strict=True):
             assert array is None or (lib.b.to_numpy(array) == copy).all()

@@ -9,6 +9,7 @@ import warnings
 
 import mpmath
 import numpy as np
+import peers
 import pytest
 import sklearn.metrics
 
@@ -73,26 +74,6 @@ def loss(name):
     return getattr(compat, name), theirs
 
 
-def placed(lib, options):
-    return {key: lib.array(v) if isinstance(v, np.ndarray) else v for key, v in options.items()}
-
-
-def compilers(lib):
-    """The backend's, and TensorFlow's of unknown batch size."""
-    if lib.b.name != "tensorflow":
-        return lib.b.compilers()
-    import tensorflow as tf
-
-    def unknown(function):
-        def call(*arrays):
-            specs = [tf.TensorSpec([None, *x.shape[1:]], x.dtype) for x in arrays]
-            return tf.function(function, input_signature=specs)(*arrays)
-
-        return call
-
-    return {**lib.b.compilers(), "unknown batch size": unknown}
-
-
 names = pytest.mark.parametrize("name", compat.__all__)
 
 
@@ -115,7 +96,7 @@ def test_value_and_gradient(lib, name, y_true, y_proba, options) -> None:
         slope[tuple(index)] = difference / (2 * step)
     with lib.b.scope("float64", "cpu"):
         labels, p = lib.array(y_true, "int64"), lib.array(y_proba, "float64")
-        function = functools.partial(ours, **placed(lib, options))
+        function = functools.partial(ours, **peers.placed(lib, options))
         value, gradient = lib.b.value_and_grad(lambda p: function(labels, p), p)
         assert lib.b.shape(value) == ()
         assert lib.b.dtype(value) == lib.b.dtype(gradient) == "float64"
@@ -124,7 +105,7 @@ def test_value_and_gradient(lib, name, y_true, y_proba, options) -> None:
         np.testing.assert_allclose(gradient[inside], slope[inside], rtol=1e-6, atol=1e-8)
         if name == "log_loss":
             assert (gradient[(y_proba == 0) | (y_proba == 1)] == 0).all()  # clipped
-        for compile in compilers(lib).values():
+        for compile in peers.compilers(lib).values():
             both = compile(lambda y, p: lib.b.value_and_grad(lambda p: function(y, p), p))(labels, p)
             np.testing.assert_allclose(lib.b.to_numpy(both[0]), expected, rtol=1e-12)
             np.testing.assert_allclose(lib.b.to_numpy(both[1]), gradient, rtol=1e-12, atol=1e-15)
@@ -169,7 +150,7 @@ def test_labels_as_bytes(lib) -> None:
 def test_traced_labels(lib) -> None:
     """What is none of them is NaN; without `labels` they are columns."""
     p, column = lib.array(P[2:]), lib.array(COLUMN[2:])
-    for compile in compilers(lib).values():
+    for compile in peers.compilers(lib).values():
         for y_true, labels, good in [
             ([0, 1, 2, 3], None, True),
             ([0, 1, 4, 3], None, False),
