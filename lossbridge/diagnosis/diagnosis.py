@@ -263,7 +263,7 @@ def _diagnosed(
             batches[0].y_pred.ndim,
             batches[0].classes,
         ):
-            raise ValueError(f"further batch {place} is of another form than the first; diagnose it on its own")
+            raise ValueError(f"further batch {place}: it is of another form than the first; diagnose it on its own")
         kinds = [kind for kind in can_be if kind in kinds] if batches else can_be
         warnings += [words if not place else f"further batch {place}: {words}" for words in said]
         batches.append(batch)

@@ -484,7 +484,12 @@ def test_nothing_that_is_finite() -> None:
         ((LABELS, P, 1.0), {"more": [5]}, ValueError, "more holds a int; give"),
         ((LABELS, P, 1.0), {"more": [(LABELS, P, 1.0, {"foo": 1})]}, ValueError, "the fourth entry of a further batch"),
         ((LABELS, P, 1.0), {"more": [(LABELS[:3], P, 1.0)]}, ValueError, r"further batch 1: y_true has shape \(3,\)"),
-        ((LABELS, P, 1.0), {"more": [(LABELS % 3, P[:, :3], 1.0)]}, ValueError, "further batch 1 is of another form"),
+        (
+            (LABELS, P, 1.0),
+            {"more": [(LABELS % 3, P[:, :3], 1.0)]},
+            ValueError,
+            "further batch 1: it is of another form",
+        ),
     ],
 )
 def test_errors(arguments, options, error, words) -> None:
