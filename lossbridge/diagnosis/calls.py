@@ -92,13 +92,6 @@ _PREFIXES = {
     "sklearn": "sklearn.metrics.",
 }
 
-# How functions are called in code.
-_CODE = {
-    **{library: (prefix,) for library, prefix in _PREFIXES.items()},
-    "torch": ("F.", "torch.nn.functional."),
-    "scipy": ("scipy.stats.", "scipy.special."),
-}
-
 # The same, made.
 _MADE: dict[str, Callable[..., Array]] = {
     "softmax": lambda x: b.exp(-formulas.softmax_costs(b, x, x.ndim - 1)),
@@ -186,12 +179,11 @@ class Call:
             target = _MADE[name](target, **given)
         for name, given in self.pred:
             pred = _MADE[name](pred, **given)
-        options = {name: getattr(batch, x) if x in _WEIGHTS else x for name, x in self.options.items()}
+        options = {name: getattr(batch, x) if x in WEIGHTS else x for name, x in self.options.items()}
         arguments = [pred] if self.peer.targets == ("none",) else [target, pred]
         if self.peer.arguments[0] == "pred":
             arguments.reverse()
-        module = "lossbridge.losses" if self.peer.library == "lossbridge" else f"lossbridge.compat.{self.peer.library}"
-        function = getattr(importlib.import_module(module), self.peer.function)
+        function = function_of(self.peer)
         if self.peer.is_class:
             weight = options.pop(_WEIGHT, None)
             value = function(**options)(*arguments, weight)
@@ -206,7 +198,7 @@ class Call:
 
 
 _WEIGHT = "sample_weight"
-_WEIGHTS = ("class_weight", _WEIGHT)
+WEIGHTS = ("class_weight", _WEIGHT)
 
 
 def _written(words: Mapping[str, str], made: Iterable[Word], x: str) -> str:
@@ -222,7 +214,7 @@ def _written(words: Mapping[str, str], made: Iterable[Word], x: str) -> str:
 
 def _keywords(options: Mapping[str, Any], *, split: bool = False) -> Any:
     def text(x: Any) -> str:
-        return f"range({len(x)})" if isinstance(x, range) else x if x in _WEIGHTS else repr(x)
+        return f"range({len(x)})" if isinstance(x, range) else x if x in WEIGHTS else repr(x)
 
     texts = [f"{name}={text(x)}" for name, x in options.items()]
     return texts if split else ", ".join(texts)
@@ -236,13 +228,10 @@ def _name(peer: Peer) -> str:
     return _PREFIXES[peer.library] + peer.function
 
 
-def plain_name(text: str) -> str:
-    """A function as code calls it, under the name of its library: "F.kl_div" as "torch.kl_div"."""
-    for library, prefixes in _CODE.items():
-        for prefix in prefixes:
-            if text.startswith(prefix):
-                return f"{library}.{text.removeprefix(prefix)}"
-    return text
+def function_of(peer: Peer) -> Callable[..., Any]:
+    """Ours."""
+    module = "lossbridge.losses" if peer.library == "lossbridge" else f"lossbridge.compat.{peer.library}"
+    return getattr(importlib.import_module(module), peer.function)
 
 
 def as_rows(batch: Batch) -> Batch:
@@ -276,11 +265,17 @@ def texts(conventions: Iterable[Convention], batch: Batch, setting: Setting) -> 
     """
     if setting.quantity == "gradient":
         setting = replace(setting, quantity="scalar")
-    rows, row_setting = as_rows(batch), replace(setting, rank=min(setting.rank, 2))
+    rows = as_rows(batch)
+    # Further batches may have weights, or something left out, where this one has none.
+    weights: dict[str, Any] = {name: getattr(batch, name) is not None for name in WEIGHTS}
+    mask, ignored = batch.mask is not None, batch.ignored is not None
+    row_setting = replace(setting, rank=min(setting.rank, 2), mask=mask, ignored=ignored, **weights)
     found: dict[str, list[tuple[str, Call, Convention]]] = {}
     for c in conventions:
+        used: dict[str, Any] = {name: getattr(c, name) and given for name, given in weights.items()}
+        wanted = replace(c, **used, dtype="exact" if c.dtype == batch.half else c.dtype)
         for peer in PEERS:
-            for call in calls(peer, c, batch, rows, row_setting):
+            for call in calls(peer, wanted, batch, rows, row_setting):
                 found.setdefault(peer.library, []).append((call.text(), call, c))
     values: dict[Convention, Array] = {}
     shortest: dict[str, str] = {}
@@ -291,7 +286,8 @@ def texts(conventions: Iterable[Convention], batch: Batch, setting: Setting) -> 
                 continue
             tried.add(text)
             if c not in values:
-                values[c] = whole(batch, c, setting.quantity)
+                exact = replace(c, dtype="exact") if c.dtype == batch.half else c  # a half is computed in float32 here
+                values[c] = whole(batch, exact, setting.quantity)
             if _gives(call, rows, values[c]):
                 shortest[library] = text
                 break
@@ -368,7 +364,7 @@ def _option(text: str) -> dict[str, Any]:
     if not text:
         return {}
     name, _, value = text.partition("=")
-    return {name: value if value in _WEIGHTS else {"True": True, "False": False}.get(value, value.strip("'"))}
+    return {name: value if value in WEIGHTS else {"True": True, "False": False}.get(value, value.strip("'"))}
 
 
 def _pred(own: Convention, c: Convention, peer: Peer, options: dict[str, Any]) -> tuple[Word, ...] | None:

@@ -42,6 +42,7 @@ class Setting:
     ignored_class: bool  # and they are a class as well
     finite: bool  # the number to explain is
     double: bool  # predictions are float64
+    half: str  # their dtype, where it is a half
     quantity: Quantity
     smoothings: tuple[float, ...] = SMOOTHINGS
     epsilons: tuple[float, ...] = ()  # beside those that are always tried
@@ -76,6 +77,7 @@ class Setting:
             ignored_class=ignored is not None and 0 <= ignored < batch.classes,
             finite=finite,
             double=dtype == np.float64,
+            half=batch.half,
             quantity=quantity,
             smoothings=tuple(dict.fromkeys([*smoothings, *SMOOTHINGS])),
             epsilons=tuple(epsilons),
@@ -181,7 +183,9 @@ def _options(c: Convention, setting: Setting) -> Convention:
         gamma=gamma,
         alpha=alpha,
         base=math.e if c.outcome == "perplexity" else c.base,
-        dtype="exact" if c.dtype == "float32" and not setting.double else c.dtype,
+        dtype="exact"
+        if (c.dtype == "float32" and not setting.double) or c.dtype == f"{setting.half} inputs"
+        else c.dtype,
     )
 
 

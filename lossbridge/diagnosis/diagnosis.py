@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import ast
-import difflib
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -12,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from lossbridge.conventions import Convention, Peer
+from lossbridge.conventions import Convention
 from lossbridge.diagnosis import calls, explain, probes, reading
 from lossbridge.diagnosis.canonical import Setting, canonical
 from lossbridge.diagnosis.evaluate import Array, Batch, Quantity, whole
-from lossbridge.diagnosis.hypotheses import Preset, hypotheses, presets
+from lossbridge.diagnosis.expected import named
+from lossbridge.diagnosis.hypotheses import hypotheses
 from lossbridge.diagnosis.search import Fit, Observation, search
 
 _SHOWN = 4  # explanations of the rest
@@ -62,6 +60,7 @@ class Probe:
     sample_weight: Array | None
     mask: Array | None
     predictions: tuple[tuple[str, float], ...]  # what each convention would give
+    of: str  # what the numbers are, in words
 
     def arrays(self) -> dict[str, Array]:
         """Those that there are, by name."""
@@ -70,14 +69,16 @@ class Probe:
 
     def table(self) -> str:
         """What each convention gives on it, a line a number, the first of those that give it in words."""
+        head = [f"  {self.of}:"] if self.of else []
         known: dict[str, list[str]] = {}
         for words, value in self.predictions:
             known.setdefault(f"{value:.7g}", []).append(words)
         width = max(map(len, known))
-        return "\n".join(
+        lines = (
             f"  {value:<{width}}  {said[0]}{f' (and {len(said) - 1} more)' if len(said) > 1 else ''}"
             for value, said in known.items()
         )
+        return "\n".join([*head, *lines])
 
     def __str__(self) -> str:
         return "\n".join([*(f"{name} = {_array_text(x)}" for name, x in self.arrays().items()), self.table()])
@@ -99,8 +100,8 @@ class Diagnosis:
 
     @property
     def arrays(self) -> Mapping[str, str]:
-        """What NumPy makes of the first batch's arrays before they go into the calls, where they are not as given."""
-        given = calls.as_rows(self.batches[0]).given
+        """What NumPy makes of the first batch's arrays for the calls of the first class, if there are any."""
+        given = calls.as_rows(self.batches[0]).given if self.fits and self.classes[0].calls else {}
         return {name: text for name, text in given.items() if text != f"np.asarray({name})"}
 
     @property
@@ -112,12 +113,23 @@ class Diagnosis:
         left = [explanation for group in self.classes[:3] for explanation in group.explanations][:_ASKED]
         if not self.classes or len(left) < 2:
             return None
-        found = probes.separating(self.batches[0], [explanation.convention for explanation in left])
+        quantity = self.classes[0].quantity
+        found = probes.separating(self._with_all_weights(), [explanation.convention for explanation in left], quantity)
         if found is None:
             return None
         batch, values = found
         predictions = tuple((e.words, value) for e, value in zip(left, values, strict=True))
-        return Probe(batch.y_true, batch.as_given(), batch.sample_weight, batch.mask, predictions)
+        of = {"scalar": "", "gradient": "the loss whose gradient it is"}.get(quantity, "the mean of the values")
+        return Probe(*batch.as_given(), batch.sample_weight, batch.mask, predictions, of)
+
+    def _with_all_weights(self) -> Batch:
+        """The first batch, with such weights, a mask and a label to ignore as any batch has."""
+        first = self.batches[0]
+        for batch in self.batches[1:]:
+            for name in ("sample_weight", "mask", "ignored"):
+                if getattr(first, name) is None:
+                    first = replace(first, **{name: getattr(batch, name)})
+        return first
 
     def __str__(self) -> str:
         lines = self._found() if self.fits else self._missed()
@@ -127,7 +139,7 @@ class Diagnosis:
     def _found(self) -> list[str]:
         first, *others = self.classes
         lines = [f"{self.shown}: {first.explanations[0].words}"]
-        if first.calls and self.arrays:
+        if self.arrays:
             made = ", ".join(f"{name} = {text}" for name, text in self.arrays.items())
             lines.append(f"  where {made}")
         if first.calls and first.quantity == "gradient":
@@ -215,7 +227,7 @@ def diagnose(
     found = _diagnosed(y_true, y_pred, observed, **options, more=more, advance=advance)
     for other in () if found.fits or more else reading.others(found.batches[0], y_true, y_pred):
         try:
-            again = _diagnosed(other.y_true, other.y_pred, observed, **options)
+            again = _diagnosed(other.y_true, other.y_pred, observed, **options, moved=other.moved)
         except (ValueError, TypeError):
             continue  # weights, or an array, of another shape than this reading's
         if other.for_another_axis:
@@ -240,6 +252,7 @@ def _diagnosed(
     ignore_class: int | None,
     label_smoothing: float | None,
     epsilon: float | None,
+    moved: bool = False,
     more: Sequence[tuple[Any, ...]] = (),
     advance: Callable[[float], None] = lambda share: None,
 ) -> Diagnosis:
@@ -254,7 +267,9 @@ def _diagnosed(
     own = {"sample_weight": sample_weight, "mask": mask}
     for place, (true, pred, number, options) in enumerate([(y_true, y_pred, observed, own), *_further(more)]):
         try:
-            batch, said = reading.batch_of(true, pred, class_weight=class_weight, ignore_class=ignore_class, **options)
+            batch, said = reading.batch_of(
+                true, pred, class_weight=class_weight, ignore_class=ignore_class, moved=moved, **options
+            )
             number, can_be = reading.quantities(number, batch, quantity)
         except (ValueError, TypeError) as error:
             raise type(error)(f"further batch {place}: {error}" if place else str(error)) from None
@@ -272,6 +287,7 @@ def _diagnosed(
         raise ValueError("the batches' observed arrays are of different kinds; diagnose each on its own")
 
     batch = batches[0]
+    dtype = batch.half or batch.y_pred.dtype.name
     finite = all(np.isfinite(np.asarray(x, np.float64)).all() for x in seen)
     settings = [
         Setting.of(batch, kind, more=batches[1:], finite=finite, smoothings=smoothings, epsilons=epsilons)
@@ -288,7 +304,7 @@ def _diagnosed(
     for kind, setting in zip(kinds, settings, strict=True):
         candidates = hypotheses(setting)
         tried += len(candidates)
-        groups, closest = search(candidates, batches, [Observation.of(x, kind) for x in seen], step)
+        groups, closest = search(candidates, batches, [Observation.of(x, kind, dtype=dtype) for x in seen], step)
         found += [(group[0], _explained(group, batch, setting)) for group in groups]
         near += [(fit.distance, _near(fit, batch, kind)) for fit in closest]
     found.sort(key=lambda one: (one[0].hypothesis.strangeness, one[0].hypothesis.place))
@@ -354,62 +370,12 @@ def _near(fit: Fit, batch: Batch, quantity: Quantity) -> str:
 
 def _meant(expected: str, batch: Batch, setting: Setting) -> str:
     """What the named function gives, and the call of it in each library."""
-    preset, more = _named(expected, setting)
+    preset, more = named(expected, batch, setting)
     c = canonical(preset.convention, setting)
     assert c is not None
-    options = f" with {', '.join(sorted(more))}" if more else ""
+    options = f" with {', '.join(more)}" if more else ""
     gives = f", which gives {float(whole(batch, c, 'scalar')[0]):.9g}" if setting.quantity == "scalar" else ""
     return "\n".join([f"Meant: {explain.name(preset)}{options}{gives}", *_table(_calls([c], batch, setting))])
-
-
-def _named(expected: Any, setting: Setting) -> tuple[Preset, set[str]]:
-    """The preset of a text such as "torch.kl_div(reduction='batchmean')", and what of its options are no preset's."""
-    if not isinstance(expected, str):
-        raise TypeError(f"expected is {expected!r}; pass a text, such as 'torch.kl_div'")
-    function, asked, after = _parts(calls.plain_name(expected))
-    known: dict[str, None] = {}
-    found: list[tuple[Preset, set[str]]] = []
-    for preset in presets(setting):
-        if canonical(preset.convention, setting) is None:
-            continue
-        written = f"{preset.peer.library}.{explain.written(preset.peer, preset.options)}"
-        known[written] = None
-        its_function, own, its_after = _parts(written)
-        if (function, after) == (its_function, its_after) and own <= asked:
-            c = _with(preset.convention, asked - own, preset.peer)
-            if c is not None and canonical(c, setting) is not None:
-                found.append((replace(preset, convention=c), asked - own))
-    if not found:
-        close = " or ".join(difflib.get_close_matches(expected, known, 3, 0))
-        raise ValueError(f"expected {expected!r} is unknown for such arrays; did you mean {close}?")
-    return min(found, key=lambda one: len(one[1]))
-
-
-def _parts(text: str) -> tuple[str, set[str], str]:
-    """The function, its options, and what is done to the result: a mean goes without saying."""
-    match = re.fullmatch(r"(\w+\.\w+)(?:\((.*?)\))?(\..*)?", text.replace('"', "'").replace(" ", ""))
-    if match is None:
-        return text, set(), ""
-    return match[1], set(filter(None, (match[2] or "").split(","))), (match[3] or "").removesuffix(".mean()")
-
-
-def _with(c: Convention, asked: set[str], peer: Peer) -> Convention | None:
-    """With the options that a peer writes so; None where it has no such."""
-    for text in asked:
-        name, _, value = text.partition("=")
-        for field_name, known in peer.options.items():
-            if isinstance(known, str):
-                if known.partition("=")[0] == name and re.fullmatch(r"-?[\d.]+(e-?\d+)?", value):
-                    c = replace(c, **{field_name: ast.literal_eval(value)})
-                    break
-            elif field_name == "left_out" and any(written.partition("=")[0] == name for written in known.values()):
-                break  # the label is named to diagnose()
-            elif text in known.values():
-                c = replace(c, **{field_name: next(key for key, written in known.items() if written == text)})
-                break
-        else:
-            return None
-    return c
 
 
 def _table(texts: dict[str, str]) -> list[str]:

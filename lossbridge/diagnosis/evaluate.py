@@ -39,16 +39,21 @@ class Batch:
     sample_weight: Array | None = None
     mask: Array | None = None
     ignored: int | None = None  # a label
-    moved: bool = False  # y_pred as given has the classes along axis 1
+    half: str = ""  # the predictions' dtype as given, where it is a half
+    moved: bool = False  # the arrays as given have the classes along axis 1
+    shift: int = 0  # labels as given are higher by so much
     given: Mapping[str, str] = field(default_factory=dict)  # of arrays that were changed: how NumPy does it
 
     @cached_property
     def labels(self) -> bool:
         return self.y_true.ndim < self.y_pred.ndim
 
-    def as_given(self) -> Array:
-        """y_pred with the classes where the caller has them."""
-        return np.moveaxis(self.y_pred, -1, 1) if self.moved else self.y_pred
+    def as_given(self) -> tuple[Array, Array]:
+        """y_true and y_pred in the caller's form."""
+        true = self.y_true + self.shift if self.shift else self.y_true
+        if not self.moved:
+            return true, self.y_pred
+        return true if self.labels else np.moveaxis(true, -1, 1), np.moveaxis(self.y_pred, -1, 1)
 
     @property
     def classes(self) -> int:

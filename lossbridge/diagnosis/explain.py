@@ -46,7 +46,8 @@ _LEFT_OUT = {
 
 def name(preset: Preset, quantity: Quantity = "scalar") -> str:
     """PyTorch's `kl_div(reduction='batchmean')` of log(y_pred)."""
-    of = "" if preset.handed == "y_pred" else f" of {preset.handed}"
+    made = [x for x in (preset.handed, preset.handed_target) if x not in ("y_pred", "y_true")]
+    of = f" of {' and '.join(made)}" if made else ""
     return f"{LIBRARIES[preset.peer.library]} `{written(preset.peer, preset.options, quantity)}`{of}"
 
 
@@ -90,9 +91,7 @@ def words(h: Hypothesis, batch: Batch, quantity: Quantity) -> str:
         said[0] += " before its sum over the classes"
     both = options.divisor == "elements" == h.convention.divisor and quantity in ("scalar", "gradient")
     if both and options.cost in DIVERGENCES:
-        classes = batch.y_pred.shape[-1] if batch.y_pred.ndim else 1
-        cure = "use `batchmean`, or multiply" if peer.library == "torch" else "multiply"
-        said.append(f": divides by N·C; {cure} by C = {classes}")
+        said.append(f": divides by N·C; {_cure(peer, batch)}")
     if options.left_out == "zero" == h.convention.left_out:
         counted = "still counted in the mean" if quantity in ("scalar", "gradient") else "0"
         said.append(f": what is left out is {counted}")
@@ -100,6 +99,16 @@ def words(h: Hypothesis, batch: Batch, quantity: Quantity) -> str:
     if differing:
         said.append((", but " if len(said) == 1 else "; and ") + "; ".join(differing))
     return "".join(said)
+
+
+def _cure(peer: Peer, batch: Batch) -> str:
+    """Of a divergence that was divided by the classes too."""
+    multiply = f"multiply by C = {batch.classes}"
+    if peer.library != "torch":
+        return multiply
+    if batch.y_pred.ndim < 3:
+        return f"use `batchmean`, or {multiply}"
+    return f"{multiply} (`batchmean` divides by the size of axis 0, {batch.y_pred.shape[0]}, alone)"
 
 
 def differences(old: Convention, new: Convention, batch: Batch) -> list[str]:

@@ -21,6 +21,7 @@ class Preset:
     peer: Peer
     options: Convention  # with those options
     handed: str  # y_pred, or what is made of it, because the function takes another form of predictions
+    handed_target: str  # y_true, likewise
     convention: Convention  # of y_pred and y_true as they are
 
 
@@ -47,14 +48,15 @@ def presets(setting: Setting) -> list[Preset]:
 
     def order(preset: Preset) -> tuple[bool, bool, int, bool]:
         """Last come those that take another form of targets, or return another quantity; then, library by library,
-        those that are handed something made of y_pred."""
+        those that are handed something made of the arrays."""
         peer = preset.peer
         if setting.quantity in ("scalar", "gradient"):
             returned = setting.quantity == "scalar" or peer.returns == "scalar"
         else:
             returned = peer.elementwise == (setting.quantity == "elements" or setting.rank < 2)
         other_targets = setting.labels and "labels" not in peer.targets
-        return other_targets, not returned, _LIBRARIES.index(peer.library), preset.handed != "y_pred"
+        as_they_are = (preset.handed, preset.handed_target) == ("y_pred", "y_true")
+        return other_targets, not returned, _LIBRARIES.index(peer.library), not as_they_are
 
     wanted = "labels" if setting.labels else "events" if setting.events_only else None
     found = []
@@ -104,7 +106,9 @@ def _given(peer: Peer, options: Convention, setting: Setting) -> Preset | None:
     """The function on what it wants. None where an option is there for another form of predictions."""
     squash = "sigmoid" if options.cost in BINARY else "softmax"
     handed, activation = _HANDED.get((setting.pred_holds, options.activation), ("{}", options.activation))
-    _, target = _HANDED.get((setting.true_holds, options.target_activation), ("{}", options.target_activation))
+    target_handed, target = _HANDED.get(
+        (setting.true_holds, options.target_activation), ("{}", options.target_activation)
+    )
     optional = options.activation != peer.convention.activation or options.target_activation != "none"
     if optional and (handed != "{}" or (target != options.target_activation and options.target_activation != "none")):
         return None
@@ -115,7 +119,13 @@ def _given(peer: Peer, options: Convention, setting: Setting) -> Preset | None:
         c = replace(c, activation={"squash": squash}.get(activation, activation))
     if options.cost in DIVERGENCES:
         c = replace(c, target_activation={"squash": squash, "renormalised": "none"}.get(target, target))
-    return Preset(peer, options, handed.format("y_pred").replace("squash", squash), c)
+    else:
+        target_handed = "{}"
+
+    def made(text: str, name: str) -> str:
+        return text.format(name).replace("squash", squash)
+
+    return Preset(peer, options, made(handed, "y_pred"), made(target_handed, "y_true"), c)
 
 
 def _values(peer: Peer, name: str) -> tuple[Any, ...]:
@@ -179,7 +189,10 @@ def changes(setting: Setting) -> list[Change]:
         Change("dtype", {"dtype": "exact"}),
         Change("dtype", {"dtype": "float32"}),
         *(Change("dtype", {"dtype": f"{half} inputs"}, common=False) for half in ("float16", "bfloat16")),
-        *(Change("dtype", {"dtype": half}, common=False, weight=2) for half in ("float16", "bfloat16")),
+        *(
+            Change("dtype", {"dtype": half}, common=False, weight=0 if half == setting.half else 2)
+            for half in ("float16", "bfloat16")
+        ),
         *(Change("gamma", {"gamma": g}, common=False, costs=("focal", "binary focal")) for g in (0.0, 1.0, 2.0, 5.0)),
         *(
             Change("alpha", {"alpha": a}, common=False, costs=("focal", "binary focal"))

@@ -9,7 +9,7 @@ import numpy as np
 
 from lossbridge.conventions import Convention
 from lossbridge.diagnosis.canonical import Setting, holds
-from lossbridge.diagnosis.evaluate import Batch, scalars
+from lossbridge.diagnosis.evaluate import Batch, Quantity, scalars, whole
 
 # What the target is given: around every ε in use.
 _SATURATED = (3e-4, 3e-6, 4e-7, 3e-8, 3e-9, 3e-11, 3e-13, 1e-15, 1e-20)
@@ -70,6 +70,8 @@ def _of_form(batch: Batch, pred: np.ndarray, labels: np.ndarray, rng: np.random.
         y_true = np.eye(classes)[labels] if setting.hard else rng.dirichlet(np.full(classes, 2.0), labels.shape)
         if setting.hard and not setting.one_hot:
             y_true = np.maximum(y_true, rng.integers(0, 2, y_true.shape))
+        if setting.true_holds != "probabilities":
+            y_true = np.log(y_true) + (1 if setting.true_holds == "logits" else 0)
     rows = labels.shape
     mask = None
     if batch.mask is not None:
@@ -82,17 +84,21 @@ def _of_form(batch: Batch, pred: np.ndarray, labels: np.ndarray, rng: np.random.
     return replace(batch, y_true=y_true, y_pred=pred.astype(dtype), sample_weight=weight, mask=mask, given={})
 
 
-def separating(batch: Batch, conventions: Sequence[Convention]) -> tuple[Batch, list[float]] | None:
+def separating(batch: Batch, conventions: Sequence[Convention], quantity: Quantity) -> tuple[Batch, list[float]] | None:
     """The probe that tells most of the conventions apart, and their numbers; None where none does.
 
-    Of those whose predictions are of the kind that those of `batch` are, for a loss that refuses others.
+    Of those whose predictions are of the kind that those of `batch` are, for a loss that refuses others. The numbers
+    are the losses; of values, a sample or an element each, their means.
     """
     best: tuple[Batch, list[float]] | None = None
     most = 1
     for probe in probes(batch):
         if holds(probe.y_pred) != holds(batch.y_pred):
             continue
-        values = [float(x) for x in scalars(probe, conventions)]
+        if quantity in ("scalar", "gradient"):
+            values = [float(x) for x in scalars(probe, conventions)]
+        else:
+            values = [float(whole(probe, c, quantity).mean()) for c in conventions]
         groups = _distinct(values)
         if groups > most:
             best, most = (probe, values), groups

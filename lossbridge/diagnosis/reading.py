@@ -38,8 +38,9 @@ def batch_of(
     sample_weight: Any = None,
     mask: Any = None,
     ignore_class: int | None = None,
+    moved: bool = False,
 ) -> tuple[Batch, list[str]]:
-    """The batch, and warnings."""
+    """The batch, and warnings. `moved`: the classes lie along axis 1, also where they could along the last."""
     true, true_dtype = _array(y_true, "y_true")
     pred, pred_dtype = _array(y_pred, "y_pred")
     rounding = 3e-2 if pred_dtype.endswith("float16") else 1e-4  # of sums over the classes
@@ -68,10 +69,11 @@ def batch_of(
             f"y_true has shape {true.shape} and y_pred {pred.shape}; give both the same shape, or labels of y_pred's "
             "shape without its last axis"
         )
-    moved = labels and true.shape != pred.shape[:-1] and true.shape == pred.shape[:1] + pred.shape[2:]
-    if moved:
+    if moved or _has_classes_first(true, pred, rounding):
         said.append(f"y_pred has shape {pred.shape}: classes read along axis 1, and moved to the end")
-        pred, given["y_pred"] = np.moveaxis(pred, 1, -1), "np.moveaxis(y_pred, 1, -1)"
+        pred, given["y_pred"], moved = np.moveaxis(pred, 1, -1), "np.moveaxis(y_pred, 1, -1)", True
+        if not labels:
+            true, given["y_true"] = np.moveaxis(true, 1, -1), "np.moveaxis(y_true, 1, -1)"
     if true.shape != (pred.shape[:-1] if labels else pred.shape):
         what = "labels" if labels else "targets"
         expected = pred.shape[:-1] if labels else pred.shape
@@ -94,13 +96,15 @@ def batch_of(
     pred = pred.astype(dtype)
     distributions = labels or not np.isin(true, (0, 1)).all() or bool((true.sum(-1) == 1).all())
     _look_at_predictions(pred, said, rounding if distributions else np.inf)
+    weight, given["sample_weight"] = _per_sample(sample_weight, pred, "sample_weight")
     batch = Batch(
         true,
         pred,
         class_weight=_vector(class_weight, pred, "class_weight"),
-        sample_weight=_per_sample(sample_weight, pred, "sample_weight"),
+        sample_weight=weight,
         mask=_mask(mask, pred),
         ignored=ignored,
+        half=pred_dtype if pred_dtype.endswith("float16") else "",
         moved=moved,
         given={name: text for name, text in given.items() if text != name},
     )
@@ -109,6 +113,16 @@ def batch_of(
     if batch.mask is not None and not batch.mask.any():
         said.append("the mask leaves nothing: a mean over nothing (0 here, NaN in PyTorch)")
     return batch, said
+
+
+def _has_classes_first(true: Array, pred: Array, rounding: float) -> bool:
+    """As PyTorch has those of images: labels say so by their shape, distributions by what sums to 1."""
+    if true.ndim == pred.ndim - 1:
+        return true.shape != pred.shape[:-1] and true.shape == pred.shape[:1] + pred.shape[2:]
+    if pred.ndim < 3 or true.shape != pred.shape:
+        return False
+    sums = [np.abs(true.astype(np.float64).sum(axis) - 1) <= rounding for axis in (1, -1)]
+    return bool(sums[0].all() and not sums[1].all())
 
 
 def _named(name: str, x: Any) -> str:
@@ -230,16 +244,17 @@ def _vector(x: Any, pred: Array, name: str) -> Array | None:
     return _weighing(values, name)
 
 
-def _per_sample(x: Any, pred: Array, name: str) -> Array | None:
+def _per_sample(x: Any, pred: Array, name: str) -> tuple[Array | None, str]:
+    """And how NumPy makes it of what was given."""
     if x is None:
-        return None
-    values = array(x, name).astype(np.float64)
+        return None, name
+    values, text = array(x, name).astype(np.float64), _named(name, x)
     samples = pred.shape[:-1] if pred.ndim > 1 else pred.shape
     while values.ndim > 1 and values.shape[-1] == 1 and values.shape != samples[: values.ndim]:
-        values = values[..., 0]
+        values, text = values[..., 0], f"{text}[..., 0]"
     if values.shape != samples[: values.ndim]:
         raise ValueError(f"{name} has shape {values.shape}, and samples have {samples}; give it that shape")
-    return _weighing(values, name)
+    return _weighing(values, name), text
 
 
 def _weighing(values: Array, name: str) -> Array:
@@ -251,7 +266,7 @@ def _weighing(values: Array, name: str) -> Array:
 
 
 def _mask(x: Any, pred: Array) -> Array | None:
-    values = _per_sample(x, pred, "mask")
+    values, _ = _per_sample(x, pred, "mask")
     if values is not None and not np.isin(values, (0, 1)).all():
         raise ValueError("mask holds numbers other than 0 and 1; pass true where a sample counts")
     return values
@@ -262,16 +277,18 @@ class Reading:
     """Another thing that arrays may have been taken for: in words, and how NumPy makes it of them."""
 
     words: str
-    y_true: Array
-    y_pred: Array
+    y_true: Any
+    y_pred: Any
     given: Mapping[str, str]
+    moved: bool = False  # for `batch_of`
+    shift: int = 0
     for_another_axis: bool = False  # with the classes where they were, it would tell nothing new
 
     def of(self, batch: Batch) -> Batch:
         """The batch that was read of it, made of the caller's arrays."""
         names = {*self.given, *batch.given}
-        made = {n: batch.given.get(n, n).replace(n, self.given.get(n, n), 1) for n in sorted(names)}
-        return replace(batch, given=made)
+        made = {n: batch.given.get(n, n).replace(n, self.given.get(n, n), 1) for n in names}
+        return replace(batch, given=made, shift=self.shift)
 
 
 def others(batch: Batch, y_true: Any, y_pred: Any) -> Iterator[Reading]:
@@ -293,18 +310,15 @@ def others(batch: Batch, y_true: Any, y_pred: Any) -> Iterator[Reading]:
     if not batch.labels:
         return
     labels, classes = batch.y_true, batch.classes
+    as_read = batch.given.get("y_true", "y_true")
     if labels.min() == 1 and labels.max() <= classes:
-        yield Reading(
-            "the labels start at 1", labels - 1, batch.y_pred, {**batch.given, "y_true": "np.subtract(y_true, 1)"}
-        )
+        given = {**batch.given, "y_true": f"np.subtract({as_read}, 1)"}
+        yield Reading("the labels start at 1", labels - 1, batch.y_pred, given, shift=1)
     if pred.ndim > 2 and pred.shape[1] == pred.shape[-1] and not batch.moved:
-        moved = np.moveaxis(pred, 1, -1)
-        yield Reading(
-            "classes lie along axis 1", labels, moved, {**batch.given, "y_pred": "np.moveaxis(y_pred, 1, -1)"}
-        )
+        yield Reading("the classes lie along axis 1", y_true, y_pred, {}, moved=True)
     if labels.ndim == 1 and ((labels >= 0) & (labels < classes)).all():
         dtype = batch.y_pred.dtype
-        given = {**batch.given, "y_true": f"np.eye({classes}, dtype='{dtype.name}')[y_true]"}
+        given = {**batch.given, "y_true": f"np.eye({classes}, dtype='{dtype.name}')[{as_read}]"}
         one_hot = np.eye(classes, dtype=dtype)[labels]
         yield Reading("labels read as one-hot rows", one_hot, batch.y_pred, given, for_another_axis=True)
 
@@ -327,7 +341,7 @@ def quantities(observed: Any, batch: Batch, said: str | None) -> tuple[Any, list
         shape: tuple[int, ...] = ()
     else:
         values = array(observed, "observed")
-        if batch.moved and values.shape == batch.as_given().shape:
+        if batch.moved and values.shape == batch.as_given()[1].shape:
             values = np.moveaxis(values, 1, -1)
         shape = values.shape
     if shape in (samples, (*samples, 1)):

@@ -17,9 +17,10 @@ from lossbridge.diagnosis.hypotheses import Hypothesis
 INDISTINCT = 1e-7
 # What sums of a dtype may be off, relatively; in float32 also an entry of an array, and where 1 − p has no digits.
 _FLOAT64, _FLOAT32, _FLOAT16 = 1e-9, 2e-6, 1e-3
+_FLOAT32_SUM = 5e-7  # what a sum in float32 commonly is
 _ENTRY, _ZERO = 1e-5, 6e-8
 _FLOAT32_DIGITS, _FLOAT64_DIGITS = 9, 15  # a number with more, in the dtype, is not rounded to them
-_HALF_OFF = {"float16": 4e-3, "bfloat16": 3e-2}  # and what is computed in a half dtype
+_HALF_OFF = {"float16": 4e-3, "bfloat16": 3e-2}  # and what is computed in a half dtype, also an entry of an array
 # Arrays are compared on rows of so many elements: a few first, and where those fit on more.
 _FEW, _MANY = 2_400, 100_000
 
@@ -34,6 +35,7 @@ class Observation:
     quantity: Quantity
     tight: float  # absolute for a scalar, relative to the largest entry for an array
     loose: float
+    sure: bool  # what fits tightly is the truth: so many digits agree with nothing by chance
 
     @cached_property
     def largest(self) -> float:
@@ -41,15 +43,16 @@ class Observation:
         return float(np.max(np.abs(self.values), initial=0.0, where=np.isfinite(self.values))) or 1.0
 
     @staticmethod
-    def of(observed: Any, quantity: Quantity) -> Observation:
+    def of(observed: Any, quantity: Quantity, *, dtype: str = "float64") -> Observation:
         """A text or a Python number is known to its digits as written: 1.18 is anything that rounds to it.
 
-        Arrays, and NumPy's scalars, were computed: they are off by what their dtype loses.
+        Arrays, and NumPy's scalars, were computed: they are off by what their dtype loses. `dtype`: of the predictions,
+        in which a number that was printed may have been computed too.
         """
         typed = isinstance(observed, str | int | float) and not isinstance(observed, np.generic)
         values = np.asarray(float(observed) if typed else observed)
         if not values.ndim and not np.isfinite(values):
-            return Observation(values.astype(np.float64), quantity, 0.0, 0.0)
+            return Observation(values.astype(np.float64), quantity, 0.0, 0.0, True)
         text = str(observed).strip() if typed else ""
         single = bool((values == _single(values)).all())
         if single and _digits(text) > _FLOAT32_DIGITS:
@@ -59,12 +62,15 @@ class Observation:
         values = values.astype(np.float64)
         if values.ndim:
             loose = max(loose, _ENTRY)
-            return Observation(values, quantity, _FLOAT64 if precise else loose, loose)
+            tight = _FLOAT64 if precise else loose
+            return Observation(values, quantity, tight, max(loose, _HALF_OFF.get(dtype, 0.0)), precise)
         x = abs(float(values))
         if not typed:
-            return Observation(values, quantity, (_FLOAT64 if precise else loose) * x, loose * x + _ZERO)
+            return Observation(values, quantity, (_FLOAT64 if precise else loose) * x, loose * x + _ZERO, precise)
+        sure = _digits(text) > _FLOAT32_DIGITS
         half = 0.5 * 10.0 ** _last_place(text) if x and _digits(text) <= _FLOAT64_DIGITS else 0.0
-        return Observation(values, quantity, half + _FLOAT64 * x, half + _FLOAT32 * x + _ZERO)
+        tight = _FLOAT64 if sure or dtype == "float64" else _FLOAT32_SUM
+        return Observation(values, quantity, half + tight * x, half + _FLOAT32 * x + _ZERO, sure)
 
 
 def _single(x: Array) -> Array:
@@ -144,9 +150,17 @@ def search(
                 values[i].append(value)
         left = left[judged.loose]
     if tight[left].any():
-        left = left[tight[left]]
+        fewest = min(hypotheses[i].changes for i in left[tight[left]].tolist())
+        sure = any(seen.sure for seen in observations)
+        simpler = np.array([not sure and hypotheses[i].changes < fewest for i in left.tolist()])
+        left = left[tight[left] | simpler]
     if left.size:
-        ranked = sorted(left.tolist(), key=lambda i: (hypotheses[i].strangeness, not sharp[i], hypotheses[i].place))
+
+        def order(i: int) -> tuple[Any, ...]:
+            h = hypotheses[i]
+            return h.strangeness, not sharp[i], 0.0 if sharp[i] else misfit[i], h.place
+
+        ranked = sorted(left.tolist(), key=order)
         return classes([Fit(hypotheses[i], tuple(values[i]), float(misfit[i])) for i in ranked]), []
     near = [Fit(h, tuple(values[i]), float(misfit[i])) for i, h in enumerate(hypotheses) if h.changes < 2]
     return [], sorted((fit for fit in near if math.isfinite(fit.misfit)), key=lambda fit: fit.distance)[:3]
@@ -199,7 +213,10 @@ def _array(h: Hypothesis, batch: Batch, seen: Observation, index: Any, memo: dic
     if key not in memo:
         memo[key] = arrays(batch, c, seen.quantity, index)
     value = memo[key] * scale(c, batch, seen.quantity)
-    expected = as_rows(seen.values, batch, c.axis, seen.quantity)[index]
+    observed = as_rows(seen.values, batch, c.axis, seen.quantity)
+    if len(observed) != len(batch.rows(c.axis).pred):
+        return value, math.inf  # values of the samples along another axis
+    expected = observed[index]
     if value.shape != expected.shape:
         return value, math.inf
     with np.errstate(invalid="ignore"):

@@ -89,7 +89,7 @@ def score(kind: str, batch: Batch, *, every: int = 1, advance: Callable[[], None
             simplest += classes[0][0].hypothesis.changes == h.changes
         if np.isfinite(values[i]):
             finite += 1
-            rounded = Observation.of(f"{values[i]:.5g}", "scalar")
+            rounded = Observation.of(f"{values[i]:.5g}", "scalar", dtype="float32")
             classes, _ = search(candidates, [batch], [rounded], known=[values])
             three += _place(h, classes) < 3
         advance()
