@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -82,10 +83,13 @@ def names(library: str, batch: Batch) -> dict[str, Any]:
 def test_calls(lib, kind: str, quantity: Quantity) -> None:
     batch = BATCHES[kind]
     setting = Setting.of(batch, quantity)
-    found: dict[str, dict[str, Any]] = {library: {} for library in LIBRARIES.get(lib.b.name, ())}
+    if lib.b.name not in LIBRARIES:
+        pytest.skip("Keras' calls are made on PyTorch and JAX")
+    found: dict[str, dict[str, Any]] = {library: {} for library in LIBRARIES[lib.b.name]}
     candidates = [h.convention for h in hypotheses(setting)]
-    for c in candidates if quantity == "scalar" else candidates[:400]:
-        value = whole(batch, c, "scalar" if quantity == "gradient" else quantity)
+    for c in candidates[::3] if quantity == "scalar" else candidates[:200]:
+        exact = replace(c, dtype="exact") if c.dtype == batch.half else c  # calls are made in float32
+        value = whole(batch, exact, "scalar" if quantity == "gradient" else quantity)
         if np.isfinite(value).all():
             for library, text in texts([c], batch, setting).items():
                 found.get(library, {}).setdefault(text, value)
@@ -96,9 +100,6 @@ def test_calls(lib, kind: str, quantity: Quantity) -> None:
                 warnings.simplefilter("ignore")  # what the libraries say of rows that do not sum to 1, and of means
                 value = np.asarray(eval(text, dict(known)))
             np.testing.assert_allclose(value.ravel(), tried[text].ravel(), rtol=3e-5, atol=3e-6, err_msg=text)
-    if found and (quantity, kind, lib.b.name) != (
-        "samples",
-        "outcomes",
-        "numpy",
-    ):  # whose losses give a mean over outcomes (N,)
+    a_mean = (lib.b.name, kind, quantity) == ("numpy", "outcomes", "samples")  # is what such losses give of outcomes
+    if not a_mean:
         assert sum(map(len, found.values())) > (20 if quantity == "scalar" else 4)
