@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -117,7 +117,7 @@ def canonical(c: Convention, setting: Setting) -> Convention | None:
     rank = max(setting.rank, 1)
     if not -rank <= c.axis < rank:
         return None
-    c = replace(c.resolved(setting.machine_epsilon), axis=-1 if c.axis % rank == rank - 1 else c.axis % rank)
+    c = c.resolved(setting.machine_epsilon).but(axis=-1 if c.axis % rank == rank - 1 else c.axis % rank)
     c = _weights(c, setting)
     if not _sensible(c, setting):
         return None
@@ -132,7 +132,7 @@ def _weights(c: Convention, setting: Setting) -> Convention:
     left_out, divisor = c.left_out if setting.left_out else "removed", c.divisor
     if divisor == "weights" and not (class_weight or sample_weight):
         divisor, left_out = "samples", "removed" if left_out == "zero" else left_out
-    return replace(c, class_weight=class_weight, sample_weight=sample_weight, left_out=left_out, divisor=divisor)
+    return c.but(class_weight=class_weight, sample_weight=sample_weight, left_out=left_out, divisor=divisor)
 
 
 def _sensible(c: Convention, setting: Setting) -> bool:
@@ -173,8 +173,7 @@ def _options(c: Convention, setting: Setting) -> Convention:
         cost = "binary" if cost == "binary focal" else "cross-entropy"
     if cost not in ("focal", "binary focal"):
         gamma, alpha = 0.0, alpha if cost == "poly" else None
-    return replace(
-        c,
+    return c.but(
         cost=cost,
         clip=clip,
         epsilon=epsilon,
@@ -207,18 +206,18 @@ def _costs(c: Convention, setting: Setting) -> Convention:
         if c.activation in _SOFTMAX and (renormalise == "predictions" or c.target_activation == "softmax"):
             renormalise = "no"
         elif c.activation == "exp" and renormalise == "predictions":
-            c, renormalise = replace(c, activation="softmax"), "no"
+            c, renormalise = c.but(activation="softmax"), "no"
         elif c.activation == "exp" and renormalise == "both" and c.target_activation == "exp":
-            c, renormalise = replace(c, activation="softmax", target_activation="softmax"), "no"
-    c = replace(c, renormalise=renormalise)
+            c, renormalise = c.but(activation="softmax", target_activation="softmax"), "no"
+    c = c.but(renormalise=renormalise)
     unclipped = c.clip == "none" and renormalise == "no"
     if c.activation == "none" and c.logarithm == "missing" and unclipped and c.cost in ("cross-entropy", "divergence"):
-        c = replace(c, activation="exp", logarithm="once")
+        c = c.but(activation="exp", logarithm="once")
     if c.cost == "divergence" and setting.hard and not other_target and renormalise != "both" and c.clip not in _CLIPS:
-        c = replace(c, cost="cross-entropy")  # t·log t is 0
+        c = c.but(cost="cross-entropy")  # t·log t is 0
     product = c.activation == "exp" if c.cost == "cross-entropy" else c.logarithm == "missing" and c.cost == "binary"
     if product and unclipped and plain(c) and c.activation in ("exp", "none"):
-        c = replace(c, swapped=False)  # Σ t·x
+        c = c.but(swapped=False)  # Σ t·x
     return c
 
 
@@ -234,8 +233,8 @@ def _axis(c: Convention, setting: Setting) -> Convention:
     alone = c.activation not in _SOFTMAX and c.target_activation != "softmax" and c.renormalise == "no"
     if alone and (c.cost in BINARY or not c.label_smoothing):
         other = {"samples": "classes", "classes": "samples", "axis 0": "samples"}
-        return replace(c, axis=-1, divisor=other.get(c.divisor, c.divisor))  # type: ignore[arg-type]
-    return replace(c, divisor="classes") if c.divisor == "axis 0" else c
+        return c.but(axis=-1, divisor=other.get(c.divisor, c.divisor))
+    return c.but(divisor="classes") if c.divisor == "axis 0" else c
 
 
 def _reduction(c: Convention, setting: Setting) -> Convention:
@@ -257,4 +256,4 @@ def _reduction(c: Convention, setting: Setting) -> Convention:
     no_row = not setting.mask and not setting.ignored_class and not c.label_smoothing
     if left_out == "kept" and no_row and nothing and unweighed:
         left_out = "zero" if divisor in ("samples", "elements") else "removed"  # a label that is none has a row of 0
-    return replace(c, divisor=divisor, left_out=left_out)
+    return c.but(divisor=divisor, left_out=left_out)

@@ -244,12 +244,12 @@ def hypotheses(setting: Setting, *, depth: int = 2) -> list[Hypothesis]:
     for own, root in roots.items():
         fitting = [change for change in tried if change.costs is None or own.cost in change.costs]
         for change in fitting if depth else ():
-            add(replace(own, **change.values), root, change.weight)
+            add(own.but(**change.values), root, change.weight)
         common = [change for change in fitting if change.common]
         if depth < 2 or own.cost not in _PLAIN:
             continue
         for i, first in enumerate(common):
             for second in common[i + 1 :]:
                 if first.group != second.group:
-                    add(replace(own, **first.values, **second.values), root, 2)
+                    add(own.but(**first.values, **second.values), root, 2)
     return sorted(found.values(), key=lambda h: (h.changes, h.place))
