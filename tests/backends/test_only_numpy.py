@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -115,6 +116,7 @@ def test_masked_results_are_scalars_too() -> None:
     assert isinstance(value, np.float32)
 
 
+@pytest.mark.skipif(importlib.util.find_spec("keras") is None, reason="the oldest NumPy is tested without frameworks")
 def test_departures_from_keras_on_numpy() -> None:
     """In a process of its own: here Keras runs on TensorFlow, because on NumPy it has no gradients."""
     table = Path(__file__).with_name("test_compat_deviations.py")
