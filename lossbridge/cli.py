@@ -108,7 +108,7 @@ def parity(
     """
     backends, losses, dtypes = backend or [], loss or [], dtype or []
     _known("--backend", backends, BACKENDS)
-    _known("--loss", losses, _peer_names() if peers else LOSSES, of=_libraries() if peers else LOSSES)
+    _known("--loss", losses, _peer_names() if peers else LOSSES, of=_libraries() if peers else None)
     _known("--dtype", dtypes, DTYPES)
     given = {
         "from_logits": from_logits,

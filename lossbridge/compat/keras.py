@@ -256,9 +256,8 @@ def labels(y_true: Array, y_pred: Array, axis: int) -> Array:
     if len(b.shape(y_true)) == len(pred) or b.dtype(y_true) not in ("float32", "float64"):
         return y_true
     known = b.concrete(y_true)
-    fractions = None if known is None else np.argwhere(np.isfinite(known) & (known != np.round(known)))
-    if known is not None and fractions is not None and fractions.size:
-        index = tuple(int(i) for i in fractions[0])
+    if known is not None and (bad := np.isfinite(known) & (known != np.round(known))).any():
+        index = tuple(int(i) for i in np.argwhere(bad)[0])
         raise ValueError(
             f"y_true holds fractions ({known[index]} at index {index[0] if len(index) == 1 else index}), and class "
             "labels are integers; use CategoricalCrossentropy for targets"

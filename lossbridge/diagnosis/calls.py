@@ -84,7 +84,7 @@ _WORDS: dict[str, dict[str, str]] = {
         "row means": "{x}.mean(-1)",
     },
 }
-_PREFIXES = {
+PREFIXES = {
     "lossbridge": "lb.",
     "keras": "keras.losses.",
     "torch": "F.",
@@ -225,7 +225,7 @@ def _name(peer: Peer) -> str:
         return "lossbridge.compat.sklearn.log_loss_before_1_5"
     if peer.library == "scipy":
         return f"scipy.{'stats' if peer.function == 'entropy' else 'special'}.{peer.function}"
-    return _PREFIXES[peer.library] + peer.function
+    return PREFIXES[peer.library] + peer.function
 
 
 def function_of(peer: Peer) -> Callable[..., Any]:
@@ -272,10 +272,10 @@ def texts(conventions: Iterable[Convention], batch: Batch, setting: Setting) -> 
     row_setting = replace(setting, rank=min(setting.rank, 2), mask=mask, ignored=ignored, **weights)
     found: dict[str, list[tuple[str, Call, Convention]]] = {}
     for c in conventions:
-        used: dict[str, Any] = {name: getattr(c, name) and given for name, given in weights.items()}
-        wanted = replace(c, **used, dtype="exact" if c.dtype == batch.half else c.dtype)
+        c = c.but(dtype="exact") if c.dtype == batch.half else c  # what is a half is computed in float32 here
+        used = c.but(**{name: getattr(c, name) and given for name, given in weights.items()})
         for peer in PEERS:
-            for call in calls(peer, wanted, batch, rows, row_setting):
+            for call in calls(peer, used, batch, rows, row_setting):
                 found.setdefault(peer.library, []).append((call.text(), call, c))
     values: dict[Convention, Array] = {}
     shortest: dict[str, str] = {}
@@ -286,8 +286,7 @@ def texts(conventions: Iterable[Convention], batch: Batch, setting: Setting) -> 
                 continue
             tried.add(text)
             if c not in values:
-                exact = replace(c, dtype="exact") if c.dtype == batch.half else c  # a half is computed in float32 here
-                values[c] = whole(batch, exact, setting.quantity)
+                values[c] = whole(batch, c, setting.quantity)
             if _gives(call, rows, values[c]):
                 shortest[library] = text
                 break
@@ -346,13 +345,10 @@ def calls(peer: Peer, c: Convention, batch: Batch, rows: Batch, setting: Setting
             options["axis"] = -1
         if peer.library == "sklearn" and setting.labels and len(np.unique(rows.y_true)) < setting.classes:
             options["labels"] = range(setting.classes)
-        if setting.quantity == "scalar":
-            found = _reduced(peer, own, c, batch, options)
-        else:
-            kept = _kept(peer, own, c, setting, options)
-            if kept is None:
-                continue
-            found = kept
+        scalar = setting.quantity == "scalar"
+        found = _reduced(peer, own, c, batch, options) if scalar else _kept(peer, own, c, setting, options)
+        if found is None:
+            continue
         if "base" in peer.options and c.base != math.e:
             options["base"] = c.base
             found["base"] = math.e
@@ -491,7 +487,9 @@ def _reduced(peer: Peer, own: Convention, c: Convention, batch: Batch, options: 
     return {"reduced": "sum", "divisor": number / classes if rows else number}
 
 
-def _kept(peer: Peer, own: Convention, c: Convention, setting: Setting, options: dict[str, Any]) -> Any:
+def _kept(
+    peer: Peer, own: Convention, c: Convention, setting: Setting, options: dict[str, Any]
+) -> dict[str, Any] | None:
     """What is done to the result to make it values a sample, or an element; None where it gives no such."""
     if peer.library == "sklearn":
         return None

@@ -171,6 +171,9 @@ def _options(c: Convention, setting: Setting) -> Convention:
     cost, gamma, alpha = c.cost, c.gamma, c.alpha
     if cost in ("focal", "binary focal") and gamma == 0 and alpha is None:
         cost = "binary" if cost == "binary focal" else "cross-entropy"
+    dtype = c.dtype
+    if dtype == f"{setting.half} inputs" or (dtype == "float32" and not setting.double):
+        dtype = "exact"  # they are so already
     if cost not in ("focal", "binary focal"):
         gamma, alpha = 0.0, alpha if cost == "poly" else None
     return c.but(
@@ -182,9 +185,7 @@ def _options(c: Convention, setting: Setting) -> Convention:
         gamma=gamma,
         alpha=alpha,
         base=math.e if c.outcome == "perplexity" else c.base,
-        dtype="exact"
-        if (c.dtype == "float32" and not setting.double) or c.dtype == f"{setting.half} inputs"
-        else c.dtype,
+        dtype=dtype,
     )
 
 

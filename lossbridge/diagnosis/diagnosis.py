@@ -98,7 +98,7 @@ class Diagnosis:
     shown: str  # the number, as given
     batches: tuple[Batch, ...]
 
-    @property
+    @cached_property
     def arrays(self) -> Mapping[str, str]:
         """What NumPy makes of the first batch's arrays for the calls of the first class, if there are any."""
         given = calls.as_rows(self.batches[0]).given if self.fits and self.classes[0].calls else {}
@@ -110,6 +110,10 @@ class Diagnosis:
 
     def probe(self) -> Probe | None:
         """A small batch that tells the explanations apart that the data could not; None where there are not two."""
+        return self._probe
+
+    @cached_property
+    def _probe(self) -> Probe | None:
         left = [explanation for group in self.classes[:3] for explanation in group.explanations][:_ASKED]
         if not self.classes or len(left) < 2:
             return None
@@ -273,11 +277,7 @@ def _diagnosed(
             number, can_be = reading.quantities(number, batch, quantity)
         except (ValueError, TypeError) as error:
             raise type(error)(f"further batch {place}: {error}" if place else str(error)) from None
-        if place and (batch.labels, batch.y_pred.ndim, batch.classes) != (
-            batches[0].labels,
-            batches[0].y_pred.ndim,
-            batches[0].classes,
-        ):
+        if place and batch.form != batches[0].form:
             raise ValueError(f"further batch {place}: it is of another form than the first; diagnose it on its own")
         kinds = [kind for kind in can_be if kind in kinds] if batches else can_be
         warnings += [words if not place else f"further batch {place}: {words}" for words in said]

@@ -56,6 +56,11 @@ class Batch:
         return true if self.labels else np.moveaxis(true, -1, 1), np.moveaxis(self.y_pred, -1, 1)
 
     @property
+    def form(self) -> tuple[bool, int, int]:
+        """What batches that are searched together share."""
+        return self.labels, self.y_pred.ndim, self.classes
+
+    @property
     def classes(self) -> int:
         return self.y_pred.shape[-1] if self.y_pred.ndim > 1 else 1
 

@@ -11,20 +11,16 @@ from typing import Any
 
 from lossbridge.conventions import Convention, Peer
 from lossbridge.diagnosis import explain
-from lossbridge.diagnosis.calls import WEIGHTS, function_of
+from lossbridge.diagnosis.calls import PREFIXES, WEIGHTS, function_of
 from lossbridge.diagnosis.canonical import Setting, canonical
 from lossbridge.diagnosis.evaluate import Batch
 from lossbridge.diagnosis.hypotheses import Preset, presets
 
 # How code calls a library's functions: what stands before them, or in their place.
 _PREFIXES = {
-    "lb.": "lossbridge.",
-    "keras.losses.": "keras.",
+    **{prefix: f"{library}." for library, prefix in PREFIXES.items()},
     "tf.keras.losses.": "keras.",
-    "F.": "torch.",
     "torch.nn.functional.": "torch.",
-    "optax.losses.": "optax.",
-    "sklearn.metrics.": "sklearn.",
     "scipy.stats.": "scipy.",
     "scipy.special.": "scipy.",
     "nn.": "torch.",
@@ -95,14 +91,13 @@ def named(expected: Any, batch: Batch, setting: Setting) -> tuple[Preset, list[s
         text = f"{preset.peer.library}.{explain.written(preset.peer, preset.options)}"
         known[text] = None
         own = Asked.of(text)
-        if (own.function, own.after) != (
-            asked.function,
-            asked.after,
-        ) or not own.options.items() <= asked.options.items():
+        same = (own.function, own.after) == (asked.function, asked.after)
+        if not same or not own.options.items() <= asked.options.items():
             continue
-        rest = {name: value for name, value in asked.options.items() if name not in own.options}
         rest = {
-            name: value for name, value in rest.items() if not _goes_without_saying(preset.peer, name, value, setting)
+            name: value
+            for name, value in asked.options.items()
+            if name not in own.options and not _goes_without_saying(preset.peer, name, value, setting)
         }
         c = _with(preset.convention, rest, preset.peer, batch)
         if c is not None and canonical(c, setting) is not None:

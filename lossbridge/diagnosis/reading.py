@@ -95,7 +95,7 @@ def batch_of(
         given["y_pred"] += f".astype('{dtype.name}')"
     pred = pred.astype(dtype)
     distributions = labels or not np.isin(true, (0, 1)).all() or bool((true.sum(-1) == 1).all())
-    _look_at_predictions(pred, said, rounding if distributions else np.inf)
+    _look_at_predictions(pred, said, rounding if distributions else np.inf)  # outcomes may have any sum
     weight, given["sample_weight"] = _per_sample(sample_weight, pred, "sample_weight")
     batch = Batch(
         true,
