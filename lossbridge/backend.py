@@ -178,3 +178,53 @@ def backend_of(x: object, name: str = "y_pred") -> Backend:
         f"{name} is {type(x).__module__}.{type(x).__qualname__}, which is no array of {', '.join(sorted(BACKENDS))}; "
         "pass an array, a list or a number"
     )
+
+
+# Faster ways to the same per-sample losses, by the formula's name. A kernel is called as
+#
+#     kernel(plain, target, pred, axis, kept, **what the formula takes by name)
+#
+# with the arrays as they came (uncast; labels are indices, and 0 where nothing is kept), `kept` false where an entry
+# counts nothing whatever stands there, or None, and `plain(target, pred)`, the formula on the same arrays, which it
+# differentiates where more than a first derivative is asked for. It returns per-sample losses in the dtype of the
+# computation, any finite number where nothing is kept, or None where the formula is to be used. axis None: every entry
+# is a sample.
+Kernel = Callable[..., Array | None]
+
+
+def _torch_kernels() -> Mapping[str, Kernel]:
+    from lossbridge.kernels import torch
+
+    return torch.KERNELS
+
+
+def _tensorflow_kernels() -> Mapping[str, Kernel]:
+    from lossbridge.kernels import tensorflow
+
+    return tensorflow.KERNELS
+
+
+def _jax_kernels() -> Mapping[str, Kernel]:
+    from lossbridge.kernels import jax
+
+    return jax.KERNELS
+
+
+def _numpy_kernels() -> Mapping[str, Kernel]:
+    from lossbridge.kernels import numpy
+
+    return numpy.KERNELS
+
+
+# Backends without a line here use the formulas.
+KERNELS: dict[str, Callable[[], Mapping[str, Kernel]]] = {
+    "torch": _torch_kernels,
+    "tensorflow": _tensorflow_kernels,
+    "jax": _jax_kernels,
+    "numpy": _numpy_kernels,
+}
+
+
+def kernels_of(b: Backend) -> Mapping[str, Kernel]:
+    load = KERNELS.get(b.name)
+    return {} if load is None else load()

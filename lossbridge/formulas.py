@@ -100,9 +100,11 @@ def categorical_crossentropy(
     return b.sum(weight * costs, axis)
 
 
-def class_mass(b: Backend, target: Array, axis: int, *, label_smoothing: float, class_weight: Array) -> Array:
+def class_mass(
+    b: Backend, target: Array, pred: Array, axis: int, *, label_smoothing: float, class_weight: Array
+) -> Array:
     """Σ_c w_c t_c: what a sample counts for when a mean divides by the weights."""
-    return b.sum(class_weight * smooth(b, target, b.size(target, axis), label_smoothing), axis)
+    return b.sum(class_weight * smooth(b, target, b.size(pred, axis), label_smoothing), axis)
 
 
 def sparse_categorical_crossentropy(
@@ -193,6 +195,7 @@ def bernoulli_log_loss(
     b: Backend,
     target: Array,
     pred: Array,
+    axis: None = None,
     *,
     from_logits: bool,
     epsilon: float,
@@ -225,7 +228,7 @@ def _outcomes(b: Backend, target: Array, label_smoothing: float) -> tuple[Array,
 _TINY = 1e-12
 
 
-def floored_log_loss(b: Backend, target: Array, p: Array) -> Array:
+def floored_log_loss(b: Backend, target: Array, p: Array, axis: None = None) -> Array:
     """The Bernoulli log loss with logarithms of at least −100 and slopes of at most 1e12. NaN outside [0, 1].
 
     The rule of PyTorch's BCELoss: finite everywhere, and at p = 0 not flat, as a clipped logarithm would be.
@@ -485,7 +488,7 @@ def generalized_kl_from_logs(b: Backend, t: Array, log_p: Array, axis: int) -> A
     return b.sum(convex_terms(b, t, b.exp(log_p), delta), axis)
 
 
-def kl_terms(b: Backend, target: Array, log_p: Array, *, log_target: bool) -> Array:
+def kl_terms(b: Backend, target: Array, log_p: Array, axis: None = None, *, log_target: bool) -> Array:
     """t·(log t − log p), class by class, of log-probabilities as they come; `target` is t or log t. 0 where t = 0.
 
     The logarithms nearly cancel where t and p are nearly equal; the caller's dtype has to have digits to spare.
@@ -537,6 +540,11 @@ def kl_from_logits(b: Backend, target: Array, pred: Array, axis: int, *, tempera
     far_delta = b.where(near | (t == 0), 0.0, costs_p - costs_t)
     near_terms = t * _delta_plus_expm1(b, b.where(near, delta_close, 0.0))
     return b.sum(b.where(near, near_terms, t * far_delta + (p - t)), axis)
+
+
+def distillation_loss(b: Backend, target: Array, pred: Array, axis: int, *, temperature: float) -> Array:
+    """T² · KL(softmax(target/T) ‖ softmax(pred/T))."""
+    return temperature**2 * kl_from_logits(b, target, pred, axis, temperature=temperature)
 
 
 # Gauss-Jacobi quadrature of five points for the weight 1 − s on [0, 1]: (s, weight).

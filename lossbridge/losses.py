@@ -19,17 +19,19 @@ Results are float64 for float64 predictions, else float32, in nats; gradients ha
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
+from types import MappingProxyType
 from typing import Any, Literal
 
 from lossbridge import formulas, validation
-from lossbridge.backend import Array, Backend, Shape, backend_of
+from lossbridge.backend import Array, Backend, Shape, backend_of, kernels_of
 from lossbridge.reduction import entries, neutralise, reduce
 from lossbridge.validation import KERAS, Names
 
 Reduction = Literal["sum_over_batch_size", "mean", "sum", "mean_with_sample_weight", "none"] | None
-# (backend, target, pred, axis, **arrays of the loss) -> (per-sample losses, what a sample counts besides its weight)
-Formula = Callable[..., tuple[Array, Array | None]]
+# (backend, target, pred, axis, **options, **arrays of the loss) -> per-sample losses
+Formula = Callable[..., Array]
 
 
 def categorical_crossentropy(
@@ -72,23 +74,8 @@ def categorical_crossentropy(
     validation.options(reduction=reduction, normalizer=normalizer, epsilon=epsilon, label_smoothing=label_smoothing)
     validation.switches(from_logits=from_logits)
 
-    def formula(b: Backend, target: Array, pred: Array, axis: int, class_weight: Array | None) -> Any:
-        loss = formulas.categorical_crossentropy(
-            b,
-            target,
-            pred,
-            axis,
-            from_logits=from_logits,
-            label_smoothing=label_smoothing,
-            epsilon=epsilon,
-            class_weight=class_weight,
-        )
-        if class_weight is None or reduction != "mean_with_sample_weight":
-            return loss, None
-        return loss, formulas.class_mass(b, target, axis, label_smoothing=label_smoothing, class_weight=class_weight)
-
     return evaluate(
-        formula,
+        formulas.categorical_crossentropy,
         y_true,
         y_pred,
         axis,
@@ -96,7 +83,9 @@ def categorical_crossentropy(
         mask,
         normalizer,
         reduction,
+        options={"from_logits": from_logits, "label_smoothing": label_smoothing, "epsilon": epsilon},
         per_class={"class_weight": class_weight},
+        mass=None if class_weight is None else partial(formulas.class_mass, label_smoothing=label_smoothing),
     )
 
 
@@ -142,26 +131,8 @@ def sparse_categorical_crossentropy(
     validation.switches(from_logits=from_logits)
     validation.ignored_class(ignore_class)
 
-    def formula(b: Backend, labels: Array, pred: Array, axis: int, class_weight: Array | None) -> Any:
-        loss = formulas.sparse_categorical_crossentropy(
-            b,
-            labels,
-            pred,
-            axis,
-            from_logits=from_logits,
-            label_smoothing=label_smoothing,
-            epsilon=epsilon,
-            class_weight=class_weight,
-        )
-        if class_weight is None or reduction != "mean_with_sample_weight":
-            return loss, None
-        mass = formulas.sparse_class_mass(
-            b, labels, pred, axis, label_smoothing=label_smoothing, class_weight=class_weight
-        )
-        return loss, mass
-
     return evaluate(
-        formula,
+        formulas.sparse_categorical_crossentropy,
         y_true,
         y_pred,
         axis,
@@ -171,7 +142,9 @@ def sparse_categorical_crossentropy(
         reduction,
         labels=True,
         ignore_class=ignore_class,
+        options={"from_logits": from_logits, "label_smoothing": label_smoothing, "epsilon": epsilon},
         per_class={"class_weight": class_weight},
+        mass=None if class_weight is None else partial(formulas.sparse_class_mass, label_smoothing=label_smoothing),
     )
 
 
@@ -215,20 +188,8 @@ def binary_crossentropy(
     validation.options(reduction=reduction, normalizer=normalizer, epsilon=epsilon, label_smoothing=label_smoothing)
     validation.switches(from_logits=from_logits)
 
-    def formula(b: Backend, target: Array, pred: Array, axis: int, pos_weight: Array | None) -> Any:
-        return formulas.binary_crossentropy(
-            b,
-            target,
-            pred,
-            axis,
-            from_logits=from_logits,
-            label_smoothing=label_smoothing,
-            epsilon=epsilon,
-            pos_weight=pos_weight,
-        ), None
-
     return evaluate(
-        formula,
+        formulas.binary_crossentropy,
         y_true,
         y_pred,
         axis,
@@ -237,6 +198,7 @@ def binary_crossentropy(
         normalizer,
         reduction,
         outcomes=1,
+        options={"from_logits": from_logits, "label_smoothing": label_smoothing, "epsilon": epsilon},
         per_class={"pos_weight": pos_weight},
         scalar_per_class=True,
     )
@@ -282,15 +244,19 @@ def log_loss(
     rank_true = len(b.shape(validation.adopt(b, "y_true", y_true, y_pred)))
     bernoulli = rank_true == len(b.shape(validation.adopt(b, "y_pred", y_pred)))
 
-    def of_labels(b: Backend, labels: Array, pred: Array, axis: int) -> Any:
-        return formulas.label_log_loss(b, labels, pred, axis, from_logits=from_logits, epsilon=epsilon), None
-
-    def of_trials(b: Backend, target: Array, pred: Array, axis: int | None) -> Any:
-        return formulas.bernoulli_log_loss(b, target, pred, from_logits=from_logits, epsilon=epsilon), None
-
-    if bernoulli:
-        return evaluate(of_trials, y_true, y_pred, axis, sample_weight, mask, normalizer, reduction, elementwise=True)
-    return evaluate(of_labels, y_true, y_pred, axis, sample_weight, mask, normalizer, reduction, labels=True)
+    return evaluate(
+        formulas.bernoulli_log_loss if bernoulli else formulas.label_log_loss,
+        y_true,
+        y_pred,
+        axis,
+        sample_weight,
+        mask,
+        normalizer,
+        reduction,
+        elementwise=bernoulli,
+        labels=not bernoulli,
+        options={"from_logits": from_logits, "epsilon": epsilon},
+    )
 
 
 def kl_divergence(
@@ -329,10 +295,17 @@ def kl_divergence(
     validation.options(reduction=reduction, normalizer=normalizer, epsilon=epsilon)
     validation.switches(from_logits=from_logits)
 
-    def formula(b: Backend, target: Array, pred: Array, axis: int) -> Any:
-        return formulas.kl_divergence(b, target, pred, axis, from_logits=from_logits, epsilon=epsilon), None
-
-    return evaluate(formula, y_true, y_pred, axis, sample_weight, mask, normalizer, reduction)
+    return evaluate(
+        formulas.kl_divergence,
+        y_true,
+        y_pred,
+        axis,
+        sample_weight,
+        mask,
+        normalizer,
+        reduction,
+        options={"from_logits": from_logits, "epsilon": epsilon},
+    )
 
 
 def distillation_loss(
@@ -368,11 +341,8 @@ def distillation_loss(
     """
     validation.options(reduction=reduction, normalizer=normalizer, temperature=temperature)
 
-    def formula(b: Backend, target: Array, pred: Array, axis: int) -> Any:
-        return temperature**2 * formulas.kl_from_logits(b, target, pred, axis, temperature=temperature), None
-
     return evaluate(
-        formula,
+        formulas.distillation_loss,
         teacher_logits,
         student_logits,
         axis,
@@ -380,6 +350,7 @@ def distillation_loss(
         mask,
         normalizer,
         reduction,
+        options={"temperature": temperature},
         names=Names("teacher_logits", "student_logits"),
     )
 
@@ -429,21 +400,8 @@ def categorical_focal_crossentropy(
     if alpha is None:
         raise TypeError("alpha is None; pass one number, or one a class")
 
-    def formula(b: Backend, target: Array, pred: Array, axis: int, alpha: Array) -> Any:
-        return formulas.categorical_focal_crossentropy(
-            b,
-            target,
-            pred,
-            axis,
-            alpha=alpha,
-            gamma=gamma,
-            from_logits=from_logits,
-            label_smoothing=label_smoothing,
-            epsilon=epsilon,
-        ), None
-
     return evaluate(
-        formula,
+        formulas.categorical_focal_crossentropy,
         y_true,
         y_pred,
         axis,
@@ -451,6 +409,12 @@ def categorical_focal_crossentropy(
         mask,
         normalizer,
         reduction,
+        options={
+            "gamma": gamma,
+            "from_logits": from_logits,
+            "label_smoothing": label_smoothing,
+            "epsilon": epsilon,
+        },
         per_class={"alpha": alpha},
         scalar_per_class=True,
     )
@@ -502,21 +466,25 @@ def binary_focal_crossentropy(
     validation.switches(from_logits=from_logits, apply_class_balancing=apply_class_balancing)
     validation.fraction("alpha", alpha)
 
-    def formula(b: Backend, target: Array, pred: Array, axis: int) -> Any:
-        return formulas.binary_focal_crossentropy(
-            b,
-            target,
-            pred,
-            axis,
-            apply_class_balancing=apply_class_balancing,
-            alpha=alpha,
-            gamma=gamma,
-            from_logits=from_logits,
-            label_smoothing=label_smoothing,
-            epsilon=epsilon,
-        ), None
-
-    return evaluate(formula, y_true, y_pred, axis, sample_weight, mask, normalizer, reduction, outcomes=1)
+    return evaluate(
+        formulas.binary_focal_crossentropy,
+        y_true,
+        y_pred,
+        axis,
+        sample_weight,
+        mask,
+        normalizer,
+        reduction,
+        outcomes=1,
+        options={
+            "apply_class_balancing": apply_class_balancing,
+            "alpha": alpha,
+            "gamma": gamma,
+            "from_logits": from_logits,
+            "label_smoothing": label_smoothing,
+            "epsilon": epsilon,
+        },
+    )
 
 
 def value_and_grad(loss: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
@@ -559,19 +527,23 @@ def evaluate(
     labels: bool = False,
     ignore_class: int | None = None,
     outcomes: int = 2,
-    per_class: dict[str, Any] | None = None,
+    options: Mapping[str, Any] = MappingProxyType({}),
+    per_class: Mapping[str, Any] = MappingProxyType({}),
     scalar_per_class: bool = False,
+    mass: Callable[..., Array] | None = None,
     names: Names = KERAS,
 ) -> Any:
     """The road of every loss, here and in `lossbridge.compat`.
 
     `elementwise`: every entry is a sample, and `axis` means nothing. `labels`: y_true holds class indices. `outcomes`:
-    the smallest size of `axis`. `per_class`: arrays of shape (C,) that the formula takes by name. `names`: of the
-    first two arguments, for errors.
+    the smallest size of `axis`. `options` and `per_class`: what the formula takes by name, the latter arrays of shape
+    (C,). `mass`: what a sample counts besides its weight under "mean_with_sample_weight"; it takes class_weight.
+    `names`: of the first two arguments, for errors.
     """
-    per_class = per_class or {}
-    options = {"sample_weight": sample_weight, "mask": mask, "normalizer": normalizer, **per_class}
-    b = validation.common_backend(y_pred, names.pred, {names.target: y_true, **options})
+    called = {name: names.class_weight if name == "class_weight" else name for name in per_class}
+    others = {"sample_weight": sample_weight, "mask": mask, "normalizer": normalizer}
+    others |= {called[name]: x for name, x in per_class.items()}
+    b = validation.common_backend(y_pred, names.pred, {names.target: y_true, **others})
     pred = validation.adopt(b, names.pred, y_pred)
     target = validation.adopt(b, names.target, y_true, pred)
     shape = b.shape(pred)
@@ -598,21 +570,36 @@ def evaluate(
     for name, x in per_class.items():
         as_it_is = x is None or (scalar_per_class and isinstance(x, int | float))
         if not as_it_is:
-            x = validation.per_class(b, name, number(name, x), pred, row, scalar_per_class, names)
+            x = number(called[name], x)
+            x = validation.per_class(b, called[name], x, pred, row, scalar_per_class, names)
         vectors[name] = x
 
     with b.quiet():
         # Wide enough that no label wraps round to a class; unsigned ones may turn negative, which is none either.
         index_dtype = "int64" if b.dtype(target) in ("int64", "uint64") else "int32"
         ignoring = ignore_class is not None and validation.representable(ignore_class, b.dtype(target))
-        target = b.cast(target, index_dtype if labels else dtype)
+        if labels:
+            target = b.cast(target, index_dtype)
         counts = entries(b, sample_weight, mask, target != ignore_class if ignoring else None)
         if labels and row is not None:
             _refuse_bad_labels(b, y_true, shape[row], counts.kept, names)
-        target = neutralise(b, target, counts.kept, None if labels else row, 0 if labels else 0.5)
-        pred = neutralise(b, b.cast(pred, dtype), counts.kept, row, 0.5)
-        loss, mass = formula(b, target, pred, row, **vectors)
-        return reduce(b, loss, counts, reduction=reduction, normalizer=normalizer, mass=mass)
+            target = neutralise(b, target, counts.kept, None, 0)
+
+        def plain(target: Array, pred: Array) -> Array:
+            if not labels:
+                target = neutralise(b, b.cast(target, dtype), counts.kept, row, 0.5)
+            pred = neutralise(b, b.cast(pred, dtype), counts.kept, row, 0.5)
+            return formula(b, target, pred, row, **options, **vectors)
+
+        kernel = kernels_of(b).get(formula.__name__)
+        loss = None if kernel is None else kernel(plain, target, pred, row, counts.kept, **options, **vectors)
+        if loss is None:
+            loss = plain(target, pred)
+        counted = None
+        if mass is not None and reduction == "mean_with_sample_weight":
+            target = target if labels else neutralise(b, b.cast(target, dtype), counts.kept, row, 0.5)
+            counted = mass(b, target, pred, row, **vectors)
+        return reduce(b, loss, counts, reduction=reduction, normalizer=normalizer, mass=counted)
 
 
 def _refuse_bad_labels(b: Backend, y_true: Any, classes: int | None, kept: Array | None, names: Names) -> None:

@@ -32,6 +32,7 @@ class Names(NamedTuple):
     soft: str = "categorical_crossentropy"  # the function of one-hot and soft targets
     sparse: str = "sparse_categorical_crossentropy"
     classes_last: str = "axis=-1"  # what to pass where the classes lie along the last axis
+    class_weight: str = "class_weight"
 
 
 KERAS = Names()

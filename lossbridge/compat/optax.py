@@ -284,7 +284,7 @@ def _targets(b: Backend, labels: Any, pred: Array, names: Names, *, floating: bo
 
 def _elements(cost: Callable[..., Array], logits: Any, labels: Any) -> Any:
     def formula(b: Backend, target: Array, pred: Array, axis: None) -> Any:
-        return cost(b, target, pred), None
+        return cost(b, target, pred)
 
     _, pred = _predictions(logits, labels, NAMES)
     return evaluate(formula, labels, pred, 0, None, None, None, "none", elementwise=True, names=NAMES)
@@ -355,7 +355,7 @@ def _losses(
         if selected is not None:
             pred = b.where(selected, pred, -math.inf)
             target = target if of_labels else b.where(selected, target, excluded)
-        return cost(b, target, pred, axis), None
+        return cost(b, target, pred, axis)
 
     return evaluate(formula, target, pred, axis, None, kept, None, "none", labels=of_labels, outcomes=1, names=names)
 

@@ -55,7 +55,7 @@ def entropy(pk: Any, qk: Any = None, base: float | None = None, axis: int | None
         cost = (
             formulas.entropy_of_shares(b, p, axis) if qk is None else formulas.relative_entropy_of_shares(b, p, q, axis)
         )
-        return cost if base is None else cost / math.log(base), None
+        return cost if base is None else cost / math.log(base)
 
     names = Names("pk", "pk" if qk is None else "qk")
     b, p, q = _pair(pk, pk if qk is None else qk, names)
@@ -96,7 +96,7 @@ def kl_div(x: Any, y: Any) -> Any:
 
 def _elements(cost: Callable[..., Array], x: Any, y: Any) -> Any:
     def formula(b: Backend, x: Array, y: Array, axis: None) -> Any:
-        return cost(b, x, y), None
+        return cost(b, x, y)
 
     names = Names("x", "y")
     b, x, y = _pair(x, y, names)

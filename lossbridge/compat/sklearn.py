@@ -131,15 +131,15 @@ def _log_loss(
     def formula(b: Backend, target: Array, pred: Array, axis: int) -> Any:
         if of_trials:
             cost = formulas.bernoulli_log_loss(b, target, pred, from_logits=False, epsilon=epsilon)
-            return b.where((target == 0) | (target == 1), cost, math.nan), None
+            return b.where((target == 0) | (target == 1), cost, math.nan)
         if not of_matrix and not renormalised:
-            return formulas.label_log_loss(b, target, pred, axis, from_logits=False, epsilon=epsilon), None
+            return formulas.label_log_loss(b, target, pred, axis, from_logits=False, epsilon=epsilon)
         p = formulas.clip(b, pred, epsilon, 1 - epsilon)
         if not renormalised:
-            return formulas.cross_entropy(b, target, p, axis), None
+            return formulas.cross_entropy(b, target, p, axis)
         cost = formulas.categorical_crossentropy if of_matrix else formulas.sparse_categorical_crossentropy
         exact: dict[str, Any] = {"from_logits": False, "label_smoothing": 0.0, "epsilon": 0.0, "class_weight": None}
-        return cost(b, target, p, axis, **exact), None
+        return cost(b, target, p, axis, **exact)
 
     reduction: Reduction = "mean_with_sample_weight" if normalize else "sum"
     return evaluate(

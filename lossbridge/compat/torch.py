@@ -20,7 +20,7 @@ A value that PyTorch computes correctly comes out the same. What differs, on pur
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -44,6 +44,7 @@ NAMES = Names(
     soft="cross_entropy with floating-point targets of input's shape",
     sparse="cross_entropy with integer targets",
     classes_last="input.movedim(-1, 1) (in NumPy np.moveaxis), or use sparse_categorical_crossentropy",
+    class_weight="weight",
 )
 
 # PyTorch's reductions, and ours.
@@ -107,16 +108,13 @@ def cross_entropy(
 
     options: dict[str, Any] = {"from_logits": True, "label_smoothing": label_smoothing, "epsilon": 0.0}
     if not soft:
-        cost = partial(formulas.sparse_categorical_crossentropy, **options)
-        return _of_labels(cost, target, pred, axis, weight, normalizer, ours, ignore_index, NAMES)
+        cost = formulas.sparse_categorical_crossentropy
+        return _of_labels(cost, target, pred, axis, weight, normalizer, ours, ignore_index, NAMES, options)
     if ignore_index is not None and ignore_index >= 0:
         raise ValueError(f"ignore_index={ignore_index} is for integer targets, and target holds probabilities")
 
-    def formula(b: Backend, target: Array, pred: Array, axis: int, weight: Array | None) -> Any:
-        return formulas.categorical_crossentropy(b, target, pred, axis, class_weight=weight, **options), None
-
     return evaluate(
-        formula,
+        formulas.categorical_crossentropy,
         target,
         pred,
         axis,
@@ -125,7 +123,8 @@ def cross_entropy(
         normalizer,
         ours,
         outcomes=1,
-        per_class={"weight": weight},
+        options=options,
+        per_class={"class_weight": weight},
         names=NAMES,
     )
 
@@ -157,7 +156,7 @@ def nll_loss(
     _, pred, axis = _input(input, target)
     names = NAMES._replace(soft="kl_div, which takes log-probabilities too")
     cost = formulas.negative_log_likelihood
-    return _of_labels(cost, target, pred, axis, weight, normalizer, ours, ignore_index, names)
+    return _of_labels(cost, target, pred, axis, weight, normalizer, ours, ignore_index, names, {})
 
 
 def kl_div(
@@ -191,8 +190,8 @@ def kl_div(
     if reduction == "batchmean" and normalizer is None:
         normalizer = b.size(pred, 0) if b.shape(pred) else 1
 
-    cost = partial(formulas.kl_terms, log_target=log_target)
-    loss = _of_elements(cost, target, b, b.cast(pred, b.widest(pred)), None, normalizer, ours)
+    options = {"log_target": log_target}
+    loss = _of_elements(formulas.kl_terms, target, b, b.cast(pred, b.widest(pred)), None, normalizer, ours, options)
     return b.cast(loss, validation.compute_dtype(b.dtype(pred)))
 
 
@@ -217,7 +216,7 @@ def binary_cross_entropy(
     hint = "for logits use binary_cross_entropy_with_logits (BCEWithLogitsLoss)"
     validation.probabilities_in_range(b.concrete(pred), "input", hint)
     validation.probabilities_in_range(b.concrete(target), "target", "give each its share of the outcome 1")
-    return _of_elements(formulas.floored_log_loss, target, b, pred, weight, normalizer, ours)
+    return _of_elements(formulas.floored_log_loss, target, b, pred, weight, normalizer, ours, {})
 
 
 def binary_cross_entropy_with_logits(
@@ -244,8 +243,8 @@ def binary_cross_entropy_with_logits(
     validation.options(reduction=ours, normalizer=normalizer)
     b, pred, _ = _input(input, target)
     positive = None if pos_weight is None else _spread(b, "pos_weight", pos_weight, pred)
-    cost = partial(formulas.bernoulli_log_loss, from_logits=True, epsilon=0.0, pos_weight=positive)
-    return _of_elements(cost, target, b, pred, weight, normalizer, ours)
+    options = {"from_logits": True, "epsilon": 0.0, "pos_weight": positive}
+    return _of_elements(formulas.bernoulli_log_loss, target, b, pred, weight, normalizer, ours, options)
 
 
 def _input(input: Any, target: Any) -> tuple[Backend, Array, int]:
@@ -257,7 +256,7 @@ def _input(input: Any, target: Any) -> tuple[Backend, Array, int]:
 
 
 def _of_labels(
-    cost: Callable[..., Array],
+    formula: Callable[..., Array],
     target: Any,
     pred: Array,
     axis: int,
@@ -266,15 +265,9 @@ def _of_labels(
     reduction: Reduction,
     ignore_index: int | None,
     names: Names,
+    options: Mapping[str, Any],
 ) -> Any:
-    """`cost`: a formula of classes. A mean divides by Σ w_y, in which, unlike in the losses, nothing is smoothed."""
-
-    def formula(b: Backend, labels: Array, pred: Array, axis: int, weight: Array | None) -> Any:
-        loss = cost(b, labels, pred, axis, class_weight=weight)
-        if weight is None or reduction != "mean":
-            return loss, None
-        return loss, formulas.sparse_class_mass(b, labels, pred, axis, label_smoothing=0.0, class_weight=weight)
-
+    """`formula`: of classes. A mean divides by Σ w_y, in which, unlike in the losses, nothing is smoothed."""
     return evaluate(
         formula,
         target,
@@ -287,27 +280,38 @@ def _of_labels(
         labels=True,
         ignore_class=ignore_index,
         outcomes=1,
-        per_class={"weight": weight},
+        options=options,
+        per_class={"class_weight": weight},
+        mass=None if weight is None else partial(formulas.sparse_class_mass, label_smoothing=0.0),
         names=names,
     )
 
 
 def _of_elements(
-    cost: Callable[..., Array],
+    formula: Callable[..., Array],
     target: Any,
     b: Backend,
     pred: Array,
     weight: Any,
     normalizer: Any,
     reduction: Reduction,
+    options: Mapping[str, Any],
 ) -> Any:
-    """`cost`: a formula of elements."""
-
-    def formula(b: Backend, target: Array, pred: Array, axis: None) -> Any:
-        return cost(b, target, pred), None
-
+    """`formula`: of elements."""
     each = None if weight is None else _spread(b, "weight", weight, pred)
-    return evaluate(formula, target, pred, 0, each, None, normalizer, reduction, elementwise=True, names=NAMES)
+    return evaluate(
+        formula,
+        target,
+        pred,
+        0,
+        each,
+        None,
+        normalizer,
+        reduction,
+        elementwise=True,
+        options=options,
+        names=NAMES,
+    )
 
 
 def _spread(b: Backend, name: str, x: Any, pred: Array) -> Array:
