@@ -138,7 +138,17 @@ quiet = nullcontext
 
 
 def value_and_grad(function: Callable[[Array], Array], x: Array) -> tuple[Array, Array]:
-    def summed(x: Array) -> tuple[Array, Array]:
+    traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    if not traced and not (torch.is_grad_enabled() and x.requires_grad):
+        leaf = x.detach().requires_grad_()
+        with torch.enable_grad():
+            value = function(leaf)
+            if not value.requires_grad:  # it does not depend on x
+                return value, torch.zeros_like(x)
+            (gradient,) = torch.autograd.grad(value.sum(), leaf, materialize_grads=True)
+        return value.detach(), gradient
+
+    def summed(x: Array) -> tuple[Array, Array]:  # what composes with torch.func, and with an outer graph
         value = function(x)
         return value.sum(), value
 
