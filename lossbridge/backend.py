@@ -73,6 +73,10 @@ class Backend(Protocol):
         """How many entries are true, counted in integers."""
         ...
 
+    def max(self, x: Array, axis: int) -> Array:
+        """Largest along the axis, which stays, with size 1. Of no gradient: for what is not differentiated."""
+        ...
+
     def argmax(self, x: Array, axis: int) -> Array: ...
     def take(self, x: Array, labels: Array, axis: int) -> Array:
         """x[..., labels, ...] along `axis`, which goes away. Labels lie in range."""

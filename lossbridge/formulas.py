@@ -34,16 +34,27 @@ def probabilities(b: Backend, pred: Array, axis: int, epsilon: float) -> Array:
 def softmax_costs(b: Backend, logits: Array, axis: int) -> Array:
     """−log softmax of every class, to full relative accuracy also where p is nearly 1.
 
-    With d = z − max z, k the class of the maximum and s = Σ_{j≠k} exp d_j, that is log(1 + s) − d_c, and log(1 + s) at
-    k. The two logarithms are written differently, because of their gradients for z_k (d_k is 0, but no constant):
-    −s/(1 + s) of the cost of k, and 1/(1 + s) of the others', each without cancellation. A row whose maximum is
-    infinite, or NaN, is NaN.
+    With d = z − max z and S = Σ exp d that is log S − d. A class that has more than half of S needs its digits, and
+    those of its slope: its cost is log1p(Σ of the others / exp d). A row whose maximum is infinite, or NaN, is NaN.
     """
-    top = b.one_hot(b.argmax(logits, axis), logits, axis)
-    d = logits - b.stop_gradient(at(b, top, logits, axis))
-    d_top = at(b, top, d, axis)
-    others = b.sum(b.where(top, 0.0, b.exp(d)), axis, keepdims=True)
-    return b.where(top, b.log1p(others * b.exp(-d_top)), b.log1p(others + b.expm1(d_top)) - d)
+    d = logits - b.stop_gradient(b.max(logits, axis))
+    e = b.exp(d)
+    total = b.sum(e, axis, keepdims=True)
+    leads = e > 0.5 * total
+    leading = at(b, leads, e, axis)
+    others = b.sum(b.where(leads, 0.0, e), axis, keepdims=True)
+    return b.where(leads, b.log1p(others / b.where(leading == 0, 1.0, leading)), b.log(total) - d)
+
+
+def softmax_cost(b: Backend, logits: Array, labels: Array, axis: int) -> Array:
+    """−log softmax of one class a row, as in `softmax_costs`."""
+    label = b.one_hot(labels, logits, axis)
+    d = logits - b.stop_gradient(b.max(logits, axis))
+    d_label = b.sum(b.where(label, d, 0.0), axis)
+    e = b.exp(d_label)
+    others = b.sum(b.where(label, 0.0, b.exp(d)), axis)
+    leads = e > others
+    return b.where(leads, b.log1p(others / b.where(leads, e, 1.0)), b.log(others + e) - d_label)
 
 
 def at(b: Backend, one_hot: Array, x: Array, axis: int) -> Array:
@@ -51,10 +62,11 @@ def at(b: Backend, one_hot: Array, x: Array, axis: int) -> Array:
     return b.sum(b.where(one_hot, x, 0.0), axis, keepdims=True)
 
 
-def softplus(b: Backend, x: Array) -> Array:
-    """log(1 + exp x), to full relative accuracy on both sides, with gradient sigmoid(x) also at 0."""
+def softplus(b: Backend, x: Array) -> tuple[Array, Array]:
+    """log(1 + exp −x) and log(1 + exp x), to full relative accuracy on both sides, with the right slopes also at 0."""
     positive = x > 0
-    return b.where(positive, x, 0.0) + b.log1p(b.exp(b.where(positive, -x, x)))
+    rest = b.log1p(b.exp(b.where(positive, -x, x)))
+    return b.where(positive, rest, rest - x), b.where(positive, x + rest, rest)
 
 
 def sigmoid(b: Backend, x: Array) -> tuple[Array, Array]:
@@ -129,9 +141,10 @@ def sparse_categorical_crossentropy(
     elif label_smoothing:
         weight = 1 - label_smoothing
     if from_logits:
-        cost = affordable(b, weight, b.take(softmax_costs(b, pred, axis), index, axis))
+        cost = affordable(b, weight, softmax_cost(b, pred, index, axis))
     else:
-        cost = log_cost(b, weight, b.take(probabilities(b, pred, axis, epsilon), index, axis))
+        share = b.take(pred, index, axis) / b.sum(pred, axis)
+        cost = log_cost(b, weight, clip(b, share, epsilon, 1 - epsilon))
     if weight is not None:
         cost = weight * cost
     if label_smoothing:
@@ -175,7 +188,7 @@ def label_log_loss(b: Backend, labels: Array, pred: Array, axis: int, *, from_lo
     """−log p_y, without renormalisation."""
     labels, valid = _in_range(b, labels, pred, axis)
     if from_logits:
-        cost = b.take(softmax_costs(b, pred, axis), labels, axis)
+        cost = softmax_cost(b, pred, labels, axis)
     else:
         cost = -b.log(clip(b, b.take(pred, labels, axis), epsilon, 1 - epsilon))
     return b.where(valid, cost, math.nan)
@@ -210,8 +223,9 @@ def bernoulli_log_loss(
     if weight is not None:
         positive, negative = weight * positive, weight * negative
     if from_logits:
-        cost_positive = affordable(b, positive, softplus(b, -pred))
-        cost_negative = affordable(b, negative, softplus(b, pred))
+        cost_positive, cost_negative = softplus(b, pred)
+        cost_positive = affordable(b, positive, cost_positive)
+        cost_negative = affordable(b, negative, cost_negative)
     else:
         p = clip(b, pred, epsilon, 1 - epsilon)
         cost_positive = log_cost(b, positive, p)

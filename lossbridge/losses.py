@@ -24,6 +24,8 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any, Literal
 
+import numpy as np
+
 from lossbridge import formulas, validation
 from lossbridge.backend import Array, Backend, Shape, backend_of, kernels_of
 from lossbridge.reduction import entries, neutralise, reduce
@@ -577,12 +579,19 @@ def evaluate(
     with b.quiet():
         # Wide enough that no label wraps round to a class; unsigned ones may turn negative, which is none either.
         index_dtype = "int64" if b.dtype(target) in ("int64", "uint64") else "int32"
-        ignoring = ignore_class is not None and validation.representable(ignore_class, b.dtype(target))
+        ignored = ignore_class
+        if ignored is not None and not validation.representable(ignored, b.dtype(target)):
+            ignored = None
         if labels:
+            readable, classes = b.concrete(y_true), None if row is None else shape[row]
+            all_classes = readable is not None and classes is not None and validation.all_in_range(readable, classes)
+            if all_classes and ignored is not None and not 0 <= ignored < (classes or 0):
+                ignored = None  # no label is it
             target = b.cast(target, index_dtype)
-        counts = entries(b, sample_weight, mask, target != ignore_class if ignoring else None)
-        if labels and row is not None:
-            _refuse_bad_labels(b, y_true, shape[row], counts.kept, names)
+        counts = entries(b, sample_weight, mask, None if ignored is None else target != ignored)
+        if labels:
+            if not all_classes and readable is not None and classes is not None:
+                _refuse_bad_labels(b, readable, classes, counts.kept, names)
             target = neutralise(b, target, counts.kept, None, 0)
 
         def plain(target: Array, pred: Array) -> Array:
@@ -602,9 +611,8 @@ def evaluate(
         return reduce(b, loss, counts, reduction=reduction, normalizer=normalizer, mass=counted)
 
 
-def _refuse_bad_labels(b: Backend, y_true: Any, classes: int | None, kept: Array | None, names: Names) -> None:
-    """Where labels, and what is left out of them, can be read now."""
-    labels = b.concrete(y_true)
+def _refuse_bad_labels(b: Backend, labels: np.ndarray, classes: int, kept: Array | None, names: Names) -> None:
+    """Where it can be read now what is left out of them."""
     keeping = None if kept is None else b.concrete(kept)
-    if labels is not None and classes is not None and (kept is None or keeping is not None):
+    if kept is None or keeping is not None:
         validation.labels_in_range(labels, classes, keeping, names)

@@ -234,6 +234,10 @@ def representable(label: int, dtype: str) -> bool:
     return low <= label < min(high, 2**31 if bits == 32 else 2**63)
 
 
+def all_in_range(labels: np.ndarray, classes: int) -> bool:
+    return not labels.size or (bool(labels.min() >= 0) and bool(labels.max() < classes))
+
+
 def labels_in_range(labels: np.ndarray, classes: int, kept: np.ndarray | None, names: Names) -> None:
     """Refuses the first label that is no class and is not left out."""
     bad = (labels < 0) | (labels >= classes)
@@ -266,6 +270,8 @@ def held_to(b: Backend, name: str, x: Array, pred: Array, row: int | None, axes:
 
     `axes`: only these; the others are meant to broadcast.
     """
+    if None not in b.shape(x) and None not in b.shape(pred):
+        return x
     pred_axes = [axis for axis in range(len(b.shape(pred))) if axis != row]
     held = list(range(len(b.shape(x)))) if axes is None else axes
     words = f"{name} and the predictions differ in sizes that were unknown until now, and nothing is broadcast"

@@ -48,7 +48,7 @@ def size(x: Array, axis: int, like: Array | None = None) -> Any:
 
 
 def at_least_one(size: int) -> int:
-    return max(size, 1)
+    return size or 1
 
 
 def same_sizes(x: Array, axes: list[int], like: Array, like_axes: list[int], words: str) -> Array:
@@ -85,6 +85,10 @@ stop_gradient = jax.lax.stop_gradient
 
 def sum(x: Array, axis: int | None = None, keepdims: bool = False) -> Array:
     return jnp.sum(x, axis=axis, keepdims=keepdims)
+
+
+def max(x: Array, axis: int) -> Array:
+    return jnp.max(x, axis=axis, keepdims=True)
 
 
 def argmax(x: Array, axis: int) -> Array:

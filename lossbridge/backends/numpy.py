@@ -159,7 +159,7 @@ def size(x: Array, axis: int, like: Array | None = None) -> int:
 
 
 def at_least_one(size: int) -> int:
-    return max(size, 1)
+    return size or 1
 
 
 def same_sizes(x: Array, axes: list[int], like: Array, like_axes: list[int], words: str) -> Array:
@@ -236,6 +236,10 @@ def sum(x: Array, axis: int | None = None, keepdims: bool = False) -> Array:
 
 def count(condition: Array) -> Array:
     return np.sum(condition)
+
+
+def max(x: Array, axis: int) -> Array:
+    return np.max(_value(x), axis=axis, keepdims=True)
 
 
 def argmax(x: Array, axis: int) -> Array:

@@ -48,7 +48,7 @@ def size(x: Array, axis: int, like: Array | None = None) -> Any:
 
 
 def at_least_one(size: Any) -> Any:
-    return tf.maximum(size, 1) if tf.is_tensor(size) else max(size, 1)
+    return tf.maximum(size, 1) if tf.is_tensor(size) else size or 1
 
 
 def same_sizes(x: Array, axes: list[int], like: Array, like_axes: list[int], words: str) -> Array:
@@ -111,6 +111,10 @@ def sum(x: Array, axis: int | None = None, keepdims: bool = False) -> Array:
 
 def count(condition: Array) -> Array:
     return tf.math.count_nonzero(condition)
+
+
+def max(x: Array, axis: int) -> Array:
+    return tf.reduce_max(x, axis=axis, keepdims=True)
 
 
 def argmax(x: Array, axis: int) -> Array:

@@ -60,7 +60,7 @@ def size(x: Array, axis: int, like: Array | None = None) -> Any:
 
 
 def at_least_one(size: Any) -> Any:
-    return torch.sym_max(size, 1)
+    return torch.sym_max(size, 1) if torch.compiler.is_compiling() else size or 1
 
 
 def same_sizes(x: Array, axes: list[int], like: Array, like_axes: list[int], words: str) -> Array:
@@ -103,11 +103,17 @@ def count(condition: Array) -> Array:
     return torch.sum(condition)
 
 
+def max(x: Array, axis: int) -> Array:
+    return torch.amax(x, dim=axis, keepdim=True)
+
+
 def argmax(x: Array, axis: int) -> Array:
     return torch.argmax(x, dim=axis)
 
 
 def take(x: Array, labels: Array, axis: int) -> Array:
+    if torch.compiler.is_compiling():  # a sum fuses with what computes x, and its gradient is no scatter into zeros
+        return torch.sum(torch.where(one_hot(labels, x, axis), x, 0.0), dim=axis)
     return torch.gather(x, axis, labels.unsqueeze(axis)).squeeze(axis)
 
 
