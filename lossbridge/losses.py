@@ -21,7 +21,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from functools import partial
-from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -529,8 +528,8 @@ def evaluate(
     labels: bool = False,
     ignore_class: int | None = None,
     outcomes: int = 2,
-    options: Mapping[str, Any] = MappingProxyType({}),
-    per_class: Mapping[str, Any] = MappingProxyType({}),
+    options: Mapping[str, Any] | None = None,
+    per_class: Mapping[str, Any] | None = None,
     scalar_per_class: bool = False,
     mass: Callable[..., Array] | None = None,
     names: Names = KERAS,
@@ -542,6 +541,7 @@ def evaluate(
     (C,). `mass`: what a sample counts besides its weight under "mean_with_sample_weight"; it takes class_weight.
     `names`: of the first two arguments, for errors.
     """
+    options, per_class = options or {}, per_class or {}
     called = {name: names.class_weight if name == "class_weight" else name for name in per_class}
     others = {"sample_weight": sample_weight, "mask": mask, "normalizer": normalizer}
     others |= {called[name]: x for name, x in per_class.items()}
