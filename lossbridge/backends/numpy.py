@@ -90,6 +90,8 @@ def _record(value: Array, *inputs: tuple[Array, Pullback]) -> Array:
 
 def _sum_to(gradient: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Undoes broadcasting: the gradient summed over the axes that `shape` does not have."""
+    if gradient.shape == shape:
+        return gradient
     gradient = gradient.sum(axis=tuple(range(gradient.ndim - len(shape))))
     stretched = tuple(i for i, n in enumerate(shape) if n == 1 and gradient.shape[i] != 1)
     return gradient.sum(axis=stretched, keepdims=True)
@@ -107,10 +109,13 @@ def value_and_grad(function: Callable[[Array], Array], x: np.ndarray) -> tuple[A
         for node in _newest_first(result):
             gradient = gradients.pop(id(node)) if node is not leaf else gradients[id(leaf)]
             for parent, pullback in node.parents:
-                carried = _sum_to(np.asarray(pullback(gradient)), parent.value.shape).astype(parent.value.dtype)
+                carried = _sum_to(np.asarray(pullback(gradient)), parent.value.shape)
+                carried = carried.astype(parent.value.dtype, copy=False)
                 known = gradients.get(id(parent))
                 gradients[id(parent)] = carried if known is None else known + carried
-    return result.value[()], gradients.get(id(leaf), np.zeros_like(x))
+    if id(leaf) not in gradients:
+        return result.value[()], np.zeros_like(x)
+    return result.value[()], np.require(gradients[id(leaf)], requirements="W")  # not what was broadcast from one number
 
 
 def _newest_first(root: Variable) -> list[Variable]:
