@@ -27,7 +27,7 @@ from lossbridge.reduction import neutralise
 Array = Any
 Options = Mapping[str, Any]
 
-BLOCK = 1 << 15  # elements of a block: 128 KiB of float32, a few of which fit into a cache of 1 MiB
+BLOCK = 1 << 17  # elements of a block: 512 KiB of float32, so that two stay in cache, and calls are few
 _SCRATCH = 4  # arrays of its size that a block may use
 LARGE = 1 << 19  # elements from which threads are worth their start, about 0.1 ms
 
@@ -41,18 +41,24 @@ Slope = Callable[..., None]
 
 
 def _kernel(
-    formula: Callable[..., Array], value: Value | None = None, slope: Slope | None = None, *, wide: bool = True
+    formula: Callable[..., Array],
+    value: Value | None = None,
+    slope: Slope | None = None,
+    *,
+    wide: bool = True,
+    saves: bool = False,
 ) -> Kernel:
     """The kernel of a formula whose blocks are done by `value` and `slope`, or else by the formula too.
 
-    `wide`: they can do float64.
+    `wide`: they can do float64. `saves`: the first scratch array is of use to the slope, and is handed to it in `out`,
+    which is then called with saved=True; so it costs no memory, and saves an exponential function of everything.
     """
 
     def kernel(
-        plain: Callable[..., Array], target: Array, pred: Array, axis: int | None, kept: Array | None, **options: Any
+        plain: Callable[..., Array], target: Array, pred: Array, axis: int | None, kept: Array | None, **given: Any
     ) -> Array | None:
         x = b._value(pred)
-        options = _for_rows(options, axis)
+        options = _for_rows(given, x, axis)
         if options is None or isinstance(target, b.Variable):
             return None
         dtype = np.dtype(np.float64 if x.dtype == np.float64 else np.float32)
@@ -65,8 +71,10 @@ def _kernel(
         dropped = None if kept is None else ~np.broadcast_to(kept, samples).reshape(-1)
         values = np.empty(math.prod(samples), dtype)
         known: dict[int, Any] = {}
-        alone = value is None or (not wide and dtype == np.float64)  # the formula
-        if alone and len(blocks) < 2:
+        saved = saves and x is not pred and x.dtype == dtype and inner == 1
+        gradient = np.empty(x.shape, dtype) if saved else None
+        by_hand = value is not None and slope is not None and (wide or dtype == np.float32)
+        if not by_hand and len(blocks) < 2:
             return None
 
         def by_formula(target: Array, pred: Array) -> Array:
@@ -79,25 +87,26 @@ def _kernel(
 
         def forward(where: Any, count: slice, buffers: Array) -> None:
             t, z = of_block(where, count, buffers)
-            if alone:
-                odd, of_rows, losses = np.ones(len(z), bool), None, by_formula(t, z)
+            if value is None or not by_hand:
+                losses, of_rows, odd = by_formula(t, z), None, np.ones(len(z), bool)
             else:
-                losses, of_rows = value(t, z, buffers, **options)
+                save_to = buffers[:1] if gradient is None else [_in_rows(gradient, width, inner)[where]]
+                losses, of_rows = value(t, z, [*save_to, *buffers[1:_SCRATCH]], **options)
                 odd = ~np.isfinite(losses)
             if dropped is not None:
                 odd &= ~dropped[count]
                 losses[dropped[count]] = 0
-            some_odd = odd.any()
-            if some_odd and not alone:
+            if by_hand and odd.any():
                 losses[odd] = by_formula(t[odd], z[odd])
             values[count] = losses
             if x is not pred:
-                known[count.start] = of_rows, odd if some_odd else None
+                known[count.start] = of_rows, odd if odd.any() else None
 
         def pullback(g: np.ndarray) -> np.ndarray:
             upstream = g.reshape(-1)
-            gradient = np.empty(x.shape, x.dtype)
-            gradients = _in_rows(gradient, width, inner)
+            result = np.empty(x.shape, x.dtype) if gradient is None else gradient
+            gradients = _in_rows(result, width, inner)
+            how = {"saved": saved} if saves else {}
 
             def backward(where: Any, count: slice, buffers: Array) -> None:
                 t, z = of_block(where, count, buffers)
@@ -105,8 +114,8 @@ def _kernel(
                 into, up = gradients[where], upstream[count]
                 direct = into.dtype == dtype and into.flags.c_contiguous
                 out = into if direct else buffers[-3][: len(z)]
-                if not alone:
-                    slope(t, z, buffers, of_rows, up, out, **options)
+                if slope is not None and by_hand:
+                    slope(t, z, buffers, of_rows, up, out, **how, **options)
                 if odd is not None:
                     t, up = t[odd], up[odd]
                     out[odd] = b.value_and_grad(lambda z: by_formula(t, z) * up, z[odd])[1]
@@ -116,7 +125,7 @@ def _kernel(
                     into[...] = out
 
             _sweep(blocks, backward, width, _SCRATCH + 3, dtype)
-            return gradient
+            return result
 
         _sweep(blocks, forward, width, _SCRATCH + 2, dtype)
         values = values.reshape(samples)[()]
@@ -125,14 +134,15 @@ def _kernel(
     return kernel
 
 
-def _for_rows(options: dict[str, Any], axis: int | None) -> dict[str, Any] | None:
+def _for_rows(options: dict[str, Any], pred: np.ndarray, axis: int | None) -> dict[str, Any] | None:
     """The options as a block takes them, arrays of one number a class lying along its rows; None for any others."""
-    arrays = {name: x for name, x in options.items() if not isinstance(x, bool | int | float | None)}
-    for name, x in arrays.items():
-        if isinstance(x, b.Variable) or (np.ndim(x) and (axis is None or x.size != x.shape[axis])):
+    found = {}
+    for name, x in options.items():
+        along = isinstance(x, np.ndarray) and x.ndim > 0
+        if isinstance(x, b.Variable) or (along and (axis is None or x.size != pred.shape[axis])):
             return None
-        options[name] = x.reshape(1, -1) if np.ndim(x) else x
-    return options
+        found[name] = x.reshape(1, -1) if along else x
+    return found
 
 
 def _in_rows(x: np.ndarray, width: int, inner: int) -> np.ndarray:
@@ -218,10 +228,16 @@ def _exponent(z: Array, m: Array, out: Array, temperature: float) -> None:
         np.divide(out, temperature, out=out)
 
 
-def _scaled_softmax(z: Array, m: Array, s: Array, scale: Array, out: Array, temperature: float = 1.0) -> None:
-    """scale · p into `out`."""
-    _exponent(z, m, out, temperature)
-    np.exp(out, out=out)
+def _scaled_softmax(
+    z: Array, known: Any, scale: Array, out: Array, *, saved: bool = False, temperature: float = 1.0
+) -> None:
+    """scale · p into `out`. `saved`: there `_softmax` left its exponentials."""
+    k, m, s = known
+    if saved:
+        out[np.arange(len(z)), k] = 1
+    else:
+        _exponent(z, m, out, temperature)
+        np.exp(out, out=out)
     out *= (scale / (1 + s))[:, None]
 
 
@@ -241,12 +257,13 @@ def _label_slope(
     g: Array,
     out: Array,
     *,
+    saved: bool,
     class_weight: Array | None = None,
     **_: Any,
 ) -> None:
-    k, m, s = known
+    k, _, s = known
     g = g if class_weight is None else class_weight[0, labels] * g
-    _scaled_softmax(z, m, s, g, out)
+    _scaled_softmax(z, known, g, out, saved=saved)
     each = np.arange(len(z))
     out[each, labels] = np.where(labels == k, -g * (s / (1 + s)), out[each, labels] - g)
 
@@ -269,7 +286,7 @@ def _dense_value(
     total = w.sum(1)
     np.subtract(m[:, None], z, out=product)
     product *= w
-    return total * b.log1p(s) + product.sum(1), (k, m, s, total)
+    return total * b.log1p(s) + product.sum(1), ((k, m, s), total)
 
 
 def _dense_slope(
@@ -280,13 +297,14 @@ def _dense_slope(
     g: Array,
     out: Array,
     *,
+    saved: bool,
     label_smoothing: float,
     class_weight: Array | None,
     **_: Any,
 ) -> None:
-    k, m, s, total = known
+    (k, m, s), total = known
     each, w = np.arange(len(z)), scratch[0][: len(z)]
-    _scaled_softmax(z, m, s, g * total, out)
+    _scaled_softmax(z, (k, m, s), g * total, out, saved=saved)
     np.multiply(_weights(target, w, label_smoothing, class_weight), g[:, None], out=w)
     out -= w
     w_k = w[each, k]
@@ -445,9 +463,9 @@ def _p_less_t(
     target: Array, z: Array, known_t: Any, known_p: Any, scale: Array, out: Array, other: Array, temperature: float
 ) -> None:
     """scale · (p − t) into `out`; where one class leads both, from what the others have."""
-    (k, m, s), (k_p, m_p, s_p) = known_t, known_p
-    _scaled_softmax(z, m_p, s_p, scale, out, temperature)
-    _scaled_softmax(target, m, s, scale, other, temperature)
+    (k, _, s), (k_p, _, s_p) = known_t, known_p
+    _scaled_softmax(z, known_p, scale, out, temperature=temperature)
+    _scaled_softmax(target, known_t, scale, other, temperature=temperature)
     out -= other
     each = np.arange(len(z))
     out[each, k] = np.where(k == k_p, scale * (s / (1 + s) - s_p / (1 + s_p)), out[each, k])
@@ -631,21 +649,23 @@ def _kernels() -> dict[str, Any]:
     sparse, dense, log_loss = f.sparse_categorical_crossentropy, f.categorical_crossentropy, f.label_log_loss
     binary, trials, kl = f.binary_crossentropy, f.bernoulli_log_loss, f.kl_divergence
     kl_logits, kl_shares = (_kl_logits_value, _kl_logits_slope), (_kl_value, _kl_slope)
-    found: dict[Callable[..., Array], Any] = {
+    kernels: dict[Callable[..., Array], Any] = {
         sparse: _choice(
-            _kernel(sparse, _label_value, _label_slope), _kernel(sparse, _share_value, _share_slope), sparse
+            _kernel(sparse, _label_value, _label_slope, saves=True), _kernel(sparse, _share_value, _share_slope), sparse
         ),
-        dense: _choice(_kernel(dense, _dense_value, _dense_slope), _kernel(dense, _shares_value, _shares_slope), dense),
-        log_loss: _choice(_kernel(log_loss, _label_value, _label_slope), _entry_alone, log_loss),
+        dense: _choice(
+            _kernel(dense, _dense_value, _dense_slope, saves=True), _kernel(dense, _shares_value, _shares_slope), dense
+        ),
+        log_loss: _choice(_kernel(log_loss, _label_value, _label_slope, saves=True), _entry_alone, log_loss),
         kl: _choice(_kernel(kl, *kl_logits, wide=False), _kernel(kl, *kl_shares, wide=False), kl),
         f.distillation_loss: _kernel(f.distillation_loss, *kl_logits, wide=False),
+        f.categorical_focal_crossentropy: _kernel(f.categorical_focal_crossentropy),
+        f.binary_focal_crossentropy: _kernel(f.binary_focal_crossentropy),
     }
     for formula in (binary, trials):
         logits = _kernel(formula, _binary_logits_value, _binary_logits_slope)
-        found[formula] = _choice(logits, _kernel(formula, _binary_value, _binary_slope), formula)
-    for formula in (f.categorical_focal_crossentropy, f.binary_focal_crossentropy, f.poly_crossentropy):
-        found[formula] = _kernel(formula)
-    return {formula.__name__: kernel for formula, kernel in found.items()}
+        kernels[formula] = _choice(logits, _kernel(formula, _binary_value, _binary_slope), formula)
+    return {formula.__name__: kernel for formula, kernel in kernels.items()}
 
 
 KERNELS = _kernels()
