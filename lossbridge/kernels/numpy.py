@@ -181,13 +181,16 @@ def _sweep(
 
     def worker() -> None:
         buffers = np.empty((scratch, height, width), dtype)
-        with b.quiet():  # each thread has its own
-            while True:
-                try:
-                    where, rows = waiting.popleft()
-                except IndexError:
-                    return
-                work(where, rows, buffers)
+        while True:
+            try:
+                where, rows = waiting.popleft()
+            except IndexError:
+                return
+            work(where, rows, buffers)
+
+    def helper() -> None:
+        with b.quiet():  # which is a thread's own
+            worker()
 
     threads = min(_cores(), len(blocks)) if blocks[-1][1].stop * width >= LARGE else 1
     if threads == 1:
@@ -197,10 +200,10 @@ def _sweep(
 
     # A pool a call: nothing to share between callers, or to lose in a fork.
     with ThreadPoolExecutor(threads - 1) as pool:
-        helpers = [pool.submit(worker) for _ in range(threads - 1)]
+        helpers = [pool.submit(helper) for _ in range(threads - 1)]
         worker()
-    for helper in helpers:
-        helper.result()
+    for done in helpers:
+        done.result()
 
 
 def _cores() -> int:
@@ -450,22 +453,35 @@ def _kl_logits_slope(
     **_: Any,
 ) -> None:
     known_t, known_p, close = known
-    _p_less_t(target, z, known_t, known_p, temperature * g, out, scratch[0][: len(z)], temperature)
+    if not close.all():
+        _p_less_t(target, z, known_t, known_p, temperature * g, out, scratch[0][: len(z)], temperature)
     if close.any():
         target, z = target[close].astype(np.float64), z[close].astype(np.float64)
         wide, other = np.empty_like(z), np.empty_like(z)
-        known_t, known_p = _softmax(target, other, temperature), _softmax(z, other, temperature)
-        _p_less_t(target, z, known_t, known_p, temperature * g[close], wide, other, temperature)
+        known_t, known_p = _softmax(target, other, temperature), _softmax(z, wide, temperature)
+        _p_less_t(target, z, known_t, known_p, temperature * g[close], wide, other, temperature, saved=True)
         out[close] = wide
 
 
 def _p_less_t(
-    target: Array, z: Array, known_t: Any, known_p: Any, scale: Array, out: Array, other: Array, temperature: float
+    target: Array,
+    z: Array,
+    known_t: Any,
+    known_p: Any,
+    scale: Array,
+    out: Array,
+    other: Array,
+    temperature: float,
+    *,
+    saved: bool = False,
 ) -> None:
-    """scale · (p − t) into `out`; where one class leads both, from what the others have."""
+    """scale · (p − t) into `out`; where one class leads both, from what the others have.
+
+    `saved`: `_softmax` left its exponentials in `out` and `other`.
+    """
     (k, _, s), (k_p, _, s_p) = known_t, known_p
-    _scaled_softmax(z, known_p, scale, out, temperature=temperature)
-    _scaled_softmax(target, known_t, scale, other, temperature=temperature)
+    _scaled_softmax(z, known_p, scale, out, temperature=temperature, saved=saved)
+    _scaled_softmax(target, known_t, scale, other, temperature=temperature, saved=saved)
     out -= other
     each = np.arange(len(z))
     out[each, k] = np.where(k == k_p, scale * (s / (1 + s) - s_p / (1 + s_p)), out[each, k])
@@ -624,8 +640,13 @@ def _binary_slope(
         out[outside] = 0
 
 
-def _entry_alone(plain: Any, labels: Array, pred: Array, axis: int, kept: Array | None, **options: Any) -> Array:
-    """The log loss of probabilities, which reads no entry but the label's: as that of one class."""
+def _entry_alone(plain: Any, labels: Array, pred: Array, axis: int, kept: Array | None, **options: Any) -> Array | None:
+    """The log loss of probabilities, which reads no entry but the label's: as that of one class.
+
+    The formula does so too, but for what is done to all entries before.
+    """
+    if kept is None and b.dtype(pred) in ("float32", "float64"):
+        return None
     entry = b.expand_dims(b.take(pred, labels, axis), axis)
     dtype = "float64" if b.dtype(entry) == "float64" else "float32"
     entry = neutralise(b, b.cast(entry, dtype), kept, axis, 0.5)
