@@ -6,6 +6,7 @@ primitive that meets one notes how a gradient flows back through it. Plain array
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -90,6 +91,8 @@ def _record(value: Array, *inputs: tuple[Array, Pullback]) -> Array:
 
 def _sum_to(gradient: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Undoes broadcasting: the gradient summed over the axes that `shape` does not have."""
+    if gradient.shape == shape:
+        return gradient
     gradient = gradient.sum(axis=tuple(range(gradient.ndim - len(shape))))
     stretched = tuple(i for i, n in enumerate(shape) if n == 1 and gradient.shape[i] != 1)
     return gradient.sum(axis=stretched, keepdims=True)
@@ -107,10 +110,13 @@ def value_and_grad(function: Callable[[Array], Array], x: np.ndarray) -> tuple[A
         for node in _newest_first(result):
             gradient = gradients.pop(id(node)) if node is not leaf else gradients[id(leaf)]
             for parent, pullback in node.parents:
-                carried = _sum_to(np.asarray(pullback(gradient)), parent.value.shape).astype(parent.value.dtype)
+                carried = _sum_to(np.asarray(pullback(gradient)), parent.value.shape)
+                carried = carried.astype(parent.value.dtype, copy=False)
                 known = gradients.get(id(parent))
                 gradients[id(parent)] = carried if known is None else known + carried
-    return result.value[()], gradients.get(id(leaf), np.zeros_like(x))
+    if id(leaf) not in gradients:
+        return result.value[()], np.zeros_like(x)
+    return result.value[()], np.require(gradients[id(leaf)], requirements="W")  # not what was broadcast from one number
 
 
 def _newest_first(root: Variable) -> list[Variable]:
@@ -167,11 +173,16 @@ def same_sizes(x: Array, axes: list[int], like: Array, like_axes: list[int], wor
 
 
 def dtype(x: Array) -> str:
-    return str(_value(x).dtype.name)
+    return _name(_value(x).dtype)
+
+
+@functools.cache
+def _name(dtype: np.dtype[Any]) -> str:
+    return str(dtype.name)  # which NumPy puts together anew each time, in 3 µs
 
 
 def cast(x: Array, dtype: str) -> Array:
-    if _value(x).dtype.name == dtype:
+    if _name(_value(x).dtype) == dtype:
         return x
     return _record(_value(x).astype(dtype), (x, lambda g: g))
 

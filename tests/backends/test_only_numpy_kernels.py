@@ -1,0 +1,249 @@
+"""NumPy's kernels: sweeps in small blocks and several threads against the formulas and the reference."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import lossbridge as lb
+from lossbridge import backend, reference
+from lossbridge.backends import numpy as b
+from lossbridge.kernels import numpy as kernels
+from lossbridge.parity.cases import Case, cases
+from lossbridge.parity.check import Runner
+
+LOSSES = {
+    "labels, logits": ("sparse_categorical_crossentropy", {"from_logits": True}),
+    "labels, probabilities": ("sparse_categorical_crossentropy", {}),
+    "labels, smoothed": ("sparse_categorical_crossentropy", {"from_logits": True, "label_smoothing": 0.1}),
+    "dense, logits": ("categorical_crossentropy", {"from_logits": True}),
+    "dense, smoothed": ("categorical_crossentropy", {"from_logits": True, "label_smoothing": 0.1}),
+    "dense, probabilities": ("categorical_crossentropy", {}),
+    "log loss, logits": ("log_loss", {"from_logits": True}),
+    "log loss, probabilities": ("log_loss", {}),
+    "KL, logits": ("kl_divergence", {"from_logits": True}),
+    "KL, probabilities": ("kl_divergence", {}),
+    "distillation": ("distillation_loss", {"temperature": 2.0}),
+    "binary, logits": ("binary_crossentropy", {"from_logits": True}),
+    "binary, probabilities": ("binary_crossentropy", {}),
+    "focal": ("categorical_focal_crossentropy", {"from_logits": True}),
+}
+
+
+@pytest.fixture
+def small_blocks(monkeypatch) -> None:
+    """Every input falls into several blocks, in two threads."""
+    monkeypatch.setattr(kernels, "BLOCK", 15)
+    monkeypatch.setattr(kernels, "LARGE", 1)
+    monkeypatch.setattr(kernels, "_cores", lambda: 2)
+
+
+def softmax(z, axis=-1):
+    e = np.exp(z - z.max(axis, keepdims=True))
+    return e / e.sum(axis, keepdims=True)
+
+
+def problem(kind, shape, axis=-1, dtype=np.float32, seed=0):
+    """The loss, its arguments and options."""
+    loss, options = LOSSES[kind]
+    rng = np.random.default_rng(seed)
+    z, other = rng.normal(size=(2, *shape))
+    logits = options.get("from_logits") or loss == "distillation_loss"
+    y_pred = (z if logits else softmax(z, axis)).astype(dtype)
+    if kind.startswith("l"):
+        y_true = rng.integers(0, shape[axis], np.delete(np.array(shape), axis))
+    else:
+        both_logits = logits and (loss in ("kl_divergence", "distillation_loss"))
+        y_true = (other if both_logits else softmax(other, axis)).astype(dtype)
+    return loss, y_true, y_pred, {**options, "axis": axis}
+
+
+def run(loss, y_true, y_pred, **options):
+    return lb.value_and_grad(getattr(lb, loss))(y_true, y_pred, **options)
+
+
+def by_formula(monkeypatch, loss, y_true, y_pred, **options):
+    with monkeypatch.context() as patch:
+        patch.setattr(backend, "KERNELS", {})
+        return run(loss, y_true, y_pred, **options)
+
+
+def agree(got, exact, relative=4e-6) -> None:
+    """Values relatively, gradients relative to the largest entry."""
+    np.testing.assert_allclose(got[0], exact[0], rtol=relative, atol=relative * 1e-2)
+    assert got[1].shape == exact[1].shape
+    largest = np.abs(exact[1], dtype=np.float64).max(initial=1e-37)
+    np.testing.assert_allclose(got[1].astype(np.float64), exact[1].astype(np.float64), rtol=0, atol=relative * largest)
+
+
+def grouped() -> list[pytest.ParameterSet]:
+    return [pytest.param(case, id=f"{case.loss}-{case.name}") for case in cases() if case.y_pred.size < 1e5]
+
+
+@pytest.mark.parametrize("case", grouped())
+def test_every_case_in_small_blocks(small_blocks, case: Case) -> None:
+    outcome = Runner(b).run(case, "eager")
+    assert not outcome.fault, outcome.fault
+
+
+@pytest.mark.parametrize("rows", [0, 1, 7])
+@pytest.mark.parametrize(
+    ("kind", "classes"),
+    # One class is no distribution.
+    [(kind, n) for kind in LOSSES for n in (1, 2, 3, 31, 32, 33, 1000) if n > 1 or kind.startswith("binary")],
+)
+def test_shapes(small_blocks, kind, rows, classes) -> None:
+    loss, y_true, y_pred, options = problem(kind, (rows, classes))
+    options["reduction"] = "none"
+    exact = getattr(reference, loss)(y_true, y_pred, **options)
+    agree(run(loss, y_true, y_pred, **options), (exact.value, exact.gradient))
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+@pytest.mark.parametrize("form", ["transposed", "columns", "rows", "expanded", "image", "image, transposed"])
+def test_strides(small_blocks, kind, form) -> None:
+    image = form.startswith("image")
+    loss, y_true, y_pred, options = problem(kind, (2, 4, 3, 2) if image else (8, 12), axis=1)
+    plain = run(loss, y_true.copy(), y_pred.copy(), **options)
+
+    def strided(x):
+        if form.endswith("transposed"):
+            return x.T.copy().T
+        if form == "columns":
+            return np.repeat(x, 2, axis=-1)[..., ::2]
+        if form == "rows":
+            return np.concatenate([x, x])[len(x) - 1 :: -1][::-1]
+        return x
+
+    if form == "expanded":
+        y_pred = np.broadcast_to(y_pred[:1], y_pred.shape)
+        plain = run(loss, y_true, y_pred.copy(), **options)
+    agree(run(loss, strided(y_true), strided(y_pred), **options), plain, 1e-6)
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float64])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_dtypes_and_axes_agree_with_the_formula(small_blocks, monkeypatch, kind, dtype, axis) -> None:
+    loss, y_true, y_pred, options = problem(kind, (6, 9), axis, dtype)
+    got = run(loss, y_true, y_pred, **options)
+    assert got[1].dtype == dtype
+    digits = {np.float16: 1e-3, ml_dtypes.bfloat16: 8e-3, np.float64: 1e-14}[dtype]
+    agree(got, by_formula(monkeypatch, loss, y_true, y_pred, **options), digits)
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+def test_what_is_dropped_reaches_nothing(small_blocks, monkeypatch, kind) -> None:
+    loss, y_true, y_pred, options = problem(kind, (8, 12))
+    mask = np.arange(8) % 3 > 0
+    y_pred[~mask] = np.nan
+    y_pred[0] = np.inf
+    exact = run(loss, y_true[mask], y_pred[mask], **options)
+    value, gradient = run(loss, y_true, y_pred, mask=mask, **options)
+    agree((value, gradient[mask]), exact, 1e-6)
+    np.testing.assert_array_equal(gradient[~mask], 0)
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+def test_to_the_bit_whatever_the_threads(kind, monkeypatch) -> None:
+    """Also called from several threads at once, and from within a pool as large as the calls."""
+    loss, y_true, y_pred, options = problem(kind, (64, 257))
+    monkeypatch.setattr(kernels, "BLOCK", 1000)
+    one = run(loss, y_true, y_pred, **options)
+    monkeypatch.setattr(kernels, "LARGE", 1)
+    monkeypatch.setattr(kernels, "_cores", lambda: 3)
+    with ThreadPoolExecutor(4) as pool:
+        many = list(pool.map(lambda _: run(loss, y_true, y_pred, **options), range(8)))
+    for value, gradient in many:
+        assert value == one[0]
+        np.testing.assert_array_equal(gradient, one[1])
+
+
+@pytest.mark.parametrize("kind", ["labels, logits", "dense, logits", "KL, logits", "labels, probabilities"])
+@pytest.mark.parametrize("classes", [32768, 50257, 128256])
+def test_long_rows(kind, classes) -> None:
+    loss, y_true, y_pred, options = problem(kind, (3, classes))
+    exact = getattr(reference, loss)(y_true, y_pred, **options)
+    agree(run(loss, y_true, y_pred, **options), (exact.value, exact.gradient))
+
+
+def test_many_trials(monkeypatch) -> None:
+    rng = np.random.default_rng(1)
+    t, x = rng.integers(0, 2, 300_000), rng.normal(size=300_000).astype(np.float32)
+    for options, y_pred in (({"from_logits": True}, x), ({}, 1 / (1 + np.exp(-x)))):
+        agree(run("log_loss", t, y_pred, **options), by_formula(monkeypatch, "log_loss", t, y_pred, **options), 1e-6)
+
+
+@pytest.mark.parametrize("distance", [1e-1, 1e-3, 1e-5, 1e-7])
+@pytest.mark.parametrize("confident", [0, 25])
+@pytest.mark.parametrize("classes", [3, 5000])
+def test_divergence_of_close_rows(distance, confident, classes) -> None:
+    rng = np.random.default_rng(2)
+    z = rng.normal(size=(6, classes))
+    z[:, 1] += confident
+    t, z = z.astype(np.float32), (z + distance * rng.normal(size=z.shape)).astype(np.float32)
+    got = run("kl_divergence", t, z, from_logits=True, reduction="none")
+    exact = reference.kl_divergence(
+        t.astype(np.longdouble), z.astype(np.longdouble), from_logits=True, reduction="none"
+    )
+    np.testing.assert_allclose(got[0], exact.value, rtol=1e-4 if distance == 1e-7 else 4e-6)
+    largest = np.abs(exact.gradient).max(-1, keepdims=True)
+    assert (np.abs(got[1] - exact.gradient) <= 4e-6 * largest).all()
+
+
+def test_memory_is_the_gradient_and_does_not_grow() -> None:
+    """64 MiB of logits: the gradient, and a few blocks."""
+    code = """
+import resource, numpy as np, lossbridge as lb
+z = np.zeros((512, 32768), np.float32); z[:, 0] = 1
+y = np.zeros(512, int)
+step = lb.value_and_grad(lb.sparse_categorical_crossentropy)
+step(y[:1], z[:1], from_logits=True)
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+before = peak()
+step(y, z, from_logits=True)
+once = peak()
+for _ in range(9): step(y, z, from_logits=True)
+print(once - before, peak() - once)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    once, more = map(float, done.stdout.split())
+    assert once < 64 + 16
+    assert more < 16
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_after_a_fork(monkeypatch) -> None:
+    code = """
+import os, numpy as np, lossbridge as lb
+from lossbridge.kernels import numpy as kernels
+kernels.LARGE, kernels.BLOCK, kernels._cores = 1, 100, lambda: 2
+z, y = np.zeros((50, 10), np.float32), np.zeros(50, int)
+first = lb.sparse_categorical_crossentropy(y, z, from_logits=True)
+child = os.fork()
+if child == 0:
+    os._exit(int(lb.sparse_categorical_crossentropy(y, z, from_logits=True) != first))
+raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=60)
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+def test_the_gradient_can_be_written_to(kind) -> None:
+    loss, y_true, y_pred, options = problem(kind, (4, 6))
+    kept = y_pred.copy()
+    _, gradient = run(loss, y_true, y_pred, **options)
+    gradient += 1
+    np.testing.assert_array_equal(y_pred, kept)
+
+
+def test_a_gradient_of_one_number_can_be_written_to() -> None:
+    _, gradient = lb.value_and_grad(lambda t, p: b.sum(p))(None, np.ones((3, 2)))
+    gradient += 1
+    np.testing.assert_array_equal(gradient, 2)
