@@ -532,6 +532,7 @@ def evaluate(
     per_class: Mapping[str, Any] | None = None,
     scalar_per_class: bool = False,
     mass: Callable[..., Array] | None = None,
+    inplace_gradient: bool = False,
     names: Names = KERAS,
 ) -> Any:
     """The road of every loss, here and in `lossbridge.compat`.
@@ -539,7 +540,8 @@ def evaluate(
     `elementwise`: every entry is a sample, and `axis` means nothing. `labels`: y_true holds class indices. `outcomes`:
     the smallest size of `axis`. `options` and `per_class`: what the formula takes by name, the latter arrays of shape
     (C,). `mass`: what a sample counts besides its weight under "mean_with_sample_weight"; it takes class_weight.
-    `names`: of the first two arguments, for errors.
+    `inplace_gradient`: a kernel may write the gradient over the predictions. `names`: of the first two arguments, for
+    errors.
     """
     options, per_class = options or {}, per_class or {}
     called = {name: names.class_weight if name == "class_weight" else name for name in per_class}
@@ -601,6 +603,8 @@ def evaluate(
             return formula(b, target, pred, row, **options, **vectors)
 
         kernel = kernels_of(b).get(formula.__name__)
+        if kernel is not None and inplace_gradient:
+            kernel = partial(kernel, inplace_gradient=True)
         loss = None if kernel is None else kernel(plain, target, pred, row, counts.kept, **options, **vectors)
         if loss is None:
             loss = plain(target, pred)

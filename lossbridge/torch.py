@@ -110,9 +110,14 @@ class CrossEntropyLoss(_PyTorchOrder, nn.CrossEntropyLoss):
     PyTorch returns exactly 0 for half of the rows whose logits lead by 8 to 30, 11.3125 for 11.2445 with bfloat16
     logits of 50 000 classes, and NaN for a mean of nothing; here they are right, and 0.
 
+    With `inplace_gradient=True`, on the CPU and eager, the gradient is written over the logits, which are of no use
+    afterwards: no memory but theirs is needed. Autograd raises RuntimeError where something else still needs them. Of
+    no effect on other devices, and compiled.
+
     Raises:
         ValueError: shapes that do not fit, `weight` that is not one a class, a label out of range on the CPU (on other
-            devices, and compiled, its loss is NaN), target that requires a gradient where input does not.
+            devices, and compiled, its loss is NaN), target that requires a gradient where input does not,
+            `inplace_gradient` for logits that are a leaf, or not contiguous.
         TypeError: integer logits, or no tensor.
 
     >>> loss = CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 5.0]), label_smoothing=0.1)
@@ -130,10 +135,14 @@ class CrossEntropyLoss(_PyTorchOrder, nn.CrossEntropyLoss):
         reduce: bool | None = None,
         reduction: str = "mean",
         label_smoothing: float = 0.0,
+        *,
+        inplace_gradient: bool = False,
     ) -> None:
         super().__init__(weight, size_average, ignore_index, reduce, reduction, label_smoothing)
         self._validate()
         validation.fraction("label_smoothing", label_smoothing)
+        validation.switches(inplace_gradient=inplace_gradient)
+        self.inplace_gradient = inplace_gradient
 
     def forward(self, input: Tensor, target: Tensor, normalizer: Any = None) -> Tensor:
         self._check("target", target, "input", input)
@@ -145,6 +154,7 @@ class CrossEntropyLoss(_PyTorchOrder, nn.CrossEntropyLoss):
             reduction=self.reduction,
             label_smoothing=self.label_smoothing,
             normalizer=normalizer,
+            inplace_gradient=self.inplace_gradient,
         )
 
 
@@ -548,9 +558,11 @@ def causal_lm_loss(outputs: Any, labels: Tensor, num_items_in_batch: Any = None)
     if isinstance(num_items_in_batch, Tensor):
         # With several devices in one process Trainer hands each of them the same count, once per device.
         num_items_in_batch = num_items_in_batch.reshape(-1)[0].to(logits.device)
+    # The labels are moved, not the logits: a slice of those would be copied, and its gradient padded.
+    shifted = nn.functional.pad(labels[..., 1:], (0, 1), value=-100)
     return losses.sparse_categorical_crossentropy(
-        labels[..., 1:].to(logits.device),
-        logits[..., :-1, :],
+        shifted.to(logits.device),
+        logits,
         from_logits=True,
         ignore_class=-100,
         normalizer=num_items_in_batch,

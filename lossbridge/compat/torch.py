@@ -76,6 +76,7 @@ def cross_entropy(
     reduction: str = "mean",
     label_smoothing: float = 0.0,
     normalizer: Any = None,
+    inplace_gradient: bool = False,
 ) -> Any:
     """Cross-entropy of logits, w_y (−log softmax(input)_y), as torch.nn.functional.cross_entropy.
 
@@ -85,6 +86,7 @@ def cross_entropy(
         weight: (C,), the w_c. A mean of integer targets divides by Σ w_y, one of probabilities by their number.
         ignore_index: an integer target whose entries are left out.
         label_smoothing: s in [0, 1]; targets become t·(1 − s) + s/C.
+        inplace_gradient: see `lossbridge.torch.CrossEntropyLoss`.
 
     >>> round(float(cross_entropy([[2.0, 1.0, 0.1], [0.0, 3.0, 0.0]], [0, 1], [1.0, 2.0, 5.0])), 7)
     0.202292
@@ -93,6 +95,7 @@ def cross_entropy(
     validation.options(reduction=ours, normalizer=normalizer, label_smoothing=label_smoothing)
     validation.ignored_class(ignore_index, "ignore_index")
     b, pred, axis = _input(input, target)
+    inplace_gradient = inplace_gradient and b.name == "torch"
     labels = validation.adopt(b, "target", target, pred)
     soft = validation.is_float(b.dtype(labels))
     if soft and len(b.shape(labels)) + 1 == len(b.shape(pred)):
@@ -106,10 +109,13 @@ def cross_entropy(
             "pass classes, of input's shape without C"
         )
 
+    validation.switches(inplace_gradient=inplace_gradient)
     options: dict[str, Any] = {"from_logits": True, "label_smoothing": label_smoothing, "epsilon": 0.0}
     if not soft:
         cost = formulas.sparse_categorical_crossentropy
-        return _of_labels(cost, target, pred, axis, weight, normalizer, ours, ignore_index, NAMES, options)
+        return _of_labels(
+            cost, target, pred, axis, weight, normalizer, ours, ignore_index, NAMES, options, inplace_gradient
+        )
     if ignore_index is not None and ignore_index >= 0:
         raise ValueError(f"ignore_index={ignore_index} is for integer targets, and target holds probabilities")
 
@@ -125,6 +131,7 @@ def cross_entropy(
         outcomes=1,
         options=options,
         per_class={"class_weight": weight},
+        inplace_gradient=inplace_gradient,
         names=NAMES,
     )
 
@@ -266,6 +273,7 @@ def _of_labels(
     ignore_index: int | None,
     names: Names,
     options: Mapping[str, Any],
+    inplace_gradient: bool = False,
 ) -> Any:
     """`formula`: of classes. A mean divides by Σ w_y, in which, unlike in the losses, nothing is smoothed."""
     return evaluate(
@@ -283,6 +291,7 @@ def _of_labels(
         options=options,
         per_class={"class_weight": weight},
         mass=None if weight is None else partial(formulas.sparse_class_mass, label_smoothing=0.0),
+        inplace_gradient=inplace_gradient,
         names=names,
     )
 

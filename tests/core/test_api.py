@@ -26,11 +26,11 @@ MODULES = {
 LEVELS = {
     "backends": 0,
     "reference": 0,
-    "kernels": 1,
-    "backend": 2,
-    "conventions": 2,
-    "formulas": 3,
-    "reduction": 3,
+    "backend": 1,
+    "conventions": 1,
+    "formulas": 2,
+    "reduction": 2,
+    "kernels": 3,
     "validation": 4,
     "losses": 5,
     "information": 5,
@@ -62,7 +62,8 @@ def imports_of(path: Path, *, at_top: bool = False) -> set[str]:
 @pytest.mark.parametrize("module", MODULES)
 def test_imports_go_downwards(module) -> None:
     top = module.split(".")[0]
-    for name in imports_of(MODULES[module]):
+    # backend.py loads backends and kernels inside functions.
+    for name in imports_of(MODULES[module], at_top=module == "backend"):
         imported = name.split(".")[0] or "__init__"
         # `from lossbridge import formulas` also reads the package itself, which is no dependency of the code.
         if imported in (top, "__init__"):

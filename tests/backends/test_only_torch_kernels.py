@@ -1,0 +1,284 @@
+"""The sweeps of lossbridge.kernels.torch: each road forced, against the reference and against the formulas."""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+import lossbridge as lb
+import lossbridge.torch as lt
+from lossbridge.kernels import torch as kernels
+from lossbridge.parity.cases import cases
+from lossbridge.parity.check import Runner
+
+LOGITS = [
+    "sparse_categorical_crossentropy",
+    "categorical_crossentropy",
+    "kl_divergence",
+    "binary_crossentropy",
+    "log_loss",
+]
+
+
+@pytest.fixture(params=["small", "one block", "many blocks", "formula"])
+def road(request, monkeypatch) -> str:
+    """As it is for small arrays; in a sweep; in a sweep of many blocks; without a kernel."""
+    if request.param != "small":
+        monkeypatch.setattr(kernels, "SMALL", 0)
+    if request.param == "many blocks":
+        monkeypatch.setattr(kernels, "BLOCK", 12)
+    if request.param == "formula":
+        monkeypatch.setattr(kernels, "KERNELS", {})
+    return request.param
+
+
+SMALL_CASES = [case for case in cases() if case.y_pred.size < 1e5 and "focal" not in case.loss]
+
+
+def test_every_case_on_every_road(lib, road) -> None:
+    runner = Runner(lib.b)
+    faults = {f"{case.loss}, {case.name}": runner.run(case, "eager").fault for case in SMALL_CASES}
+    assert not {name: fault for name, fault in faults.items() if fault}
+
+
+def problem(loss: str, n: int, classes: int, dtype: torch.dtype = torch.float32, seed: int = 0):
+    """Targets and logits of a loss."""
+    g = torch.Generator().manual_seed(seed)
+    z = torch.randn(n, classes, generator=g).to(dtype)
+    other = torch.randn(n, classes, generator=g).to(dtype)
+    if loss == "sparse_categorical_crossentropy":
+        return torch.randint(0, classes, (n,), generator=g), z
+    target = {
+        "categorical_crossentropy": lambda: torch.softmax(other.float(), 1).to(dtype),
+        "kl_divergence": lambda: other,
+        "binary_crossentropy": lambda: (other > 0).to(dtype),
+        "log_loss": lambda: (other > 0).to(dtype),
+    }
+    return target[loss](), z
+
+
+def slopes(loss: str, target, pred, **options):
+    leaf = pred.detach().clone().requires_grad_() if pred.is_contiguous() else pred.detach().requires_grad_()
+    value = getattr(lb, loss)(target, leaf, from_logits=True, reduction="none", **options)
+    weights = torch.linspace(0.5, 2, value.numel()).reshape(value.shape).to(value.dtype)
+    return value.detach(), torch.autograd.grad(value, leaf, weights)[0]
+
+
+def exactly(loss: str, target, pred, monkeypatch, **options):
+    """By the formula, in float64."""
+    with monkeypatch.context() as patch:
+        patch.setattr(kernels, "KERNELS", {})
+        target = target.double() if target.is_floating_point() else target
+        return slopes(loss, target, pred.double(), **options)
+
+
+def assert_right(got, exact, dtype=torch.float32) -> None:
+    value, gradient = got
+    torch.testing.assert_close(value.double(), exact[0], rtol=2e-6, atol=2e-6)
+    assert gradient.dtype == dtype
+    tolerance = {torch.float32: 2e-6, torch.float64: 1e-13}.get(dtype, 2e-3 if dtype == torch.float16 else 1e-2)
+    largest = exact[1].abs().amax(-1, keepdim=True).clamp_min(1e-3)
+    assert ((gradient.double() - exact[1]).abs() <= tolerance * largest).all()
+
+
+@pytest.mark.parametrize("loss", LOGITS)
+@pytest.mark.parametrize("classes", [2, 3, 31, 32, 33, 1000, 32_768, 50_257, 128_256])
+def test_sizes(loss, classes, road, monkeypatch) -> None:
+    for n in (1, 7):
+        if classes > 1000 and (n == 7 or road == "many blocks"):
+            continue
+        target, pred = problem(loss, n, classes)
+        assert_right(slopes(loss, target, pred), exactly(loss, target, pred, monkeypatch))
+
+
+@pytest.mark.parametrize("loss", LOGITS)
+def test_nothing_and_one(loss, road) -> None:
+    target, pred = problem(loss, 0, 5)
+    value, gradient = slopes(loss, target, pred)
+    assert value.numel() == gradient.numel() == 0
+    one_class = lt.CrossEntropyLoss()(torch.zeros(3, 1, requires_grad=True), torch.zeros(3, dtype=torch.int64))
+    assert one_class == 0
+
+
+@pytest.mark.parametrize("loss", LOGITS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_dtypes(loss, dtype, road, monkeypatch) -> None:
+    target, pred = problem(loss, 7, 33, dtype)
+    assert_right(slopes(loss, target, pred), exactly(loss, target, pred, monkeypatch), dtype)
+
+
+STRIDES = {
+    "transposed": lambda x: x.t().contiguous().t(),
+    "sliced columns": lambda x: torch.cat([x, torch.full_like(x, torch.nan)], 1)[:, : x.shape[1]],
+    "sliced rows": lambda x: torch.stack([x, torch.full_like(x, torch.nan)], 1).flatten(0, 1)[::2],
+    "expanded": lambda x: x[:1].expand(x.shape),
+}
+
+
+@pytest.mark.parametrize("loss", LOGITS)
+@pytest.mark.parametrize("strides", STRIDES)
+def test_strides(loss, strides, road, monkeypatch) -> None:
+    target, pred = problem(loss, 6, 5)
+    pred = STRIDES[strides](pred)
+    if target.ndim == 2:
+        target = STRIDES[strides](target)
+    before = pred.clone()
+    assert_right(slopes(loss, target, pred), exactly(loss, target.clone(), before.clone(), monkeypatch))
+    assert torch.equal(pred, before)
+
+
+@pytest.mark.parametrize("loss", LOGITS[:4])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_images(loss, layout, road, monkeypatch) -> None:
+    target, pred = problem(loss, 2 * 3 * 4, 5)
+    pred = pred.reshape(2, 3, 4, 5).permute(0, 3, 1, 2).contiguous(memory_format=layout)
+    target = target.reshape(2, 3, 4) if target.ndim == 1 else target.reshape(2, 3, 4, 5).permute(0, 3, 1, 2)
+    mask = torch.arange(24).reshape(2, 3, 4) % 3 > 0
+    pred = torch.where(mask[:, None], pred, torch.nan)
+    got = slopes(loss, target, pred, axis=1, mask=mask)
+    assert_right(got, exactly(loss, target, pred, monkeypatch, axis=1, mask=mask))
+    assert not got[1].movedim(1, -1)[~mask].any()
+
+
+@pytest.mark.parametrize("loss", LOGITS)
+def test_a_second_backward_and_a_second_derivative(loss, road, monkeypatch) -> None:
+    target, pred = problem(loss, 7, 5)
+    leaf = pred.clone().requires_grad_()
+    value = getattr(lb, loss)(target, leaf, from_logits=True)
+    first = torch.autograd.grad(value, leaf, retain_graph=True)[0]
+    second = torch.autograd.grad(value, leaf)[0]
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
+
+    def curvature(leaf):
+        value = getattr(lb, loss)(target.to(leaf.dtype) if target.ndim == 2 else target, leaf, from_logits=True)
+        slope = torch.autograd.grad(value, leaf, create_graph=True)[0]
+        return torch.autograd.grad((slope * torch.arange(5.0, dtype=leaf.dtype)).sum(), leaf)[0]
+
+    got = curvature(pred.clone().requires_grad_())
+    with monkeypatch.context() as patch:
+        patch.setattr(kernels, "KERNELS", {})
+        exact = curvature(pred.double().requires_grad_())
+    torch.testing.assert_close(got.double(), exact, rtol=1e-4, atol=1e-6)
+
+
+def test_logits_changed_before_backward_are_an_error() -> None:
+    leaf = torch.zeros(300, 300, requires_grad=True)
+    logits = leaf * 1
+    loss = lb.sparse_categorical_crossentropy(torch.zeros(300, dtype=torch.int64), logits, from_logits=True)
+    logits.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_divergences_near_and_far(monkeypatch) -> None:
+    """Rows of every distance in one block: each takes a road of its own."""
+    g = torch.Generator().manual_seed(1)
+    z = torch.randn(9, 1000, generator=g)
+    distance = torch.tensor([0, 1e-6, 1e-4, 1e-2, 0.1, 0.4, 1, 10, 100])[:, None]
+    x = z + distance * torch.randn(9, 1000, generator=g)
+    value, gradient = slopes("kl_divergence", z, x)
+    exact = exactly("kl_divergence", z, x, monkeypatch)
+    assert value[0] == 0
+    torch.testing.assert_close(value.double()[1:], exact[0][1:], rtol=2e-6, atol=0)
+    largest = exact[1].abs().amax(1, keepdim=True)
+    assert ((gradient - exact[1]).abs() <= 2e-6 * largest).all()
+
+
+# In place.
+
+
+def test_the_gradient_is_written_over_the_logits() -> None:
+    g = torch.Generator().manual_seed(2)
+    weight = torch.randn(20, 50, generator=g, requires_grad=True)
+    x, y = torch.randn(8, 20, generator=g), torch.randint(0, 50, (8,), generator=g)
+    y[3] = -100
+    expected = torch.autograd.grad(torch.nn.functional.cross_entropy(x @ weight, y), weight)[0]
+    logits = x @ weight
+    logits.retain_grad()
+    lt.CrossEntropyLoss(inplace_gradient=True)(logits, y).backward()
+    torch.testing.assert_close(weight.grad, expected)
+    assert torch.equal(logits, logits.grad)
+
+
+def test_in_place_errors() -> None:
+    loss = lt.CrossEntropyLoss(inplace_gradient=True)
+    y = torch.tensor([0, 1])
+    leaf = torch.zeros(2, 3, requires_grad=True)
+    with pytest.raises(ValueError, match="are a leaf, whose values are yours"):
+        loss(leaf, y)
+    with pytest.raises(ValueError, match="are a leaf, whose values are yours"):
+        loss(leaf.view(3, 2).view(2, 3), y)
+    with pytest.raises(ValueError, match=r"strides \(1, 3\) for shape \(3, 2\)"):
+        loss((leaf * 1).t(), torch.tensor([0, 1, 0]))
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss(torch.exp(leaf), y).backward()  # exp needs its result
+    value = loss(leaf * 1, y)
+    value.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="needs; leave it out"):
+        value.backward()
+    with pytest.raises(RuntimeError, match="needs; leave it out"):
+        torch.autograd.grad(loss(leaf * 1, y), leaf, create_graph=True)
+    with pytest.raises(TypeError, match="inplace_gradient is 1"):
+        lt.CrossEntropyLoss(inplace_gradient=1)
+    with torch.no_grad():
+        logits = torch.ones(2, 3)
+        loss(logits, y)
+        assert torch.equal(logits, torch.ones(2, 3))  # no gradient, nothing written
+
+
+# Running.
+
+
+def large():
+    target, pred = problem("sparse_categorical_crossentropy", 700, 1000, seed=3)
+    return slopes("sparse_categorical_crossentropy", target, pred)
+
+
+def test_the_same_bits_from_run_to_run_and_from_thread_to_thread() -> None:
+    first = large()
+    with ThreadPoolExecutor(4) as pool:
+        for value, gradient in pool.map(lambda _: large(), range(8)):
+            assert torch.equal(value, first[0])
+            assert torch.equal(gradient, first[1])
+
+
+def _in_child(queue) -> None:
+    torch.set_num_threads(1)  # PyTorch's own threads do not survive a fork
+    queue.put(float(large()[0].sum()))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_after_a_fork() -> None:
+    queue = (context := multiprocessing.get_context("fork")).Queue()
+    child = context.Process(target=_in_child, args=(queue,))
+    child.start()
+    got = queue.get(timeout=60)
+    child.join()
+    assert got == pytest.approx(float(large()[0].sum()), rel=1e-6)
+
+
+def test_no_memory_is_kept() -> None:
+    target, pred = problem("sparse_categorical_crossentropy", 64, 100)
+    leaf = pred.requires_grad_()
+
+    def tensors() -> int:
+        gc.collect()
+        return sum(issubclass(type(x), torch.Tensor) for x in gc.get_objects())
+
+    def step() -> None:
+        leaf.grad = None
+        lb.sparse_categorical_crossentropy(target, leaf, from_logits=True).backward()
+
+    step()
+    before = tensors()
+    gc.disable()  # nothing may wait for the collector
+    try:
+        for _ in range(1000):
+            step()
+    finally:
+        gc.enable()
+    assert tensors() <= before
