@@ -30,10 +30,6 @@ class Contender:
     consumes: bool = False  # the predictions are overwritten: each call gets its own
     eager_only: bool = False
 
-    @property
-    def ours(self) -> bool:
-        return self.name.startswith(OURS)
-
 
 def contenders(backend: str, cell: Cell, device: str = "cpu") -> list[Contender]:
     """Ours first."""
@@ -111,7 +107,7 @@ def _torch(cell: Cell, device: str) -> Iterator[Contender]:
         yield from _in_place()
         if device == "cuda":
             yield from _liger()
-    yield from _keras(cell, eager_only=True)  # torch.compile takes minutes for Keras, and Keras' users do without
+    yield from _keras(cell, eager_only=True)  # as Keras itself trains on PyTorch
 
 
 def _in_place() -> Iterator[Contender]:

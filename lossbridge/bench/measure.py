@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import math
-import statistics
 import subprocess
 import sys
 import time
@@ -215,12 +214,11 @@ def _with_memory(b: Backend, m: Measurement, entrant: Entrant, cell: Cell, budge
     """Of cells that take enough for it to be told from noise."""
     if cell.gradient_bytes < ENOUGH_BYTES:
         return m
-    peaks = []
-    for _ in range(budget.memory):
-        peaks.append(memory.extra_bytes(_once(b, entrant, device), b, device))
-    known = [peak for peak in peaks if peak is not None]
-    temporary = steps.temporary_bytes(b, entrant.run, entrant.target, entrant.pred)
-    return replace(m, extra_bytes=round(statistics.median(known)) if known else None, temporary_bytes=temporary)
+    peaks = [memory.extra_bytes(_once(b, entrant, device), b, device) for _ in range(budget.memory)]
+    planned = steps.planned_bytes(b, entrant.run, entrant.target, entrant.pred)
+    # Memory that the framework has not given back yet hides some of the peak, and nothing adds to it.
+    known = [peak for peak in (*peaks, planned and sum(planned)) if peak is not None]
+    return replace(m, extra_bytes=max(known, default=None), temporary_bytes=planned and planned[0])
 
 
 def _once(b: Backend, entrant: Entrant, device: str) -> Callable[[], Any]:

@@ -45,7 +45,7 @@ class Table:
             title=self.title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
         )
         for i, name in enumerate(self.head):
-            table.add_column(name, no_wrap=i > 0)
+            table.add_column(name, no_wrap=0 < i < len(self.head) - 1)
         for row, good in zip(self.rows, self.good, strict=True):
             style = "bold" if len(row) == 1 else "red" if good is False else ""
             table.add_row(*(Text(entry) for entry in row), style=style)
@@ -131,9 +131,9 @@ def of_targets(runs: Sequence[Run]) -> Table:
     for what in ("time", "memory") if found else ():
         above = targets.above(found, what)
         worst = getattr(above[0], what) if above else None
-        words = f"{len(above)} above; worst: {above[0].backend}, {_short(above[0].cell)}" if above else "reached"
-        entries = "any cell / best peer", what, _number(worst), str(targets.NEVER_ABOVE), words
-        rows.append(("all", entries, not above))
+        words = f"{len(above)} above" if above else "reached"
+        case = f"worst: {above[0].backend}, {_short(above[0].cell)}, {above[0].way}" if above else "all"
+        rows.append(("any cell / best peer", (case, what, _number(worst), str(targets.NEVER_ABOVE), words), not above))
     return _in_sections(
         "What is to be reached",
         ("ours / peer", "", "found", "≤", ""),

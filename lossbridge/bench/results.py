@@ -96,6 +96,13 @@ def quotient(ours: float | None, peer: float | None) -> float | None:
     return ours / peer if peer else 1.0 if not ours else math.inf
 
 
+def memory_quotient(ours: int | None, peer: int | None) -> float | None:
+    """None where both are noise, which is also the least that either counts."""
+    if ours is None or peer is None or max(ours, peer) < ENOUGH_BYTES:
+        return None
+    return max(ours, ENOUGH_BYTES) / max(peer, ENOUGH_BYTES)
+
+
 def ratios(runs: Iterable[Run]) -> list[Ratio]:
     found = []
     for run in runs:
@@ -106,7 +113,6 @@ def ratios(runs: Iterable[Run]) -> list[Ratio]:
                 peers = outcome.peers(m.way)
                 fastest = min(peers, key=lambda peer: peer.ms or math.inf, default=None)
                 leanest = min((p.extra_bytes for p in peers if p.extra_bytes is not None), default=None)
-                enough = leanest is not None and max(leanest, m.extra_bytes or 0) >= ENOUGH_BYTES
                 found.append(
                     Ratio(
                         run.backend,
@@ -116,7 +122,7 @@ def ratios(runs: Iterable[Run]) -> list[Ratio]:
                         limit_ms(run, outcome.cell),
                         fastest,
                         quotient(m.ms, fastest.ms) if fastest else None,
-                        quotient(m.extra_bytes, leanest) if enough else None,
+                        memory_quotient(m.extra_bytes, leanest),
                     )
                 )
     return found

@@ -109,9 +109,9 @@ def wait(b: Backend, result: Any, device: str) -> None:
         tf.test.experimental.sync_devices()
 
 
-def temporary_bytes(b: Backend, run: Step, target: Any, pred: Any) -> int | None:
-    """What XLA allots to a compiled function in JAX, beside arguments and results."""
+def planned_bytes(b: Backend, run: Step, target: Any, pred: Any) -> tuple[int, int] | None:
+    """What XLA allots to a compiled function in JAX: temporaries, and results."""
     if b.name != "jax" or not hasattr(run, "lower"):
         return None
     analysis = run.lower(target, pred).compile().memory_analysis()
-    return None if analysis is None else int(analysis.temp_size_in_bytes)
+    return None if analysis is None else (int(analysis.temp_size_in_bytes), int(analysis.output_size_in_bytes))

@@ -49,6 +49,7 @@ TARGETS = (
     Target("CE bfloat16 / F.cross_entropy", "torch", _CE16, _EAGER, (_F, "eager"), 0.55, 0.34, error=1e-5),
     Target("CE dense / F.cross_entropy", "torch", _DENSE, _EAGER, (_F, "eager"), 0.45, 0.34),
     Target("KL of logits / F.kl_div", "torch", _KL, _EAGER, ("F.kl_div", "eager"), 0.32, 0.21),
+    Target("small batch over F.cross_entropy", "torch", _SMALL, _EAGER, (_F, "eager"), over_us=20),
     Target(
         "CE jit / optax",
         "jax",
@@ -72,9 +73,6 @@ TARGETS = (
     ),
     Target("CE tf.function / tf.nn in tf.function", "tensorflow", _CE, _FUNCTION, (_TF, "function"), 0.30, 1.0),
     Target("CE tf.function / tf.nn in jit_compile", "tensorflow", _CE, _FUNCTION, (_TF, "jit_compile"), 0.60, 0.50),
-    Target("CE value and gradient / plain NumPy", "numpy", _CE, _EAGER, ("textbook", "eager"), 0.25, 0.20),
-    Target("log_loss / scikit-learn", "numpy", _LOG_LOSS, _EAGER, ("sklearn.log_loss", "eager"), 0.20, 0.50),
-    Target("small batch over F.cross_entropy", "torch", _SMALL, _EAGER, (_F, "eager"), over_us=20),
     Target(
         "small batch / Keras' loss object",
         "tensorflow",
@@ -83,6 +81,8 @@ TARGETS = (
         ("keras.SparseCategoricalCrossentropy", "eager"),
         0.5,
     ),
+    Target("CE value and gradient / plain NumPy", "numpy", _CE, _EAGER, ("textbook", "eager"), 0.25, 0.20),
+    Target("log_loss / scikit-learn", "numpy", _LOG_LOSS, _EAGER, ("sklearn.log_loss", "eager"), 0.20, 0.50),
     Target("import lossbridge over import numpy", "numpy", Cell(IMPORT, 0, 0), _EAGER, ("numpy", "eager"), over_us=2e4),
 )
 
@@ -125,7 +125,7 @@ def _judged(target: Target, run: Run) -> Judgement:
     words = ""
     if ours is None or peer is None:
         absent = target.ours if ours is None else target.peer
-        words = "cell not measured" if outcome is None else f"not measured: {', '.join(absent)}"
+        words = "not measured" if outcome is None else f"lacks {', '.join(absent)}"
     return Judgement(target, tuple(_limits(target, ours, peer)), words)
 
 

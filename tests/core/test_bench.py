@@ -227,12 +227,19 @@ def test_what_got_worse() -> None:
     assert results.worse(old, [made(50, 200, 100, cell=Cell("CE, labels", 9, 9))]) == ([], 0)
 
 
-def test_infinite_ratios_are_shown_and_kept(tmp_path) -> None:
+def test_memory_below_noise_counts_as_noise() -> None:
+    """A peer that takes nothing gives no infinite ratio."""
+    assert results.ratios([made(50, 200, 100, extra=(1, 0, 0))])[0].memory == 25
+    assert results.ratios([made(50, 200, 100, extra=(0, 1, 1))])[0].memory == 1 / 25
+    assert results.ratios([made(50, 200, 100, extra=(0, 0, 0))])[0].memory is None
+
+
+def test_infinite_figures_are_shown_and_kept(tmp_path) -> None:
     runs = [made(50, 200, 100, extra=(1, 0, 0))]
-    assert math.isinf(results.ratios(runs)[0].memory)
-    assert "∞" in report.of_ratios(runs).rows[1]
+    assert math.isinf(targets.judge(runs)[0].limits[1].found)
+    assert "∞" in report.of_targets(runs).rows[2]
     report.write_json(tmp_path / "b.json", runs, "cpu", True)
-    assert json.loads((tmp_path / "b.json").read_text())["ratios"][0]["memory"] is None
+    assert json.loads((tmp_path / "b.json").read_text())["targets"][0]["limits"][1]["found"] is None
 
 
 # The command.
