@@ -58,6 +58,13 @@ def parity(session: nox.Session) -> None:
 
 
 @nox.session
+def bench(session: nox.Session) -> None:
+    """Time and memory beside the peers; takes the command's options: `nox -s bench -- --quick --html bench.html`."""
+    install(session, "frameworks")
+    session.run("lossbridge", "bench", *session.posargs)
+
+
+@nox.session
 def trial(session: nox.Session) -> None:
     """How often a diagnosis is right: the table of docs/diagnose.md."""
     install(session, extras="cli")

@@ -1,11 +1,12 @@
-"""The command `lossbridge`: arguments, progress, exit status. What it runs lives in lossbridge.parity and
-lossbridge.diagnosis.
+"""The command `lossbridge`: arguments, progress, exit status. What it runs lives in lossbridge.parity, lossbridge.bench
+and lossbridge.diagnosis.
 """
 
 from __future__ import annotations
 
 import difflib
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -16,9 +17,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressC
 
 import lossbridge
 from lossbridge.backend import BACKENDS
+from lossbridge.bench import cells as bench_cells
+from lossbridge.bench import plots, results
+from lossbridge.bench import report as bench_report
 from lossbridge.conventions import PEERS
 from lossbridge.parity import report, vectors
 from lossbridge.parity.cases import DTYPES, LOSSES
+from lossbridge.parity.check import Outcome
 from lossbridge.parity.files import UnusableFile, case_of, load_arrays
 from lossbridge.parity.peers import missing
 from lossbridge.parity.processes import installed, run_workers
@@ -47,6 +52,17 @@ def _writable(path: Path) -> None:
             path.unlink()
     except OSError as error:
         _refuse(f"{path} cannot be written: {error.strerror}; name a file in a folder that exists")
+
+
+def _writable_all(*paths: Path | None) -> None:
+    for path in paths:
+        if path is not None:
+            _writable(path)
+
+
+def _check_timeout(timeout: float) -> None:
+    if not 0 < timeout < float("inf"):
+        _refuse(f"--timeout is {timeout:g}; give seconds above 0")
 
 
 def _known(option: str, given: list[str], known: Any, *, of: Any = None) -> None:
@@ -137,11 +153,8 @@ def parity(
             case_of(file, losses[0], options)
         except UnusableFile as error:
             _refuse(str(error))
-    if not 0 < timeout < float("inf"):
-        _refuse(f"--timeout is {timeout:g}; give seconds above 0")
-    for path in (json, html):
-        if path is not None:
-            _writable(path)
+    _check_timeout(timeout)
+    _writable_all(json, html)
 
     request = {
         "device": device,
@@ -151,14 +164,14 @@ def parity(
         "options": options,
         "peers": peers,
     }
-    with Progress(
-        TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=err
-    ) as progress:
-        chosen = backends or sorted(BACKENDS, key=lambda name: name != "numpy")
+    with _progress() as progress:
+        chosen = backends or _all_backends()
         bars = {name: progress.add_task(name, total=None) for name in chosen if installed(name)}
         runs = run_workers(
             list(dict.fromkeys(chosen)),
             request,
+            worker="lossbridge.parity.worker",
+            outcome=lambda found: Outcome(**found),
             timeout=timeout,
             on_total=lambda name, total: progress.update(bars[name], total=total),
             on_outcome=lambda name, outcome: progress.advance(bars[name]),
@@ -180,6 +193,16 @@ def parity(
     raise typer.Exit(AGREED if agreed else DISAGREED)
 
 
+def _progress() -> Progress:
+    """A line a backend."""
+    columns = TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    return Progress(*columns, console=err)
+
+
+def _all_backends() -> list[str]:
+    return sorted(BACKENDS, key=lambda name: name != "numpy")
+
+
 def _peer_names() -> list[str]:
     others = [peer for peer in PEERS if peer.library != "lossbridge"]
     return list(dict.fromkeys([*_libraries(), *(peer.name for peer in others)]))
@@ -194,6 +217,76 @@ def _all_agreed(runs: list[Any], named: list[str]) -> bool:
     absent = [] if named else [run for run in runs if run.status in ("missing", "no device")]
     present = [run for run in runs if run not in absent]
     return bool(present) and all(run.agreed for run in present)
+
+
+@app.command()
+def bench(
+    backend: Annotated[list[str] | None, typer.Option(help="Only this backend; may be repeated.")] = None,
+    loss: Annotated[list[str] | None, typer.Option(help="Only this loss; may be repeated.")] = None,
+    dtype: Annotated[list[str] | None, typer.Option(help="Only cells of this dtype; may be repeated.")] = None,
+    device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, …")] = "cpu",
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer cells and rounds: 3 minutes on 2 cores.")] = False,
+    json: Annotated[Path | None, typer.Option(help="Keep every measurement in this file.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Keep the tables and plots in this page.")] = None,
+    plots_in: Annotated[Path | None, typer.Option("--plots", help="Keep the plots as PNG in this folder.")] = None,
+    compare: Annotated[Path | None, typer.Option(help="An earlier --json: show what got slower or larger.")] = None,
+    timeout: Annotated[float, typer.Option(help="Seconds of silence after which a backend counts as hung.")] = 600,
+) -> None:
+    """Time and memory of every loss beside every peer that is installed: eager and compiled, interleaved.
+
+    Exit status: 0 if everything ran, 1 if not, or if --compare shows something worse, 2 on bad usage.
+    """
+    named, losses, dtypes = backend or [], loss or [], dtype or []
+    _known("--backend", named, BACKENDS)
+    _known("--loss", losses, LOSSES)
+    _known("--dtype", dtypes, DTYPES)
+    _check_timeout(timeout)
+    _writable_all(json, html)
+    if plots_in is not None and not (plots_in.is_dir() or (plots_in.parent.is_dir() and not plots_in.exists())):
+        _refuse(f"--plots {plots_in} cannot be made; name a folder, or a new one in a folder that exists")
+    try:
+        old = [] if compare is None else bench_report.read(compare)
+    except bench_report.UnusableResults as error:
+        _refuse(str(error))
+    chosen = list(dict.fromkeys(named or _all_backends()))
+    todo = {name: bench_cells.selected(name, losses, dtypes, quick=quick) for name in chosen}
+    chosen = [name for name in chosen if todo[name]]
+    if not chosen:
+        _refuse(f"no cell{' of --quick' if quick else ''} has this --loss and --dtype; leave one of them out")
+    runs: list[results.Run] = []
+    with _progress() as progress:
+        bars = {name: progress.add_task(name, total=len(todo[name])) for name in chosen if installed(name)}
+        for name in chosen:  # one after another: side by side they would slow each other
+            runs += run_workers(
+                [name],
+                {
+                    "device": device,
+                    "cells": [cell.as_dict() for cell in todo[name]],
+                    "budget": asdict(bench_cells.QUICK if quick else bench_cells.FULL),
+                },
+                worker="lossbridge.bench.worker",
+                outcome=results.Outcome.of_dict,
+                timeout=timeout,
+                on_outcome=lambda name, outcome: progress.advance(bars[name]),
+            )
+    for table in (bench_report.of_ratios(runs), bench_report.of_slopes(runs), bench_report.of_targets(runs)):
+        if table.rows:
+            out.print(table.shown())
+            out.print(table.legend, style="dim")
+    lines = bench_report.closing_lines(runs, named)
+    worse: list[str] = []
+    if compare is not None:
+        worse, compared = results.worse(old, runs)
+        lines += [*worse, f"{compared} figures compared with {compare}, {len(worse)} got worse"]
+    for line in lines:
+        out.print(line, markup=False, highlight=False, soft_wrap=True)
+    if json is not None:
+        bench_report.write_json(json, runs, device, quick)
+    if html is not None:
+        bench_report.write_html(html, runs, device, lines)
+    if plots_in is not None:
+        plots.write_pngs(plots_in, runs)
+    raise typer.Exit(AGREED if _all_agreed(runs, named) and not worse else DISAGREED)
 
 
 @app.command()

@@ -13,22 +13,31 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import IO, Any, Literal
-
-from lossbridge.parity.check import Outcome
+from typing import IO, Any, Generic, Literal, Protocol, TypeVar
 
 Status = Literal["ran", "missing", "no device", "crashed", "hung"]
 
 
+class Reported(Protocol):
+    """What a worker says of one thing that it was asked to do; `fault` says what is wrong, or is empty."""
+
+    @property
+    def fault(self) -> str: ...
+
+
+Outcome = TypeVar("Outcome", bound=Reported)
+
+
 @dataclass
-class BackendRun:
-    """What a backend's worker did. `words` says why it did not finish."""
+class BackendRun(Generic[Outcome]):
+    """What a backend's worker did. `words` says why it did not finish, `facts` what it said of itself."""
 
     backend: str
     status: Status
     version: str = ""
     words: str = ""
     outcomes: list[Outcome] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
 
     @property
     def agreed(self) -> bool:
@@ -48,17 +57,22 @@ def run_workers(
     backends: list[str],
     request: dict[str, Any],
     *,
+    worker: str,
+    outcome: Callable[[dict[str, Any]], Outcome],
     timeout: float,
     on_total: Callable[[str, int], None] = lambda backend, total: None,
     on_outcome: Callable[[str, Outcome], None] = lambda backend, outcome: None,
-) -> list[BackendRun]:
-    """Runs the request on each backend, side by side. A worker silent for `timeout` seconds is stopped as hung."""
+) -> list[BackendRun[Outcome]]:
+    """Runs the request on each backend, side by side. A worker silent for `timeout` seconds is stopped as hung.
+
+    `worker`: the module that is run; `outcome` makes one of what it says.
+    """
     messages: queue.Queue[tuple[str, dict[str, Any] | None]] = queue.Queue()
-    runs = {name: BackendRun(name, "crashed") for name in backends}
+    runs: dict[str, BackendRun[Outcome]] = {name: BackendRun(name, "crashed") for name in backends}
     workers = {}
     for name in backends:
         if installed(name):
-            workers[name] = _Worker(name, {**request, "backend": name}, messages)
+            workers[name] = _Worker(worker, name, {**request, "backend": name}, messages)
         else:
             runs[name] = BackendRun(name, "missing", words=f"not installed: pip install 'lossbridge[{name}]'")
 
@@ -68,39 +82,39 @@ def run_workers(
                 name, message = messages.get(timeout=1.0)
             except queue.Empty:
                 name, message = "", {}
-            worker = workers.get(name)
-            if worker is not None:
+            heard = workers.get(name)
+            if heard is not None:
                 run = runs[name]
-                worker.heard = time.monotonic()
+                heard.heard = time.monotonic()
                 if message is None:
                     del workers[name]
-                    _finish(run, worker)
+                    _finish(run, heard)
                 elif "outcome" in message:
-                    run.outcomes.append(Outcome(**message["outcome"]))
+                    run.outcomes.append(outcome(message["outcome"]))
                     on_outcome(name, run.outcomes[-1])
                 elif "start" in message:
-                    worker.doing = message["start"]
+                    heard.doing = message["start"]
                 elif "total" in message:
-                    run.version = message["version"]
+                    run.version, run.facts = message["version"], message.get("facts", {})
                     on_total(name, message["total"])
                 elif "no_device" in message:
                     run.version, run.status, run.words = message["version"], "no device", message["no_device"]
                 elif "done" in message:
                     run.status = "ran"
-            for name, worker in list(workers.items()):
-                if time.monotonic() - worker.heard > timeout:
+            for name, silent in list(workers.items()):
+                if time.monotonic() - silent.heard > timeout:
                     del workers[name]
-                    worker.process.kill()
+                    silent.process.kill()
                     runs[name].status = "hung"
-                    runs[name].words = f"silent for {timeout:g} s in: {worker.doing}. {worker.close()}".strip()
+                    runs[name].words = f"silent for {timeout:g} s in: {silent.doing}. {silent.close()}".strip()
     finally:
-        for worker in workers.values():
-            worker.process.kill()
-            worker.close()
+        for left in workers.values():
+            left.process.kill()
+            left.close()
     return list(runs.values())
 
 
-def _finish(run: BackendRun, worker: _Worker) -> None:
+def _finish(run: BackendRun[Any], worker: _Worker) -> None:
     code = worker.process.wait()
     words = worker.close()
     if run.status == "crashed" or (code and run.status == "ran"):
@@ -112,7 +126,11 @@ class _Worker:
     """A process, the thread that reads it, and when it was last heard."""
 
     def __init__(
-        self, backend: str, request: dict[str, Any], messages: queue.Queue[tuple[str, dict[str, Any] | None]]
+        self,
+        module: str,
+        backend: str,
+        request: dict[str, Any],
+        messages: queue.Queue[tuple[str, dict[str, Any] | None]],
     ) -> None:
         self.backend = backend
         self.doing = "start"
@@ -120,7 +138,7 @@ class _Worker:
         self.errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (closed by close())
         environment = {"TF_CPP_MIN_LOG_LEVEL": "3"} | dict(os.environ)
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "lossbridge.parity.worker"],
+            [sys.executable, "-m", module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.errors,

@@ -22,6 +22,8 @@ from lossbridge.parity.cases import KERAS_EXAMPLE
 from lossbridge.parity.check import Outcome
 from lossbridge.parity.processes import BackendRun
 
+Runs = list[BackendRun[Outcome]]
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -37,7 +39,7 @@ class Row:
     cells: tuple[Cell, ...]
 
 
-def rows(runs: list[BackendRun]) -> list[Row]:
+def rows(runs: Runs) -> list[Row]:
     """The Keras example first, then a row a loss, in the order of the cases."""
     outcomes = [outcome for run in runs for outcome in run.outcomes]
     found = []
@@ -61,7 +63,7 @@ def _is_example(outcome: Outcome) -> bool:
     return (outcome.loss, outcome.case) == (KERAS_EXAMPLE.loss, KERAS_EXAMPLE.name)
 
 
-def _example_cell(run: BackendRun) -> Cell:
+def _example_cell(run: BackendRun[Outcome]) -> Cell:
     outcomes = [outcome for outcome in run.outcomes if _is_example(outcome)]
     if not outcomes:
         return _empty_cell(run)
@@ -69,7 +71,7 @@ def _example_cell(run: BackendRun) -> Cell:
     return Cell(tuple(values), not any(o.fault for o in outcomes))
 
 
-def _cell(run: BackendRun, loss: str) -> Cell:
+def _cell(run: BackendRun[Outcome], loss: str) -> Cell:
     outcomes = [outcome for outcome in run.outcomes if outcome.loss == loss]
     if not outcomes:
         return _empty_cell(run)
@@ -78,7 +80,7 @@ def _cell(run: BackendRun, loss: str) -> Cell:
     return Cell((*worst, *([f"{faults} wrong"] if faults else [])), not faults)
 
 
-def _empty_cell(run: BackendRun) -> Cell:
+def _empty_cell(run: BackendRun[Outcome]) -> Cell:
     return Cell((run.status if run.status != "ran" else "–",), None)
 
 
@@ -95,7 +97,7 @@ def _short(x: float, form: str) -> str:
     return "∞" if math.isinf(x) else format(x, form)
 
 
-def table(runs: list[BackendRun]) -> Table:
+def table(runs: Runs) -> Table:
     """Fits into 80 columns with four backends."""
     shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     shown.add_column("loss", no_wrap=True)
@@ -132,7 +134,7 @@ PEERS = About(
 )
 
 
-def not_by_a_library(runs: list[BackendRun]) -> list[str]:
+def not_by_a_library(runs: Runs) -> list[str]:
     """In words, the peers' functions with calls that only the registry's convention has judged."""
     judged = [o for run in runs for o in run.outcomes if o.mode == peers.BY_CONVENTION]
     names = dict.fromkeys(outcome.loss for outcome in judged)
@@ -140,7 +142,7 @@ def not_by_a_library(runs: list[BackendRun]) -> list[str]:
     return [f"beside the convention alone, without a library's own result: {what}"] if judged else []
 
 
-def closing_lines(runs: list[BackendRun], named: Iterable[str]) -> list[str]:
+def closing_lines(runs: Runs, named: Iterable[str]) -> list[str]:
     """Faults, then what did not run, then the verdict."""
     lines = []
     for run in runs:
@@ -158,12 +160,9 @@ def closing_lines(runs: list[BackendRun], named: Iterable[str]) -> list[str]:
     return lines
 
 
-def write_json(path: Path, runs: list[BackendRun], device: str, agreed: bool) -> None:
+def write_json(path: Path, runs: Runs, device: str, agreed: bool) -> None:
     content = {
-        "lossbridge": lossbridge.__version__,
-        "machine": platform.platform(),
-        "python": platform.python_version(),
-        "device": device,
+        **facts(device),
         "agreed": agreed,
         "backends": [
             {
@@ -171,21 +170,40 @@ def write_json(path: Path, runs: list[BackendRun], device: str, agreed: bool) ->
                 "version": run.version,
                 "status": run.status,
                 "words": run.words,
-                "outcomes": [_finite(outcome.as_dict()) for outcome in run.outcomes],
+                "outcomes": [outcome.as_dict() for outcome in run.outcomes],
             }
             for run in runs
         ],
     }
-    path.write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    dump(path, content)
 
 
-def _finite(outcome: dict[str, Any]) -> dict[str, Any]:
+def facts(device: str) -> dict[str, Any]:
+    """What a file of results says of where they are from."""
+    return {
+        "lossbridge": lossbridge.__version__,
+        "machine": platform.platform(),
+        "python": platform.python_version(),
+        "device": device,
+    }
+
+
+def dump(path: Path, content: dict[str, Any]) -> None:
+    text = json.dumps(_finite(content), indent=1, ensure_ascii=False, allow_nan=False)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def _finite(x: Any) -> Any:
     """JSON has no infinity: an error without bound becomes null."""
-    return {name: None if isinstance(x, float) and not math.isfinite(x) else x for name, x in outcome.items()}
+    if isinstance(x, dict):
+        return {name: _finite(entry) for name, entry in x.items()}
+    if isinstance(x, list | tuple):
+        return [_finite(entry) for entry in x]
+    return None if isinstance(x, float) and not math.isfinite(x) else x
 
 
 _PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>lossbridge parity</title>
+<html lang="en"><meta charset="utf-8"><title>{title}</title>
 <style>
 body {{ font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem; color: #1b1f24 }}
 table {{ border-collapse: collapse; margin: 1rem 0 }}
@@ -201,18 +219,29 @@ td.none {{ color: #6e7781 }}
 small, p.legend {{ color: #57606a }}
 svg {{ max-width: 100%; height: auto }}
 </style>
-<h1>lossbridge parity</h1>
+<h1>{title}</h1>
 <p>{verdict}</p>
-{table}
-<p class="legend">{legend}</p>
-{plot}
+{content}
 <p><small>lossbridge {version}, {machine}, Python {python}, device {device}</small></p>
 </html>
 """
 
 
+def page(title: str, verdict: Iterable[str], content: str, device: str) -> str:
+    """An HTML page that needs no other file. `verdict`: lines of text, `content`: HTML."""
+    return _PAGE.format(
+        title=html.escape(title),
+        verdict="<br>".join(html.escape(line) for line in verdict),
+        content=content,
+        version=lossbridge.__version__,
+        machine=html.escape(platform.platform()),
+        python=platform.python_version(),
+        device=html.escape(device),
+    )
+
+
 def write_html(
-    path: Path, runs: list[BackendRun], device: str, named: Iterable[str], about: About, *, more: Iterable[str] = ()
+    path: Path, runs: Runs, device: str, named: Iterable[str], about: About, *, more: Iterable[str] = ()
 ) -> None:
     """One page that needs no other file."""
     head = "".join(
@@ -227,20 +256,13 @@ def write_html(
             cells += f'<td class="{css}">' + "<br>".join(html.escape(line) for line in cell.lines) + "</td>"
         labels = "<br>".join(html.escape(label.strip()) for label in row.labels)
         body += f"<tr><th>{labels}</th>{cells}</tr>\n"
-    page = _PAGE.format(
-        verdict="<br>".join(html.escape(line) for line in (*more, *closing_lines(runs, named))),
-        table=f"<table><caption>{html.escape(about.title)}</caption><tr><th>loss</th>{head}</tr>\n{body}</table>",
-        legend=html.escape(about.legend),
-        plot=_plot(runs),
-        version=lossbridge.__version__,
-        machine=html.escape(platform.platform()),
-        python=platform.python_version(),
-        device=html.escape(device),
-    )
-    path.write_text(page, encoding="utf-8")
+    table = f"<table><caption>{html.escape(about.title)}</caption><tr><th>loss</th>{head}</tr>\n{body}</table>"
+    content = f'{table}\n<p class="legend">{html.escape(about.legend)}</p>\n{_plot(runs)}'
+    verdict = (*more, *closing_lines(runs, named))
+    path.write_text(page("lossbridge parity", verdict, content, device), encoding="utf-8")
 
 
-def _plot(runs: list[BackendRun]) -> str:
+def _plot(runs: Runs) -> str:
     """Every check as a dot: its error over its loss, a panel for values and one for gradients, as SVG."""
     import matplotlib as mpl
 
@@ -266,7 +288,13 @@ def _plot(runs: list[BackendRun]) -> str:
     panels[0].set_yticks(range(len(losses)), losses)
     panels[0].invert_yaxis()
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper right", ncols=len(shown), frameon=False)
+    picture = svg(figure)
+    plt.close(figure)
+    return picture
+
+
+def svg(figure: Any) -> str:
+    """The picture as a part of a page."""
     picture = io.StringIO()
     figure.savefig(picture, format="svg", metadata={"Date": None})
-    plt.close(figure)
     return picture.getvalue()[picture.getvalue().index("<svg") :]

@@ -40,8 +40,9 @@ LEVELS = {
     "torch": 8,
     "keras": 8,
     "parity": 8,
-    "cli": 9,
-    "__main__": 10,
+    "bench": 9,
+    "cli": 10,
+    "__main__": 11,
 }
 
 

@@ -1,0 +1,160 @@
+"""The registry of what is measured: forms of a loss, at a shape and dtype, forward or with the gradient. Plain data.
+
+Holds nothing of a framework, no peer (`contenders` has them) and no limit (`targets` has them).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+# Of y_true: integer labels, rows of probabilities, rows of logits, or outcomes between 0 and 1.
+Target = Literal["labels", "distributions", "logits", "events"]
+Sweep = Literal["", "N", "V"]
+Ways = Literal["all", "eager", "compiled"]
+ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
+
+
+@dataclass(frozen=True)
+class Form:
+    """A loss with the options that decide which arithmetic it does."""
+
+    loss: str
+    target: Target
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def from_logits(self) -> bool:
+        return self.loss == "distillation_loss" or bool(self.options.get("from_logits"))
+
+
+_LOGITS = {"from_logits": True}
+FORMS: Mapping[str, Form] = {
+    "CE, labels": Form("sparse_categorical_crossentropy", "labels", _LOGITS),
+    "CE, dense": Form("categorical_crossentropy", "distributions", _LOGITS),
+    "KL of logits": Form("kl_divergence", "logits", _LOGITS),
+    "KL of probabilities": Form("kl_divergence", "distributions"),
+    "distillation": Form("distillation_loss", "logits", {"temperature": 2.0}),
+    "BCE of logits": Form("binary_crossentropy", "events", _LOGITS),
+    "BCE of probabilities": Form("binary_crossentropy", "events"),
+    "log loss": Form("log_loss", "labels"),
+    "focal": Form("categorical_focal_crossentropy", "distributions", _LOGITS),
+    "binary focal": Form("binary_focal_crossentropy", "events", _LOGITS),
+}
+IMPORT = "import"  # the form of the cell that is no loss: a fresh Python imports the package
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What all contenders of a backend do in turn, in these ways. `sweep`: the size that the cell is a step of."""
+
+    form: str
+    rows: int
+    classes: int
+    dtype: str = "float32"
+    backward: bool = True
+    ways: Ways = "all"
+    sweep: Sweep = ""
+
+    @property
+    def name(self) -> str:
+        if self.form == IMPORT:
+            return self.form
+        direction = "forward and backward" if self.backward else "forward"
+        return f"{self.form}, {self.rows}×{self.classes} {self.dtype}, {direction}"
+
+    @property
+    def same(self) -> tuple[Any, ...]:
+        """Equal for cells that measure the same, whatever for."""
+        return self.form, self.rows, self.classes, self.dtype, self.backward
+
+    @property
+    def gradient_bytes(self) -> int:
+        return self.rows * self.classes * ITEM_BYTES[self.dtype]
+
+    @property
+    def bytes(self) -> int:
+        """What has to move at the least: every array of classes read once, the gradient written once."""
+        if self.form == IMPORT:
+            return 0
+        arrays = 1 if FORMS[self.form].target == "labels" else 2
+        return (arrays + self.backward) * self.gradient_bytes
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long a cell may take: rounds until `seconds` are over, but at least `least` and at most `most`."""
+
+    least: int
+    most: int
+    seconds: float
+    memory: int  # calls that are watched for their peak
+
+
+FULL = Budget(least=7, most=51, seconds=8.0, memory=3)
+QUICK = Budget(least=3, most=15, seconds=1.0, memory=1)
+
+SMALL, CLASSIFIER, LM, LM_DENSE = (32, 10), (4096, 1000), (2048, 32768), (1024, 32768)
+BIG_FORMS = {"CE, labels": LM, "CE, dense": LM_DENSE, "KL of logits": LM_DENSE}
+
+
+def cells(backend: str, *, quick: bool = False) -> list[Cell]:
+    """What is measured on a backend, the small before the large."""
+    return list(_quick(backend) if quick else _full(backend))
+
+
+def selected(backend: str, losses: list[str], dtypes: list[str], *, quick: bool = False) -> list[Cell]:
+    """Of these losses and dtypes; of all, where none is named."""
+    return [
+        cell
+        for cell in cells(backend, quick=quick)
+        if not (losses and (cell.form == IMPORT or FORMS[cell.form].loss not in losses))
+        and not (dtypes and (cell.form == IMPORT or cell.dtype not in dtypes))
+    ]
+
+
+def _full(backend: str) -> Iterator[Cell]:
+    if backend == "numpy":
+        yield Cell(IMPORT, 0, 0)
+    for form in ("CE, labels", "CE, dense", "BCE of logits"):
+        for backward in (False, True):
+            yield Cell(form, *SMALL, backward=backward)
+    for form in FORMS:
+        for backward in (False, True):
+            yield Cell(form, *CLASSIFIER, backward=backward)
+    for dtype in ("float16", "float64"):
+        yield Cell("CE, labels", *CLASSIFIER, dtype=dtype)
+    for form, shape in BIG_FORMS.items():
+        for backward in (False, True):
+            yield Cell(form, *shape, backward=backward)
+    if backend != "numpy":  # which has no bfloat16 of its own
+        for form, shape in BIG_FORMS.items():
+            yield Cell(form, *shape, dtype="bfloat16")
+    for form in BIG_FORMS:
+        for classes in (512, 2048, 8192, 32768, 65536):
+            yield Cell(form, 512, classes, sweep="V")
+        for rows in (32, 128, 512, 2048, 8192):
+            yield Cell(form, rows, 4096, sweep="N")
+
+
+def _quick(backend: str) -> Iterator[Cell]:
+    """The way that is used most: TensorFlow and JAX compiled, PyTorch, whose compiler takes seconds a shape, eager."""
+    main: Ways = "compiled" if backend in ("tensorflow", "jax") else "eager"
+    if backend == "numpy":
+        yield Cell(IMPORT, 0, 0)
+        yield Cell("log loss", *CLASSIFIER, backward=False)
+    yield Cell("CE, labels", *SMALL)
+    yield Cell("CE, labels", *LM, ways="all" if backend == "torch" else main)
+    if backend == "torch":
+        yield Cell("CE, labels", *LM, dtype="bfloat16", ways="eager")
+    if backend in ("torch", "jax"):
+        yield Cell("CE, dense", *LM_DENSE, ways=main)
+        yield Cell("KL of logits", *LM_DENSE, ways=main)
+    for classes in (1024, 8192, 65536):
+        yield Cell("CE, labels", 256, classes, ways=main, sweep="V")
+    for rows in (64, 1024, 16384):
+        yield Cell("CE, labels", rows, 1024, ways=main, sweep="N")

@@ -1,0 +1,151 @@
+"""The losses as plain NumPy writes them: peers on NumPy, and in float64 what every contender's value is held to.
+
+Means over (rows, classes) arrays; shares nothing with the losses that it is measured against, and guards no boundary.
+A gradient stands beside its value, because NumPy takes none by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray
+Loss = Callable[[Array, Array], Any]
+
+
+def _log_softmax(z: Array) -> Array:
+    z = z - z.max(1, keepdims=True)
+    return z - np.log(np.exp(z).sum(1, keepdims=True))
+
+
+def _softplus(z: Array) -> Array:
+    return np.maximum(z, 0) + np.log1p(np.exp(-np.abs(z)))
+
+
+def _sigmoid(z: Array) -> Array:
+    return 1 / (1 + np.exp(-z))
+
+
+def _at(labels: Array, x: Array) -> Array:
+    return x[np.arange(len(x)), labels]
+
+
+def cross_entropy_of_labels(labels: Array, z: Array) -> Any:
+    return -_at(labels, _log_softmax(z)).mean()
+
+
+def cross_entropy(t: Array, z: Array) -> Any:
+    return -(t * _log_softmax(z)).sum(1).mean()
+
+
+def kl_of_logits(s: Array, z: Array) -> Any:
+    log_t = _log_softmax(s)
+    return (np.exp(log_t) * (log_t - _log_softmax(z))).sum(1).mean()
+
+
+def kl(t: Array, p: Array) -> Any:
+    return (t * np.log(t / p)).sum(1).mean()
+
+
+def distillation(s: Array, z: Array, temperature: float = 2.0) -> Any:
+    return temperature**2 * kl_of_logits(s / temperature, z / temperature)
+
+
+def binary_of_logits(t: Array, z: Array) -> Any:
+    return (_softplus(z) - t * z).mean()
+
+
+def binary(t: Array, p: Array) -> Any:
+    return -(t * np.log(p) + (1 - t) * np.log1p(-p)).mean()
+
+
+def log_loss(labels: Array, p: Array) -> Any:
+    return -np.log(_at(labels, p)).mean()
+
+
+def focal(t: Array, z: Array, alpha: float = 0.25, gamma: float = 2.0) -> Any:
+    log_p = _log_softmax(z)
+    return -(alpha * t * (1 - np.exp(log_p)) ** gamma * log_p).sum(1).mean()
+
+
+def binary_focal(t: Array, z: Array, gamma: float = 2.0) -> Any:
+    p = _sigmoid(z)
+    of_true = t * p + (1 - t) * (1 - p)
+    return ((1 - of_true) ** gamma * (_softplus(z) - t * z)).mean()
+
+
+def _labels_both(labels: Array, z: Array) -> tuple[Any, Array]:
+    log_p = _log_softmax(z)
+    gradient = np.exp(log_p)
+    gradient[np.arange(len(z)), labels] -= 1
+    return -_at(labels, log_p).mean(), gradient / len(z)
+
+
+def _dense_both(t: Array, z: Array) -> tuple[Any, Array]:
+    log_p = _log_softmax(z)
+    return -(t * log_p).sum(1).mean(), (np.exp(log_p) * t.sum(1, keepdims=True) - t) / len(z)
+
+
+def _kl_of_logits_both(s: Array, z: Array) -> tuple[Any, Array]:
+    log_t, log_p = _log_softmax(s), _log_softmax(z)
+    t = np.exp(log_t)
+    return (t * (log_t - log_p)).sum(1).mean(), (np.exp(log_p) - t) / len(z)
+
+
+def _distillation_both(s: Array, z: Array, temperature: float = 2.0) -> tuple[Any, Array]:
+    value, gradient = _kl_of_logits_both(s / temperature, z / temperature)
+    return temperature**2 * value, temperature * gradient
+
+
+def _binary_of_logits_both(t: Array, z: Array) -> tuple[Any, Array]:
+    return binary_of_logits(t, z), (_sigmoid(z) - t) / z.size
+
+
+def _kl_both(t: Array, p: Array) -> tuple[Any, Array]:
+    return kl(t, p), -t / p / len(p)
+
+
+def _binary_both(t: Array, p: Array) -> tuple[Any, Array]:
+    return binary(t, p), (p - t) / (p * (1 - p)) / p.size
+
+
+def _log_loss_both(labels: Array, p: Array) -> tuple[Any, Array]:
+    gradient = np.zeros_like(p)
+    gradient[np.arange(len(p)), labels] = -1 / _at(labels, p) / len(p)
+    return log_loss(labels, p), gradient
+
+
+# By the form's name in `cells`.
+VALUES: Mapping[str, Loss] = {
+    "CE, labels": cross_entropy_of_labels,
+    "CE, dense": cross_entropy,
+    "KL of logits": kl_of_logits,
+    "KL of probabilities": kl,
+    "distillation": distillation,
+    "BCE of logits": binary_of_logits,
+    "BCE of probabilities": binary,
+    "log loss": log_loss,
+    "focal": focal,
+    "binary focal": binary_focal,
+}
+WITH_GRADIENTS: Mapping[str, Loss] = {
+    "CE, labels": _labels_both,
+    "CE, dense": _dense_both,
+    "KL of logits": _kl_of_logits_both,
+    "KL of probabilities": _kl_both,
+    "distillation": _distillation_both,
+    "BCE of logits": _binary_of_logits_both,
+    "BCE of probabilities": _binary_both,
+    "log loss": _log_loss_both,
+}
+
+
+def exact_value(form: str, target: Array, pred: Array, block: int = 1 << 22) -> float:
+    """The mean in float64, a block of rows at a time."""
+    rows, total = max(1, block // pred.shape[1]), 0.0
+    for start in range(0, len(pred), rows):
+        t, p = target[start : start + rows], pred[start : start + rows].astype(np.float64)
+        total += float(VALUES[form](t if t.dtype.kind == "i" else t.astype(np.float64), p)) * len(p)
+    return total / len(pred)
