@@ -93,6 +93,8 @@ def fraction(name: str, value: object) -> None:
 
 
 def _number(name: str, value: Any, allowed: Any, words: str) -> None:
+    if type(value) is float and allowed(value):
+        return
     if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
         raise TypeError(f"{name} is {type(value).__name__}; pass a Python number {words}")
     if not allowed(value):

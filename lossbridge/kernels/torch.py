@@ -9,11 +9,13 @@ torch.softmax is the fastest way to an exponential (torch.exp takes twice as lon
 digits: every sweep divides by the sum of what it returned, which is nearly 1 and summed pairwise.
 
 Under torch.compile, torch.func, forward mode and on other devices the formula is used; so it is for second derivatives.
+CUDA tensors go to `triton`, if the environment asks for it.
 """
 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -470,7 +472,7 @@ def _usable(target: Tensor, pred: Tensor, *others: Any) -> bool:
     return not (torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (target, *others)))
 
 
-KERNELS: dict[str, Callable[..., Tensor | None]] = {
+_SWEEPS: dict[str, Callable[..., Tensor | None]] = {
     "sparse_categorical_crossentropy": _of_labels,
     "label_log_loss": _of_labels,
     "categorical_crossentropy": _of_distributions,
@@ -479,3 +481,22 @@ KERNELS: dict[str, Callable[..., Tensor | None]] = {
     "binary_crossentropy": _binary,
     "bernoulli_log_loss": _binary,
 }
+
+# Whether CUDA tensors go to lossbridge.kernels.triton, which has never been run on a GPU, rather than to the formula.
+TRITON = os.environ.get("LOSSBRIDGE_TRITON") == "1"
+
+
+def _by_device(name: str, sweep: Callable[..., Tensor | None]) -> Callable[..., Tensor | None]:
+    def kernel(*arrays: Any, inplace_gradient: bool = False, **options: Any) -> Tensor | None:
+        if arrays[2].device.type == "cuda" and TRITON:
+            from lossbridge.kernels import triton
+
+            return triton.KERNELS[name](*arrays, **options) if name in triton.KERNELS else None
+        if inplace_gradient:
+            options["inplace_gradient"] = True
+        return sweep(*arrays, **options)
+
+    return kernel
+
+
+KERNELS = {name: _by_device(name, sweep) for name, sweep in _SWEEPS.items()}

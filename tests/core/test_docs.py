@@ -72,11 +72,12 @@ def test_links_between_pages_lead_somewhere() -> None:
             assert (page.parent / link).exists(), f"{page.name}: {link}"
 
 
-def test_the_tables_of_conventions_are_what_the_registry_says() -> None:
+@pytest.mark.parametrize("name", ["make_conventions", "make_performance"])
+def test_tables_are_what_their_source_says(name) -> None:
     sys.path.insert(0, str(ROOT / "docs"))
-    make_conventions = importlib.import_module("make_conventions")
-    page = make_conventions.PAGE.read_text(encoding="utf-8")
-    assert make_conventions.filled(page) == page, "run python docs/make_conventions.py"
+    maker = importlib.import_module(name)
+    page = maker.PAGE.read_text(encoding="utf-8")
+    assert maker.filled(page) == page, f"run python docs/{name}.py"
 
 
 def test_the_table_of_peers_is_the_tested_one() -> None:
