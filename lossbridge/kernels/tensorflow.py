@@ -8,18 +8,22 @@ Holds no definition of a loss.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
 import tensorflow as tf
+from tensorflow.python.eager.forwardprop_util import pack_tangents  # who watches a tensor; there is no public way
 
 from lossbridge import formulas
 from lossbridge.backend import Array, Kernel
 from lossbridge.backends import tensorflow as b
 from lossbridge.reduction import neutralise
 from lossbridge.validation import compute_dtype
+
+_custom_gradient: Callable[[Callable[..., Any]], Callable[..., Any]] = tf.custom_gradient  # for the type checker
 
 # Measured on two cores, 32 to 2048 rows of 10 to 32768 classes: below, calling XLA costs more than it saves.
 XLA_ELEMENTS = 2**16
@@ -73,12 +77,12 @@ def _sparse_in_graph(
     forward = _compiled(partial(_sparse_forward, xla=xla), xla)
     backward = _compiled(partial(_sparse_backward, xla=xla), xla)
 
-    @tf.custom_gradient
+    @_custom_gradient
     def differentiable(pred: Array) -> Any:
         rows = rows_of(pred)
         loss, *saved = forward(rows)
 
-        @tf.custom_gradient
+        @_custom_gradient
         def slope(upstream: Array, pred: Array) -> Any:
             slopes = backward(tf.reshape(upstream, [-1]), rows, *saved)
             return _like(slopes, pred, axis), partial(_derivative_of_slope, partial(plain, labels), upstream, pred)
@@ -105,7 +109,8 @@ def _sparse_forward(rows: _Rows, *, xla: bool) -> tuple[Array, ...]:
         others = tf.where(b.one_hot(rows.index, z, 1), tf.zeros([], z.dtype), others)
     else:
         others = tf.tensor_scatter_nd_update(others, _places(rows.index), tf.zeros_like(of_label))
-    sum_of_others = tf.reduce_sum(others, axis=1)
+    # XLA adds up a long row in order: in float32 that costs up to 60 units in the last place at 32768 classes.
+    sum_of_others = tf.cast(tf.reduce_sum(tf.cast(others, "float64") if xla else others, axis=1), z.dtype)
     total = sum_of_others + tf.exp(of_label - largest)
     apart = largest - of_label
     loss = tf.where(apart == 0, tf.math.log1p(sum_of_others), apart + tf.math.log(total))
@@ -113,7 +118,9 @@ def _sparse_forward(rows: _Rows, *, xla: bool) -> tuple[Array, ...]:
     return loss, sum_of_others, total, largest if xla else others
 
 
-def _sparse_backward(upstream: Array, rows: _Rows, sum_of_others: Array, total: Array, saved: Array, *, xla: bool) -> Array:
+def _sparse_backward(
+    upstream: Array, rows: _Rows, sum_of_others: Array, total: Array, saved: Array, *, xla: bool
+) -> Array:
     live = rows.valid if rows.kept is None else rows.valid & rows.kept
     share = tf.where(live, upstream / total, tf.zeros([], total.dtype))
     of_label = -sum_of_others * share
@@ -184,10 +191,10 @@ def _derivative_of_slope(
 
 
 class _Traced(NamedTuple):
-    """Two functions of arrays of any sizes."""
+    """Two functions of (target, pred, *vectors), of any sizes, and of `kept` behind them where there is one."""
 
-    losses: Any  # (kept, target, pred, *vectors)
-    slopes: Any  # (upstream, kept, target, pred, *vectors) -> with respect to the floating ones of target, pred, vectors
+    losses: Callable[..., Array]
+    slopes: Callable[[], Callable[..., list[Array]]]  # made when asked for; takes upstream first; of the floating ones
 
 
 _traced: dict[Any, _Traced] = {}  # a cache: by everything that is no array of a call
@@ -203,6 +210,8 @@ def _kernel(
     kept: Array | None,
     **named: Any,
 ) -> Array | None:
+    if pack_tangents([target, pred, *(x for x in named.values() if tf.is_tensor(x))]).tangents:
+        return None  # forward mode, which a gradient of one's own does not serve
     if not tf.executing_eagerly():
         return None if in_graph is None else in_graph(plain, target, pred, axis, kept, **named)
     if in_graph is None and pred.shape.num_elements() > TRACED_ELEMENTS:
@@ -223,13 +232,17 @@ def _kernel(
 def _call(traced: _Traced, kept: Array | None, arrays: tuple[Array, ...]) -> Array:
     masks = () if kept is None else (kept,)
 
-    @tf.custom_gradient
-    def differentiable(*arrays: Array) -> Any:
-        # Stopped, so that no tape writes down what happens inside.
-        losses = traced.losses(*(tf.stop_gradient(x) for x in arrays), *masks)
-        return losses, lambda upstream: traced.slopes(upstream, *arrays, *masks)
+    def all_of(floats: tuple[Array, ...]) -> list[Array]:
+        rest = iter(floats)
+        return [next(rest) if x.dtype.is_floating else x for x in arrays]
 
-    return differentiable(*arrays)
+    @_custom_gradient
+    def differentiable(*floats: Array) -> Any:
+        # Stopped, so that no tape writes down what happens inside.
+        losses = traced.losses(*all_of(tuple(tf.stop_gradient(x) for x in floats)), *masks)
+        return losses, lambda upstream: traced.slopes()(upstream, *all_of(floats), *masks)
+
+    return differentiable(*(x for x in arrays if x.dtype.is_floating))
 
 
 def _trace(
@@ -258,20 +271,21 @@ def _trace(
         found = None if in_graph is None else in_graph(plain, target, pred, axis, kept, **named)
         return plain(target, pred) if found is None else found
 
-    def slopes(upstream: Array, *everything: Array) -> list[Array | None]:
-        given = everything[: len(arrays)]
-        floats = [x for x in given if x.dtype.is_floating]
+    def slopes(upstream: Array, *everything: Array) -> list[Array]:
+        floats = [x for x in everything if x.dtype.is_floating]
         with tf.GradientTape() as tape:
             tape.watch(floats)
             value = losses(*everything)
-        found = iter(tape.gradient(value, floats, upstream, unconnected_gradients=tf.UnconnectedGradients.ZERO))
-        return [next(found) if x.dtype.is_floating else None for x in given]
+        found: list[Array] = tape.gradient(value, floats, upstream, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+        return found
 
     specs = [tf.TensorSpec([None] * x.shape.rank, x.dtype) for x in (*arrays, *(() if kept is None else (kept,)))]
     samples = arrays[1].shape.rank - (axis is not None)
+    upstream = tf.TensorSpec([None] * samples, dtype)
+    # Concrete functions: no signature is looked up in a call, and nothing can be traced again.
     return _Traced(
-        tf.function(losses, input_signature=specs, autograph=False),
-        tf.function(slopes, input_signature=[tf.TensorSpec([None] * samples, dtype), *specs], autograph=False),
+        tf.function(losses, autograph=False).get_concrete_function(*specs),
+        functools.cache(lambda: tf.function(slopes, autograph=False).get_concrete_function(upstream, *specs)),
     )
 
 
