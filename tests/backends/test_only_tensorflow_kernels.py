@@ -1,0 +1,206 @@
+"""The kernels of TensorFlow: every registered case on each of their roads, sizes, derivatives, masks, threads."""
+
+from __future__ import annotations
+
+import functools
+import threading
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import lossbridge as lb
+from lossbridge import reference
+from lossbridge.backends import tensorflow as b
+from lossbridge.kernels import tensorflow as kernels
+from lossbridge.parity.cases import Case, cases
+from lossbridge.parity.check import Runner, in_order
+
+SPARSE = "sparse_categorical_crossentropy"
+sparse = functools.partial(lb.sparse_categorical_crossentropy, from_logits=True)
+ROADS = {"traced": None, "function": 10**9, "XLA": 0}
+
+
+def on_road(road: str, monkeypatch, function):
+    """`function` in eager mode, or in a graph with or without XLA inside."""
+    if road == "traced":
+        return function
+    monkeypatch.setattr(kernels, "XLA_ELEMENTS", ROADS[road])
+    return tf.function(function, autograph=False)
+
+
+def problem(rows: int, classes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, classes, rows).astype(np.int32), (3 * rng.normal(size=(rows, classes))).astype(np.float32)
+
+
+def forbid_the_formula(monkeypatch) -> None:
+    @functools.wraps(getattr(kernels.formulas, SPARSE))  # kernels are found by its name
+    def refuse(*arguments, **options):
+        raise AssertionError("the formula was used")
+
+    monkeypatch.setattr(kernels.formulas, SPARSE, refuse)
+
+
+@pytest.fixture(scope="module")
+def runner() -> Runner:
+    return Runner(b)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [case for case in in_order(cases()) if case.loss == SPARSE and case.options["from_logits"]],
+    ids=lambda case: case.name,
+)
+def test_cases_in_xla(case: Case, runner: Runner, monkeypatch) -> None:
+    monkeypatch.setattr(kernels, "XLA_ELEMENTS", 0)
+    outcome = runner.run(case, "function")
+    assert not outcome.fault, outcome.fault
+
+
+@pytest.mark.parametrize("road", ROADS)
+@pytest.mark.parametrize("classes", [2, 3, 31, 32, 33, 1000, 50257, 128256])
+def test_sizes(road, classes, monkeypatch) -> None:
+    for rows in (0, 1, 7) if classes <= 1000 else (2,):
+        y, z = problem(rows, classes)
+        exact = reference.sparse_categorical_crossentropy(y, z, from_logits=True, reduction="none")
+        function = on_road(road, monkeypatch, lb.value_and_grad(functools.partial(sparse, reduction="none")))
+        value, gradient = function(tf.constant(y), tf.constant(z))
+        np.testing.assert_allclose(value, exact.value, rtol=1e-6)
+        np.testing.assert_allclose(gradient, exact.gradient, rtol=2e-6, atol=1e-7)
+        again, gradient_again = function(tf.constant(y), tf.constant(z))
+        assert (again.numpy() == value.numpy()).all()
+        assert (gradient_again.numpy() == gradient.numpy()).all()
+
+
+@pytest.mark.parametrize("road", ROADS)
+def test_no_formula_is_needed(road, monkeypatch) -> None:
+    forbid_the_formula(monkeypatch)
+    monkeypatch.setattr(kernels, "_traced", {})
+    y, z = problem(4, 5)
+    on_road(road, monkeypatch, lb.value_and_grad(sparse))(tf.constant(y), tf.constant(z))
+
+
+@pytest.mark.parametrize("road", ROADS)
+def test_bad_labels_and_dropped_rows(road, monkeypatch) -> None:
+    y, z = problem(5, 4)
+    y[1], y[3] = 9, -1
+    z[2] = np.nan
+    mask = np.array([True, True, False, False, True])
+    function = on_road(
+        road,
+        monkeypatch,
+        lambda y, z, m: lb.value_and_grad(functools.partial(sparse, mask=m, reduction="none"))(y, z),
+    )
+    if road == "traced":  # labels on the host are refused
+        y[1] = 0
+    value, gradient = (x.numpy() for x in function(tf.constant(y), tf.constant(z), tf.constant(mask)))
+    assert np.isnan(value[1]) == (road != "traced")
+    assert np.isfinite(value[[0, 4]]).all()
+    assert (value[[2, 3]] == 0).all()
+    assert (gradient[[2, 3]] == 0).all()
+    assert (gradient[[0, 4]] != 0).all()
+
+
+@pytest.mark.parametrize("road", ROADS)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_second_derivatives(road, dtype, monkeypatch) -> None:
+    y, z = problem(3, 4)
+    direction = np.random.default_rng(1).normal(size=z.shape)
+
+    def along(y, z):
+        with tf.GradientTape() as outer:
+            outer.watch(z)
+            with tf.GradientTape() as inner:
+                inner.watch(z)
+                value = sparse(y, z, reduction="sum")
+            slope = tf.reduce_sum(inner.gradient(value, z) * tf.constant(direction, z.dtype))
+        return outer.gradient(slope, z)
+
+    got = on_road(road, monkeypatch, along)(tf.constant(y), tf.constant(z, dtype))
+    p = np.exp(z.astype(np.float64))
+    p /= p.sum(-1, keepdims=True)
+    exact = p * direction - p * (p * direction).sum(-1, keepdims=True)
+    np.testing.assert_allclose(got, exact, rtol=1e-5, atol=1e-6)
+
+
+def test_forward_mode_and_jacobian() -> None:
+    y, z = (tf.constant(x) for x in problem(3, 4))
+    direction = tf.ones_like(z) * tf.constant([1.0, 2, 3, 4])
+    with tf.autodiff.ForwardAccumulator(z, direction) as accumulator:
+        value = sparse(y, z)
+    _, gradient = lb.value_and_grad(sparse)(y, z)
+    np.testing.assert_allclose(accumulator.jvp(value), tf.reduce_sum(gradient * direction), rtol=1e-5)
+    with tf.GradientTape() as tape:
+        tape.watch(z)
+        losses = sparse(y, z, reduction="none")
+    np.testing.assert_allclose(tf.reduce_sum(tape.jacobian(losses, z), axis=0) / 3, gradient, rtol=1e-5, atol=1e-7)
+
+
+def test_class_weights_learn_too() -> None:
+    y, z = (tf.constant(x) for x in problem(6, 4))
+    weight = tf.Variable([1.0, 2.0, 0.0, 3.0])
+    with tf.GradientTape() as tape:
+        value = sparse(y, z, class_weight=weight, reduction="sum")
+    got = tape.gradient(value, weight)
+    costs = sparse(y, z, reduction="none")
+    np.testing.assert_allclose(got, tf.math.unsorted_segment_sum(costs, y, 4), rtol=1e-6)
+
+
+def test_one_trace_serves_every_batch(monkeypatch) -> None:
+    monkeypatch.setattr(kernels, "_traced", {})
+    for rows, classes in ((1, 2), (7, 3), (32, 10), (33, 10)):
+        y, z = problem(rows, classes)
+        lb.value_and_grad(sparse)(tf.constant(y), tf.constant(z))
+    assert len(kernels._traced) == 1
+
+
+def test_traces_are_counted_and_large_arrays_left_to_the_formula(monkeypatch) -> None:
+    monkeypatch.setattr(kernels, "_traced", {})
+    monkeypatch.setattr(kernels, "TRACES", 2)
+    t = tf.constant(np.full((4, 3), 1 / 3, np.float32))
+    values = [float(lb.categorical_crossentropy(t, t, label_smoothing=0.1 * s)) for s in range(5)]
+    np.testing.assert_allclose(values, np.log(3), rtol=1e-6)
+    assert len(kernels._traced) == 2
+    monkeypatch.setattr(kernels, "TRACED_ELEMENTS", 3)
+    monkeypatch.setattr(kernels, "_traced", {})
+    lb.kl_divergence(t, t)
+    assert not kernels._traced
+
+
+def test_targets_are_differentiated_only_where_they_are_floating() -> None:
+    one_hot, z = tf.constant(np.eye(3, dtype=np.int32)), tf.constant(problem(3, 3)[1])
+    _, gradient = lb.value_and_grad(functools.partial(lb.categorical_crossentropy, from_logits=True))(one_hot, z)
+    _, exact = lb.value_and_grad(sparse)(tf.range(3), z)
+    np.testing.assert_allclose(gradient, exact, rtol=1e-5, atol=1e-7)
+
+
+def test_threads(monkeypatch) -> None:
+    monkeypatch.setattr(kernels, "_traced", {})
+    y, z = (tf.constant(x) for x in problem(8, 5))
+    found = []
+    threads = [threading.Thread(target=lambda: found.append(lb.value_and_grad(sparse)(y, z))) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 6
+    assert len({(float(value), gradient.numpy().tobytes()) for value, gradient in found}) == 1
+
+
+@pytest.mark.parametrize("road", ["function", "XLA"])
+def test_a_saved_model_trains(road, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(kernels, "XLA_ELEMENTS", ROADS[road])
+    y, z = (tf.constant(x) for x in problem(4, 5))
+    module = tf.Module()
+    module.loss = tf.function(
+        sparse, input_signature=[tf.TensorSpec(y.shape, y.dtype), tf.TensorSpec(z.shape, z.dtype)], autograph=False
+    )
+    tf.saved_model.save(module, str(tmp_path))
+    loaded = tf.saved_model.load(str(tmp_path))
+    with tf.GradientTape() as tape:
+        tape.watch(z)
+        value = loaded.loss(y, z)
+    exact, slope = lb.value_and_grad(sparse)(y, z)
+    np.testing.assert_allclose(value, exact, rtol=1e-6)
+    np.testing.assert_allclose(tape.gradient(value, z), slope, rtol=1e-5, atol=1e-7)
