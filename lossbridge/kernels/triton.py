@@ -1,7 +1,7 @@
-"""PyTorch on CUDA: kernels in Triton for the softmax losses of formulas.py, as torch operators. No other loss or device.
+"""PyTorch on CUDA: kernels in Triton for the softmax losses of formulas.py, as torch operators. No other loss.
 
-So far this has run through Triton's interpreter alone (TRITON_INTERPRET=1, on the CPU), never on a GPU: the sizes of
-tiles are guesses, and no time has been taken.
+So far this has been compiled for GPUs (sm_80, sm_90), but run through Triton's interpreter alone (TRITON_INTERPRET=1, on
+the CPU): the sizes of tiles are guesses, and no time has been taken.
 
 Importing this module imports triton. From top to bottom: functions on the device, kernels, operators, KERNELS.
 
@@ -41,11 +41,17 @@ _NO_COLUMN = tl.constexpr(2**31 - 1)
 
 @triton.jit
 def _exp(x):
-    """exp x of x ≤ 0. The hardware's is 2^(x·log2 e), and the rounding of that product costs digits where x is far."""
-    x = tl.where(x < -104.0, -104.0, x)
-    n = tl.floor(x * 1.4426950408889634 + 0.5)
-    rest = (x - n * 0.693359375) - n * -2.12194440e-4  # n·log 2 in two parts, the first exact
-    return tl.exp(rest) * tl.exp2(n)
+    """exp x of x ≤ 0, 0 in place of subnormal numbers.
+
+    The hardware's is 2^(x·log₂e), and the rounding of that product costs digits where x is far from 0. So x is taken
+    apart into n·log 2 and a rest; 1.5·2²³ leaves n, rounded, in the last bits, and these are moved to the exponent.
+    """
+    none = x < -87.3
+    shifted = tl.where(none, 0.0, x) * 1.4426950408889634 + 12582912.0
+    n = shifted - 12582912.0
+    rest = (x - n * 0.693359375) - n * -2.12194440e-4  # log 2 in two parts, the first times n exact
+    power = (shifted.to(tl.int32, bitcast=True) << 23) + 0x3F800000
+    return tl.where(none, 0.0, tl.exp(rest) * power.to(tl.float32, bitcast=True))
 
 
 @triton.jit
@@ -140,7 +146,7 @@ def _cross_entropy(
     label = tl.zeros([R], tl.int64)
     valid = live
     if LABELS:
-        label = tl.load(target + row, mask=live, other=0).to(tl.int64)
+        label = tl.load(target + row * target_stride, mask=live, other=0).to(tl.int64)
         valid = live & (label >= 0) & (label < classes)
 
     m = tl.full([R, C], -_INFINITY, tl.float32)
@@ -156,9 +162,7 @@ def _cross_entropy(
         old = m
         m, k, s = _see(m, k, s, z, column[None, :], 1.0)
         if not HARD:
-            weight = _weights(
-                target, class_weight, row, target_stride, column, inside, label, hit, share, LABELS
-            )
+            weight = _weights(target, class_weight, row, target_stride, column, inside, label, hit, share, LABELS)
             # Where m is −∞, what it will rise by is no number: the lowest one stands for it.
             before, now = tl.maximum(old, _LOWEST), tl.maximum(m, _LOWEST)
             seen = at_top + others
@@ -218,7 +222,7 @@ def _cross_entropy_slope(
     valid = live
     label = tl.zeros([R], tl.int64)
     if LABELS:
-        label = tl.load(target + row, mask=live, other=0).to(tl.int64)
+        label = tl.load(target + row * target_stride, mask=live, other=0).to(tl.int64)
         valid = live & (label >= 0) & (label < classes)
     column = tl.program_id(1) * C + tl.arange(0, C)
     within = (column < classes)[None, :]
@@ -374,6 +378,10 @@ def _dense(x: torch.Tensor) -> torch.Tensor:
     return x if x.ndim == 1 or x.stride(-1) == 1 else x.contiguous()
 
 
+def _contiguous(*arrays: Any) -> list[Any]:
+    return [None if x is None else x.contiguous() for x in arrays]
+
+
 def _smoothing(label_smoothing: float, classes: int) -> tuple[float, float]:
     return 1 - label_smoothing, label_smoothing / classes
 
@@ -388,6 +396,7 @@ def cross_entropy(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Per-row losses, and what the gradient needs. Labels (N,) of integers, or weights (N, V); kept (N,); (V,)."""
     target, logits = _dense(target), _dense(logits)
+    kept, class_weight = _contiguous(kept, class_weight)
     loss, stats, top = _statistics(logits)
     _launch(
         _cross_entropy,
@@ -422,6 +431,7 @@ def cross_entropy_slope(
     top: torch.Tensor,
 ) -> torch.Tensor:
     target, logits = _dense(target), _dense(logits)
+    kept, class_weight, stats, top = _contiguous(kept, class_weight, stats, top)
     slope = logits.new_empty(logits.shape)
     _launch(
         _cross_entropy_slope,
@@ -451,6 +461,7 @@ def kl_from_logits(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Per-row divergences of two logit arrays (N, V), and what the gradient needs."""
     target, logits = _dense(target), _dense(logits)
+    (kept,) = _contiguous(kept)
     loss, stats, _ = _statistics(logits)
     strides = target.stride(0), logits.stride(0)
     _launch(_kl, False, logits, target, logits, kept, loss, stats, *logits.shape, *strides, 1 / temperature)
@@ -467,6 +478,7 @@ def kl_from_logits_slope(
     stats: torch.Tensor,
 ) -> torch.Tensor:
     target, logits = _dense(target), _dense(logits)
+    kept, stats = _contiguous(kept, stats)
     slope = logits.new_empty(logits.shape)
     strides = grad.stride(0), target.stride(0), logits.stride(0)
     arguments = (grad, target, logits, kept, stats, slope, *logits.shape, *strides, 1 / temperature)
@@ -559,7 +571,9 @@ class _CrossEntropySlope(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(option: float, grad: Any, target: Any, logits: Any, kept: Any, weight: Any, stats: Any, top: Any) -> Any:
+    def forward(
+        option: float, grad: Any, target: Any, logits: Any, kept: Any, weight: Any, stats: Any, top: Any
+    ) -> Any:
         return cross_entropy_slope(grad, target, logits, kept, weight, option, stats, top)
 
     @staticmethod
@@ -620,7 +634,7 @@ class _Kl(torch.autograd.Function):
 
 
 def _register_vmap(operator: Any, shared: int | None = None) -> None:
-    """A batch is more rows; only where it is one of the argument `shared`, which all rows share, one after the other."""
+    """A batch is more rows; only one of the argument `shared`, which all rows have in common, is a loop."""
 
     def batched(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> Any:
         size = info.batch_size
@@ -656,9 +670,7 @@ _register_vmap(kl_from_logits_slope)
 # Kernels as lossbridge.backend defines them: `plain` is not needed, since the operators differentiate the formula.
 
 
-def _softmax_loss(
-    losses: Any, target: Any, pred: Any, axis: int, kept: Any, option: float, *arrays: Any
-) -> Any:
+def _softmax_loss(losses: Any, target: Any, pred: Any, axis: int, kept: Any, option: float, *arrays: Any) -> Any:
     """The losses of rows, in the shape of the samples; None where the formula is to be used."""
     forward_mode = torch.autograd.forward_ad._current_level >= 0  # operators have no such derivative
     if forward_mode or pred.dtype not in DTYPES or pred.shape[axis] == 0:
