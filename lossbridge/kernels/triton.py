@@ -1,7 +1,7 @@
 """PyTorch on CUDA: kernels in Triton for the softmax losses of formulas.py, as torch operators. No other loss.
 
-So far this has been compiled for GPUs (sm_80, sm_90), but run through Triton's interpreter alone (TRITON_INTERPRET=1, on
-the CPU): the sizes of tiles are guesses, and no time has been taken.
+So far this has been compiled for GPUs (sm_80, sm_90), but run by Triton's interpreter alone (TRITON_INTERPRET=1, on the
+CPU), never on a GPU: the sizes of tiles are guesses, and no time has been taken.
 
 Importing this module imports triton. From top to bottom: functions on the device, kernels, operators, KERNELS.
 
@@ -26,8 +26,9 @@ from lossbridge import formulas
 from lossbridge.backends import torch as b
 from lossbridge.reduction import neutralise
 
-# Elements of a tile, eight a thread.
+# Elements of a tile, eight a thread, and its most columns.
 TILE = 2048
+COLUMNS = 2048
 THREADS_OF_A_WARP = 32
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -365,7 +366,7 @@ def _launch(kernel: Any, tiled: bool, logits: torch.Tensor, *arguments: Any, **c
     rows, classes = logits.shape
     if rows == 0:
         return
-    columns = min(triton.next_power_of_2(classes), TILE)
+    columns = min(triton.next_power_of_2(classes), COLUMNS)
     tile = TILE // columns
     grid = (triton.cdiv(rows, tile), triton.cdiv(classes, columns) if tiled else 1)
     warps = max(1, min(8, TILE // (8 * THREADS_OF_A_WARP)))

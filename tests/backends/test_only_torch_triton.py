@@ -195,15 +195,15 @@ CONCERNED = [
 ]
 
 
-# Boundaries once more in two blocks of columns; the interpreter takes a while for each.
+# Boundaries once more in two blocks of columns.
 @pytest.mark.parametrize(
-    ("case", "tile"),
+    ("case", "columns"),
     [(case, 2048) for case in CONCERNED]
     + [(case, 4) for case in CONCERNED if case.options.get("reduction") == "none" and case.y_pred.size <= 40],
     ids=lambda x: f"{x.loss}-{x.name}" if isinstance(x, Case) else f"{x}",
 )
-def interpreted_cases_agree_with_the_reference(monkeypatch, fast, case: Case, tile: int) -> None:
-    monkeypatch.setattr(kernels, "TILE", tile)
+def interpreted_cases_agree_with_the_reference(monkeypatch, fast, case: Case, columns: int) -> None:
+    monkeypatch.setattr(kernels, "COLUMNS", columns)
     outcome = Runner(b).run(case, "eager")
     assert not outcome.fault, outcome.fault
     assert fast.accepted
@@ -213,13 +213,14 @@ def interpreted_cases_agree_with_the_reference(monkeypatch, fast, case: Case, ti
 @pytest.mark.parametrize("classes", [2, 3, 31, 32, 33, 1000])
 @pytest.mark.parametrize("rows", [0, 1, 7])
 def interpreted_shapes(monkeypatch, fast, name: str, classes: int, rows: int) -> None:
-    monkeypatch.setattr(kernels, "TILE", 512)
+    monkeypatch.setattr(kernels, "COLUMNS", 512)
     assert_right(fast, LOSSES[name], *problem(name, rows, classes))
 
 
 @losses
 @pytest.mark.parametrize("classes", [50257, 128256])
 def interpreted_vocabularies(monkeypatch, fast, name: str, classes: int) -> None:
+    monkeypatch.setattr(kernels, "COLUMNS", 16384)  # fewer steps of the interpreter
     monkeypatch.setattr(kernels, "TILE", 16384)
     assert_right(fast, LOSSES[name], *problem(name, 1, classes))
 
