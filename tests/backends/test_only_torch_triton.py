@@ -1,0 +1,484 @@
+"""The Triton kernels, run by Triton's interpreter on CPU tensors: no GPU is needed, and nothing is said of speed.
+
+Triton reads TRITON_INTERPRET when it is imported, and torch.compile's own kernels must not be interpreted. So one test
+runs this file again in a process of its own, where the functions named `interpreted_…` are the tests.
+"""
+
+from __future__ import annotations
+
+import functools
+import gc
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import lossbridge as lb
+from lossbridge import backend
+from lossbridge.backends import torch as b
+from lossbridge.parity.cases import Case, cases
+from lossbridge.parity.check import Runner
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+if INTERPRETED:
+    import triton
+    import triton.language as tl
+
+    from lossbridge.kernels import triton as kernels
+
+
+def test_kernels_under_the_interpreter() -> None:
+    options = ("-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-o", "python_functions=interpreted_*")
+    # NumPy, which the interpreter computes with, warns of infinities that are selected away.
+    command = [sys.executable, "-m", "pytest", *options, "-W", "ignore::RuntimeWarning", "--backend", "torch", __file__]
+    run = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout[-8000:] + run.stderr[-2000:]
+
+
+def test_kernels_compile_for_a_gpu(tmp_path) -> None:
+    """To machine code, which needs no GPU and knows types that the interpreter does not check."""
+    code = """
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from lossbridge.kernels import triton as kernels
+
+floats = dict.fromkeys(["hit", "share", "inverse"], "fp32") | dict.fromkeys(["loss", "stats", "grad"], "*fp32")
+usual = floats | {"top": "*i32", "logits": "*bf16", "slope": "*bf16"}
+
+def compiled(kernel, R, **given):
+    constants = {"R": R, "C": kernels.TILE // R, **{n: x for n, x in given.items() if not isinstance(x, str)}}
+    types = {n: "constexpr" if n in constants else {**usual, **given}.get(n, "i32") for n in kernel.arg_names}
+    constants = {(kernel.arg_names.index(n),): x for n, x in constants.items() if n in kernel.arg_names}
+    source = ASTSource(kernel, types, constants, {})
+    assert triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 8}).asm["cubin"]
+
+nothing, everything = {"kept": None, "class_weight": None}, {"kept": "*i1", "class_weight": "*fp32"}
+for R in (1, 128):
+    for kernel in (kernels._cross_entropy, kernels._cross_entropy_slope):
+        compiled(kernel, R, target="*i64", LABELS=True, HARD=True, **nothing)
+        compiled(kernel, R, target="*i32", LABELS=True, HARD=False, **everything)
+        compiled(kernel, R, target="*fp16", LABELS=False, HARD=False, **everything)
+    for kernel in (kernels._kl, kernels._kl_slope):
+        compiled(kernel, R, target="*bf16", kept=None)
+        compiled(kernel, R, target="*fp32", kept="*i1")
+"""
+    env = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path)}
+    run = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-4000:]
+
+
+def test_nobody_else_imports_triton() -> None:
+    code = """
+import sys, torch, lossbridge
+before = "triton" in sys.modules
+z = torch.zeros(2, 3, requires_grad=True)
+lossbridge.sparse_categorical_crossentropy(torch.tensor([0, 1]), z, from_logits=True).backward()
+assert ("triton" in sys.modules) == before
+assert "lossbridge.kernels.triton" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# The losses that have kernels.
+
+CLASS_WEIGHT = (0.5, 1, 2, 0, 3)
+LOSSES = {
+    "labels": functools.partial(lb.sparse_categorical_crossentropy, from_logits=True),
+    "smoothed labels": functools.partial(lb.sparse_categorical_crossentropy, from_logits=True, label_smoothing=0.1),
+    "distributions": functools.partial(lb.categorical_crossentropy, from_logits=True),
+    "smoothed distributions": functools.partial(lb.categorical_crossentropy, from_logits=True, label_smoothing=0.1),
+    "divergence": functools.partial(lb.kl_divergence, from_logits=True),
+    "distillation": functools.partial(lb.distillation_loss, temperature=3.0),
+}
+WITH_KERNELS = (
+    "categorical_crossentropy",
+    "sparse_categorical_crossentropy",
+    "log_loss",
+    "kl_divergence",
+    "distillation_loss",
+)
+losses = pytest.mark.parametrize("name", LOSSES)
+
+
+def problem(name: str, rows: int, classes: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """A target, and logits of float32."""
+    rng = np.random.default_rng(seed)
+    z, u = (torch.tensor(x) for x in rng.normal(size=(2, rows, classes)).astype(np.float32))
+    if "labels" in name:
+        return torch.tensor(rng.integers(0, classes, rows)), z
+    return (torch.softmax(u, -1) if "distributions" in name else u), z
+
+
+def doubles(x: torch.Tensor) -> torch.Tensor:
+    """float64, which no kernel takes: the formula is the reference."""
+    return x.double() if x.is_floating_point() else x
+
+
+def value_and_slope(loss, target, logits, **options) -> tuple[torch.Tensor, torch.Tensor]:
+    logits = logits.detach().requires_grad_()
+    value = loss(target, logits, reduction="none", **options)
+    (slope,) = torch.autograd.grad(value, logits, torch.arange(1.0, 1 + value.numel()).reshape(value.shape).to(value))
+    return value.detach(), slope
+
+
+def assert_near(got, exact, rtol: float = 2e-6) -> None:
+    """Relative to the largest entry of each row."""
+    got, exact = got.double(), exact.double()
+    scale = exact.abs().amax(-1, keepdim=True) if exact.ndim > 1 else exact.abs()
+    assert ((got - exact).abs() <= rtol * scale + 1e-30).all(), (got, exact)
+
+
+class Kernels(dict):
+    """The kernels, counting the calls that they accept."""
+
+    accepted = 0
+
+    def get(self, name):
+        kernel = super().get(name)
+        return kernel and functools.partial(self.call, kernel)
+
+    def call(self, kernel, *arguments, **options):
+        loss = kernel(*arguments, **options)
+        self.accepted += loss is not None
+        return loss
+
+
+@pytest.fixture(autouse=INTERPRETED)
+def fast(monkeypatch) -> Kernels:
+    found = Kernels(kernels.KERNELS)
+    monkeypatch.setitem(backend.KERNELS, "torch", lambda: found)
+    return found
+
+
+# The functions on the device.
+
+if INTERPRETED:
+
+    @triton.jit
+    def _apply(x, y, FUNCTION: tl.constexpr, N: tl.constexpr):
+        i = tl.arange(0, N)
+        tl.store(y + i, FUNCTION(tl.load(x + i)))
+
+
+def applied(function, x: np.ndarray) -> np.ndarray:
+    y = torch.empty(x.size)
+    _apply[(1,)](torch.tensor(x), y, function, x.size)
+    return y.numpy().astype(np.float64)
+
+
+def interpreted_functions_of_the_device_keep_their_digits() -> None:
+    x = -np.geomspace(1e-8, 86, 1024).astype(np.float32)
+    np.testing.assert_allclose(applied(kernels._exp, x), np.exp(x.astype(float)), rtol=2e-7)
+    ends = np.array([0, -104, -200, -1e30, -np.inf, np.nan, -87.2, -87.4], np.float32)
+    np.testing.assert_allclose(applied(kernels._exp, ends), np.exp(ends.astype(float)), rtol=2e-7, atol=2e-38)
+    x = np.concatenate([np.geomspace(1e-30, 1e30, 512), -np.geomspace(1e-30, 0.9, 512)]).astype(np.float32)
+    np.testing.assert_allclose(applied(kernels._log1p, x), np.log1p(x.astype(float)), rtol=3e-7)
+    x = np.concatenate([np.geomspace(1e-15, 1, 512), -np.geomspace(1e-15, 1, 512)]).astype(np.float32)
+    wide = x.astype(np.longdouble)
+    exact = np.where(abs(x) < 1e-3, wide**2 / 2 - wide**3 / 6 + wide**4 / 24, wide + np.expm1(-wide))
+    np.testing.assert_allclose(applied(kernels._remainder, x), exact.astype(float), rtol=4e-7)
+
+
+# Values and gradients.
+
+CONCERNED = [
+    case
+    for case in cases()
+    if case.loss in WITH_KERNELS
+    and case.dtype != "float64"
+    and case.axis is not None  # labels, in log_loss
+    and case.options.get("from_logits", case.loss == "distillation_loss")
+]
+
+
+# Boundaries once more in two blocks of columns.
+@pytest.mark.parametrize(
+    ("case", "columns"),
+    [(case, 2048) for case in CONCERNED]
+    + [(case, 4) for case in CONCERNED if case.options.get("reduction") == "none" and case.y_pred.size <= 40],
+    ids=lambda x: f"{x.loss}-{x.name}" if isinstance(x, Case) else f"{x}",
+)
+def interpreted_cases_agree_with_the_reference(monkeypatch, fast, case: Case, columns: int) -> None:
+    monkeypatch.setattr(kernels, "COLUMNS", columns)
+    outcome = Runner(b).run(case, "eager")
+    assert not outcome.fault, outcome.fault
+    assert fast.accepted
+
+
+@losses
+@pytest.mark.parametrize("classes", [2, 3, 31, 32, 33, 1000])
+@pytest.mark.parametrize("rows", [0, 1, 7])
+def interpreted_shapes(monkeypatch, fast, name: str, classes: int, rows: int) -> None:
+    monkeypatch.setattr(kernels, "COLUMNS", 512)
+    assert_right(fast, LOSSES[name], *problem(name, rows, classes))
+
+
+@losses
+@pytest.mark.parametrize("classes", [50257, 128256])
+def interpreted_vocabularies(monkeypatch, fast, name: str, classes: int) -> None:
+    monkeypatch.setattr(kernels, "COLUMNS", 16384)  # fewer steps of the interpreter
+    monkeypatch.setattr(kernels, "TILE", 16384)
+    assert_right(fast, LOSSES[name], *problem(name, 1, classes))
+
+
+def assert_right(fast: Kernels, loss, target, logits, rtol: float = 2e-6, **options) -> None:
+    value, slope = value_and_slope(loss, target, logits, **options)
+    assert fast.accepted == 1
+    assert value.dtype == torch.float32
+    assert slope.dtype == logits.dtype
+    exact_value, exact_slope = value_and_slope(loss, doubles(target), doubles(logits), **options)
+    assert_near(value, exact_value)
+    assert_near(slope, exact_slope, rtol)
+
+
+def sparse(labels, logits, kept=None, class_weight=None, label_smoothing=0.0) -> torch.Tensor:
+    """The kernel without the checks of the public loss, which refuses bad labels of CPU tensors."""
+    return kernels._CrossEntropy.apply(label_smoothing, labels, logits, kept, class_weight)[0]
+
+
+@pytest.mark.parametrize("divergence", [False, True])
+def interpreted_one_class_costs_nothing(divergence: bool) -> None:
+    z = torch.tensor([[3.0], [-4.0]], requires_grad=True)
+    value = kernels._Kl.apply(1.0, -z.detach(), z, None)[0] if divergence else sparse(torch.tensor([0, 0]), z)
+    value.sum().backward()
+    assert value.tolist() == [0.0, 0.0]
+    assert z.grad.tolist() == [[0.0], [0.0]]
+
+
+@losses
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def interpreted_halves(fast, name: str, dtype: torch.dtype) -> None:
+    target, z = problem(name, 7, 33)
+    target = target.to(dtype) if target.is_floating_point() else target
+    assert_right(fast, LOSSES[name], target, z.to(dtype), rtol=2 * torch.finfo(dtype).eps)
+
+
+@losses
+@pytest.mark.parametrize("layout", ["transposed", "sliced", "expanded", "images"])
+def interpreted_layouts(fast, name: str, layout: str) -> None:
+    target, z = problem(name, 12, 6)
+    options = {}
+    if layout == "transposed":
+        z = z.T.contiguous().T
+    elif layout == "sliced":
+        wide = torch.full((24, 14), torch.nan)
+        wide[::2, 1:13:2] = z
+        z = wide[::2, 1:13:2]
+    elif layout == "expanded":
+        target, z = target[:1].expand(12, *target.shape[1:]), z[:1].expand(12, 6)
+    else:
+        options = {"axis": 1}
+        z = z.reshape(2, 3, 2, 6).movedim(-1, 1)
+        target = target.reshape(2, 3, 2) if target.ndim == 1 else target.reshape(2, 3, 2, 6).movedim(-1, 1)
+    assert_right(fast, LOSSES[name], target, z, **options)
+
+
+def interpreted_targets_of_other_dtypes(fast) -> None:
+    target, z = problem("distributions", 4, 6)
+    exact = LOSSES["distributions"](target.double(), z.double())
+    assert float(LOSSES["distributions"](target.double(), z)) == pytest.approx(float(exact), rel=1e-6)
+    hard = torch.nn.functional.one_hot(torch.tensor([0, 1, 2, 5]), 6)
+    assert LOSSES["distributions"](hard, z) == LOSSES["labels"](hard.argmax(-1).to(torch.uint8), z)
+    assert fast.accepted == 3
+
+
+def interpreted_what_is_declined(fast) -> None:
+    target, z = problem("distributions", 4, 6)
+    lb.categorical_crossentropy(target, torch.softmax(z, -1))
+    lb.kl_divergence(target, torch.softmax(z, -1))
+    lb.categorical_crossentropy(target, z.double(), from_logits=True)
+    lb.categorical_crossentropy(target, z.long(), from_logits=True)
+    assert not fast.accepted
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def interpreted_labels_out_of_range_are_nan_alone(label_smoothing: float, dtype: torch.dtype) -> None:
+    _, z = problem("labels", 6, 5)
+    z.requires_grad_()
+    good = torch.tensor([0, 1, 2, 3, 4, 0], dtype=dtype)
+    bad = good.clone()
+    bad[1], bad[3], bad[4] = 5, -1, torch.iinfo(dtype).min
+    weight = torch.tensor(CLASS_WEIGHT)
+    for class_weight in (None, weight):
+        options = {"class_weight": class_weight, "label_smoothing": label_smoothing}
+        expected = sparse(good, z, **options)
+        value = sparse(bad, z, **options)
+        is_bad = torch.tensor([False, True, False, True, True, False])
+        assert torch.equal(value.isnan(), is_bad)
+        assert torch.equal(value[~is_bad], expected[~is_bad])
+        (slope,) = torch.autograd.grad(value.sum(), z)
+        (expected_slope,) = torch.autograd.grad(expected.sum(), z)
+        assert torch.equal(slope, torch.where(is_bad[:, None], 0, expected_slope))
+
+
+@losses
+def interpreted_dropped_rows_reach_nothing(fast, name: str) -> None:
+    target, z = problem(name, 6, 5)
+    kept = torch.tensor([True, False, True, True, False, True])
+    spoilt = torch.where(kept[:, None], z, torch.tensor([np.nan, np.inf, -np.inf, 0, 1]))
+    if target.is_floating_point():
+        target = torch.where(kept[:, None], target, np.nan)
+    value, slope = value_and_slope(LOSSES[name], target, spoilt, mask=kept)
+    alone, alone_slope = value_and_slope(LOSSES[name], target[kept], z[kept])
+    assert torch.equal(value[kept], alone)
+    assert not value[~kept].any()
+    assert not slope[~kept].any()
+    scale = torch.arange(1.0, 7)[kept] / torch.arange(1.0, 5)
+    torch.testing.assert_close(slope[kept], alone_slope * scale[:, None], rtol=1e-6, atol=0)
+    assert fast.accepted == 2
+
+
+def interpreted_masks_and_class_weights_of_any_stride(fast) -> None:
+    target, z = problem("labels", 6, 5)
+    spread = torch.stack([torch.tensor(CLASS_WEIGHT), torch.full((5,), torch.nan)], 1)[:, 0]
+    loss = functools.partial(LOSSES["labels"], target, z)
+    assert torch.equal(loss(class_weight=spread), loss(class_weight=spread.clone()))
+    one = torch.tensor(True)
+    assert torch.equal(loss(mask=one), loss())
+    assert torch.equal(loss(mask=~one), torch.tensor(0.0))
+    assert torch.equal(loss(mask=one.expand(6)), loss())
+    alternating = torch.arange(12).reshape(6, 2)[:, 0] % 4 == 0
+    assert torch.equal(loss(mask=alternating), LOSSES["labels"](target[alternating], z[alternating]))
+    assert fast.accepted == 9
+
+
+# Derivatives.
+
+
+@losses
+def interpreted_second_derivatives(fast, name: str) -> None:
+    target, z = problem(name, 3, 5)
+    loss, wide = LOSSES[name], z.double()
+
+    def slope(z):
+        return torch.func.grad(loss, argnums=1)(target if z.dtype == torch.float32 else doubles(target), z)
+
+    def bend(z):
+        return torch.func.grad(lambda z: slope(z).square().sum())(z)
+
+    def bend_of_autograd(z):
+        z = z.detach().requires_grad_()
+        (first,) = torch.autograd.grad(loss(target, z), z, create_graph=True)
+        return torch.autograd.grad(first.square().sum(), z)[0]
+
+    exact = bend(wide)
+    for got in (bend(z), bend_of_autograd(z)):
+        torch.testing.assert_close(got.double(), exact, rtol=1e-5, atol=1e-7)
+    third = torch.func.grad(lambda z: bend(z).square().sum())
+    torch.testing.assert_close(third(z).double(), third(wide), rtol=1e-4, atol=1e-7)
+    exact = torch.func.hessian(loss, argnums=1)(doubles(target), wide)
+    for hessian in (torch.func.hessian, lambda f, argnums: torch.func.jacrev(torch.func.jacrev(f, argnums), argnums)):
+        torch.testing.assert_close(hessian(loss, argnums=1)(target, z).double(), exact, rtol=1e-5, atol=1e-7)
+    assert fast.accepted
+
+
+@losses
+def interpreted_gradients_of_targets_and_class_weights(name: str) -> None:
+    target, z = problem(name, 3, 5)
+    loss, others = LOSSES[name], []
+    if name not in ("divergence", "distillation"):
+        others = [torch.tensor(CLASS_WEIGHT)]
+
+    def slopes(*arrays):
+        arrays = [x.detach().requires_grad_(x.is_floating_point()) for x in arrays]
+        options = {"class_weight": arrays[2]} if len(arrays) > 2 else {}
+        first = torch.autograd.grad(
+            loss(*arrays[:2], **options), [x for x in arrays if x.requires_grad], create_graph=True
+        )
+        wanted = [x for x in arrays if x.requires_grad]
+        second = torch.autograd.grad(sum(x.square().sum() for x in first), wanted)
+        return [x.detach().double() for x in (*first, *second)]
+
+    got, exact = slopes(target, z, *others), slopes(*map(doubles, (target, z, *others)))
+    torch.testing.assert_close(got, exact, rtol=1e-5, atol=1e-7)
+
+
+@losses
+def interpreted_vmap(fast, name: str) -> None:
+    target, z = problem(name, 6, 5)
+    loss = functools.partial(LOSSES[name], reduction="none")
+    slope = torch.func.grad(LOSSES[name], argnums=1)
+    stacked = target.reshape(2, 3, *target.shape[1:]), z.reshape(2, 3, 5)
+    assert torch.equal(torch.vmap(loss)(*stacked).flatten(), loss(target, z))
+    each = torch.stack([slope(t, x) for t, x in zip(*stacked, strict=True)])
+    assert torch.equal(torch.vmap(slope)(*stacked), each)
+    across = torch.vmap(loss, in_dims=(None, 2))(target[:3], torch.stack([z[:3], z[3:]], 2))
+    assert torch.equal(across, torch.stack([loss(target[:3], x) for x in (z[:3], z[3:])]))
+    if name not in ("divergence", "distillation"):
+        weights = torch.tensor([CLASS_WEIGHT, CLASS_WEIGHT[::-1]])
+        weighted = torch.vmap(lambda w: loss(target, z, class_weight=w))(weights)
+        assert torch.equal(weighted, torch.stack([loss(target, z, class_weight=w) for w in weights]))
+    assert fast.accepted
+
+
+# Torch's machinery.
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "kl_from_logits"])
+@pytest.mark.parametrize("kept", [None, torch.tensor([True, False, True])])
+def interpreted_opcheck(name: str, kept) -> None:
+    labels, z = problem("labels", 3, 5)
+    soft = torch.softmax(z.flip(0), -1)
+    grad = torch.rand(3)
+    if name == "cross_entropy":
+        calls = [
+            (labels, z, kept, None, 0.0),
+            (labels, z.half(), kept, torch.tensor(CLASS_WEIGHT), 0.1),
+            (soft, z, kept, None, 0.1),
+        ]
+        for call in calls:
+            torch.library.opcheck(kernels.cross_entropy, call)
+            _, *statistics = kernels.cross_entropy(*call)
+            torch.library.opcheck(kernels.cross_entropy_slope, (grad, *call, *statistics))
+    else:
+        call = (soft, z, kept, 2.0)
+        torch.library.opcheck(kernels.kl_from_logits, call)
+        torch.library.opcheck(kernels.kl_from_logits_slope, (grad, *call, kernels.kl_from_logits(*call)[1]))
+
+
+@losses
+def interpreted_compiled(fast, name: str) -> None:
+    target, z = problem(name, 3, 5)
+    loss = LOSSES[name]
+    expected, slope = lb.value_and_grad(loss)(target, z)
+    torch.compiler.reset()
+    value = torch.compile(loss, fullgraph=True, backend="aot_eager")(target, z.requires_grad_())
+    value.backward()
+    assert torch.equal(value, expected)
+    assert torch.equal(z.grad, slope)
+    both = torch.compile(lb.value_and_grad(loss), fullgraph=True, backend="aot_eager", dynamic=True)
+    for got, wanted in zip(both(target, z.detach()), (expected, slope), strict=True):
+        assert torch.equal(got, wanted)
+
+
+def interpreted_exported(fast) -> None:
+    class Model(torch.nn.Module):
+        def forward(self, target, logits):
+            return LOSSES["labels"](target, logits)
+
+    target, z = problem("labels", 3, 5)
+    program = torch.export.export(Model(), (target, z))
+    assert "lossbridge.cross_entropy" in str(program.graph)
+    assert torch.equal(program.module()(target, z), LOSSES["labels"](target, z))
+
+
+@losses
+def interpreted_repeatable_without_growth(name: str) -> None:
+    target, z = problem(name, 3, 33)
+    first = value_and_slope(LOSSES[name], target, z)
+
+    def living() -> int:
+        gc.collect()
+        return sum(issubclass(type(x), torch.Tensor) for x in gc.get_objects())
+
+    before = living()
+    for _ in range(5):
+        again = value_and_slope(LOSSES[name], target, z)
+        assert all(torch.equal(x, y) for x, y in zip(first, again, strict=True))
+    del again
+    assert living() <= before
