@@ -1,8 +1,8 @@
-"""JAX: faster ways to the per-sample losses of formulas.py (see Kernel in lossbridge/backend.py). No loss is defined here.
+"""JAX: faster ways to the per-sample losses of formulas.py (see Kernel in lossbridge/backend.py). No loss is defined.
 
-XLA stores every array of classes that a `where` puts into a sum; what is sums, products, minima and exponentials alone
-it sums up as it goes, on a CPU ten times as fast. So the sums here are written without `where`, and the slopes, where it
-costs nothing, with it: a slope reads the inputs again, and no array of classes is kept from the way forward.
+On a CPU, XLA stores every array of classes that a `where` puts into a sum; sums, products, minima and exponentials
+alone it sums up as it goes, several times as fast. So the sums here are written without `where`; slopes, where it costs
+nothing, with it. A slope reads the inputs again, and no array of classes is kept from the way forward.
 
 Derivatives of a slope, of either mode and any order, are those of the formula.
 """
@@ -51,8 +51,10 @@ def _loss(
     @functools.partial(jax.jit, static_argnums=(0, 1))
     def both(axis: int, wanted: tuple[bool, bool], kept: Array | None, target: Array, pred: Array) -> Any:
         loss, found = slopes(target, pred, axis, wanted)
-        found = tuple(None if x is None else neutralise(backend, x, kept, axis, 0.0) for x in found)
-        return neutralise(backend, loss, kept, None, 0.0), found
+        return (
+            neutralise(backend, loss, kept, None, 0.0),
+            tuple(None if x is None else neutralise(backend, x, kept, axis, 0.0) for x in found),
+        )
 
     loss = jax.custom_jvp(forward, nondiff_argnums=(0,))
     loss_and_slopes = jax.custom_jvp(both, nondiff_argnums=(0, 1))
@@ -63,63 +65,68 @@ def _loss(
         )
 
     def loss_rule(axis: int, primals: Any, tangents: Any) -> tuple[Array, Array]:
-        wanted = tuple(not isinstance(tangent, SymbolicZero) for tangent in tangents[1:])
+        wanted = tuple(_moves(tangent) for tangent in tangents[1:])
         out, found = loss_and_slopes(axis, wanted, *primals)
         return out, along(axis, found, tangents[1:]) if any(wanted) else jnp.zeros_like(out)
 
     def slopes_rule(axis: int, wanted: tuple[bool, bool], primals: Any, tangents: Any) -> tuple[Any, Any]:
         kept, *arrays = primals
-        moving = tuple(not isinstance(tangent, SymbolicZero) for tangent in tangents[1:])
-        out, found = loss_and_slopes(axis, wanted, *primals)
+        moving = tuple(_moves(tangent) for tangent in tangents[1:])
+        needed = tuple(wants or moves for wants, moves in zip(wanted, moving, strict=True))
+        out, found = loss_and_slopes(axis, needed, *primals)
 
         def gradients(*moved: Array) -> Any:
             rest = iter(moved)
             at = [next(rest) if moves else x for x, moves in zip(arrays, moving, strict=True)]
-            return jax.grad(plain, argnums=[i for i in (2, 3) if wanted[i - 2]])(axis, kept, *at)
+            slopes = iter(jax.grad(plain, [i for i in (2, 3) if wanted[i - 2]])(axis, kept, *at))
+            return tuple(next(slopes) if wants else None for wants in wanted)
 
-        _, turned = jax.jvp(
-            gradients,
-            [x for x, moves in zip(arrays, moving, strict=True) if moves],
-            [x for x, moves in zip(tangents[1:], moving, strict=True) if moves],
-        )
-        rest = iter(turned)
-        both_moving = tuple(slope if moves else None for slope, moves in zip(found, moving, strict=True))
-        return (out, found), (
-            along(axis, both_moving, tangents[1:]),
-            tuple(next(rest) if wants else None for wants in wanted),
-        )
+        _, turned = jax.jvp(gradients, *(_only(moving, x) for x in (arrays, tangents[1:])))
+        of_wanted = tuple(slope if wants else None for slope, wants in zip(found, wanted, strict=True))
+        of_moving = tuple(slope if moves else None for slope, moves in zip(found, moving, strict=True))
+        return (out, of_wanted), (along(axis, of_moving, tangents[1:]), turned)
 
     loss.defjvp(loss_rule, symbolic_zeros=True)
     loss_and_slopes.defjvp(slopes_rule, symbolic_zeros=True)
     return lambda target, pred, axis, kept: loss(axis, kept, target, pred)
 
 
-# Sums over the classes.
+def _moves(tangent: Any) -> bool:
+    return not isinstance(tangent, SymbolicZero)
+
+
+def _only(chosen: tuple[bool, ...], arrays: Any) -> tuple[Array, ...]:
+    return tuple(x for x, wanted in zip(arrays, chosen, strict=True) if wanted)
+
+
+# Sums over the classes. Where two of them, or a sum and a slope, begin alike, XLA stores the beginning: so each counts
+# from a maximum of its own (the same number but for infinities, whose rows are NaN by the sum of exponentials), and each
+# leaves out an index in a way of its own.
 
 
 def _indices(x: Array, axis: int) -> Array:
-    return lax.expand_dims(
-        jnp.arange(x.shape[axis], dtype=x.dtype), [i for i in range(x.ndim) if i != axis]
-    )  # one row: to broadcast it costs nothing
+    """One row: to broadcast it costs nothing."""
+    return lax.expand_dims(jnp.arange(x.shape[axis], dtype=x.dtype), [i for i in range(x.ndim) if i != axis])
 
 
-def _but(index: Array, x: Array, axis: int) -> Array:
-    """1; 0 at the index."""
-    return jnp.minimum(jnp.abs(_indices(x, axis) - index), 1)
-
-
-def _is(index: Array, x: Array, axis: int) -> Array:
-    return lax.broadcasted_iota(x.dtype, x.shape, axis) == index
+def _but(index: Array, x: Array, axis: int, scale: int = 1) -> Array:
+    """1; 0 at the index. `scale` tells one sum from another."""
+    return jnp.minimum(jnp.abs(_indices(x, axis) * scale - index * scale), 1)
 
 
 def _at(x: Array, index: Array, axis: int) -> Array:
     return jnp.take_along_axis(x, index, axis, mode="promise_in_bounds")
 
 
-def _top(z: Array, axis: int) -> Array:
+def _maximum(z: Array, axis: int) -> tuple[Array, Array, Array]:
+    """The maximum, three times."""
+    m, largest = jnp.max(z, axis, keepdims=True), jnp.finfo(z.dtype).max
+    return m, jnp.minimum(m, largest), jnp.maximum(m, -largest)
+
+
+def _top(z: Array, axis: int, m: Array) -> Array:
     """An index of the maximum, as a float; 0 of a row that has none."""
-    steps = jnp.asarray(1e30, z.dtype)
-    index = jnp.max(_indices(z, axis) - (jnp.max(z, axis, keepdims=True) - z) * steps, axis, keepdims=True)
+    index = jnp.max(_indices(z, axis) - (m - z) * jnp.asarray(1e30, z.dtype), axis, keepdims=True)
     return jnp.where(index >= 0, index, 0.0)
 
 
@@ -158,34 +165,33 @@ _label_loss = _loss(_label_formula, _label_value, _label_slopes)
 # Distributions: Σ t (log S − d), S = 1 + o, o without the top.
 
 
-def _softmax_parts(z: Array, axis: int) -> tuple[Array, Array, Array]:
-    m, top = jnp.max(z, axis, keepdims=True), _top(z, axis)
-    return m, top, jnp.sum(jnp.exp(z - m) * _but(top, z, axis), axis, keepdims=True)
-
-
-def _dense_loss_of(t: Array, z: Array, axis: int, m: Array, others: Array) -> Array:
+def _dense_parts(t: Array, z: Array, axis: int) -> tuple[Array, ...]:
+    m, m_top, m_loss = _maximum(z, axis)
+    top = _top(z, axis, m_top)
+    others = jnp.sum(jnp.exp(z - m) * _but(top, z, axis), axis, keepdims=True)
     largest = jnp.finfo(z.dtype).max
     most = jnp.minimum(jnp.abs(t) * largest, largest) * largest  # ∞; 0 where t = 0, and an infinite cost is none
-    return jnp.sum(t * jnp.minimum((m - z) + jnp.log1p(others), most), axis)
+    loss = jnp.sum(t * jnp.minimum((m_loss - z) + jnp.log1p(others), most), axis)
+    return loss, top, others, m_loss
 
 
 def _dense_value(t: Array, z: Array, axis: int) -> Array:
-    m, _, others = _softmax_parts(z, axis)
-    return _dense_loss_of(t, z, axis, m, others)
+    return _dense_parts(t, z, axis)[0]
 
 
 def _dense_slopes(t: Array, z: Array, axis: int, wanted: tuple[bool, bool]) -> Any:
-    m, top, others = _softmax_parts(z, axis)
+    loss, top, others, m = _dense_parts(t, z, axis)
     of_target = of_pred = None
     if wanted[0]:
         of_target = formulas.affordable(backend, t, (m - z) + jnp.log1p(others))
     if wanted[1]:
-        t_top = _at(t, top.astype("int32"), axis)
-        t_others = jnp.sum(t * _but(top, z, axis), axis, keepdims=True)
-        scale = 1 / (1 + others)
+        index = top.astype("int32")
+        t_top, scale = _at(t, index, axis), 1 / (1 + others)
+        t_others = jnp.sum(t * _but(top, z, axis, scale=2), axis, keepdims=True)
         of_top = (t_others - t_top * others) * scale
-        of_pred = jnp.where(_is(top, z, axis), of_top, jnp.exp(z - m) * ((t_others + t_top) * scale) - t)
-    return _dense_loss_of(t, z, axis, m, others), (of_target, of_pred)
+        is_top = lax.broadcasted_iota("int32", z.shape, axis) == index
+        of_pred = jnp.where(is_top, of_top, jnp.exp(z - m) * ((t_others + t_top) * scale) - t)
+    return loss, (of_target, of_pred)
 
 
 def _dense_formula(t: Array, z: Array, axis: int) -> Array:
