@@ -94,7 +94,7 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Writes the tables of docs/conventions.md and docs/performance.md, and draws the pictures of docs/theory.md again."""
+    """Writes the tables of docs/conventions.md and docs/performance.md, and draws the pictures of docs/theory.md."""
     install(session, extras="cli")
     session.run("python", "docs/make_conventions.py")
     session.run("python", "docs/make_performance.py")

@@ -100,8 +100,8 @@ def _only(chosen: tuple[bool, ...], arrays: Any) -> tuple[Array, ...]:
 
 
 # Sums over the classes. Where two of them, or a sum and a slope, begin alike, XLA stores the beginning: so each counts
-# from a maximum of its own (the same number but for infinities, whose rows are NaN by the sum of exponentials), and each
-# leaves out an index in a way of its own.
+# from a maximum of its own (the same number but for infinities, whose rows are NaN by the sum of exponentials), and
+# each leaves out an index in a way of its own.
 
 
 def _indices(x: Array, axis: int) -> Array:

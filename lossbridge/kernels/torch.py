@@ -192,17 +192,18 @@ def _refuse_in_place(pred: Tensor) -> None:
 
 def _softmax(x: Tensor, p: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """softmax(x) up to a common factor, in p; its sum; and log Σ exp(x − max x), except where one p is nearly 1."""
-    torch.softmax(x, 1, dtype=p.dtype, out=p)
+    torch.softmax(x, 1, out=p)
     total = p.sum(1, keepdim=True)
     return p, total, -torch.log(p.amax(1, keepdim=True) / total)
 
 
 def _labels_fill(label_smoothing: float) -> Fill:
     def fill(x: Tensor, p: Tensor, wanted: bool, y: Tensor) -> Tensor:
-        top = x.amax(1, keepdim=True).to(p.dtype)
+        x = x.to(p.dtype)
+        top = x.amax(1, keepdim=True)
         below = top - x.gather(1, y)
         spread = (top - x).sum(1, keepdim=True) if label_smoothing else None  # before the gradient is written over x
-        torch.softmax(x, 1, dtype=p.dtype, out=p)
+        torch.softmax(x, 1, out=p)
         of_label = p.gather(1, y)
         largest = p.amax(1, keepdim=True)
         p.scatter_(1, y, 0.0)
@@ -235,7 +236,8 @@ def _dense_fill(label_smoothing: float, class_weight: Tensor | None) -> Fill:
         if class_weight is not None:
             weight = class_weight.reshape((-1,) + (1,) * (x.ndim - 2)) * weight
         mass = weight.sum(1, keepdim=True)
-        below = x.amax(1, keepdim=True).to(p.dtype) - x
+        x = x.to(p.dtype)
+        below = x.amax(1, keepdim=True) - x
         cost = (weight * below).sum(1, keepdim=True)
         p, total, rest = _softmax(x, p)
         leads = p.amax(1, keepdim=True) > 0.5 * total

@@ -1,4 +1,4 @@
-"""The kernels of JAX: in use, equal to the formulas, of any order and mode of derivative, and without arrays of classes."""
+"""The kernels of JAX: in use, equal to the formulas, of any order and mode of derivative, without arrays of classes."""
 
 from __future__ import annotations
 
