@@ -100,8 +100,8 @@ def _only(chosen: tuple[bool, ...], arrays: Any) -> tuple[Array, ...]:
 
 
 # Sums over the classes. Where two of them, or a sum and a slope, begin alike, XLA stores the beginning: so each counts
-# from a maximum of its own (the same number but for infinities, whose rows are NaN by the sum of exponentials), and
-# each leaves out an index in a way of its own.
+# from a maximum of its own (the same number but for infinities, whose rows the sum of exponentials makes NaN), and each
+# leaves out an index by a constant of its own.
 
 
 def _indices(x: Array, axis: int) -> Array:
@@ -109,19 +109,19 @@ def _indices(x: Array, axis: int) -> Array:
     return lax.expand_dims(jnp.arange(x.shape[axis], dtype=x.dtype), [i for i in range(x.ndim) if i != axis])
 
 
-def _but(index: Array, x: Array, axis: int, scale: int = 1) -> Array:
-    """1; 0 at the index. `scale` tells one sum from another."""
-    return jnp.minimum(jnp.abs(_indices(x, axis) * scale - index * scale), 1)
+def _but(index: Array, x: Array, axis: int, constant: int = 1) -> Array:
+    """The constant; 0 at the index."""
+    return jnp.minimum(jnp.abs(_indices(x, axis) * constant - index * constant), constant)
 
 
 def _at(x: Array, index: Array, axis: int) -> Array:
     return jnp.take_along_axis(x, index, axis, mode="promise_in_bounds")
 
 
-def _maximum(z: Array, axis: int) -> tuple[Array, Array, Array]:
-    """The maximum, three times."""
+def _maximum(z: Array, axis: int) -> tuple[Array, Array, Array, Array]:
+    """The maximum, four times; the first one as it is."""
     m, largest = jnp.max(z, axis, keepdims=True), jnp.finfo(z.dtype).max
-    return m, jnp.minimum(m, largest), jnp.maximum(m, -largest)
+    return m, jnp.minimum(m, largest), jnp.maximum(m, -largest), jnp.clip(m, -largest, largest)
 
 
 def _top(z: Array, axis: int, m: Array) -> Array:
@@ -166,13 +166,13 @@ _label_loss = _loss(_label_formula, _label_value, _label_slopes)
 
 
 def _dense_parts(t: Array, z: Array, axis: int) -> tuple[Array, ...]:
-    m, m_top, m_loss = _maximum(z, axis)
+    m, m_top, m_loss, m_slope = _maximum(z, axis)
     top = _top(z, axis, m_top)
     others = jnp.sum(jnp.exp(z - m) * _but(top, z, axis), axis, keepdims=True)
     largest = jnp.finfo(z.dtype).max
     most = jnp.minimum(jnp.abs(t) * largest, largest) * largest  # ∞; 0 where t = 0, and an infinite cost is none
     loss = jnp.sum(t * jnp.minimum((m_loss - z) + jnp.log1p(others), most), axis)
-    return loss, top, others, m_loss
+    return loss, top, others, m_slope
 
 
 def _dense_value(t: Array, z: Array, axis: int) -> Array:
@@ -187,7 +187,7 @@ def _dense_slopes(t: Array, z: Array, axis: int, wanted: tuple[bool, bool]) -> A
     if wanted[1]:
         index = top.astype("int32")
         t_top, scale = _at(t, index, axis), 1 / (1 + others)
-        t_others = jnp.sum(t * _but(top, z, axis, scale=2), axis, keepdims=True)
+        t_others = jnp.sum(t * _but(top, z, axis, 2), axis, keepdims=True) / 2
         of_top = (t_others - t_top * others) * scale
         is_top = lax.broadcasted_iota("int32", z.shape, axis) == index
         of_pred = jnp.where(is_top, of_top, jnp.exp(z - m) * ((t_others + t_top) * scale) - t)

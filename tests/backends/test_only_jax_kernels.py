@@ -1,4 +1,4 @@
-"""The kernels of JAX: in use, equal to the formulas, of any order and mode of derivative, without arrays of classes."""
+"""The kernels of JAX: equal to the formulas, derivatives of any order and mode, and no arrays of classes stored."""
 
 from __future__ import annotations
 
