@@ -671,10 +671,19 @@ _register_vmap(kl_from_logits_slope)
 # Kernels as lossbridge.backend defines them: `plain` is not needed, since the operators differentiate the formula.
 
 
+@torch.compiler.assume_constant_result  # it is: what is compiled belongs to one nesting
+def _nested() -> bool:
+    """Whether more than one transform of torch.func is at work."""
+    return bool(torch._C._functorch.get_dynamic_layer_stack_depth() > 1)
+
+
 def _softmax_loss(losses: Any, target: Any, pred: Any, axis: int, kept: Any, option: float, *arrays: Any) -> Any:
     """The losses of rows, in the shape of the samples; None where the formula is to be used."""
     forward_mode = torch.autograd.forward_ad._current_level >= 0  # operators have no such derivative
     if forward_mode or pred.dtype not in DTYPES or pred.shape[axis] == 0:
+        return None
+    # torch.compile loses derivatives of derivatives of an autograd.Function, without a word.
+    if torch.compiler.is_compiling() and _nested():
         return None
     classes = pred.shape[axis]
     sample_shape = pred.shape[:axis] + pred.shape[axis + 1 :]

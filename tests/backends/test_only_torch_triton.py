@@ -456,6 +456,28 @@ def interpreted_compiled(fast, name: str) -> None:
         assert torch.equal(got, wanted)
 
 
+@pytest.mark.parametrize("name", ["smoothed labels", "divergence"])
+def interpreted_compiled_transforms(name: str) -> None:
+    target, z = problem(name, 3, 5)
+    loss = LOSSES[name]
+
+    def slope(z):
+        return torch.func.grad(loss, argnums=1)(target, z)
+
+    functions = [
+        lambda z: torch.vmap(lambda z: loss(target, z))(torch.stack([z, 2 * z])),
+        lambda z: torch.vmap(slope)(torch.stack([z, 2 * z])),
+        lambda z: torch.func.grad(lambda z: slope(z).square().sum())(z),
+        lambda z: torch.func.jacrev(slope)(z),
+        lambda z: torch.func.hessian(lambda z: loss(target, z))(z),
+        lambda z: torch.func.jvp(slope, (z,), (torch.ones_like(z),))[1],
+    ]
+    for function in functions:
+        torch.compiler.reset()
+        compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(z), function(z), rtol=1e-5, atol=1e-6)
+
+
 def interpreted_exported(fast) -> None:
     class Model(torch.nn.Module):
         def forward(self, target, logits):
