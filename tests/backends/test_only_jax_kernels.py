@@ -44,7 +44,7 @@ def without(monkeypatch):
 
 @each
 @pytest.mark.parametrize("v", [2, 3, 31, 32, 33, 1000])
-@pytest.mark.parametrize("n", [0, 1, 7])
+@pytest.mark.parametrize("n", [0, 7])
 def test_equal_to_the_formula(without, loss, options, n, v) -> None:
     target, z = problem(loss, n, v)
     value_and_grad = jax.value_and_grad(lambda z: loss_of(loss, **options)(target, z))
@@ -140,8 +140,6 @@ def test_derivatives_of_the_second_order_in_every_mode(loss, options) -> None:
         numeric = (slope(z + step) - slope(z - step)) / 2e-6
         for hessian in hessians:
             np.testing.assert_allclose(hessian.reshape(8, 2, 4), numeric, rtol=1e-6, atol=1e-8)
-        third = jax.jacfwd(jax.hessian(function))(z)
-        assert np.isfinite(third).all()
 
 
 def test_derivatives_of_both_arguments() -> None:
@@ -179,3 +177,10 @@ def test_probabilities_and_too_many_classes_are_left_to_the_formula(monkeypatch)
     assert call(from_logits=True) is not None
     monkeypatch.setattr(kernels, "MOST_CLASSES", 4)
     assert call(from_logits=True) is None
+
+
+def test_one_class_costs_nothing() -> None:
+    """The losses refuse it, some of `compat` take it."""
+    z = jnp.array([[3.0], [-2.0]])
+    losses = kernels.label_log_loss(None, jnp.zeros(2, "int32"), z, 1, None, from_logits=True, epsilon=0.0)
+    np.testing.assert_array_equal(losses, [0, 0])
