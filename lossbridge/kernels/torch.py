@@ -216,7 +216,8 @@ def _labels_fill(label_smoothing: float) -> Fill:
         cost = torch.where(leads, rest, below + rest)
         if spread is not None:
             share = label_smoothing / x.shape[1]
-            cost = (1 - label_smoothing) * cost + (share * spread + label_smoothing * rest)
+            smoothed = share * spread + label_smoothing * rest
+            cost = smoothed if label_smoothing == 1 else (1 - label_smoothing) * cost + smoothed  # 0·∞ = 0
         if wanted:
             p.div_(total)
             if label_smoothing:

@@ -187,7 +187,11 @@ def test_replaces_the_class_of_torch(name, data) -> None:
 def test_constructor_and_state_are_those_of_torch(name) -> None:
     ours, theirs = getattr(lt, name), getattr(nn, name)
     assert issubclass(ours, theirs)
-    signatures = [inspect.signature(cls.__init__).parameters for cls in (ours, theirs)]
+    signatures = [dict(inspect.signature(cls.__init__).parameters) for cls in (ours, theirs)]
+    added = [name for name, p in signatures[0].items() if p.kind is p.KEYWORD_ONLY]
+    assert added == (["inplace_gradient"] if name == "CrossEntropyLoss" else [])
+    for option in added:
+        assert signatures[0].pop(option).default is False
     assert list(signatures[0]) == list(signatures[1])
     assert [p.default for p in signatures[0].values()] == [p.default for p in signatures[1].values()]
     if "weight" in signatures[0]:
