@@ -62,11 +62,13 @@ def at(b: Backend, one_hot: Array, x: Array, axis: int) -> Array:
     return b.sum(b.where(one_hot, x, 0.0), axis, keepdims=True)
 
 
-def softplus(b: Backend, x: Array) -> tuple[Array, Array]:
-    """log(1 + exp −x) and log(1 + exp x), to full relative accuracy on both sides, with the right slopes also at 0."""
+def softplus(b: Backend, x: Array) -> Array:
+    """log(1 + exp x), to full relative accuracy on both sides, with gradient sigmoid(x) also at 0.
+
+    −x and x take one logarithm each: at 0 their slopes then cancel exactly, also where a framework's reciprocal is off.
+    """
     positive = x > 0
-    rest = b.log1p(b.exp(b.where(positive, -x, x)))
-    return b.where(positive, rest, rest - x), b.where(positive, x + rest, rest)
+    return b.where(positive, x, 0.0) + b.log1p(b.exp(b.where(positive, -x, x)))
 
 
 def sigmoid(b: Backend, x: Array) -> tuple[Array, Array]:
@@ -223,9 +225,8 @@ def bernoulli_log_loss(
     if weight is not None:
         positive, negative = weight * positive, weight * negative
     if from_logits:
-        cost_positive, cost_negative = softplus(b, pred)
-        cost_positive = affordable(b, positive, cost_positive)
-        cost_negative = affordable(b, negative, cost_negative)
+        cost_positive = affordable(b, positive, softplus(b, -pred))
+        cost_negative = affordable(b, negative, softplus(b, pred))
     else:
         p = clip(b, pred, epsilon, 1 - epsilon)
         cost_positive = log_cost(b, positive, p)

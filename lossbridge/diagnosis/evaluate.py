@@ -275,7 +275,7 @@ def _activated(c: Convention, pred: Any) -> tuple[Any, Any, Any]:
         costs = formulas.softmax_costs(b, x, 1)
         return b.exp(-costs), costs, None
     if c.activation.startswith("sigmoid"):
-        return (formulas.sigmoid(b, x)[0], *formulas.softplus(b, x))
+        return formulas.sigmoid(b, x)[0], formulas.softplus(b, -x), formulas.softplus(b, x)
     return (b.exp(x), -x, None) if c.activation == "exp" else (x, None, None)
 
 
