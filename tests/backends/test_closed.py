@@ -1,0 +1,122 @@
+"""The closed forms for kernels, called directly: every case that they are of, and random rows, by the reference."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from lossbridge import reference
+from lossbridge.kernels import closed
+from lossbridge.parity.cases import Case, cases
+
+FORMS = {
+    ("categorical_crossentropy", True): (closed.dense_value, closed.dense_slopes),
+    ("binary_crossentropy", False): (closed.bernoulli_value, closed.bernoulli_slopes),
+    ("binary_crossentropy", True): (closed.bernoulli_value, closed.bernoulli_slopes),
+    ("log_loss", False): (closed.bernoulli_value, closed.bernoulli_slopes),
+    ("log_loss", True): (closed.bernoulli_value, closed.bernoulli_slopes),
+    ("kl_divergence", False): (closed.kl_value, closed.kl_slopes),
+    ("kl_divergence", True): (closed.kl_of_logits_value, closed.kl_of_logits_slopes),
+    ("distillation_loss", None): (closed.kl_of_logits_value, closed.kl_of_logits_slopes),
+}
+OF_SAMPLES = ("sample_weight", "mask", "normalizer", "reduction")
+
+
+def key(case: Case) -> tuple[str, bool | None]:
+    return case.loss, case.options.get("from_logits")
+
+
+CASES = [
+    case
+    for case in cases()
+    if key(case) in FORMS
+    and case.y_true.ndim == case.y_pred.ndim
+    and not set(OF_SAMPLES[:3]) & set(case.options)
+    and case.dtype in ("float32", "float64")
+    and 0 < case.y_pred.size < 10**4
+]
+
+
+def taken(case: Case) -> dict[str, object]:
+    """The options that its closed form takes."""
+    options = {name: x for name, x in case.options.items() if name not in (*OF_SAMPLES, "axis")}
+    value_of, _ = FORMS[key(case)]
+    if value_of is not closed.bernoulli_value:
+        options.pop("from_logits", None)
+    return {"epsilon": 1e-7} | options if value_of in (closed.bernoulli_value, closed.kl_value) else options
+
+
+def assert_right(lib, case: Case) -> None:
+    b, given = lib.b, {name: x for name, x in case.options.items() if name != "reduction"}
+    exact = getattr(reference, case.loss)(
+        case.y_true, case.y_pred, **given, reduction="none", precision=case.compute_dtype
+    )
+    value_of, slopes_of = FORMS[key(case)]
+    unit = 2.0**-52 if case.dtype == "float64" else 2.0**-23
+    axis = None if case.axis is None else case.axis % case.y_pred.ndim
+    with b.scope(case.dtype, "cpu"), b.quiet():
+        along = [-1 if i == axis else 1 for i in range(case.y_pred.ndim)]
+        options = {
+            name: b.place(x.reshape(along), case.dtype, "cpu") if isinstance(x, np.ndarray) else x
+            for name, x in taken(case).items()
+        }
+        target, pred = (b.place(x, case.dtype, "cpu") for x in (case.y_true, case.y_pred))
+        value, known = value_of(b, target, pred, axis, **options)
+        of_target, of_pred = slopes_of(b, target, pred, axis, known, (True, True), **options)
+        assert slopes_of(b, target, pred, axis, known, (False, False), **options) == (None, None)
+        value, of_target, of_pred = (b.to_numpy(x).astype(np.float64) for x in (value, of_target, of_pred))
+    truth, finite = np.asarray(exact.value), np.isfinite(exact.value)
+    np.testing.assert_array_equal(np.isnan(value), np.isnan(truth))
+    np.testing.assert_array_equal(value[~finite], truth[~finite])
+    value, judged = value[finite], truth[finite]
+    if case.options.get("reduction") != "none" and value.size:  # what its tolerance is meant for
+        value, judged = value.mean(), judged.mean()
+    size = np.maximum(np.abs(judged), case.tolerance.scale)
+    assert (np.abs(value - judged) <= case.tolerance.value * unit * size + 1e-37).all()
+    rows = np.ones_like(case.y_pred, bool) & (finite if axis is None else np.expand_dims(finite, axis))
+    # A slope for the target is made of logarithms; XLA's log1p is off by 100 units in float64.
+    of_both = ((of_pred, exact.gradient, 0.0, 1), (of_target, exact.target_gradient, truth, 4))
+    for slope, true_slope, least, factor in of_both:
+        with np.errstate(invalid="ignore"):
+            least = least if axis is None or np.ndim(least) == 0 else np.expand_dims(least, axis)
+            largest = np.abs(true_slope).max(-1 if axis is None else axis, keepdims=True)
+            allowed = factor * case.tolerance.gradient * unit * np.maximum(largest, np.abs(least))
+            off = np.abs(slope - true_slope) - allowed
+            assert not ((off > 1e-37) & rows & np.isfinite(largest)).any()
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.loss}-{case.name}")
+def test_every_case(lib, case: Case) -> None:
+    assert_right(lib, case)
+
+
+@pytest.mark.parametrize("loss", ["kl_divergence", "distillation_loss"])
+@pytest.mark.parametrize("spread", [0.1, 3.0])
+def test_divergences_of_rows_at_any_distance(lib, loss, spread) -> None:
+    rng = np.random.default_rng(1)
+    z = spread * rng.normal(size=(60, 33))
+    x = z + np.logspace(-6, 2, 60)[:, None] * rng.normal(size=(60, 33))
+    template = next(case for case in CASES if case.loss == loss and key(case)[1] in (True, None))
+    options = {"from_logits": True} if loss == "kl_divergence" else {"temperature": 2.0}
+    z, x = z.astype(np.float32), x.astype(np.float32)
+    assert_right(lib, Case("any distance", loss, z, x, options | {"reduction": "none"}, "float32", template.tolerance))
+
+
+def test_divergences_of_probabilities_at_any_distance(lib) -> None:
+    rng = np.random.default_rng(2)
+    t = rng.dirichlet(np.full(33, 0.3), 60)
+    p = t * np.exp(np.logspace(-6, 1, 60)[:, None] * rng.normal(size=(60, 33)))
+    t, p = t.astype(np.float32), (p / p.sum(1, keepdims=True)).astype(np.float32)
+    template = next(case for case in CASES if key(case) == ("kl_divergence", False))
+    assert_right(
+        lib,
+        Case(
+            "any distance",
+            "kl_divergence",
+            t,
+            p,
+            {"from_logits": False, "reduction": "none"},
+            "float32",
+            template.tolerance,
+        ),
+    )
