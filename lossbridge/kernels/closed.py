@@ -39,11 +39,13 @@ def dense_value(
 ) -> tuple[Array, Known]:
     weight = _class_weights(b, target, logits, axis, label_smoothing, class_weight)
     m = b.max(logits, axis)
-    k = b.argmax(logits, axis)
-    s = b.sum(b.where(b.one_hot(k, logits, axis), 0.0, b.exp(logits - m)), axis, keepdims=True) + (m - m)
+    # A class that shares the maximum counts 1: s is exact without the index of one that has it.
+    is_top = logits == m
+    s = b.sum(b.where(is_top, 0.0, b.exp(logits - m)), axis, keepdims=True)
+    s = s + (b.sum(b.cast(is_top, b.dtype(logits)), axis, keepdims=True) - 1) + (m - m)
     mass = b.sum(weight, axis, keepdims=True)
     fall = b.sum(b.where(weight == 0, 0.0, weight * (m - logits)), axis, keepdims=True)
-    return b.squeeze(fall + mass * b.log1p(s), axis), (k, m, s, mass)
+    return b.squeeze(fall + mass * b.log1p(s), axis), (m, s, mass)
 
 
 def dense_slopes(
@@ -57,16 +59,16 @@ def dense_slopes(
     label_smoothing: float = 0.0,
     class_weight: Array | None = None,
 ) -> Slopes:
-    k, m, s, mass = known
+    m, s, mass = known
     weight = _class_weights(b, target, logits, axis, label_smoothing, class_weight)
     of_target = of_pred = None
     if wanted[0]:
         of_target = formulas.affordable(b, weight, (m - logits) + b.log1p(s)) * (1 - label_smoothing)
         of_target = of_target if class_weight is None else class_weight * of_target
     if wanted[1]:
-        top = b.one_hot(k, logits, axis)
-        others = b.sum(b.where(top, 0.0, weight), axis, keepdims=True)
-        of_pred = b.where(top, (others - weight * s) / (1 + s), b.exp(logits - m) * (mass / (1 + s)) - weight)
+        leads = (logits == m) & (s < 1)
+        others = b.sum(b.where(leads, 0.0, weight), axis, keepdims=True)
+        of_pred = b.where(leads, (others - weight * s) / (1 + s), b.exp(logits - m) * (mass / (1 + s)) - weight)
     return of_target, of_pred
 
 
@@ -224,10 +226,10 @@ def kl_of_logits_value(
     b: Backend, target: Array, logits: Array, axis: int, *, temperature: float = 1.0
 ) -> tuple[Array, Known]:
     m_t, m_p = b.max(target, axis), b.max(logits, axis)
-    total_t = b.sum(b.exp(_scaled(target - m_t, temperature)), axis, keepdims=True)
-    total_p = b.sum(b.exp(_scaled(logits - m_p, temperature)), axis, keepdims=True)
-    shift = b.log(total_p) - b.log(total_t)
-    t, p, delta = _two_sides(b, target, logits, (m_t, m_p, total_t, shift), temperature)
+    log_t = b.log(b.sum(b.exp(_scaled(target - m_t, temperature)), axis, keepdims=True))
+    log_p = b.log(b.sum(b.exp(_scaled(logits - m_p, temperature)), axis, keepdims=True))
+    shift = log_p - log_t
+    t, p, delta = _two_sides(b, target, logits, (m_t, m_p, log_t, shift), temperature)
     first = b.where(t == 0, 0.0, t * delta)
     near = b.abs(delta) < 1
     terms = b.where(near, t * _remainder(b, b.where(near, delta, 0.0)), first + (p - t))
@@ -236,7 +238,7 @@ def kl_of_logits_value(
     drift = b.where(close, value - b.sum(first, axis, keepdims=True), 0.0)  # exp(−η) − 1
     value = b.where(close, value - drift * drift * (0.5 - drift * (1 / 3 - drift * 0.25)), value)
     value = b.where(value < 0, 0.0, value)
-    return temperature**2 * b.squeeze(value, axis), (m_t, m_p, total_t, shift + b.log1p(drift), value)
+    return temperature**2 * b.squeeze(value, axis), (m_t, m_p, log_t, shift + b.log1p(drift), value)
 
 
 def kl_of_logits_slopes(
@@ -267,13 +269,13 @@ def _scaled(x: Array, temperature: float) -> Array:
 
 def _two_sides(b: Backend, target: Array, logits: Array, rows: Known, temperature: float) -> tuple[Array, Array, Array]:
     """t, p and log(t/p), with the same η. Both orders of subtraction are right, that of smaller numbers is exacter."""
-    m_t, m_p, total_t, shift = rows
+    m_t, m_p, log_t, shift = rows
     down_t, down_p, across, across_top = target - m_t, logits - m_p, target - logits, m_t - m_p
     across_is_smaller = b.abs(across) + b.abs(across_top) < b.abs(down_t) + b.abs(down_p)
-    delta = _scaled(b.where(across_is_smaller, across - across_top, down_t - down_p), temperature) + shift
-    t = b.exp(_scaled(down_t, temperature)) / total_t
-    p = b.exp(_scaled(down_p, temperature)) * (b.exp(-shift) / total_t)
-    return t, p, delta
+    delta = _scaled(b.where(across_is_smaller, across - across_top, down_t - down_p), temperature)
+    # (A compiler would keep an array of exp(down) beside that of its sum, if the two began alike.)
+    t, p = b.exp(_scaled(down_t, temperature) - log_t), b.exp(_scaled(down_p, temperature) - (log_t + shift))
+    return t, p, delta + shift
 
 
 def _remainder(b: Backend, x: Array) -> Array:

@@ -24,6 +24,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from lossbridge.kernels import torch_compiled
+
 # Elements of a block: 2 MiB of float32, the size of two cores' caches.
 BLOCK = 1 << 19
 # Up to so many elements a few operations of PyTorch on float64 are quicker than a sweep.
@@ -489,12 +491,17 @@ _SWEEPS: dict[str, Callable[..., Tensor | None]] = {
 TRITON = os.environ.get("LOSSBRIDGE_TRITON") == "1"
 
 
-def _by_device(name: str, sweep: Callable[..., Tensor | None]) -> Callable[..., Tensor | None]:
+def _road(name: str, sweep: Callable[..., Tensor | None]) -> Callable[..., Tensor | None]:
+    """By the device, and whether the compiler is at work."""
+
     def kernel(*arrays: Any, inplace_gradient: bool = False, **options: Any) -> Tensor | None:
         if arrays[2].device.type == "cuda" and TRITON:
             from lossbridge.kernels import triton
 
             return triton.KERNELS[name](*arrays, **options) if name in triton.KERNELS else None
+        if torch.compiler.is_compiling():
+            closed = torch_compiled.KERNELS.get(name)
+            return None if closed is None or not torch_compiled.differentiable_once() else closed(*arrays, **options)
         if inplace_gradient:
             options["inplace_gradient"] = True
         return sweep(*arrays, **options)
@@ -502,4 +509,4 @@ def _by_device(name: str, sweep: Callable[..., Tensor | None]) -> Callable[..., 
     return kernel
 
 
-KERNELS = {name: _by_device(name, sweep) for name, sweep in _SWEEPS.items()}
+KERNELS = {name: _road(name, sweep) for name, sweep in _SWEEPS.items()}
