@@ -280,7 +280,9 @@ def _two_sides(b: Backend, target: Array, logits: Array, rows: Known, temperatur
 
 def _remainder(b: Backend, x: Array) -> Array:
     """x + exp(−x) − 1 of |x| ≤ 1."""
-    return x * x * _polynomial(x, _REMAINDER[: 18 if b.dtype(x) == "float64" else 10])
+    return x * x * _polynomial(x, remainder_series(b.dtype(x)))
 
 
-_REMAINDER = [(-1) ** n / math.factorial(n + 2) for n in range(18)]
+def remainder_series(dtype: str) -> list[float]:
+    """exp(−x) − 1 + x = x² Σ_n (−x)^n / (n + 2)!, to the last digit for |x| ≤ 1."""
+    return [(-1) ** n / math.factorial(n + 2) for n in range(18 if dtype == "float64" else 10)]

@@ -1,9 +1,9 @@
 """PyTorch on CPUs, eager: losses and their gradients in one sweep over blocks that stay in the cache. Defines no loss.
 
 A sweep goes through the predictions once. For each block of rows it computes the per-sample losses and, where a
-gradient is wanted, writes d loss / d prediction into the one large buffer that is allocated; backward multiplies that
-buffer by the gradient that arrives. PyTorch's own losses allocate three such buffers, and to fill a fresh one costs
-more than the arithmetic.
+gradient is wanted, writes d loss / d prediction into the one large buffer that is allocated, times what a mean will
+send back; backward multiplies that buffer only where something else arrives. PyTorch's own losses allocate three such
+buffers, and to fill a fresh one costs more than the arithmetic.
 
 torch.softmax is the fastest way to an exponential (torch.exp takes twice as long), but its sums of long rows lose
 digits: every sweep divides by the sum of what it returned, which is nearly 1 and summed pairwise.
@@ -24,15 +24,17 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from lossbridge.kernels import torch_compiled
+from lossbridge.backends import torch as b
+from lossbridge.kernels import closed, torch_compiled
 
 # Elements of a block: 2 MiB of float32, the size of two cores' caches.
 BLOCK = 1 << 19
 # Up to so many elements a few operations of PyTorch on float64 are quicker than a sweep.
 SMALL = 1 << 12
 
-# (block of predictions, where its gradient goes, whether it is wanted, blocks of further arrays) -> losses. The classes
-# lie along axis 1 of two or three, and stay there with size 1 in what is per sample.
+# (block of predictions, where its gradient goes, what multiplies it, blocks of further arrays) -> losses. No gradient
+# is wanted where it is multiplied by 0. The classes lie along axis 1 of two or three, and stay there with size 1 in
+# what is per sample.
 Fill = Callable[..., Tensor]
 Plain = Callable[[Tensor, Tensor], Tensor]
 Block = tuple[slice, ...]
@@ -74,31 +76,47 @@ class _Sweep:
         self.samples = samples
         self.dense = dense
 
-    def __call__(self, pred: Tensor, wanted: bool, in_place: bool = False) -> tuple[Tensor, Tensor | None]:
-        """The losses, and if wanted the gradient of each in the predictions' dtype; `in_place`: written over them."""
+    def expected(self, pred: Tensor) -> float:
+        """What flows back to each loss where only their mean is taken: 1 / their number.
+
+        It is multiplied in while the gradient is in the cache. Not in float16, which has not the range.
+        """
+        if pred.dtype == torch.float16:
+            return 1.0
+        samples = pred.numel() if self.axis is None else pred.numel() // pred.shape[self.axis]
+        return 1 / max(1, samples if self.kept is None else int(self._kept(pred).count_nonzero()))
+
+    def __call__(self, pred: Tensor, upstream: float, in_place: bool = False) -> tuple[Tensor, Tensor | None]:
+        """The losses, and their gradients times `upstream` (where it is 0, none) in the predictions' dtype.
+
+        `in_place`: written over them.
+        """
         shape, samples_shape = self._shapes(pred)
         dtype = pred.dtype if pred.dtype == torch.float64 else torch.float32
         rows = pred.reshape(shape)
         loss = torch.empty(samples_shape, dtype=dtype)
         gradient = None
-        if wanted:
+        if upstream:
             gradient = rows if in_place else torch.empty(shape, dtype=pred.dtype)
         further = [x.reshape(samples_shape) for x in self.samples] + [x.reshape(shape) for x in self.dense]
-        kept = None if self.kept is None else self.kept.expand(self.of_samples(pred.shape)).reshape(samples_shape)
+        kept = None if self.kept is None else self._kept(pred).reshape(samples_shape)
         for block in _blocks(shape):
             x = rows[block]
             direct = gradient is not None and gradient.dtype == dtype
             slope = gradient[block] if direct and gradient is not None else torch.empty(x.shape, dtype=dtype)
-            loss[block] = self.fill(x, slope, wanted, *(y[block] for y in further))
+            loss[block] = self.fill(x, slope, upstream, *(y[block] for y in further))
             if gradient is not None and kept is not None:
                 _clear(slope, kept[block])
             if gradient is not None and not direct:
                 gradient[block] = slope
         return loss.view(self.of_samples(pred.shape)), gradient
 
-    def scaled(self, gradient: Tensor, upstream: Tensor, shape: torch.Size) -> Tensor:
-        """The gradient of the losses, times what flows back to them, in place; of that shape."""
-        factor = upstream.reshape((*gradient.shape[:1], 1, *gradient.shape[2:]))
+    def scaled(self, gradient: Tensor, expected: float, upstream: Tensor, shape: torch.Size) -> Tensor:
+        """The gradients of the losses times `expected`, now times what flows back to them, in place; of that shape."""
+        arrived = upstream if self.kept is None else upstream[self.kept.expand(upstream.shape)]
+        if bool((arrived == expected).all()):
+            return gradient.view(shape)
+        factor = upstream.reshape((*gradient.shape[:1], 1, *gradient.shape[2:])) / expected
         if gradient.dtype == factor.dtype:
             gradient.mul_(factor)
         else:  # in blocks: PyTorch multiplies tensors of two dtypes thirty times slower
@@ -108,6 +126,10 @@ class _Sweep:
 
     def of_samples(self, shape: torch.Size) -> torch.Size:
         return shape if self.axis is None else shape[: self.axis] + shape[self.axis + 1 :]
+
+    def _kept(self, pred: Tensor) -> Tensor:
+        assert self.kept is not None
+        return self.kept.expand(self.of_samples(pred.shape))
 
     def _shapes(self, pred: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Of the predictions with the classes along axis 1, and of what is per sample."""
@@ -145,7 +167,8 @@ class _Swept(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, pred: Tensor, sweep: _Sweep, plain: Callable[[Tensor], Tensor], in_place: bool) -> Tensor:
-        loss, ctx.gradient = sweep(pred, True, in_place)
+        ctx.expected = sweep.expected(pred)
+        loss, ctx.gradient = sweep(pred, ctx.expected, in_place)
         ctx.sweep, ctx.plain, ctx.in_place, ctx.shape = sweep, plain, in_place, pred.shape
         if not in_place:
             ctx.save_for_backward(pred)
@@ -164,13 +187,13 @@ class _Swept(torch.autograd.Function):
             if torch.is_grad_enabled():  # a second derivative will be asked for
                 return torch.autograd.grad(ctx.plain(pred), pred, upstream, create_graph=True)[0], None, None, None
             if gradient is None:
-                _, gradient = ctx.sweep(pred, True)
-        return ctx.sweep.scaled(gradient, upstream, ctx.shape), None, None, None
+                _, gradient = ctx.sweep(pred, ctx.expected)
+        return ctx.sweep.scaled(gradient, ctx.expected, upstream, ctx.shape), None, None, None
 
 
 def _swept(sweep: _Sweep, plain: Callable[[Tensor], Tensor], pred: Tensor, in_place: bool = False) -> Tensor:
     if not (torch.is_grad_enabled() and pred.requires_grad):
-        return sweep(pred, False)[0]
+        return sweep(pred, 0.0)[0]
     if in_place:
         _refuse_in_place(pred)
     return _Swept.apply(pred, sweep, plain, in_place)
@@ -199,40 +222,48 @@ def _softmax(x: Tensor, p: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return p, total, -torch.log(p.amax(1, keepdim=True) / total)
 
 
-def _labels_fill(label_smoothing: float) -> Fill:
-    def fill(x: Tensor, p: Tensor, wanted: bool, y: Tensor) -> Tensor:
+def _labels_fill(label_smoothing: float, in_place: bool) -> Fill:
+    def fill(x: Tensor, p: Tensor, upstream: float, y: Tensor) -> Tensor:
         x = x.to(p.dtype)
-        top = x.amax(1, keepdim=True)
-        below = top - x.gather(1, y)
-        spread = (top - x).sum(1, keepdim=True) if label_smoothing else None  # before the gradient is written over x
+        z = x.gather(1, y)
+        # What the softmax may be written over, and smoothing or a lost digit will ask for.
+        top = x.amax(1, keepdim=True) if in_place or label_smoothing else None
+        spread = (top - x).sum(1, keepdim=True) if label_smoothing and top is not None else None
         torch.softmax(x, 1, out=p)
         of_label = p.gather(1, y)
-        largest = p.amax(1, keepdim=True)
+        largest = p.amax(1, keepdim=True) if top is not None else None
         p.scatter_(1, y, 0.0)
         others = p.sum(1, keepdim=True)
         total = others + of_label
         others = others / total
-        # log Σ exp(x − top); where the label leads, from the others' share.
         leads = of_label > 0.5
-        rest = torch.where(leads, -torch.log1p(-others), -torch.log(largest / total))
-        cost = torch.where(leads, rest, below + rest)
-        if spread is not None:
-            share = label_smoothing / x.shape[1]
-            smoothed = share * spread + label_smoothing * rest
-            cost = smoothed if label_smoothing == 1 else (1 - label_smoothing) * cost + smoothed  # 0·∞ = 0
-        if wanted:
-            p.div_(total)
+        cost = torch.where(leads, -torch.log1p(-others), -torch.log(of_label / total))
+        if spread is not None or not (of_label > _SMALLEST).all():
+            if top is None or largest is None:
+                top, largest = x.amax(1, keepdim=True), torch.maximum(p.amax(1, keepdim=True), of_label)
+            rest = torch.where(leads, cost, -torch.log(largest / total))  # log Σ exp(x − top)
+            cost = torch.where(leads, cost, top - z + rest)
+            if spread is not None:
+                smoothed = label_smoothing * (spread / x.shape[1] + rest)
+                cost = smoothed if label_smoothing == 1 else (1 - label_smoothing) * cost + smoothed  # 0·∞ = 0
+        if upstream:
+            p.mul_(upstream / total)
             if label_smoothing:
-                p.sub_(share)
+                share = label_smoothing / x.shape[1]
+                p.sub_(share * upstream)
                 others = others - label_smoothing + share
-            p.scatter_(1, y, -others)
+            p.scatter_(1, y, -others * upstream)
         return cost
 
     return fill
 
 
+# Of what is no less, a softmax in float32 has all its digits.
+_SMALLEST = 1e-30
+
+
 def _dense_fill(label_smoothing: float, class_weight: Tensor | None) -> Fill:
-    def fill(x: Tensor, p: Tensor, wanted: bool, t: Tensor) -> Tensor:
+    def fill(x: Tensor, p: Tensor, upstream: float, t: Tensor) -> Tensor:
         weight = t.to(p.dtype)
         if label_smoothing:
             weight = weight * (1 - label_smoothing) + label_smoothing / x.shape[1]
@@ -259,11 +290,11 @@ def _dense_fill(label_smoothing: float, class_weight: Tensor | None) -> Fill:
         if not loss.sum().isfinite():  # 0·∞ = 0
             cost = torch.where((weight == 0) & (below == math.inf), 0.0, weight * below).sum(1, keepdim=True)
             loss = cost + mass * rest
-        if wanted:
-            p.mul_(mass / total).sub_(weight)
+        if upstream:
+            p.mul_(mass / total * upstream).sub_(weight, alpha=upstream)
             if top is not None:
                 exact = weight.scatter(1, top, 0.0).sum(1, keepdim=True) - others * mass
-                p.scatter_(1, top, torch.where(leads, exact, p.gather(1, top)))
+                p.scatter_(1, top, torch.where(leads, exact * upstream, p.gather(1, top)))
         return loss
 
     return fill
@@ -272,7 +303,8 @@ def _dense_fill(label_smoothing: float, class_weight: Tensor | None) -> Fill:
 def _divergence_fill(temperature: float) -> Fill:
     """T² KL(t ‖ p) of t = softmax(z/T), p = softmax(x/T)."""
 
-    def fill(x: Tensor, p: Tensor, wanted: bool, z: Tensor) -> Tensor:
+    def fill(x: Tensor, p: Tensor, upstream: float, z: Tensor) -> Tensor:
+        scale = upstream * temperature
         x, z = (y.to(p.dtype) if temperature == 1 else y.to(p.dtype) / temperature for y in (x, z))
         ratio = (z - z.amax(1, keepdim=True)).sub_(x - x.amax(1, keepdim=True))
         t, total_t, rest_t = _softmax(z, torch.empty_like(p))
@@ -281,8 +313,8 @@ def _divergence_fill(temperature: float) -> Fill:
         # Σ t log(t/p), where log(t/p) is `ratio` less what is the same for all classes.
         mean = ratio.mul_(t).sum(1, keepdim=True)
         loss = mean - (rest_t - rest)
-        if wanted:
-            p.div_(total).sub_(t)
+        if upstream:
+            p.mul_(scale / total).sub_(t, alpha=scale)
         # Where the two differ by little it has no digits left.
         close = (~(loss >= 0.1 * (1 + mean.abs()))).squeeze(1)
         if close.any():
@@ -290,12 +322,10 @@ def _divergence_fill(temperature: float) -> Fill:
             values, slope = _near_divergence(z, x, t)
             exact = ~values.isfinite()
             if exact.any():
-                values[exact], slope[exact] = _exact_divergence(z[exact], x[exact])
+                values[exact], slope[exact] = _any_divergence(z[exact], x[exact])
             loss.squeeze(1)[close] = values
-            if wanted:
-                p.movedim(1, -1)[close] = slope
-        if wanted and temperature != 1:
-            p.mul_(temperature)
+            if upstream:
+                p.movedim(1, -1)[close] = slope.mul_(scale)
         return loss if temperature == 1 else temperature**2 * loss
 
     return fill
@@ -312,57 +342,106 @@ def _near_divergence(z: Tensor, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     a.sub_(mean)
     farthest = a.abs().amax(1, keepdim=True)
     near = (farthest <= 1) & (mean.abs() <= 8 * farthest)
-    f = torch.full_like(a, _SERIES[-1])
-    for coefficient in _SERIES[-2::-1]:
+    series = closed.remainder_series(str(x.dtype).removeprefix("torch."))
+    f = torch.full_like(a, series[-1])
+    for coefficient in series[-2::-1]:
         f.mul_(a).add_(coefficient)
     f.mul_(a).mul_(a)
     grown = torch.where(near, (t * f).sum(1, keepdim=True), math.nan)
     return torch.log1p(grown)[:, 0], t * (f - a - grown) / (1 + grown)
 
 
-# exp(−a) − 1 + a = a² Σ_n (−a)^n / (n + 2)!, to the last digit of float32 for |a| ≤ 1.
-_SERIES = [(-1) ** n / math.factorial(n + 2) for n in range(10)]
+def _any_divergence(z: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The same of any rows."""
+    loss, known = closed.kl_of_logits_value(b, z, x, 1)
+    return loss, closed.kl_of_logits_slopes(b, z, x, 1, known, (False, True))[1]
 
 
-def _exact_divergence(z: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """The same of any rows, in float64, where plain arithmetic has digits to spare."""
-    neither = (z == -math.inf) & (x == -math.inf)
-    log_t, log_p = torch.log_softmax(z.double(), 1), torch.log_softmax(x.double(), 1)
-    t, p = log_t.exp(), log_p.exp()
-    none = neither | (t == 0)
-    delta = log_t.masked_fill(none, 0.0) - log_p.masked_fill(none, 0.0)
-    near = delta.abs() < 0.25
-    terms = torch.where(near, t * (delta + torch.expm1(-delta.where(near, 0.0))), t * delta + (p - t))
-    return terms.sum(1).to(x.dtype), (p - t).to(x.dtype)
+def _kl_fill(epsilon: float) -> Fill:
+    """Σ t log(t/p) of probabilities, both clipped to [ε, 1]."""
+
+    def fill(x: Tensor, p: Tensor, upstream: float, t: Tensor) -> Tensor:
+        x, t = x.to(p.dtype), t.to(p.dtype)
+        target, t = t, t.clamp(epsilon, 1)
+        ratio = t / x.clamp(epsilon, 1)
+        none = None if epsilon else t == 0  # 0·log 0 = 0
+        if none is not None:
+            ratio.masked_fill_(none, 0.0)
+        if upstream:
+            _clear_outside(torch.mul(ratio, -upstream, out=p), x, epsilon, 1.0)
+        if none is not None:
+            ratio.masked_fill_(none, 1.0)
+        loss = ratio.log_().mul_(t).sum(1, keepdim=True)
+        # Where the two differ by little it has no digits left; where the ratio overflows, it is not infinite.
+        close = (~(loss >= 0.1 * t.sum(1, keepdim=True).clamp_min(1)) | (loss == math.inf)).squeeze(1)
+        if close.any():
+            t, x = (y.movedim(1, -1)[close] for y in (target, x))
+            loss.squeeze(1)[close] = closed.kl_value(b, t, x, 1, epsilon=epsilon)[0]
+        return loss
+
+    return fill
 
 
 def _binary_fill(label_smoothing: float, pos_weight: Any, mean: bool) -> Fill:
-    """pos·softplus(−x) + neg·softplus(x), softplus(x) being max(x, 0) + log1p(exp −|x|)."""
+    """pos·softplus(−x) + neg·softplus(x), softplus(x) being max(x, 0) + log1p(exp −|x|).
 
-    def fill(x: Tensor, p: Tensor, wanted: bool, t: Tensor) -> Tensor:
-        x, positive = x.to(p.dtype), t.to(p.dtype)
-        negative = 1 - positive
-        if label_smoothing:
-            positive = positive * (1 - label_smoothing) + label_smoothing / 2
-            negative.mul_(1 - label_smoothing).add_(label_smoothing / 2)
+    Without comparisons of whole blocks: torch.where takes as long as twenty multiplications.
+    """
+
+    def fill(x: Tensor, p: Tensor, upstream: float, t: Tensor) -> Tensor:
+        x = x.to(p.dtype)
+        positive, negative = _trials(t.to(p.dtype), label_smoothing, pos_weight)
+        above = x.sign().clamp_min_(0)  # 1 where x > 0, else 0
+        against = torch.lerp(positive, negative, above)  # either of them, exactly
+        away = x.abs()
+        small = away.neg().sigmoid_()  # of p and 1 − p the smaller
+        loss = small.neg().log1p_().neg_()
         if pos_weight is not None:
-            positive = pos_weight * positive
-        above, below = torch.sigmoid(x), torch.sigmoid(-x)
-        loss = torch.minimum(above, below).neg_().log1p_().neg_()
-        if pos_weight is not None:
-            loss.mul_(positive + negative)
-        up, down = x.clamp_min(0), (-x).clamp_min(0)
-        loss.addcmul_(positive, down).addcmul_(negative, up)
-        if not loss.sum().isfinite():
-            none = (positive == 0) & (down == math.inf) | (negative == 0) & (up == math.inf)
-            loss.masked_fill_(none, 0.0)  # 0·∞ = 0, and the other cost is 0
-        if wanted:
-            torch.mul(negative, above, out=p).addcmul_(positive, below, value=-1)
-            if mean:
-                p.div_(x.shape[1])
+            both = positive + negative
+            loss.mul_(both)
+            small.mul_(both)
+        loss.addcmul_(against, away)
+        if not loss.sum().isfinite():  # 0·∞ = 0, and the other cost is 0
+            loss.masked_fill_((against == 0) & (away == math.inf), 0.0)
+        if upstream:
+            # Where x > 0 neg·(1 − small) − pos·small, else neg·small − pos·(1 − small).
+            scale = upstream / x.shape[1] if mean else upstream
+            torch.mul(small.sub_(against), above.mul_(-2 * scale).add_(scale), out=p)
         return loss.mean(1, keepdim=True) if mean else loss
 
     return fill
+
+
+def _binary_probabilities_fill(label_smoothing: float, pos_weight: Any, mean: bool, epsilon: float) -> Fill:
+    """−pos·log p − neg·log(1 − p), p clipped to [ε, 1 − ε] with ε > 0."""
+
+    def fill(x: Tensor, p: Tensor, upstream: float, t: Tensor) -> Tensor:
+        x = x.to(p.dtype)
+        positive, negative = _trials(t.to(p.dtype), label_smoothing, pos_weight)
+        share = x.clamp(epsilon, 1 - epsilon)
+        loss = torch.log(share).mul_(positive).addcmul_(torch.log1p(-share), negative).neg_()
+        if upstream:
+            scale = upstream / x.shape[1] if mean else upstream
+            torch.sub(negative.div_(1 - share), positive / share, out=p)
+            _clear_outside(p.mul_(scale), x, epsilon, 1 - epsilon)
+        return loss.mean(1, keepdim=True) if mean else loss
+
+    return fill
+
+
+def _clear_outside(slope: Tensor, x: Tensor, low: float, high: float) -> None:
+    """No gradient where x has been clipped, in place. (To look is cheap, to compare every entry is not.)"""
+    if x.amin() < low or x.amax() > high:
+        slope.masked_fill_((x < low) | (x > high), 0.0)
+
+
+def _trials(t: Tensor, label_smoothing: float, pos_weight: Any) -> tuple[Tensor, Tensor]:
+    """What counts for the outcome, and, in a tensor of its own, what against it."""
+    negative = 1 - t
+    if label_smoothing:
+        t = t * (1 - label_smoothing) + label_smoothing / 2
+        negative.mul_(1 - label_smoothing).add_(label_smoothing / 2)
+    return t if pos_weight is None else pos_weight * t, negative
 
 
 # The kernels.
@@ -390,7 +469,7 @@ def _of_labels(
     else:
         loss = None
     if loss is None:
-        sweep = _Sweep(_labels_fill(label_smoothing), axis, kept, samples=(labels,))
+        sweep = _Sweep(_labels_fill(label_smoothing, inplace_gradient), axis, kept, samples=(labels,))
         loss = _swept(sweep, partial(plain, target), pred, inplace_gradient)
     if class_weight is not None:
         weight = class_weight.reshape(-1)[labels]
@@ -438,13 +517,17 @@ def _kl_divergence(
     from_logits: bool,
     epsilon: float,
 ) -> Tensor | None:
-    return _distillation_loss(plain, target, pred, axis, kept, temperature=1.0) if from_logits else None
+    if from_logits:
+        return _distillation_loss(plain, target, pred, axis, kept, temperature=1.0)
+    if not _usable(target, pred, kept):
+        return None
+    return _swept(_Sweep(_kl_fill(epsilon), axis, kept, dense=(target,)), partial(plain, target), pred)
 
 
 def _distillation_loss(
     plain: Plain, target: Tensor, pred: Tensor, axis: int, kept: Tensor | None, *, temperature: float
 ) -> Tensor | None:
-    if pred.dtype == torch.float64 or not _usable(target, pred, kept):
+    if not _usable(target, pred, kept):
         return None
     sweep = _Sweep(_divergence_fill(temperature), axis, kept, dense=(target,))
     return _swept(sweep, partial(plain, target), pred)
@@ -461,13 +544,17 @@ def _binary(
     epsilon: float,
     label_smoothing: float = 0.0,
     pos_weight: Any = None,
+    weight: Any = None,
 ) -> Tensor | None:
-    if isinstance(pos_weight, Tensor) and pos_weight.ndim:
+    number = not isinstance(pos_weight, Tensor) or (pos_weight.ndim == 0 and not pos_weight.requires_grad)
+    if not (from_logits or epsilon) or not number or weight is not None or not _usable(target, pred, kept):
         return None
-    if not from_logits or not _usable(target, pred, kept):
-        return None
-    sweep = _Sweep(_binary_fill(label_smoothing, pos_weight, axis is not None), axis, kept, dense=(target,))
-    return _swept(sweep, partial(plain, target), pred)
+    mean = axis is not None
+    if from_logits:
+        fill = _binary_fill(label_smoothing, pos_weight, mean)
+    else:
+        fill = _binary_probabilities_fill(label_smoothing, pos_weight, mean, epsilon)
+    return _swept(_Sweep(fill, axis, kept, dense=(target,)), partial(plain, target), pred)
 
 
 def _usable(target: Tensor, pred: Tensor, *others: Any) -> bool:

@@ -73,7 +73,7 @@ class _Bernoulli(torch.autograd.Function):
         label_smoothing: float,
         pos_weight: Tensor | float | None,
     ) -> Tensor:
-        options = {"from_logits": from_logits, "epsilon": epsilon, "label_smoothing": label_smoothing}
+        options: dict[str, Any] = {"from_logits": from_logits, "epsilon": epsilon, "label_smoothing": label_smoothing}
         return closed.bernoulli_value(b, target, pred, axis, **options, pos_weight=pos_weight)[0]
 
     @staticmethod
