@@ -232,3 +232,26 @@ KERNELS: dict[str, Callable[[], Mapping[str, Kernel]]] = {
 def kernels_of(b: Backend) -> Mapping[str, Kernel]:
     load = KERNELS.get(b.name)
     return {} if load is None else load()
+
+
+# Whole losses of a few numbers, where the checks and the steps of the usual road take several times as long as the
+# arithmetic. By the formula's name; without weights, masks and arrays of options. A shortcut is called as
+#
+#     shortcut(y_true, y_pred, axis, ignore_class, reduction, **options)
+#
+# with what the user gave, and returns the result, or None where it has any doubt: then the usual road refuses, or does.
+Shortcut = Callable[..., Array | None]
+
+
+def _torch_shortcuts() -> Mapping[str, Shortcut]:
+    from lossbridge.kernels import torch_small
+
+    return torch_small.SHORTCUTS
+
+
+SHORTCUTS: dict[str, Callable[[], Mapping[str, Shortcut]]] = {"torch": _torch_shortcuts}
+
+
+def shortcuts_of(b: Backend) -> Mapping[str, Shortcut]:
+    load = SHORTCUTS.get(b.name)
+    return {} if load is None else load()

@@ -26,7 +26,7 @@ from typing import Any, Literal
 import numpy as np
 
 from lossbridge import formulas, validation
-from lossbridge.backend import Array, Backend, Shape, backend_of, kernels_of
+from lossbridge.backend import Array, Backend, Shape, backend_of, kernels_of, shortcuts_of
 from lossbridge.reduction import entries, neutralise, reduce
 from lossbridge.validation import KERAS, Names
 
@@ -544,6 +544,16 @@ def evaluate(
     errors.
     """
     options, per_class = options or {}, per_class or {}
+    if (
+        sample_weight is mask is normalizer is None
+        and not inplace_gradient
+        and not any(x is not None for x in per_class.values())
+    ):
+        shortcut = shortcuts_of(backend_of(y_pred, names.pred)).get(formula.__name__)
+        if shortcut is not None:
+            loss = shortcut(y_true, y_pred, axis, ignore_class, reduction, **options)
+            if loss is not None:
+                return loss
     called = {name: names.class_weight if name == "class_weight" else name for name in per_class}
     others = {"sample_weight": sample_weight, "mask": mask, "normalizer": normalizer}
     others |= {called[name]: x for name, x in per_class.items()}

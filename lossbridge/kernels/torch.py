@@ -29,8 +29,6 @@ from lossbridge.kernels import closed, torch_compiled
 
 # Elements of a block: 2 MiB of float32, the size of two cores' caches.
 BLOCK = 1 << 19
-# Up to so many elements a few operations of PyTorch on float64 are quicker than a sweep.
-SMALL = 1 << 12
 
 # (block of predictions, where its gradient goes, what multiplies it, blocks of further arrays) -> losses. No gradient
 # is wanted where it is multiplied by 0. The classes lie along axis 1 of two or three, and stay there with size 1 in
@@ -464,26 +462,12 @@ def _of_labels(
     if not from_logits or weighed_and_smoothed or not _usable(target, pred, kept, class_weight):
         return None
     labels = target.long()
-    if pred.numel() <= SMALL and pred.dtype != torch.float64 and not label_smoothing and not inplace_gradient:
-        loss = _small(labels, pred, axis, kept)
-    else:
-        loss = None
-    if loss is None:
-        sweep = _Sweep(_labels_fill(label_smoothing, inplace_gradient), axis, kept, samples=(labels,))
-        loss = _swept(sweep, partial(plain, target), pred, inplace_gradient)
+    sweep = _Sweep(_labels_fill(label_smoothing, inplace_gradient), axis, kept, samples=(labels,))
+    loss = _swept(sweep, partial(plain, target), pred, inplace_gradient)
     if class_weight is not None:
         weight = class_weight.reshape(-1)[labels]
         loss = weight * torch.where((weight == 0) & (loss == math.inf), 0.0, loss)
     return loss
-
-
-def _small(labels: Tensor, pred: Tensor, axis: int, kept: Tensor | None) -> Tensor | None:
-    """PyTorch's own cross-entropy in float64, if no loss is so small that it loses digits there too."""
-    if kept is not None and not kept.all():
-        return None
-    logits = pred.double() if axis == 1 or pred.ndim == 1 else pred.double().movedim(axis, 1)
-    loss = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
-    return loss.float() if loss.min() > 1e-8 else None
 
 
 def _of_distributions(

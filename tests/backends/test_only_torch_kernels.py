@@ -13,6 +13,7 @@ import torch
 import lossbridge as lb
 import lossbridge.torch as lt
 from lossbridge.kernels import torch as kernels
+from lossbridge.kernels import torch_small
 from lossbridge.parity.cases import cases
 from lossbridge.parity.check import Runner
 
@@ -29,7 +30,7 @@ LOGITS = [
 def road(request, monkeypatch) -> str:
     """As it is for small arrays; in a sweep; in a sweep of many blocks; without a kernel."""
     if request.param != "small":
-        monkeypatch.setattr(kernels, "SMALL", 0)
+        monkeypatch.setattr(torch_small, "SHORTCUTS", {})
     if request.param == "many blocks":
         monkeypatch.setattr(kernels, "BLOCK", 12)
     if request.param == "formula":
@@ -73,6 +74,7 @@ def exactly(loss: str, target, pred, monkeypatch, **options):
     """By the formula, in float64."""
     with monkeypatch.context() as patch:
         patch.setattr(kernels, "KERNELS", {})
+        patch.setattr(torch_small, "SHORTCUTS", {})
         target = target.double() if target.is_floating_point() else target
         return slopes(loss, target, pred.double(), **options)
 
@@ -286,3 +288,37 @@ def test_no_memory_is_kept() -> None:
     finally:
         gc.enable()
     assert tensors() <= before
+
+
+# Shortcuts.
+
+
+def test_what_is_plain_takes_a_shortcut_and_nothing_else(monkeypatch) -> None:
+    monkeypatch.setattr(kernels, "KERNELS", {"sparse_categorical_crossentropy": lambda *a, **o: torch.zeros(7)})
+    y, z = problem("sparse_categorical_crossentropy", 7, 5)
+
+    def short(y, z, **options) -> bool:
+        return lb.sparse_categorical_crossentropy(y, z, from_logits=True, **options) != 0
+
+    assert short(y, z)
+    assert short(y, z, reduction="sum", label_smoothing=0.1)
+    assert short(torch.where(y == 0, -1, y), z, ignore_class=-1)
+    assert not short(y, 100 * z)  # confident rows
+    assert not short(y, torch.where(z > 1, torch.inf, z))
+    assert not short(y, z.double())
+    assert not short(y.int(), z)
+    assert not short(y, z.t().contiguous().t()[:, :0].new_zeros(7, 1000))
+    assert not short(y, z, mask=torch.ones(7))
+    assert not short(y, z, sample_weight=torch.ones(7))
+    assert not short(y, z, class_weight=torch.ones(5))
+
+
+def test_a_shortcut_leaves_errors_and_empty_means_to_the_usual_road() -> None:
+    z = problem("sparse_categorical_crossentropy", 3, 5)[1].requires_grad_()
+    for bad in (-100, -1, 5):
+        with pytest.raises(ValueError, match=f"label {bad} at index 1 is out of range"):
+            lb.sparse_categorical_crossentropy(torch.tensor([0, bad, 1]), z, from_logits=True)
+    ignored = torch.full((3,), -100)
+    loss = lb.sparse_categorical_crossentropy(ignored, z, from_logits=True, ignore_class=-100)
+    assert loss == 0
+    assert not torch.autograd.grad(loss, z)[0].any()

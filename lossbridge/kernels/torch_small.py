@@ -1,0 +1,111 @@
+"""PyTorch on CPUs, eager: losses of a few numbers (see Shortcut in backend.py). Defines no loss.
+
+So few that the number of operations decides: PyTorch's own functions in float64, which has digits to spare where the
+logits of a batch are near enough to each other. Whatever is not plain takes the usual road; so do labels out of range,
+which PyTorch refuses here by itself. (An autograd.Function of value and slope takes longer than PyTorch's nodes.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import forward_ad
+
+# Up to so many elements; above, a sweep is as quick.
+MOST = 1 << 12
+# Logits that are no further apart leave every loss, p and 1 − p at least 1e-8, and so eight digits of them.
+WIDEST = 18.0
+
+_REDUCTIONS = {"sum_over_batch_size": "mean", "mean": "mean", "mean_with_sample_weight": "mean", "sum": "sum"}
+_NO_CLASS = -(2**62)
+
+
+def _plain(target: Any, pred: Any, axis: int) -> bool:
+    """Whether these are ordinary float32 rows, few and near, with nothing at work but reverse-mode differentiation."""
+    if not (type(pred) is Tensor and type(target) is Tensor) or torch.compiler.is_compiling():
+        return False
+    if pred.dtype is not torch.float32 or pred.ndim != 2 or (axis != -1 and axis != 1):
+        return False
+    if not 0 < pred.numel() <= MOST or pred.shape[1] < 2 or not (pred.is_cpu and target.is_cpu):
+        return False
+    if forward_ad._current_level >= 0 or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active():
+        return False
+    low, high = pred.detach().aminmax()
+    return bool(high - low < WIDEST)
+
+
+def _labels(
+    target: Any,
+    pred: Any,
+    axis: int,
+    ignore_class: int | None,
+    reduction: str | None,
+    *,
+    from_logits: bool,
+    epsilon: float,
+    label_smoothing: float = 0.0,
+) -> Tensor | None:
+    if not from_logits or not _plain(target, pred, axis):
+        return None
+    if target.dtype is not torch.int64 or target.shape != pred.shape[:1]:
+        return None
+    ignored, how = _NO_CLASS if ignore_class is None else int(ignore_class), _REDUCTIONS.get(reduction or "", "none")
+    try:
+        loss = F.cross_entropy(
+            pred.double(), target, ignore_index=ignored, reduction=how, label_smoothing=label_smoothing
+        )
+    except IndexError:
+        return None
+    if ignore_class is not None and how == "mean" and loss.isnan():  # a mean of nothing
+        return None
+    return loss.float()
+
+
+def _distributions(
+    target: Any,
+    pred: Any,
+    axis: int,
+    ignore_class: None,
+    reduction: str | None,
+    *,
+    from_logits: bool,
+    epsilon: float,
+    label_smoothing: float,
+) -> Tensor | None:
+    if not from_logits or not _plain(target, pred, axis):
+        return None
+    if target.dtype is not torch.float32 or target.shape != pred.shape:
+        return None
+    how = _REDUCTIONS.get(reduction or "", "none")
+    return F.cross_entropy(pred.double(), target.double(), reduction=how, label_smoothing=label_smoothing).float()
+
+
+def _binary(
+    target: Any,
+    pred: Any,
+    axis: int,
+    ignore_class: None,
+    reduction: str | None,
+    *,
+    from_logits: bool,
+    epsilon: float,
+    label_smoothing: float,
+) -> Tensor | None:
+    """The mean alone: ours is of rows, PyTorch's of entries."""
+    if not from_logits or label_smoothing or not _plain(target, pred, axis):
+        return None
+    if target.dtype is not torch.float32 or target.shape != pred.shape or _REDUCTIONS.get(reduction or "") != "mean":
+        return None
+    return F.binary_cross_entropy_with_logits(pred.double(), target.double()).float()
+
+
+SHORTCUTS: dict[str, Callable[..., Tensor | None]] = {
+    "sparse_categorical_crossentropy": _labels,
+    "label_log_loss": _labels,
+    "categorical_crossentropy": _distributions,
+    "binary_crossentropy": _binary,
+}
