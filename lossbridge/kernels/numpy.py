@@ -24,9 +24,10 @@ from lossbridge.backends import numpy as b
 
 Array = Any
 
-BLOCK = 1 << 17  # elements of a block: 512 KiB of float32, so that two stay in cache, and calls are few
+# Elements that a thread has in hand, 8 MiB of float32. Fewer would be nearer to the core, but then NumPy's calls would
+# be so short that threads wait for Python's lock.
+CACHE = 1 << 21
 LARGE = 1 << 19  # elements from which threads are worth their start, about 0.1 ms
-_SCRATCH = 6  # arrays of a block's size that a sweep may use
 
 _NARROW, _WIDE = np.dtype(np.float32), np.dtype(np.float64)
 
@@ -34,12 +35,15 @@ _NARROW, _WIDE = np.dtype(np.float32), np.dtype(np.float64)
 #
 #     sweep(target, pred, scratch, out, scale, **options) -> losses
 #
-# Targets (or labels) and predictions are never written to. Where the gradient is wanted, it goes into `out`, times
-# `scale`, one number or one a row. Arrays are contiguous, (rows, classes), in the dtype of the computation.
+# Targets (or labels) and predictions are never written to; `scratch` has as many arrays as the kernel was told. Where a
+# gradient is wanted, it goes into `out`, times `scale`, one number or one a row. Arrays are contiguous, (rows, classes)
+# each, in the dtype of the computation.
 Sweep = Callable[..., Array]
 
 
-def _kernel(formula: Callable[..., Array], by_hand: Sweep | None = None, *, wide: bool = True) -> Kernel:
+def _kernel(
+    formula: Callable[..., Array], by_hand: Sweep | None = None, scratch: int = 6, *, wide: bool = True
+) -> Kernel:
     """The kernel of a formula whose blocks are done `by_hand`, or else by the formula too. `wide`: also in float64."""
 
     def kernel(
@@ -49,14 +53,15 @@ def _kernel(formula: Callable[..., Array], by_hand: Sweep | None = None, *, wide
         dtype = _WIDE if x.dtype == _WIDE else _NARROW
         known = by_hand if wide or dtype == _NARROW else None
         options = _for_rows(given, x, axis)
-        if options is None or isinstance(target, b.Variable) or (known is None and x.size <= BLOCK):
+        block = CACHE // (scratch + 3)
+        small = x.size <= min(block, LARGE)
+        if options is None or isinstance(target, b.Variable) or (known is None and small):
             return None
         samples, width, inner = x.shape, 1, 1
         if axis is not None:
             samples, width, inner = x.shape[:axis] + x.shape[axis + 1 :], x.shape[axis], math.prod(x.shape[axis + 1 :])
         labels = target.ndim < x.ndim
-        by_formula = _by_formula(formula, axis)
-        sweep = known or by_formula
+        sweep: Sweep = known or _by_formula(formula, axis)
         dropped = None if kept is None else ~np.broadcast_to(kept, samples).reshape(-1)
         count = math.prod(samples)
         averaged = count if dropped is None else count - np.count_nonzero(dropped)
@@ -68,7 +73,7 @@ def _kernel(formula: Callable[..., Array], by_hand: Sweep | None = None, *, wide
             if not labels:
                 t = t.astype(dtype, copy=False).reshape(-1, width)
             out = None if gradient is None else gradient.reshape(-1, width)
-            losses = sweep(t, z, np.empty((_SCRATCH, *z.shape), dtype), out, mean, **options)
+            losses = sweep(t, z, np.empty((scratch, *z.shape), dtype), out, mean, **options)
             return losses if math.isfinite(np.add.reduce(losses)) else None
 
         def in_blocks(gradient: Array | None, scale: Array) -> Array:
@@ -80,45 +85,51 @@ def _kernel(formula: Callable[..., Array], by_hand: Sweep | None = None, *, wide
             def work(where: Any, these: slice, buffers: Array) -> None:
                 t = targets[these] if labels else _contiguous(targets[where], dtype, buffers[-1])
                 z = _contiguous(rows[where], dtype, buffers[-2])
-                up, into, out = scale[these] if scale.ndim else scale, None, None
+                up: Array = scale[these] if scale.ndim else scale
+                into: Array = None
+                out: Array = None
                 if gradients is not None:
                     into = gradients[where]
                     out = into if into.dtype == dtype and into.flags.c_contiguous else buffers[-3][: len(z)]
-                found = sweep(t, z, buffers[:_SCRATCH, : len(z)], out, up, **options)
+                found = sweep(t, z, buffers[:scratch, : len(z)], out, up, **options)
                 odd = ~np.isfinite(found)
                 if dropped is not None:
                     odd &= ~dropped[these]
                     found[dropped[these]] = 0
                     if out is not None:
                         out[dropped[these]] = 0
-                if sweep is not by_formula and odd.any():
+                if known and odd.any():
                     again = None if out is None else np.empty_like(z[odd])
-                    found[odd] = by_formula(t[odd], z[odd], None, again, up[odd] if scale.ndim else up, **options)
+                    up = up[odd] if scale.ndim else up
+                    found[odd] = _by_formula(formula, axis)(t[odd], z[odd], None, again, up, **options)
                     if out is not None:
                         out[odd] = again
                 if out is not into:
                     into[...] = out
                 losses[these] = found
 
-            _sweep(_blocks(count, inner, width), work, width, dtype)
+            threads = _cores() if x.size >= LARGE else 1
+            height = max(1, min(block // max(width, 1), -(-count // threads)))
+            _sweep(_blocks(count, inner, height), work, threads, (scratch + 3, height, width), dtype)
             return losses
 
-        gradient = None if x is pred else np.empty(x.shape, x.dtype)
+        gradient: Array = None if x is pred else np.empty(x.shape, x.dtype)
         losses = None
-        if dropped is None and inner == 1 and x.size <= BLOCK and x.dtype == dtype and x.flags.c_contiguous:
+        if small and dropped is None and inner == 1 and x.dtype == dtype and x.flags.c_contiguous:
             losses = whole(gradient)
         if losses is None:
             losses = in_blocks(gradient, mean)
 
-        def pullback(g: np.ndarray) -> np.ndarray:
+        def pullback(g: Array) -> Array:
+            nonlocal gradient
             other = g.reshape(-1) != mean
             if dropped is not None:
                 other &= ~dropped
-            if other.any() and x.dtype == dtype:
-                factors = g / mean
-                np.multiply(gradient, factors if axis is None else np.expand_dims(factors, axis), out=gradient)
-            elif other.any():
-                in_blocks(gradient, g.reshape(-1))  # a half has not the digits to be multiplied once more
+            if other.any():  # only as it is large multiplied once more, and where no half loses digits by that
+                if small or x.dtype != dtype:
+                    in_blocks(gradient, g.reshape(-1))
+                else:
+                    gradient *= g / mean if axis is None else np.expand_dims(g / mean, axis)
             return gradient
 
         losses = losses.reshape(samples)[()]
@@ -161,15 +172,14 @@ def _in_rows(x: np.ndarray, width: int, inner: int) -> np.ndarray:
     return x.reshape(-1, width, inner).swapaxes(1, 2) if x.size else x.reshape(0, inner, width)
 
 
-def _blocks(count: int, inner: int, width: int) -> list[tuple[Any, slice]]:
+def _blocks(count: int, inner: int, height: int) -> list[tuple[Any, slice]]:
     """Where each block lies in what `_in_rows` gives, and which of the `count` rows those are."""
-    step = max(1, BLOCK // max(width, 1))
     if inner == 1:
-        return [((rows, 0), rows) for rows in (slice(i, min(i + step, count)) for i in range(0, count, step))]
+        return [((rows, 0), rows) for rows in (slice(i, min(i + height, count)) for i in range(0, count, height))]
     return [
-        ((i // inner, slice(j, min(j + step, inner))), slice(i + j, i + min(j + step, inner)))
+        ((i // inner, slice(j, min(j + height, inner))), slice(i + j, i + min(j + height, inner)))
         for i in range(0, count, inner)
-        for j in range(0, inner, step)
+        for j in range(0, inner, height)
     ]
 
 
@@ -181,28 +191,31 @@ def _contiguous(x: np.ndarray, dtype: np.dtype[Any], buffer: np.ndarray) -> np.n
     return copy
 
 
-def _sweep(blocks: list[tuple[Any, slice]], work: Callable[..., None], width: int, dtype: np.dtype[Any]) -> None:
+def _sweep(
+    blocks: list[tuple[Any, slice]],
+    work: Callable[..., None],
+    threads: int,
+    buffers: tuple[int, ...],
+    dtype: np.dtype[Any],
+) -> None:
     """`work` on every block, with scratch arrays of its own in each thread."""
-    if not blocks:
-        return
-    height = max(rows.stop - rows.start for _, rows in blocks)
     waiting = deque(blocks)
 
     def worker() -> None:
-        buffers = np.empty((_SCRATCH + 3, height, width), dtype)
+        own = np.empty(buffers, dtype)
         while True:
             try:
                 where, rows = waiting.popleft()
             except IndexError:
                 return
-            work(where, rows, buffers)
+            work(where, rows, own)
 
     def helper() -> None:
         with b.quiet():  # which is a thread's own
             worker()
 
-    threads = min(_cores(), len(blocks)) if blocks[-1][1].stop * width >= LARGE else 1
-    if threads == 1:
+    threads = min(threads, len(blocks))
+    if threads < 2:
         worker()
         return
     from concurrent.futures import ThreadPoolExecutor
@@ -302,8 +315,8 @@ def _dense(
     class_weight: Array | None,
     **_: Any,
 ) -> Array:
-    w, d = scratch[:2]
-    e = scratch[2] if out is None else out
+    w, d, e = scratch
+    e = e if out is None else out
     weights = _weights(target, w, label_smoothing, class_weight)
     k, _m, s = _softmax(z, e, d)
     d *= weights
@@ -357,7 +370,7 @@ def _shares(
     **_: Any,
 ) -> Array:
     """The gradient is (Σ_j w_j − w_c/p_c)/Σp, over the classes that are not clipped."""
-    w, share, clipped, costs = scratch[:4]
+    w, share, clipped, costs = scratch
     weights = _weights(target, w, label_smoothing, class_weight)
     total = np.add.reduce(p, 1)
     np.divide(p, total[:, None], out=share)
@@ -389,27 +402,25 @@ def _focal(
     **_: Any,
 ) -> Array:
     """Σ w (1 − p)^γ c of the costs c = −log p, whose slope has w (1 − p)^(γ−1) (1 − p + γ c p) for a weight."""
-    w, costs, rest, power = scratch[:4]
-    e = scratch[4] if out is None else out
+    w, costs, rest, power, p, e = scratch
+    e = e if out is None else out
     np.multiply(_weights(target, w, label_smoothing, None), alpha, out=w)
     k, _m, s = _softmax(z, e, costs)
     np.subtract(np.log1p(s)[:, None], costs, out=costs)
     total = 1 + s
-    np.divide(e, total[:, None], out=rest)  # p, but for k
-    np.subtract(1, rest, out=rest)
-    rest.reshape(-1)[k] = s / total
+    np.divide(e, total[:, None], out=p)
+    np.subtract(1, p, out=rest)
+    p.reshape(-1)[k], rest.reshape(-1)[k] = 1 / total, s / total
     _power(rest, gamma - 1, power)
     power *= w
     np.multiply(power, rest, out=w)
     w *= costs
     losses = np.add.reduce(w, 1)
     if out is not None:
-        np.subtract(1, rest, out=w)
-        w.reshape(-1)[k] = 1 / total
-        w *= costs
-        w *= gamma
-        w += rest
-        w *= power
+        p *= costs
+        p *= gamma
+        p += rest
+        np.multiply(p, power, out=w)
         _softmax_slope(e, w, k, s, scale)
     return losses
 
@@ -430,8 +441,8 @@ _CLOSE, _CLOSEST = 0.25, 0.03
 def _kl_logits(
     target: Array, z: Array, scratch: Array, out: Array, scale: Array, *, temperature: float = 1.0, **_: Any
 ) -> Array:
-    t, ratio, other = scratch[:3]
-    p = scratch[3] if out is None else out
+    t, ratio, other, p = scratch
+    p = p if out is None else out
     k, m, s = _softmax(target, t, temperature=temperature)
     k_p, m_p, s_p = _softmax(z, p, temperature=temperature)
     total, total_p = 1 + s, 1 + s_p
@@ -477,7 +488,7 @@ def _kl_logits(
         wide = [x[closest].astype(np.float64) for x in (target, z)]
         slope = None if out is None else np.empty_like(wide[0])
         scratch = np.empty((4, *wide[0].shape))
-        kl[closest] = _kl_logits(*wide, scratch, slope, _WIDE.type(1 / temperature), temperature=temperature)
+        kl[closest] = _kl_logits(wide[0], wide[1], scratch, slope, _WIDE.type(1 / temperature), temperature=temperature)
         kl[closest] /= temperature**2
         if out is not None:
             out[closest] = slope
@@ -488,7 +499,7 @@ def _kl_logits(
 
 def _kl_shares(target: Array, p: Array, scratch: Array, out: Array, scale: Array, *, epsilon: float, **_: Any) -> Array:
     """δ as log1p((t − p)/p), whose rounding is as small as t − p."""
-    t, clipped, ratio = scratch[:3]
+    t, clipped, ratio = scratch
     target.clip(epsilon, 1, out=t)
     p.clip(epsilon, 1, out=clipped)
     np.subtract(t, clipped, out=ratio)
@@ -592,7 +603,7 @@ def _binary(
     label_smoothing: float = 0.0,
     **_: Any,
 ) -> Array:
-    t, rest, clipped, costs, part = scratch[:5]
+    t, rest, clipped, costs, part = scratch
     target = _trials(target, pos_weight, label_smoothing, t, rest)
     p.clip(epsilon, 1 - epsilon, out=clipped)
     np.log(clipped, out=costs)
@@ -709,22 +720,21 @@ def _choice(formula: Callable[..., Array], logits: Any, probabilities: Any) -> A
 
 def _kernels() -> dict[str, Kernel]:
     f = formulas
-    by_hand: dict[Callable[..., Array], tuple[Sweep, Sweep | None]] = {
-        f.sparse_categorical_crossentropy: (_labels, _share),
-        f.categorical_crossentropy: (_dense, _shares),
-        f.binary_crossentropy: (_binary_logits, _binary),
-        f.bernoulli_log_loss: (_binary_logits, _binary),
-        f.categorical_focal_crossentropy: (_focal, None),
-        f.binary_focal_crossentropy: (_binary_focal, None),
+    kernels: dict[Callable[..., Array], Any] = {
+        formula: _choice(formula, _kernel(formula, *logits), _kernel(formula, *probabilities))
+        for formula, logits, probabilities in (
+            (f.sparse_categorical_crossentropy, (_labels, 1), (_share, 1)),
+            (f.categorical_crossentropy, (_dense, 3), (_shares, 4)),
+            (f.binary_crossentropy, (_binary_logits, 6), (_binary, 5)),
+            (f.bernoulli_log_loss, (_binary_logits, 6), (_binary, 5)),
+            (f.categorical_focal_crossentropy, (_focal, 6), ()),
+            (f.binary_focal_crossentropy, (_binary_focal, 6), ()),
+        )
     }
-    kernels = {
-        formula: _choice(formula, _kernel(formula, logits), _kernel(formula, probabilities))
-        for formula, (logits, probabilities) in by_hand.items()
-    }
-    kernels[f.label_log_loss] = _choice(f.label_log_loss, _kernel(f.label_log_loss, _labels), _entry_alone)
-    kl, distillation = f.kl_divergence, f.distillation_loss
-    kernels[kl] = _choice(kl, _kernel(kl, _kl_logits, wide=False), _kernel(kl, _kl_shares, wide=False))
-    kernels[distillation] = _kernel(distillation, _kl_logits, wide=False)
+    log_loss, kl, distillation = f.label_log_loss, f.kl_divergence, f.distillation_loss
+    kernels[log_loss] = _choice(log_loss, _kernel(log_loss, _labels, 1), _entry_alone)
+    kernels[kl] = _choice(kl, _kernel(kl, _kl_logits, 4, wide=False), _kernel(kl, _kl_shares, 3, wide=False))
+    kernels[distillation] = _kernel(distillation, _kl_logits, 4, wide=False)
     return {formula.__name__: kernel for formula, kernel in kernels.items()}
 
 

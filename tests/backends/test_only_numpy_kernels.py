@@ -33,13 +33,21 @@ LOSSES = {
     "binary, logits": ("binary_crossentropy", {"from_logits": True}),
     "binary, probabilities": ("binary_crossentropy", {}),
     "focal": ("categorical_focal_crossentropy", {"from_logits": True}),
+    "focal, cubic": ("categorical_focal_crossentropy", {"from_logits": True, "gamma": 3.0, "alpha": 1.0}),
+    "focal, probabilities": ("categorical_focal_crossentropy", {}),
+    "binary focal": ("binary_focal_crossentropy", {"from_logits": True}),
+    "binary focal, balanced": (
+        "binary_focal_crossentropy",
+        {"from_logits": True, "apply_class_balancing": True, "gamma": 1.0, "label_smoothing": 0.1},
+    ),
+    "binary focal, probabilities": ("binary_focal_crossentropy", {}),
 }
 
 
 @pytest.fixture
 def small_blocks(monkeypatch) -> None:
     """Every input falls into several blocks, in two threads."""
-    monkeypatch.setattr(kernels, "BLOCK", 15)
+    monkeypatch.setattr(kernels, "CACHE", 60)
     monkeypatch.setattr(kernels, "LARGE", 1)
     monkeypatch.setattr(kernels, "_cores", lambda: 2)
 
@@ -154,7 +162,7 @@ def test_what_is_dropped_reaches_nothing(small_blocks, monkeypatch, kind) -> Non
 def test_to_the_bit_whatever_the_threads(kind, monkeypatch) -> None:
     """Also called from several threads at once, and from within a pool as large as the calls."""
     loss, y_true, y_pred, options = problem(kind, (64, 257))
-    monkeypatch.setattr(kernels, "BLOCK", 1000)
+    monkeypatch.setattr(kernels, "CACHE", 4000)
     one = run(loss, y_true, y_pred, **options)
     monkeypatch.setattr(kernels, "LARGE", 1)
     monkeypatch.setattr(kernels, "_cores", lambda: 3)
@@ -223,7 +231,7 @@ def test_after_a_fork(monkeypatch) -> None:
     code = """
 import os, numpy as np, lossbridge as lb
 from lossbridge.kernels import numpy as kernels
-kernels.LARGE, kernels.BLOCK, kernels._cores = 1, 100, lambda: 2
+kernels.LARGE, kernels.CACHE, kernels._cores = 1, 400, lambda: 2
 z, y = np.zeros((50, 10), np.float32), np.zeros(50, int)
 first = lb.sparse_categorical_crossentropy(y, z, from_logits=True)
 child = os.fork()
