@@ -160,8 +160,8 @@ def _for_rows(options: dict[str, Any], pred: np.ndarray, axis: int | None) -> di
     """The options as a block takes them, arrays of one number a class lying along its rows; None for any others."""
     found = {}
     for name, x in options.items():
-        along = isinstance(x, np.ndarray) and x.ndim > 0
-        if isinstance(x, b.Variable) or (along and (axis is None or x.size != pred.shape[axis])):
+        along = type(x) is np.ndarray and x.ndim > 0
+        if type(x) is b.Variable or (along and (axis is None or x.size != pred.shape[axis])):
             return None
         found[name] = x.reshape(1, -1) if along else x
     return found
@@ -242,7 +242,7 @@ def _column(x: Array) -> Array:
 
 
 def _softmax(z: Array, e: Array, d: Array | None = None, temperature: float = 1.0) -> tuple[Array, Array, Array]:
-    """k, m and s; exp((z − m)/T) is left in `e`, but 0 at k; its exponent in `d`. s is NaN where m is infinite."""
+    """k, m and s; exp((z − m)/T) is left in `e`, but 0 at k; its exponent in `d`, NaN at k where m is infinite."""
     d = e if d is None else d
     k = np.arange(0, z.size, z.shape[1]) + z.argmax(1)
     m = z.reshape(-1)[k]
@@ -251,7 +251,7 @@ def _softmax(z: Array, e: Array, d: Array | None = None, temperature: float = 1.
         d /= temperature
     np.exp(d, out=e)
     e.reshape(-1)[k] = 0
-    return k, m, np.add.reduce(e, 1) + (m - m)
+    return k, m, np.add.reduce(e, 1)
 
 
 def _softmax_slope(e: Array, w: Array, k: Array, s: Array, scale: Array) -> Array:

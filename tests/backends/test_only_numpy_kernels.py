@@ -147,6 +147,34 @@ def test_dtypes_and_axes_agree_with_the_formula(small_blocks, monkeypatch, kind,
 
 
 @pytest.mark.parametrize("kind", LOSSES)
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@pytest.mark.parametrize("large", [1, 1 << 20])
+def test_gradients_of_what_is_no_mean(monkeypatch, kind, dtype, large) -> None:
+    """The sweep writes those of a mean; others are made of these, or swept again."""
+    monkeypatch.setattr(kernels, "LARGE", large)
+    loss, y_true, y_pred, options = problem(kind, (6, 9), 1, dtype)
+    weight = np.arange(6.0)
+    mask = weight != 4
+    for of_rows in ({"sample_weight": weight}, {"reduction": "sum"}, {"mask": mask, "normalizer": 7}, {"mask": mask}):
+        got = run(loss, y_true, y_pred, **options, **of_rows)
+        exact = by_formula(monkeypatch, loss, y_true, y_pred, **options, **of_rows)
+        agree(got, exact, 1e-3 if dtype == np.float16 else 4e-6)
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+def test_rows_of_infinities_and_nan_are_the_formulas(monkeypatch, kind) -> None:
+    loss, y_true, y_pred, options = problem(kind, (9, 5))
+    y_pred[0, 1], y_pred[1, 2], y_pred[2, 3], y_pred[3] = np.nan, np.inf, -np.inf, -np.inf
+    y_pred[4, :2] = np.inf
+    for i in (5, 6, 7):
+        y_pred[i, i - 5] = np.inf if i == 6 else -np.inf
+    options["reduction"] = "none"
+    got, exact = run(loss, y_true, y_pred, **options), by_formula(monkeypatch, loss, y_true, y_pred, **options)
+    np.testing.assert_allclose(got[0], exact[0], rtol=4e-6)
+    np.testing.assert_allclose(got[1], exact[1], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", LOSSES)
 def test_what_is_dropped_reaches_nothing(small_blocks, monkeypatch, kind) -> None:
     loss, y_true, y_pred, options = problem(kind, (8, 12))
     mask = np.arange(8) % 3 > 0
