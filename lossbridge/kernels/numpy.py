@@ -276,7 +276,6 @@ def _labels(
     out: Array,
     scale: Array,
     *,
-    label_smoothing: float = 0.0,
     class_weight: Array | None = None,
     **_: Any,
 ) -> Array:
@@ -292,6 +291,41 @@ def _labels(
         flat[k] = 1
         e *= _column(scale / total)
         flat[at] = np.where(at == k, -scale * (s / total), flat[at] - scale)
+    return losses
+
+
+def _smoothed_labels(
+    labels: Array,
+    z: Array,
+    scratch: Array,
+    out: Array,
+    scale: Array,
+    *,
+    label_smoothing: float,
+    class_weight: Array | None,
+    **_: Any,
+) -> Array:
+    """Every class has its `share` of the smoothing, and the label's own `hit` besides."""
+    d, e = scratch
+    e = e if out is None else out
+    rows, classes = np.arange(0, z.size, z.shape[1]), z.shape[1]
+    at = rows + labels
+    k, m, s = _softmax(z, e, d)
+    weight = np.ones((1, classes), z.dtype) if class_weight is None else class_weight
+    share, hit = weight[0] * (label_smoothing / classes), weight[0, labels] * (1 - label_smoothing)
+    shares = np.add.reduce(share, dtype=np.float64)
+    total, norm = hit + shares.astype(z.dtype), 1 + s
+    d *= share
+    losses = hit * (m - z.reshape(-1)[at]) - np.add.reduce(d, 1) + total * np.log1p(s)
+    if out is not None:
+        flat, of_top = e.reshape(-1), share[k - rows]
+        others = np.where(at == k, 0, hit) + (shares - of_top).astype(z.dtype)
+        top = np.where(at == k, hit, 0) + of_top
+        e *= (total / norm)[:, None]
+        e -= share
+        flat[at] -= hit
+        flat[k] = (others - top * s) / norm
+        e *= _column(scale)
     return losses
 
 
@@ -704,14 +738,15 @@ def _entry_alone(plain: Any, labels: Array, pred: Array, axis: int, kept: Array 
     return losses if x is pred else b._record(losses, (pred, pullback))
 
 
-def _choice(formula: Callable[..., Array], logits: Any, probabilities: Any) -> Any:
-    """By what the predictions are; the formula, in blocks, for what neither knows of."""
+def _choice(formula: Callable[..., Array], logits: Any, probabilities: Any, smoothed: Any = None) -> Any:
+    """By what the predictions are; the formula, in blocks, for what neither knows of. `smoothed`: labels, of logits."""
     otherwise = _kernel(formula)
 
     def kernel(*arrays: Any, from_logits: bool, **options: Any) -> Array | None:
         chosen = logits if from_logits else probabilities
-        smoothed = formula is formulas.sparse_categorical_crossentropy and options["label_smoothing"]
-        if smoothed or options.get("weight") is not None or options.get("gamma", 1) < 1:
+        if smoothed and options["label_smoothing"]:
+            chosen = smoothed if from_logits else otherwise
+        elif options.get("weight") is not None or options.get("gamma", 1) < 1:
             chosen = otherwise
         return chosen(*arrays, from_logits=from_logits, **options)
 
@@ -720,22 +755,26 @@ def _choice(formula: Callable[..., Array], logits: Any, probabilities: Any) -> A
 
 def _kernels() -> dict[str, Kernel]:
     f = formulas
-    kernels: dict[Callable[..., Array], Any] = {
-        formula: _choice(formula, _kernel(formula, *logits), _kernel(formula, *probabilities))
-        for formula, logits, probabilities in (
-            (f.sparse_categorical_crossentropy, (_labels, 1), (_share, 1)),
-            (f.categorical_crossentropy, (_dense, 3), (_shares, 4)),
-            (f.binary_crossentropy, (_binary_logits, 6), (_binary, 5)),
-            (f.bernoulli_log_loss, (_binary_logits, 6), (_binary, 5)),
-            (f.categorical_focal_crossentropy, (_focal, 6), ()),
-            (f.binary_focal_crossentropy, (_binary_focal, 6), ()),
-        )
+    binary = (_binary_logits, 6), (_binary, 5)
+    by_hand: dict[Callable[..., Array], tuple[Any, ...]] = {
+        f.sparse_categorical_crossentropy: ((_labels, 1), (_share, 1), (_smoothed_labels, 2)),
+        f.categorical_crossentropy: ((_dense, 3), (_shares, 4)),
+        f.binary_crossentropy: binary,
+        f.bernoulli_log_loss: binary,
+        f.categorical_focal_crossentropy: ((_focal, 6), ()),
+        f.binary_focal_crossentropy: ((_binary_focal, 6), ()),
+    }
+    kernels = {
+        formula.__name__: _choice(formula, *(_kernel(formula, *sweep) for sweep in sweeps))
+        for formula, sweeps in by_hand.items()
     }
     log_loss, kl, distillation = f.label_log_loss, f.kl_divergence, f.distillation_loss
-    kernels[log_loss] = _choice(log_loss, _kernel(log_loss, _labels, 1), _entry_alone)
-    kernels[kl] = _choice(kl, _kernel(kl, _kl_logits, 4, wide=False), _kernel(kl, _kl_shares, 3, wide=False))
-    kernels[distillation] = _kernel(distillation, _kl_logits, 4, wide=False)
-    return {formula.__name__: kernel for formula, kernel in kernels.items()}
+    kl_logits, kl_shares = _kernel(kl, _kl_logits, 4, wide=False), _kernel(kl, _kl_shares, 3, wide=False)
+    return kernels | {
+        "label_log_loss": _choice(log_loss, _kernel(log_loss, _labels, 1), _entry_alone),
+        "kl_divergence": _choice(kl, kl_logits, kl_shares),
+        "distillation_loss": _kernel(distillation, _kl_logits, 4, wide=False),
+    }
 
 
 KERNELS = _kernels()

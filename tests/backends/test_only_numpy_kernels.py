@@ -161,6 +161,16 @@ def test_gradients_of_what_is_no_mean(monkeypatch, kind, dtype, large) -> None:
         agree(got, exact, 1e-3 if dtype == np.float16 else 4e-6)
 
 
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1, 1.0])
+@pytest.mark.parametrize("lead", [0, 8, 30])
+def test_class_weights_of_labels(monkeypatch, label_smoothing, lead) -> None:
+    loss, labels, z, options = problem("labels, logits", (12, 5))
+    z[np.arange(12), labels] += lead
+    for weight in ([1.0, 0.5, 2, 3, 0], [0, 0, 1, 0, 0]):
+        options |= {"label_smoothing": label_smoothing, "class_weight": np.array(weight), "reduction": "none"}
+        agree(run(loss, labels, z, **options), by_formula(monkeypatch, loss, labels, z, **options))
+
+
 @pytest.mark.parametrize("kind", LOSSES)
 def test_rows_of_infinities_and_nan_are_the_formulas(monkeypatch, kind) -> None:
     loss, y_true, y_pred, options = problem(kind, (9, 5))
