@@ -579,20 +579,27 @@ def _mean(costs: Array) -> Array:
     return costs[:, 0] if costs.shape[1] == 1 else np.add.reduce(costs, 1) / costs.shape[1]
 
 
-def _softplus_costs(target: Array, rest: Array, x: Array, low: Array, high: Array, costs: Array, part: Array) -> None:
-    """t·max(−x, 0) + r·max(x, 0) into `costs`; exp(min(x, 0)) into `low` and exp(−max(x, 0)) into `high`.
+def _softplus_costs(
+    target: Array, rest: Array, x: Array, low: Array, high: Array, costs: Array, part: Array, *, shares: bool
+) -> None:
+    """t·max(−x, 0) + r·max(x, 0) into `costs`; log1p(exp(−|x|)), which times t + r is the rest of them, into `part`.
 
-    One of the two is 1. Their product is exp(−|x|), whose log1p, times t + r, is the rest of the costs, and
-    p and 1 − p are their shares in their sum.
+    `shares`: also exp(min(x, 0)) into `low` and exp(−max(x, 0)) into `high`, whose shares in their sum are p and 1 − p.
     """
     x.clip(-math.inf, 0, out=low)
     x.clip(0, math.inf, out=high)
     np.multiply(rest, high, out=costs)
     np.multiply(target, low, out=part)
     costs -= part
-    np.exp(low, out=low)
-    np.negative(high, out=high)
-    np.exp(high, out=high)
+    if shares:
+        np.exp(low, out=low)
+        np.negative(high, out=high)
+        np.exp(high, out=high)
+        np.multiply(low, high, out=part)  # one of them is 1
+    else:
+        np.subtract(low, high, out=part)
+        np.exp(part, out=part)
+    np.log1p(part, out=part)
 
 
 def _binary_logits(
@@ -609,9 +616,7 @@ def _binary_logits(
     """The slope is r·p − t·(1 − p), with r = 1 − t."""
     t, rest, low, high, costs, part = scratch
     target = _trials(target, pos_weight, label_smoothing, t, rest)
-    _softplus_costs(target, rest, x, low, high, costs, part)
-    np.multiply(low, high, out=part)
-    np.log1p(part, out=part)
+    _softplus_costs(target, rest, x, low, high, costs, part, shares=out is not None)
     if pos_weight is not None:
         part *= target + rest
     costs += part
@@ -672,9 +677,8 @@ def _binary_focal(
     """The mean of u^γ c, u = tq + rp, r = 1 − t, q = 1 − p; the slope is u^(γ−1) · (u (rp − tq) + γ c (r − t) p q)."""
     t, rest, p, q, costs, part = scratch
     target = _trials(target, None, label_smoothing, t, rest)
-    _softplus_costs(target, rest, x, p, q, costs, part)
-    np.multiply(p, q, out=part)
-    costs += np.log1p(part, out=part)
+    _softplus_costs(target, rest, x, p, q, costs, part, shares=True)
+    costs += part
     weight = target * alpha + rest * (1 - alpha) if apply_class_balancing else None
     if weight is not None:
         costs *= weight
