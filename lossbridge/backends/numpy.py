@@ -80,12 +80,12 @@ class Variable:
 
 
 def _value(x: Array) -> Array:
-    return x.value if isinstance(x, Variable) else x
+    return x.value if type(x) is Variable else x
 
 
 def _record(value: Array, *inputs: tuple[Array, Pullback]) -> Array:
     """`value` itself if no input is on the tape; else a node that remembers those that are."""
-    parents = tuple((x, pullback) for x, pullback in inputs if isinstance(x, Variable))
+    parents = tuple([parent for parent in inputs if type(parent[0]) is Variable])
     return Variable(np.asarray(value), parents) if parents else value
 
 
@@ -116,12 +116,18 @@ def value_and_grad(function: Callable[[Array], Array], x: np.ndarray) -> tuple[A
                 gradients[id(parent)] = carried if known is None else known + carried
     if id(leaf) not in gradients:
         return result.value[()], np.zeros_like(x)
-    return result.value[()], np.require(gradients[id(leaf)], requirements="W")  # not what was broadcast from one number
+    gradient = gradients[id(leaf)]
+    return result.value[()], gradient if gradient.flags.writeable else gradient.copy()  # broadcast from one number
 
 
 def _newest_first(root: Variable) -> list[Variable]:
     """The nodes under `root`, each before its parents (depth-first, without recursion)."""
-    order: list[Variable] = []
+    order = [root]
+    while len(order[-1].parents) == 1:  # mostly it is a chain
+        order.append(order[-1].parents[0][0])
+    if not order[-1].parents:
+        return order
+    order = []
     seen = {id(root)}
     stack = [(root, iter(root.parents))]
     while stack:
@@ -157,7 +163,8 @@ def concrete(x: Any) -> np.ndarray | None:
 
 
 def shape(x: Array) -> tuple[int | None, ...]:
-    return np.shape(_value(x))
+    x = _value(x)
+    return x.shape if type(x) is np.ndarray else np.shape(x)
 
 
 def size(x: Array, axis: int, like: Array | None = None) -> int:
@@ -236,13 +243,19 @@ def sum(x: Array, axis: int | None = None, keepdims: bool = False) -> Array:
     v = _value(x)
 
     def pullback(g: np.ndarray) -> np.ndarray:
+        if axis is None and g.dtype.isbuiltin == 1:
+            everywhere = np.ndarray(
+                v.shape, g.dtype, g, strides=(0,) * v.ndim
+            )  # as broadcast_to, in a tenth of its time
+            everywhere.flags.writeable = False
+            return everywhere
         return np.broadcast_to(g if axis is None or keepdims else np.expand_dims(g, axis), v.shape)
 
     if axis is not None and axis != v.ndim - 1 and v.shape[axis] > 256:
         # NumPy sums pairwise along the last axis alone; elsewhere the rounding of a long sum adds up.
         total = np.sum(np.ascontiguousarray(np.moveaxis(v, axis, -1)), axis=-1)
         return _record(np.expand_dims(total, axis) if keepdims else total, (x, pullback))
-    return _record(np.sum(v, axis=axis, keepdims=keepdims), (x, pullback))
+    return _record(v.sum(axis=axis, keepdims=keepdims), (x, pullback))
 
 
 def count(condition: Array) -> Array:

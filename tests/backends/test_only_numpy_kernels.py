@@ -33,13 +33,21 @@ LOSSES = {
     "binary, logits": ("binary_crossentropy", {"from_logits": True}),
     "binary, probabilities": ("binary_crossentropy", {}),
     "focal": ("categorical_focal_crossentropy", {"from_logits": True}),
+    "focal, cubic": ("categorical_focal_crossentropy", {"from_logits": True, "gamma": 3.0, "alpha": 1.0}),
+    "focal, probabilities": ("categorical_focal_crossentropy", {}),
+    "binary focal": ("binary_focal_crossentropy", {"from_logits": True}),
+    "binary focal, balanced": (
+        "binary_focal_crossentropy",
+        {"from_logits": True, "apply_class_balancing": True, "gamma": 1.0, "label_smoothing": 0.1},
+    ),
+    "binary focal, probabilities": ("binary_focal_crossentropy", {}),
 }
 
 
 @pytest.fixture
 def small_blocks(monkeypatch) -> None:
     """Every input falls into several blocks, in two threads."""
-    monkeypatch.setattr(kernels, "BLOCK", 15)
+    monkeypatch.setattr(kernels, "CACHE", 60)
     monkeypatch.setattr(kernels, "LARGE", 1)
     monkeypatch.setattr(kernels, "_cores", lambda: 2)
 
@@ -139,6 +147,44 @@ def test_dtypes_and_axes_agree_with_the_formula(small_blocks, monkeypatch, kind,
 
 
 @pytest.mark.parametrize("kind", LOSSES)
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@pytest.mark.parametrize("large", [1, 1 << 20])
+def test_gradients_of_what_is_no_mean(monkeypatch, kind, dtype, large) -> None:
+    """The sweep writes those of a mean; others are made of these, or swept again."""
+    monkeypatch.setattr(kernels, "LARGE", large)
+    loss, y_true, y_pred, options = problem(kind, (6, 9), 1, dtype)
+    weight = np.arange(6.0)
+    mask = weight != 4
+    for of_rows in ({"sample_weight": weight}, {"reduction": "sum"}, {"mask": mask, "normalizer": 7}, {"mask": mask}):
+        got = run(loss, y_true, y_pred, **options, **of_rows)
+        exact = by_formula(monkeypatch, loss, y_true, y_pred, **options, **of_rows)
+        agree(got, exact, 1e-3 if dtype == np.float16 else 4e-6)
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1, 1.0])
+@pytest.mark.parametrize("lead", [0, 8, 30])
+def test_class_weights_of_labels(monkeypatch, label_smoothing, lead) -> None:
+    loss, labels, z, options = problem("labels, logits", (12, 5))
+    z[np.arange(12), labels] += lead
+    for weight in ([1.0, 0.5, 2, 3, 0], [0, 0, 1, 0, 0]):
+        options |= {"label_smoothing": label_smoothing, "class_weight": np.array(weight), "reduction": "none"}
+        agree(run(loss, labels, z, **options), by_formula(monkeypatch, loss, labels, z, **options))
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+def test_rows_of_infinities_and_nan_are_the_formulas(monkeypatch, kind) -> None:
+    loss, y_true, y_pred, options = problem(kind, (9, 5))
+    y_pred[0, 1], y_pred[1, 2], y_pred[2, 3], y_pred[3] = np.nan, np.inf, -np.inf, -np.inf
+    y_pred[4, :2] = np.inf
+    for i in (5, 6, 7):
+        y_pred[i, i - 5] = np.inf if i == 6 else -np.inf
+    options["reduction"] = "none"
+    got, exact = run(loss, y_true, y_pred, **options), by_formula(monkeypatch, loss, y_true, y_pred, **options)
+    np.testing.assert_allclose(got[0], exact[0], rtol=4e-6)
+    np.testing.assert_allclose(got[1], exact[1], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", LOSSES)
 def test_what_is_dropped_reaches_nothing(small_blocks, monkeypatch, kind) -> None:
     loss, y_true, y_pred, options = problem(kind, (8, 12))
     mask = np.arange(8) % 3 > 0
@@ -154,7 +200,7 @@ def test_what_is_dropped_reaches_nothing(small_blocks, monkeypatch, kind) -> Non
 def test_to_the_bit_whatever_the_threads(kind, monkeypatch) -> None:
     """Also called from several threads at once, and from within a pool as large as the calls."""
     loss, y_true, y_pred, options = problem(kind, (64, 257))
-    monkeypatch.setattr(kernels, "BLOCK", 1000)
+    monkeypatch.setattr(kernels, "CACHE", 4000)
     one = run(loss, y_true, y_pred, **options)
     monkeypatch.setattr(kernels, "LARGE", 1)
     monkeypatch.setattr(kernels, "_cores", lambda: 3)
@@ -223,7 +269,7 @@ def test_after_a_fork(monkeypatch) -> None:
     code = """
 import os, numpy as np, lossbridge as lb
 from lossbridge.kernels import numpy as kernels
-kernels.LARGE, kernels.BLOCK, kernels._cores = 1, 100, lambda: 2
+kernels.LARGE, kernels.CACHE, kernels._cores = 1, 400, lambda: 2
 z, y = np.zeros((50, 10), np.float32), np.zeros(50, int)
 first = lb.sparse_categorical_crossentropy(y, z, from_logits=True)
 child = os.fork()

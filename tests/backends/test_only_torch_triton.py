@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import math
 import os
 import subprocess
 import sys
@@ -26,8 +27,10 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 if INTERPRETED:
     import triton
     import triton.language as tl
+    from triton.runtime import interpreter
 
     from lossbridge.kernels import triton as kernels
+    from lossbridge.kernels import triton_device as device
 
 
 def test_kernels_under_the_interpreter() -> None:
@@ -44,10 +47,11 @@ def test_kernels_compile_for_a_gpu(tmp_path) -> None:
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from lossbridge.kernels import triton as kernels
+from lossbridge.kernels import triton as kernels, triton_device as device
 
-floats = dict.fromkeys(["hit", "share", "inverse"], "fp32") | dict.fromkeys(["loss", "stats", "grad"], "*fp32")
-usual = floats | {"top": "*i32", "logits": "*bf16", "slope": "*bf16"}
+numbers = dict.fromkeys(["hit", "share", "inverse", "pos_weight"], "fp32")
+usual = numbers | dict.fromkeys(["loss", "stats", "grad"], "*fp32")
+usual |= {"top": "*i32", "logits": "*bf16", "slope": "*bf16"}
 
 def compiled(kernel, R, **given):
     constants = {"R": R, "C": kernels.TILE // R, **{n: x for n, x in given.items() if not isinstance(x, str)}}
@@ -58,11 +62,11 @@ def compiled(kernel, R, **given):
 
 nothing, everything = {"kept": None, "class_weight": None}, {"kept": "*i1", "class_weight": "*fp32"}
 for R in (1, 128):
-    for kernel in (kernels._cross_entropy, kernels._cross_entropy_slope):
+    for kernel in (device.cross_entropy, device.cross_entropy_slope):
         compiled(kernel, R, target="*i64", LABELS=True, HARD=True, **nothing)
         compiled(kernel, R, target="*i32", LABELS=True, HARD=False, **everything)
         compiled(kernel, R, target="*fp16", LABELS=False, HARD=False, **everything)
-    for kernel in (kernels._kl, kernels._kl_slope):
+    for kernel in (device.kl, device.kl_slope, device.bernoulli, device.bernoulli_slope):
         compiled(kernel, R, target="*bf16", kept=None)
         compiled(kernel, R, target="*fp32", kept="*i1")
 """
@@ -93,6 +97,8 @@ LOSSES = {
     "smoothed distributions": functools.partial(lb.categorical_crossentropy, from_logits=True, label_smoothing=0.1),
     "divergence": functools.partial(lb.kl_divergence, from_logits=True),
     "distillation": functools.partial(lb.distillation_loss, temperature=3.0),
+    "trials": functools.partial(lb.binary_crossentropy, from_logits=True),
+    "weighted trials": functools.partial(lb.binary_crossentropy, from_logits=True, pos_weight=2.5, label_smoothing=0.1),
 }
 WITH_KERNELS = (
     "categorical_crossentropy",
@@ -100,8 +106,10 @@ WITH_KERNELS = (
     "log_loss",
     "kl_divergence",
     "distillation_loss",
+    "binary_crossentropy",
 )
 losses = pytest.mark.parametrize("name", LOSSES)
+BY_CLASS = [name for name in LOSSES if "labels" in name or "distributions" in name]  # that take class weights
 
 
 def problem(name: str, rows: int, classes: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -110,6 +118,8 @@ def problem(name: str, rows: int, classes: int, seed: int = 0) -> tuple[torch.Te
     z, u = (torch.tensor(x) for x in rng.normal(size=(2, rows, classes)).astype(np.float32))
     if "labels" in name:
         return torch.tensor(rng.integers(0, classes, rows)), z
+    if "trials" in name:
+        return torch.sigmoid(u), z
     return (torch.softmax(u, -1) if "distributions" in name else u), z
 
 
@@ -172,15 +182,15 @@ def applied(function, x: np.ndarray) -> np.ndarray:
 
 def interpreted_functions_of_the_device_keep_their_digits() -> None:
     x = -np.geomspace(1e-8, 86, 1024).astype(np.float32)
-    np.testing.assert_allclose(applied(kernels._exp, x), np.exp(x.astype(float)), rtol=2e-7)
+    np.testing.assert_allclose(applied(device._exp, x), np.exp(x.astype(float)), rtol=2e-7)
     ends = np.array([0, -104, -200, -1e30, -np.inf, np.nan, -87.2, -87.4], np.float32)
-    np.testing.assert_allclose(applied(kernels._exp, ends), np.exp(ends.astype(float)), rtol=2e-7, atol=2e-38)
+    np.testing.assert_allclose(applied(device._exp, ends), np.exp(ends.astype(float)), rtol=2e-7, atol=2e-38)
     x = np.concatenate([np.geomspace(1e-30, 1e30, 512), -np.geomspace(1e-30, 0.9, 512)]).astype(np.float32)
-    np.testing.assert_allclose(applied(kernels._log1p, x), np.log1p(x.astype(float)), rtol=3e-7)
+    np.testing.assert_allclose(applied(device._log1p, x), np.log1p(x.astype(float)), rtol=3e-7)
     x = np.concatenate([np.geomspace(1e-15, 1, 512), -np.geomspace(1e-15, 1, 512)]).astype(np.float32)
     wide = x.astype(np.longdouble)
     exact = np.where(abs(x) < 1e-3, wide**2 / 2 - wide**3 / 6 + wide**4 / 24, wide + np.expm1(-wide))
-    np.testing.assert_allclose(applied(kernels._remainder, x), exact.astype(float), rtol=4e-7)
+    np.testing.assert_allclose(applied(device._remainder, x), exact.astype(float), rtol=4e-7)
 
 
 # Values and gradients.
@@ -190,7 +200,7 @@ CONCERNED = [
     for case in cases()
     if case.loss in WITH_KERNELS
     and case.dtype != "float64"
-    and case.axis is not None  # labels, in log_loss
+    and np.ndim(case.options.get("pos_weight", 0)) == 0
     and case.options.get("from_logits", case.loss == "distillation_loss")
 ]
 
@@ -226,13 +236,56 @@ def interpreted_vocabularies(monkeypatch, fast, name: str, classes: int) -> None
 
 
 def assert_right(fast: Kernels, loss, target, logits, rtol: float = 2e-6, **options) -> None:
+    before = fast.accepted
     value, slope = value_and_slope(loss, target, logits, **options)
-    assert fast.accepted == 1
+    assert fast.accepted == before + 1
     assert value.dtype == torch.float32
     assert slope.dtype == logits.dtype
     exact_value, exact_slope = value_and_slope(loss, doubles(target), doubles(logits), **options)
     assert_near(value, exact_value)
     assert_near(slope, exact_slope, rtol)
+
+
+@losses
+def interpreted_beyond_32_bits(monkeypatch, name: str) -> None:
+    """The last rows of arrays of 2³¹ elements and a few: 4 GiB each, of which no other page is touched."""
+    rows, few = 2**20 + 4, 4
+    target, z = problem(name, few, 2048)
+    far = torch.empty(rows, 2048, dtype=torch.float16)
+    far[-few:] = z
+    if target.is_floating_point():
+        far_target = torch.empty_like(far)
+        far_target[-few:] = target
+        target = target.half()
+    else:
+        far_target = torch.zeros(rows, dtype=target.dtype)
+        far_target[-few:] = target
+    kernel = kernels.KERNELS[LOSSES[name].func.__name__]
+    options = {"from_logits": True} if name != "distillation" else {}
+    options |= {"class_weight": None} if name in BY_CLASS else {}
+    run = functools.partial(kernel, None, axis=1, kept=None, **{**options, **LOSSES[name].keywords})
+
+    def both(target, logits):
+        logits.requires_grad_()
+        losses = run(target=target, pred=logits)
+        (slope,) = torch.autograd.grad(losses, logits, torch.ones(len(logits)))
+        return losses.detach(), slope
+
+    loss, slope = both(target, z.half())
+    for i in range(few):
+        # One program in place of a million: that of the row near the end.
+        with monkeypatch.context() as patch:
+            patch.setattr(triton, "cdiv", lambda *_: 1)
+            number = interpreter.InterpreterBuilder.create_get_program_id
+
+            def shifted(self, axis, row=rows - few + i, number=number):
+                handle = number(self, axis)
+                return handle if axis else type(handle)(handle.data + np.int32(row), handle.dtype)
+
+            patch.setattr(interpreter.InterpreterBuilder, "create_get_program_id", shifted)
+            far_loss, far_slope = both(far_target, far.detach())
+        assert far_loss[i - few] == loss[i]
+        assert torch.equal(far_slope[i - few], slope[i])
 
 
 def sparse(labels, logits, kept=None, class_weight=None, label_smoothing=0.0) -> torch.Tensor:
@@ -292,7 +345,32 @@ def interpreted_what_is_declined(fast) -> None:
     lb.kl_divergence(target, torch.softmax(z, -1))
     lb.categorical_crossentropy(target, z.double(), from_logits=True)
     lb.categorical_crossentropy(target, z.long(), from_logits=True)
+    lb.binary_crossentropy(target, torch.sigmoid(z))
+    lb.binary_crossentropy(target, z, from_logits=True, pos_weight=torch.tensor(2.0))
     assert not fast.accepted
+
+
+def interpreted_trials_one_by_one(fast) -> None:
+    loss = functools.partial(lb.log_loss, from_logits=True)
+    target, z = problem("trials", 7, 33)
+    assert_right(fast, loss, target, z)
+    assert_right(fast, loss, target[0, 0], z[0, 0])
+    assert_right(fast, loss, target.half()[:, ::2], z.half()[:, ::2], rtol=2 * torch.finfo(torch.float16).eps)
+    kept = torch.arange(7 * 33).reshape(7, 33) % 3 > 0
+    value, slope = value_and_slope(loss, target.where(kept, np.nan), z.where(kept, np.inf), mask=kept)
+    expected, expected_slope = value_and_slope(loss, target, z)
+    assert torch.equal(value, expected.where(kept, 0))
+    assert torch.equal(slope, expected_slope.where(kept, 0))
+
+
+def interpreted_trials_at_infinity() -> None:
+    z = torch.tensor([-np.inf, -np.inf, np.inf, np.inf, np.nan, 0.0], requires_grad=True)
+    t = torch.tensor([0.0, 0.5, 1.0, 0.5, 0.0, 0.5])
+    value = lb.log_loss(t, z, from_logits=True, reduction="none")
+    value[:4].sum().backward()
+    exact = torch.tensor([0, math.inf, 0, math.inf, math.nan, math.log(2)])
+    torch.testing.assert_close(value.detach(), exact, equal_nan=True)
+    assert z.grad[:4].tolist() == [0.0, -0.5, 0.0, 0.5]
 
 
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
@@ -381,7 +459,7 @@ def interpreted_second_derivatives(fast, name: str) -> None:
 def interpreted_gradients_of_targets_and_class_weights(name: str) -> None:
     target, z = problem(name, 3, 5)
     loss, others = LOSSES[name], []
-    if name not in ("divergence", "distillation"):
+    if name in BY_CLASS:
         others = [torch.tensor(CLASS_WEIGHT)]
 
     def slopes(*arrays):
@@ -409,7 +487,7 @@ def interpreted_vmap(fast, name: str) -> None:
     assert torch.equal(torch.vmap(slope)(*stacked), each)
     across = torch.vmap(loss, in_dims=(None, 2))(target[:3], torch.stack([z[:3], z[3:]], 2))
     assert torch.equal(across, torch.stack([loss(target[:3], x) for x in (z[:3], z[3:])]))
-    if name not in ("divergence", "distillation"):
+    if name in BY_CLASS:
         weights = torch.tensor([CLASS_WEIGHT, CLASS_WEIGHT[::-1]])
         weighted = torch.vmap(lambda w: loss(target, z, class_weight=w))(weights)
         assert torch.equal(weighted, torch.stack([loss(target, z, class_weight=w) for w in weights]))
@@ -419,7 +497,7 @@ def interpreted_vmap(fast, name: str) -> None:
 # Torch's machinery.
 
 
-@pytest.mark.parametrize("name", ["cross_entropy", "kl_from_logits"])
+@pytest.mark.parametrize("name", ["cross_entropy", "kl_from_logits", "bernoulli"])
 @pytest.mark.parametrize("kept", [None, torch.tensor([True, False, True])])
 def interpreted_opcheck(name: str, kept) -> None:
     labels, z = problem("labels", 3, 5)
@@ -435,6 +513,10 @@ def interpreted_opcheck(name: str, kept) -> None:
             torch.library.opcheck(kernels.cross_entropy, call)
             _, *statistics = kernels.cross_entropy(*call)
             torch.library.opcheck(kernels.cross_entropy_slope, (grad, *call, *statistics))
+    elif name == "bernoulli":
+        for call in ((soft, z, kept, 1.0, 0.0), (soft, z.half(), kept, 2.0, 0.1)):
+            torch.library.opcheck(kernels.bernoulli, call)
+            torch.library.opcheck(kernels.bernoulli_slope, (grad, *call))
     else:
         call = (soft, z, kept, 2.0)
         torch.library.opcheck(kernels.kl_from_logits, call)
@@ -456,7 +538,7 @@ def interpreted_compiled(fast, name: str) -> None:
         assert torch.equal(got, wanted)
 
 
-@pytest.mark.parametrize("name", ["smoothed labels", "divergence"])
+@pytest.mark.parametrize("name", ["smoothed labels", "divergence", "weighted trials"])
 def interpreted_compiled_transforms(name: str) -> None:
     target, z = problem(name, 3, 5)
     loss = LOSSES[name]
