@@ -1,25 +1,26 @@
 """TensorFlow: faster ways to the per-sample losses of formulas.py (see Kernel in lossbridge/backend.py).
 
-Three roads. In a graph, cross-entropy of logits has a gradient of its own: few passes, few buffers, and where every
-size is known and large, XLA. Outside of one, the formula (or that cross-entropy) is traced once for any sizes, and its
-derivative once, so that a call is one operation. Everything else is left to the formulas, as are higher derivatives.
-Holds no definition of a loss.
+Two roads. Outside of a graph, on the host, NumPy's kernels read TensorFlow's arrays where they lie. In a graph
+cross-entropy of logits has a gradient of its own: few passes, few buffers, and where every size is known and large,
+XLA. Everything else is left to the formulas, as are higher derivatives. Holds no definition of a loss.
 """
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
 import tensorflow as tf
-from tensorflow.python.eager.forwardprop_util import pack_tangents  # who watches a tensor; there is no public way
+from tensorflow.python.eager import record
 
 from lossbridge import formulas
 from lossbridge.backend import Array, Kernel
+from lossbridge.backends import numpy
 from lossbridge.backends import tensorflow as b
+from lossbridge.kernels import numpy as numpy_kernels
 from lossbridge.reduction import neutralise
 from lossbridge.validation import compute_dtype
 
@@ -28,10 +29,6 @@ _custom_gradient: Callable[[Callable[..., Any]], Callable[..., Any]] = tf.custom
 # Measured on two cores, 32 to 2048 rows of 10 to 32768 classes: below, calling XLA costs more than it saves.
 XLA_ELEMENTS = 2**16
 XLA_PART = 2**13
-# A formula's traced derivative computes its values anew, which large arrays would feel.
-TRACED_ELEMENTS = 2**16
-# Options that change in every call shall not be traced for ever.
-TRACES = 64
 
 
 # Cross-entropy of integer labels and logits, in a graph.
@@ -188,29 +185,24 @@ def _like(rows: Array, x: Array, axis: int) -> Array:
     return tf.transpose(moved, back)
 
 
+def _slope(plain: Callable[[Array], Array], upstream: Array, pred: Array) -> Array:
+    """The formula's, which can be differentiated further."""
+    with tf.GradientTape() as tape:
+        tape.watch(pred)
+        loss = plain(pred)
+    return tape.gradient(loss, pred, upstream)
+
+
 def _derivative_of_slope(
     plain: Callable[[Array], Array], upstream: Array, pred: Array, cotangent: Array
 ) -> tuple[Array, Array]:
     with tf.GradientTape() as outer:
         outer.watch([upstream, pred])
-        with tf.GradientTape() as inner:
-            inner.watch(pred)
-            loss = plain(pred)
-        slope = inner.gradient(loss, pred, upstream)
+        slope = _slope(plain, upstream, pred)
     return outer.gradient(slope, [upstream, pred], cotangent, unconnected_gradients=tf.UnconnectedGradients.ZERO)
 
 
 # Outside of a graph.
-
-
-class _Traced(NamedTuple):
-    """Two functions of (target, pred, *vectors), of any sizes, and of `kept` behind them where there is one."""
-
-    losses: Callable[..., Array]
-    slopes: Callable[[], Callable[..., list[Array]]]  # made when asked for; takes upstream first; of the floating ones
-
-
-_traced: dict[Any, _Traced] = {}  # a cache: by everything that is no array of a call
 
 
 def _kernel(
@@ -223,83 +215,51 @@ def _kernel(
     kept: Array | None,
     **named: Any,
 ) -> Array | None:
-    if pack_tangents([target, pred, *(x for x in named.values() if tf.is_tensor(x))]).tangents:
-        return None  # forward mode, which a gradient of one's own does not serve
-    if not tf.executing_eagerly():
-        return None if in_graph is None else in_graph(plain, target, pred, axis, kept, **named)
-    if in_graph is None and pred.shape.num_elements() > TRACED_ELEMENTS:
+    others = [target, *(x for x in named.values() if isinstance(x, tf.Tensor))]
+    if b.in_forward_mode(pred, *others):
         return None
-    vectors = {key: x for key, x in named.items() if tf.is_tensor(x)}
-    options = {key: x for key, x in named.items() if key not in vectors}
-    arrays = (target, pred, *vectors.values())
-    layout = tuple((x.dtype, x.shape.rank) for x in arrays)
-    key = (name, axis, None if kept is None else kept.shape.rank, layout, *vectors, *options.items())
-    traced = _traced.get(key)
-    if traced is None:
-        if len(_traced) >= TRACES:
-            return None
-        traced = _traced[key] = _trace(name, in_graph, axis, kept, arrays, tuple(vectors), options)
-    return _call(traced, kept, arrays)
+    masks = [] if kept is None else [kept]
+    if b.on_host(pred, *others, *masks) and not record.should_record_backprop(others):
+        return _by_numpy(name, partial(plain, target), target, pred, axis, kept, named)
+    return None if in_graph is None else in_graph(plain, target, pred, axis, kept, **named)
 
 
-def _call(traced: _Traced, kept: Array | None, arrays: tuple[Array, ...]) -> Array:
-    masks = () if kept is None else (kept,)
-
-    def all_of(floats: tuple[Array, ...]) -> list[Array]:
-        rest = iter(floats)
-        return [next(rest) if x.dtype.is_floating else x for x in arrays]
-
-    @_custom_gradient
-    def differentiable(*floats: Array) -> Any:
-        # Stopped, so that no tape writes down what happens inside.
-        losses = traced.losses(*all_of(tuple(tf.stop_gradient(x) for x in floats)), *masks)
-        return losses, lambda upstream: traced.slopes()(upstream, *all_of(floats), *masks)
-
-    return differentiable(*(x for x in arrays if x.dtype.is_floating))
-
-
-def _trace(
+def _by_numpy(
     name: str,
-    in_graph: Kernel | None,
+    plain: Callable[[Array], Array],
+    target: Array,
+    pred: Array,
     axis: int | None,
     kept: Array | None,
-    arrays: tuple[Array, ...],
-    vectors: tuple[str, ...],
-    options: dict[str, Any],
-) -> _Traced:
-    formula = getattr(formulas, name)
-    dtype = compute_dtype(arrays[1].dtype.name)
-    masked = kept is not None
+    named: dict[str, Any],
+) -> Array:
+    """NumPy's kernels on the memory of TensorFlow's arrays: its operations start in 1 µs rather than in 15."""
+    labels, logits = np.asarray(target), np.asarray(pred)
+    keeping = None if kept is None else np.asarray(kept)
+    options = {key: np.asarray(x) if isinstance(x, tf.Tensor) else x for key, x in named.items()}
+    formula, kernel = getattr(formulas, name), numpy_kernels.KERNELS.get(name)
+    dtype = compute_dtype(pred.dtype.name)
 
-    def losses(target: Array, pred: Array, *others: Array) -> Array:
-        named = options | dict(zip(vectors, others, strict=False))
-        kept = others[len(vectors)] if masked else None
+    def plain_numpy(target: Array, pred: Array) -> Array:
+        if name not in _OF_LABELS:
+            target = neutralise(numpy, numpy.cast(target, dtype), keeping, axis, 0.5)
+        return formula(numpy, target, neutralise(numpy, numpy.cast(pred, dtype), keeping, axis, 0.5), axis, **options)
 
-        def plain(target: Array, pred: Array) -> Array:
-            if name not in _OF_LABELS:
-                target = neutralise(b, tf.cast(target, dtype), kept, axis, 0.5)
-            pred = neutralise(b, tf.cast(pred, dtype), kept, axis, 0.5)
-            return formula(b, target, pred, axis, **named)
+    def losses(x: Array) -> Array:
+        with numpy.quiet():
+            found = None if kernel is None else kernel(plain_numpy, labels, x, axis, keeping, **options)
+            return plain_numpy(labels, x) if found is None else found
 
-        found = None if in_graph is None else in_graph(plain, target, pred, axis, kept, **named)
-        return plain(target, pred) if found is None else found
+    if not record.should_record_backprop([pred]):
+        return tf.convert_to_tensor(losses(logits))
+    leaf = numpy.Variable(logits)
+    swept = [losses(leaf)]
 
-    def slopes(upstream: Array, *everything: Array) -> list[Array]:
-        floats = [x for x in everything if x.dtype.is_floating]
-        with tf.GradientTape() as tape:
-            tape.watch(floats)
-            value = losses(*everything)
-        found: list[Array] = tape.gradient(value, floats, upstream, unconnected_gradients=tf.UnconnectedGradients.ZERO)
-        return found
+    def pulled_back(upstream: np.ndarray) -> np.ndarray:
+        once = swept.pop() if swept else losses(leaf)  # what a kernel has saved serves once
+        return numpy.pulled_back(once, leaf, upstream)
 
-    specs = [tf.TensorSpec([None] * x.shape.rank, x.dtype) for x in (*arrays, *(() if kept is None else (kept,)))]
-    samples = arrays[1].shape.rank - (axis is not None)
-    upstream = tf.TensorSpec([None] * samples, dtype)
-    # Concrete functions: no signature is looked up in a call, and nothing can be traced again.
-    return _Traced(
-        tf.function(losses, autograph=False).get_concrete_function(*specs),
-        functools.cache(lambda: tf.function(slopes, autograph=False).get_concrete_function(upstream, *specs)),
-    )
+    return b.recorded(swept[0].value, pred, pulled_back, lambda upstream: _slope(plain, upstream, pred))
 
 
 # What takes indices of classes as its target.

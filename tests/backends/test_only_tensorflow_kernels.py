@@ -18,12 +18,14 @@ from lossbridge.parity.check import Runner, in_order
 
 SPARSE = "sparse_categorical_crossentropy"
 sparse = functools.partial(lb.sparse_categorical_crossentropy, from_logits=True)
-ROADS = {"traced": None, "function": 10**9, "XLA": 0}
+ROADS = {"NumPy": None, "eager": None, "function": 10**9, "XLA": 0}
 
 
 def on_road(road: str, monkeypatch, function):
-    """`function` in eager mode, or in a graph with or without XLA inside."""
-    if road == "traced":
+    """`function` in eager mode, on the host or as on a GPU, or in a graph with or without XLA inside."""
+    if road == "eager":
+        monkeypatch.setattr(b, "on_host", lambda *arrays: False)
+    if ROADS[road] is None:
         return function
     monkeypatch.setattr(kernels, "XLA_ELEMENTS", ROADS[road])
     return tf.function(function, autograph=False)
@@ -76,7 +78,6 @@ def test_sizes(road, classes, monkeypatch) -> None:
 @pytest.mark.parametrize("road", ROADS)
 def test_no_formula_is_needed(road, monkeypatch) -> None:
     forbid_the_formula(monkeypatch)
-    monkeypatch.setattr(kernels, "_traced", {})
     y, z = problem(4, 5)
     on_road(road, monkeypatch, lb.value_and_grad(sparse))(tf.constant(y), tf.constant(z))
 
@@ -92,10 +93,10 @@ def test_bad_labels_and_dropped_rows(road, monkeypatch) -> None:
         monkeypatch,
         lambda y, z, m: lb.value_and_grad(functools.partial(sparse, mask=m, reduction="none"))(y, z),
     )
-    if road == "traced":  # labels on the host are refused
+    if ROADS[road] is None:  # labels on the host are refused
         y[1] = 0
     value, gradient = (x.numpy() for x in function(tf.constant(y), tf.constant(z), tf.constant(mask)))
-    assert np.isnan(value[1]) == (road != "traced")
+    assert np.isnan(value[1]) == (ROADS[road] is not None)
     assert np.isfinite(value[[0, 4]]).all()
     assert (value[[2, 3]] == 0).all()
     assert (gradient[[2, 3]] == 0).all()
@@ -147,25 +148,18 @@ def test_class_weights_learn_too() -> None:
     np.testing.assert_allclose(got, tf.math.unsorted_segment_sum(costs, y, 4), rtol=1e-6)
 
 
-def test_one_trace_serves_every_batch(monkeypatch) -> None:
-    monkeypatch.setattr(kernels, "_traced", {})
-    for rows, classes in ((1, 2), (7, 3), (32, 10), (33, 10)):
-        y, z = problem(rows, classes)
-        lb.value_and_grad(sparse)(tf.constant(y), tf.constant(z))
-    assert len(kernels._traced) == 1
+def test_gradients_twice_and_within_functions() -> None:
+    y, z = (tf.constant(x) for x in problem(3, 4))
+    _, exact = lb.value_and_grad(sparse)(y, z)
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch(z)
+        value = sparse(y, z)
 
+    def gradient():
+        return tape.gradient(value, z)
 
-def test_traces_are_counted_and_large_arrays_left_to_the_formula(monkeypatch) -> None:
-    monkeypatch.setattr(kernels, "_traced", {})
-    monkeypatch.setattr(kernels, "TRACES", 2)
-    t = tf.constant(np.full((4, 3), 1 / 3, np.float32))
-    values = [float(lb.categorical_crossentropy(t, t, label_smoothing=0.1 * s)) for s in range(5)]
-    np.testing.assert_allclose(values, np.log(3), rtol=1e-6)
-    assert len(kernels._traced) == 2
-    monkeypatch.setattr(kernels, "TRACED_ELEMENTS", 3)
-    monkeypatch.setattr(kernels, "_traced", {})
-    lb.kl_divergence(t, t)
-    assert not kernels._traced
+    for again in (gradient, gradient, tf.function(gradient)):
+        np.testing.assert_allclose(again(), exact, rtol=1e-6, atol=1e-8)
 
 
 def test_targets_are_differentiated_only_where_they_are_floating() -> None:
@@ -175,8 +169,7 @@ def test_targets_are_differentiated_only_where_they_are_floating() -> None:
     np.testing.assert_allclose(gradient, exact, rtol=1e-5, atol=1e-7)
 
 
-def test_threads(monkeypatch) -> None:
-    monkeypatch.setattr(kernels, "_traced", {})
+def test_threads() -> None:
     y, z = (tf.constant(x) for x in problem(8, 5))
     found = []
     threads = [threading.Thread(target=lambda: found.append(lb.value_and_grad(sparse)(y, z))) for _ in range(6)]
