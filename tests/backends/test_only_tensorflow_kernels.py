@@ -51,11 +51,16 @@ def runner() -> Runner:
 
 @pytest.mark.parametrize(
     "case",
-    [case for case in in_order(cases()) if case.loss == SPARSE and case.options["from_logits"]],
-    ids=lambda case: case.name,
+    [
+        case
+        for case in in_order(cases())
+        if "focal" not in case.loss and case.dtype == "float32" and case.options.get("reduction") == "none"
+    ],
+    ids=lambda case: f"{case.loss}-{case.name}",
 )
 def test_cases_in_xla(case: Case, runner: Runner, monkeypatch) -> None:
     monkeypatch.setattr(kernels, "XLA_ELEMENTS", 0)
+    monkeypatch.setattr(kernels, "XLA_BLOCK", 7)
     outcome = runner.run(case, "function")
     assert not outcome.fault, outcome.fault
 
