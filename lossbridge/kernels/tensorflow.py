@@ -63,7 +63,8 @@ def _in_graph(
 
     @_custom_gradient
     def differentiable(*floats: Array) -> Any:
-        t, z = floats if floating[0] else (target, *floats)
+        # Stopped, so that no tape writes down what happens inside.
+        t, z = (tf.stop_gradient(x) for x in (floats if floating[0] else (target, *floats)))
         rows = _as_rows(t, axis) if t.shape.rank == z.shape.rank else tf.reshape(t, [-1]), _as_rows(z, axis), *masks
         found, *known = forward(*rows)
 
@@ -72,7 +73,7 @@ def _in_graph(
 
             @_custom_gradient
             def differentiable(upstream: Array, *floats: Array) -> Any:
-                slopes = backward(tf.reshape(upstream, [-1]), known, *rows)
+                slopes = backward(tf.reshape(tf.stop_gradient(upstream), [-1]), known, *rows)
                 derivative = partial(_derivative_of_slope, plain, which, target, upstream, *floats)
                 return _like(slopes, (t, z)[which], axis), derivative
 
