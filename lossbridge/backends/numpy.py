@@ -252,6 +252,10 @@ def sum(x: Array, axis: int | None = None, keepdims: bool = False) -> Array:
     return _record(np.sum(v, axis=axis, keepdims=keepdims), (x, pullback))
 
 
+def mean(x: Array) -> Array:
+    return sum(x) / at_least_one(_value(x).size)
+
+
 def count(condition: Array) -> Array:
     return np.sum(condition)
 

@@ -106,8 +106,8 @@ def where(condition: Array, x: Array, y: Array) -> Array:
 
 def sum(x: Array, axis: int | None = None, keepdims: bool = False) -> Array:
     rank = x.shape.rank
-    if axis is None and not keepdims and on_host(x) and x.shape.num_elements() <= SMALL and not in_forward_mode(x):
-        return _sum_of_few(x)
+    if axis is None and not keepdims and _few(x):
+        return _ratio_of_few(x, 1)
     if axis not in (None, rank - 1) and (x.shape[axis] or 0) > 256:
         # The rounding of a long sum adds up along any axis but the last.
         last = [i for i in range(rank) if i != axis] + [axis]
@@ -141,13 +141,25 @@ def recorded(result: np.ndarray, x: Array, pulled_back: Callable[[np.ndarray], n
     return tensor
 
 
-def _sum_of_few(x: Array) -> Array:
+def mean(x: Array) -> Array:
+    count = x.shape.num_elements()
+    if _few(x):
+        return _ratio_of_few(x, count or 1)
+    return sum(x) / at_least_one(tf.cast(tf.size(x), x.dtype) if count is None else count)
+
+
+def _few(x: Array) -> bool:
+    return on_host(x) and x.shape.num_elements() <= SMALL and not in_forward_mode(x)
+
+
+def _ratio_of_few(x: Array, divisor: int) -> Array:
     values = np.asarray(x)
+    count = values.dtype.type(divisor)
     return recorded(
-        values.sum(),
+        values.sum() / count,
         x,
-        lambda upstream: np.full(values.shape, upstream),
-        lambda upstream: tf.broadcast_to(upstream, tf.shape(x)),
+        lambda upstream: np.full(values.shape, upstream / count),
+        lambda upstream: tf.broadcast_to(upstream / divisor, tf.shape(x)),
     )
 
 
