@@ -54,6 +54,9 @@ def reduce(
         loss = b.where(entries.kept, loss, 0.0)
     if reduction in ("none", None):
         return loss
+    plain = entries.counted is None and entries.kept is None and entries.weight is None and mass is None
+    if plain and reduction != "sum" and normalizer is None:
+        return b.mean(loss)
     total = b.sum(loss)
     if reduction == "sum":
         return total

@@ -87,6 +87,10 @@ def sum(x: Array, axis: int | None = None, keepdims: bool = False) -> Array:
     return jnp.sum(x, axis=axis, keepdims=keepdims)
 
 
+def mean(x: Array) -> Array:
+    return jnp.sum(x) / at_least_one(x.size)
+
+
 def max(x: Array, axis: int) -> Array:
     return jnp.max(x, axis=axis, keepdims=True)
 

@@ -105,7 +105,14 @@ def value_and_grad(function: Callable[[Array], Array], x: np.ndarray) -> tuple[A
         if np.asarray(result).dtype.kind not in "fiub":
             raise TypeError(f"the loss returned {type(result).__name__}; return one array of numbers")
         return result, np.zeros_like(x)
-    gradients = {id(result): np.ones_like(result.value)}
+    return result.value[()], pulled_back(result, leaf, np.ones_like(result.value))
+
+
+def pulled_back(result: Array, leaf: Variable, upstream: np.ndarray) -> np.ndarray:
+    """The gradient that arrives at `leaf` when `upstream` flows back from `result`."""
+    if not isinstance(result, Variable):
+        return np.zeros_like(leaf.value)
+    gradients = {id(result): upstream}
     with quiet():
         for node in _newest_first(result):
             gradient = gradients.pop(id(node)) if node is not leaf else gradients[id(leaf)]
@@ -115,9 +122,9 @@ def value_and_grad(function: Callable[[Array], Array], x: np.ndarray) -> tuple[A
                 known = gradients.get(id(parent))
                 gradients[id(parent)] = carried if known is None else known + carried
     if id(leaf) not in gradients:
-        return result.value[()], np.zeros_like(x)
+        return np.zeros_like(leaf.value)
     gradient = gradients[id(leaf)]
-    return result.value[()], gradient if gradient.flags.writeable else gradient.copy()  # broadcast from one number
+    return gradient if gradient.flags.writeable else gradient.copy()  # broadcast from one number
 
 
 def _newest_first(root: Variable) -> list[Variable]:
@@ -256,6 +263,10 @@ def sum(x: Array, axis: int | None = None, keepdims: bool = False) -> Array:
         total = np.sum(np.ascontiguousarray(np.moveaxis(v, axis, -1)), axis=-1)
         return _record(np.expand_dims(total, axis) if keepdims else total, (x, pullback))
     return _record(v.sum(axis=axis, keepdims=keepdims), (x, pullback))
+
+
+def mean(x: Array) -> Array:
+    return sum(x) / at_least_one(_value(x).size)
 
 
 def count(condition: Array) -> Array:

@@ -9,10 +9,15 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.eager import record  # who watches a tensor; there is no public way
+from tensorflow.python.eager.forwardprop_util import pack_tangents
 
 Array = Any
 
 name = "tensorflow"
+
+# Up to so many entries a sum costs less than the start of TensorFlow's operations, and of those of its gradient.
+SMALL = 2**14
 
 
 # Arrays as they come in.
@@ -101,12 +106,61 @@ def where(condition: Array, x: Array, y: Array) -> Array:
 
 def sum(x: Array, axis: int | None = None, keepdims: bool = False) -> Array:
     rank = x.shape.rank
+    if axis is None and not keepdims and _few(x):
+        return _ratio_of_few(x, 1)
     if axis not in (None, rank - 1) and (x.shape[axis] or 0) > 256:
         # The rounding of a long sum adds up along any axis but the last.
         last = [i for i in range(rank) if i != axis] + [axis]
         total = tf.reduce_sum(tf.transpose(x, last), axis=-1)
         return tf.expand_dims(total, axis) if keepdims else total
     return tf.reduce_sum(x, axis=axis, keepdims=keepdims)
+
+
+def on_host(*arrays: Array) -> bool:
+    """Whether NumPy can read them where they lie, now."""
+    return tf.executing_eagerly() and all("CPU" in x.device for x in arrays)
+
+
+def in_forward_mode(*arrays: Array) -> bool:
+    """Whether it is at work on them: it is not served by gradients of one's own."""
+    return bool(pack_tangents(list(arrays)).tangents)
+
+
+def recorded(result: np.ndarray, x: Array, pulled_back: Callable[[np.ndarray], np.ndarray], slope: Any) -> Array:
+    """What NumPy made of `x`, for tapes: the gradient comes from `pulled_back`; from `slope`, of TensorFlow's
+    operations, where it is differentiated in its turn, or traced.
+    """
+    tensor = tf.convert_to_tensor(result)
+
+    def backward(upstream: Array) -> list[Array]:
+        if not on_host(upstream) or record.should_record_backprop([upstream, x]):
+            return [slope(upstream)]
+        return [tf.convert_to_tensor(pulled_back(np.asarray(upstream)))]
+
+    record.record_operation("lossbridge", [tensor], [x], backward)
+    return tensor
+
+
+def mean(x: Array) -> Array:
+    count = x.shape.num_elements()
+    if _few(x):
+        return _ratio_of_few(x, count or 1)
+    return sum(x) / at_least_one(tf.cast(tf.size(x), x.dtype) if count is None else count)
+
+
+def _few(x: Array) -> bool:
+    return on_host(x) and x.shape.num_elements() <= SMALL and not in_forward_mode(x)
+
+
+def _ratio_of_few(x: Array, divisor: int) -> Array:
+    values = np.asarray(x)
+    count = values.dtype.type(divisor)
+    return recorded(
+        values.sum() / count,
+        x,
+        lambda upstream: np.full(values.shape, upstream / count),
+        lambda upstream: tf.broadcast_to(upstream / divisor, tf.shape(x)),
+    )
 
 
 def count(condition: Array) -> Array:

@@ -99,6 +99,10 @@ def sum(x: Array, axis: int | None = None, keepdims: bool = False) -> Array:
     return torch.sum(x) if axis is None else torch.sum(x, dim=axis, keepdim=keepdims)
 
 
+def mean(x: Array) -> Array:
+    return torch.sum(x) / at_least_one(x.numel())
+
+
 def count(condition: Array) -> Array:
     return torch.sum(condition)
 

@@ -18,12 +18,14 @@ from lossbridge.parity.check import Runner, in_order
 
 SPARSE = "sparse_categorical_crossentropy"
 sparse = functools.partial(lb.sparse_categorical_crossentropy, from_logits=True)
-ROADS = {"traced": None, "function": 10**9, "XLA": 0}
+ROADS = {"NumPy": None, "eager": None, "function": 10**9, "XLA": 0}
 
 
 def on_road(road: str, monkeypatch, function):
-    """`function` in eager mode, or in a graph with or without XLA inside."""
-    if road == "traced":
+    """`function` in eager mode, on the host or as on a GPU, or in a graph with or without XLA inside."""
+    if road == "eager":
+        monkeypatch.setattr(b, "on_host", lambda *arrays: False)
+    if ROADS[road] is None:
         return function
     monkeypatch.setattr(kernels, "XLA_ELEMENTS", ROADS[road])
     return tf.function(function, autograph=False)
@@ -49,11 +51,16 @@ def runner() -> Runner:
 
 @pytest.mark.parametrize(
     "case",
-    [case for case in in_order(cases()) if case.loss == SPARSE and case.options["from_logits"]],
-    ids=lambda case: case.name,
+    [
+        case
+        for case in in_order(cases())
+        if "focal" not in case.loss and case.dtype == "float32" and case.options.get("reduction") == "none"
+    ],
+    ids=lambda case: f"{case.loss}-{case.name}",
 )
 def test_cases_in_xla(case: Case, runner: Runner, monkeypatch) -> None:
     monkeypatch.setattr(kernels, "XLA_ELEMENTS", 0)
+    monkeypatch.setattr(kernels, "XLA_BLOCK", 7)
     outcome = runner.run(case, "function")
     assert not outcome.fault, outcome.fault
 
@@ -76,7 +83,6 @@ def test_sizes(road, classes, monkeypatch) -> None:
 @pytest.mark.parametrize("road", ROADS)
 def test_no_formula_is_needed(road, monkeypatch) -> None:
     forbid_the_formula(monkeypatch)
-    monkeypatch.setattr(kernels, "_traced", {})
     y, z = problem(4, 5)
     on_road(road, monkeypatch, lb.value_and_grad(sparse))(tf.constant(y), tf.constant(z))
 
@@ -92,10 +98,10 @@ def test_bad_labels_and_dropped_rows(road, monkeypatch) -> None:
         monkeypatch,
         lambda y, z, m: lb.value_and_grad(functools.partial(sparse, mask=m, reduction="none"))(y, z),
     )
-    if road == "traced":  # labels on the host are refused
+    if ROADS[road] is None:  # labels on the host are refused
         y[1] = 0
     value, gradient = (x.numpy() for x in function(tf.constant(y), tf.constant(z), tf.constant(mask)))
-    assert np.isnan(value[1]) == (road != "traced")
+    assert np.isnan(value[1]) == (ROADS[road] is not None)
     assert np.isfinite(value[[0, 4]]).all()
     assert (value[[2, 3]] == 0).all()
     assert (gradient[[2, 3]] == 0).all()
@@ -124,6 +130,88 @@ def test_second_derivatives(road, dtype, monkeypatch) -> None:
     np.testing.assert_allclose(got, exact, rtol=1e-5, atol=1e-6)
 
 
+def _soft(rows: int, classes: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).dirichlet(np.ones(classes), rows)
+
+
+DENSE = {
+    "dense": (functools.partial(lb.categorical_crossentropy, from_logits=True, label_smoothing=0.1), _soft, problem),
+    "KL of logits": (functools.partial(lb.kl_divergence, from_logits=True), problem, problem),
+    "KL": (lb.kl_divergence, _soft, _soft),
+    "distillation": (functools.partial(lb.distillation_loss, temperature=3.0), problem, problem),
+    "trials": (functools.partial(lb.log_loss, from_logits=True), _soft, problem),
+    "binary": (functools.partial(lb.binary_crossentropy, pos_weight=3.0, label_smoothing=0.1), _soft, _soft),
+}
+
+
+@pytest.mark.parametrize("road", ROADS)
+@pytest.mark.parametrize("name", DENSE)
+@pytest.mark.parametrize("both", [False, True], ids=["pred", "target and pred"])
+def test_derivatives_are_those_of_the_formula(road, name, both, monkeypatch) -> None:
+    loss, *makers = DENSE[name]
+    sizes, mask = (7, 5), np.array([True, False, True, True, True, True, True])
+    t, z = (make(*sizes, seed) for seed, make in enumerate(makers))
+    t, z = (tf.constant(x[1] if isinstance(x, tuple) else x, tf.float64) for x in (t, z))
+    if "log_loss" in str(loss):
+        mask = np.tile(mask[:, None], (1, sizes[1]))
+    directions = [tf.constant(x) for x in np.random.default_rng(5).normal(size=(2, *sizes))]
+
+    def derivatives(t, z):
+        watched = [t, z] if both else [z]
+        with tf.GradientTape() as outer:
+            outer.watch(watched)
+            with tf.GradientTape() as inner:
+                inner.watch(watched)
+                value = loss(t, z, mask=mask, reduction="sum")
+            first = inner.gradient(value, watched)
+            along = tf.add_n([tf.reduce_sum(x * d) for x, d in zip(first, directions, strict=False)])
+        return [value, *first, *outer.gradient(along, watched)]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(kernels, "KERNELS", {})
+        wanted = derivatives(t, z)
+    monkeypatch.setattr(kernels, "XLA_BLOCK", 10)
+    for got, exact in zip(on_road(road, monkeypatch, derivatives)(t, z), wanted, strict=True):
+        np.testing.assert_allclose(got, exact, rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize("road", ["function", "XLA"])
+@pytest.mark.parametrize("name", DENSE)
+@pytest.mark.parametrize("classes", [2, 33, 1000, 50257])
+def test_sizes_of_dense_losses(road, name, classes, monkeypatch) -> None:
+    loss, *makers = DENSE[name]
+    for rows in (0, 1, 7) if classes <= 1000 else (2,):
+        t, z = (make(rows, classes, seed) for seed, make in enumerate(makers))
+        t, z = (tf.constant(x[1] if isinstance(x, tuple) else x, tf.float32) for x in (t, z))
+        both = lb.value_and_grad(functools.partial(loss, reduction="none"))
+        exact, slope = both(tf.cast(t, tf.float64), tf.cast(z, tf.float64))
+        value, gradient = on_road(road, monkeypatch, both)(t, z)
+        np.testing.assert_allclose(value, exact, rtol=2e-6, atol=1e-7)
+        np.testing.assert_allclose(gradient, slope, rtol=1e-5, atol=2e-7 * max(1.0, np.abs(slope).max(initial=0)))
+
+
+@pytest.mark.parametrize("way", ["function", "jit_compile"])
+@pytest.mark.parametrize("name", DENSE)
+def test_one_trace_serves_every_batch(way, name) -> None:
+    loss, *makers = DENSE[name]
+    calls = []
+
+    def counted(t, z):
+        calls.append(1)
+        return lb.value_and_grad(loss)(t, z)
+
+    spec = tf.TensorSpec([None, 5], tf.float32)
+    function = tf.function(counted, jit_compile=way == "jit_compile", input_signature=[spec, spec], autograph=False)
+    for rows in (1, 7, 8):
+        t, z = (make(rows, 5, seed) for seed, make in enumerate(makers))
+        t, z = (tf.constant(x[1] if isinstance(x, tuple) else x, tf.float32) for x in (t, z))
+        exact, slope = lb.value_and_grad(loss)(t, z)
+        value, gradient = function(t, z)
+        np.testing.assert_allclose(value, exact, rtol=2e-6)
+        np.testing.assert_allclose(gradient, slope, rtol=1e-5, atol=1e-7)
+    assert len(calls) == 1
+
+
 def test_forward_mode_and_jacobian() -> None:
     y, z = (tf.constant(x) for x in problem(3, 4))
     direction = tf.ones_like(z) * tf.constant([1.0, 2, 3, 4])
@@ -147,25 +235,18 @@ def test_class_weights_learn_too() -> None:
     np.testing.assert_allclose(got, tf.math.unsorted_segment_sum(costs, y, 4), rtol=1e-6)
 
 
-def test_one_trace_serves_every_batch(monkeypatch) -> None:
-    monkeypatch.setattr(kernels, "_traced", {})
-    for rows, classes in ((1, 2), (7, 3), (32, 10), (33, 10)):
-        y, z = problem(rows, classes)
-        lb.value_and_grad(sparse)(tf.constant(y), tf.constant(z))
-    assert len(kernels._traced) == 1
+def test_gradients_twice_and_within_functions() -> None:
+    y, z = (tf.constant(x) for x in problem(3, 4))
+    _, exact = lb.value_and_grad(sparse)(y, z)
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch(z)
+        value = sparse(y, z)
 
+    def gradient():
+        return tape.gradient(value, z)
 
-def test_traces_are_counted_and_large_arrays_left_to_the_formula(monkeypatch) -> None:
-    monkeypatch.setattr(kernels, "_traced", {})
-    monkeypatch.setattr(kernels, "TRACES", 2)
-    t = tf.constant(np.full((4, 3), 1 / 3, np.float32))
-    values = [float(lb.categorical_crossentropy(t, t, label_smoothing=0.1 * s)) for s in range(5)]
-    np.testing.assert_allclose(values, np.log(3), rtol=1e-6)
-    assert len(kernels._traced) == 2
-    monkeypatch.setattr(kernels, "TRACED_ELEMENTS", 3)
-    monkeypatch.setattr(kernels, "_traced", {})
-    lb.kl_divergence(t, t)
-    assert not kernels._traced
+    for again in (gradient, gradient, tf.function(gradient)):
+        np.testing.assert_allclose(again(), exact, rtol=1e-6, atol=1e-8)
 
 
 def test_targets_are_differentiated_only_where_they_are_floating() -> None:
@@ -175,8 +256,7 @@ def test_targets_are_differentiated_only_where_they_are_floating() -> None:
     np.testing.assert_allclose(gradient, exact, rtol=1e-5, atol=1e-7)
 
 
-def test_threads(monkeypatch) -> None:
-    monkeypatch.setattr(kernels, "_traced", {})
+def test_threads() -> None:
     y, z = (tf.constant(x) for x in problem(8, 5))
     found = []
     threads = [threading.Thread(target=lambda: found.append(lb.value_and_grad(sparse)(y, z))) for _ in range(6)]
@@ -188,10 +268,24 @@ def test_threads(monkeypatch) -> None:
     assert len({(float(value), gradient.numpy().tobytes()) for value, gradient in found}) == 1
 
 
+@pytest.mark.parametrize("way", ["function", "jit_compile"])
+def test_a_tape_around_what_is_compiled(way, monkeypatch) -> None:
+    monkeypatch.setattr(kernels, "XLA_ELEMENTS", 0)
+    monkeypatch.setattr(kernels, "XLA_BLOCK", 10)
+    y, z = (tf.constant(x) for x in problem(5, 5))
+    with tf.GradientTape() as tape:
+        tape.watch(z)
+        value = tf.function(sparse, jit_compile=way == "jit_compile", autograph=False)(y, z)
+    exact, slope = lb.value_and_grad(sparse)(y, z)
+    np.testing.assert_allclose(value, exact, rtol=1e-6)
+    np.testing.assert_allclose(tape.gradient(value, z), slope, rtol=1e-5, atol=1e-7)
+
+
 @pytest.mark.parametrize("road", ["function", "XLA"])
 def test_a_saved_model_trains(road, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(kernels, "XLA_ELEMENTS", ROADS[road])
-    y, z = (tf.constant(x) for x in problem(4, 5))
+    monkeypatch.setattr(kernels, "XLA_BLOCK", 10)
+    y, z = (tf.constant(x) for x in problem(5, 5))
     module = tf.Module()
     module.loss = tf.function(
         sparse, input_signature=[tf.TensorSpec(y.shape, y.dtype), tf.TensorSpec(z.shape, z.dtype)], autograph=False
