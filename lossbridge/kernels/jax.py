@@ -36,11 +36,17 @@ Static = tuple[int | None, tuple[tuple[str, Any], ...]]
 
 
 def _loss(
-    formula: Callable[..., Array], value: Callable[..., Any], slopes: Callable[..., Any], in_blocks: bool = True
+    formula: Callable[..., Array],
+    value: Callable[..., Any],
+    slopes: Callable[..., Any],
+    *,
+    in_blocks: bool = True,
+    slopes_in_blocks: bool = False,
 ) -> Callable[..., Array]:
     """A differentiable function of (target, pred, axis, kept, **options) that computes `formula`.
 
-    `value` and `slopes` are as in closed.py, and may give anything where nothing is kept.
+    `value` and `slopes` are as in closed.py, and may give anything where nothing is kept. `slopes_in_blocks` pays where
+    most of a slope has been computed for the value.
     """
 
     def plain(static: Static, kept: Array | None, target: Array, pred: Array, weights: Mapping[str, Array]) -> Array:
@@ -51,11 +57,18 @@ def _loss(
         pred = neutralise(backend, pred, kept, axis, 0.5)
         return neutralise(backend, formula(backend, target, pred, axis, **dict(options), **weights), kept, None, 0.0)
 
-    def known(static: Static, target: Array, pred: Array, weights: Mapping[str, Array]) -> Any:
+    def compute(
+        static: Static, wanted: tuple[bool, bool] | None, target: Array, pred: Array, weights: Mapping[str, Array]
+    ) -> Any:
+        """The losses, and what is known of the rows; if wanted, the slopes instead."""
         axis, options = static
 
         def at_once(target: Array, pred: Array, weights: Mapping[str, Array], axis: int | None = axis) -> Any:
-            return value(backend, *_floating(target, pred), axis, **dict(options), **weights)
+            target, pred = _floating(target, pred)
+            loss, known = value(backend, target, pred, axis, **dict(options), **weights)
+            if wanted is None:
+                return loss, known
+            return loss, slopes(backend, target, pred, axis, known, wanted, **dict(options), **weights)
 
         if axis is None or not in_blocks or pred.size <= BLOCK:
             return at_once(target, pred, weights)
@@ -65,7 +78,7 @@ def _loss(
 
     @functools.partial(jax.jit, static_argnums=0)
     def forward(static: Static, kept: Array | None, target: Array, pred: Array, weights: Mapping[str, Array]) -> Array:
-        return neutralise(backend, known(static, target, pred, weights)[0], kept, None, 0.0)
+        return neutralise(backend, compute(static, None, target, pred, weights)[0], kept, None, 0.0)
 
     @functools.partial(jax.jit, static_argnums=(0, 1))
     def both(
@@ -77,8 +90,9 @@ def _loss(
         weights: Mapping[str, Array],
     ) -> Any:
         axis, options = static
-        loss, rows = known(static, target, pred, weights)
-        found = slopes(backend, *_floating(target, pred), axis, rows, wanted, **dict(options), **weights)
+        loss, found = compute(static, wanted if slopes_in_blocks else None, target, pred, weights)
+        if not slopes_in_blocks:
+            found = slopes(backend, *_floating(target, pred), axis, found, wanted, **dict(options), **weights)
         return (
             neutralise(backend, loss, kept, None, 0.0),
             tuple(None if x is None else neutralise(backend, x, kept, axis, 0.0) for x in found),
@@ -178,8 +192,12 @@ def _in_blocks(value: Callable[..., Any], axis: int, target: Array, pred: Array,
 
     found = jax.tree.map(lambda x: jnp.zeros((rows, *x.shape[1:]), x.dtype), jax.eval_shape(block, 0))
     found = lax.fori_loop(0, -(-rows // step), fill, found)
-    sample_shape, row_shape = shape[:axis] + shape[axis + 1 :], (*shape[:axis], 1, *shape[axis + 1 :])
-    return jax.tree.map(lambda x: x.reshape(row_shape if x.ndim == len(dense) else sample_shape), found)
+
+    def as_before(x: Array) -> Array:
+        of_rows = x.shape[1:2] if x.ndim == len(dense) else ()
+        return x.reshape(shape[:axis] + of_rows + shape[axis + 1 :])
+
+    return jax.tree.map(as_before, found)
 
 
 def _gradients(function: Callable[..., Array], wanted: tuple[bool, bool], target: Array, pred: Array) -> Any:
@@ -195,9 +213,7 @@ def _gradients(function: Callable[..., Array], wanted: tuple[bool, bool], target
     return tuple(next(found) if wants else None for wants in wanted)
 
 
-# Sums over the classes. Where two of them, or a sum and a slope, begin alike, XLA stores the beginning: so each counts
-# from a maximum of its own (the same number but for infinities, whose rows the sum of exponentials makes NaN), and each
-# leaves out an index by a constant of its own.
+# Labels, all at once: −log p_y. With m = max z, e = exp(z − m) and o = Σ_{j≠y} e_j, p_y is e_y/(o + e_y).
 
 
 def _indices(x: Array, axis: int) -> Array:
@@ -205,28 +221,13 @@ def _indices(x: Array, axis: int) -> Array:
     return lax.expand_dims(jnp.arange(x.shape[axis], dtype=x.dtype), [i for i in range(x.ndim) if i != axis])
 
 
-def _but(index: Array, x: Array, axis: int, constant: int = 1) -> Array:
-    """The constant; 0 at the index."""
-    return jnp.minimum(jnp.abs(_indices(x, axis) * constant - index * constant), constant)
+def _but(index: Array, x: Array, axis: int) -> Array:
+    """1; 0 at the index."""
+    return jnp.minimum(jnp.abs(_indices(x, axis) - index), 1)
 
 
 def _at(x: Array, index: Array, axis: int) -> Array:
     return jnp.take_along_axis(x, index, axis, mode="promise_in_bounds")
-
-
-def _maximum(z: Array, axis: int) -> tuple[Array, Array, Array, Array]:
-    """The maximum, four times; the first one as it is."""
-    m, largest = jnp.max(z, axis, keepdims=True), jnp.finfo(z.dtype).max
-    return m, jnp.minimum(m, largest), jnp.maximum(m, -largest), jnp.clip(m, -largest, largest)
-
-
-def _top(z: Array, axis: int, m: Array) -> Array:
-    """An index of the maximum, as a float; 0 of a row that has none."""
-    index = jnp.max(_indices(z, axis) - (m - z) * jnp.asarray(1e30, z.dtype), axis, keepdims=True)
-    return jnp.where(index >= 0, index, 0.0)
-
-
-# Labels: −log p_y. With m = max z, e = exp(z − m) and o = Σ_{j≠y} e_j, p_y is e_y/(o + e_y).
 
 
 def _label_value(b: Any, labels: Array, z: Array, axis: int) -> tuple[Array, tuple[Array, ...]]:
@@ -257,42 +258,75 @@ _label_loss = _loss(
 )
 
 
-# Distributions: Σ t (log S − d), S = 1 + o, o without the top.
+# Distributions, and labels with weights, in blocks: Σ w (m − z) + (Σ w)·log(1 + o), o being Σ exp(z − m) less one 1 for
+# the largest logit. Those that equal it are counted by what they add to the sum: a search for one takes far longer.
 
 
-def _dense_value(b: Any, t: Array, z: Array, axis: int) -> tuple[Array, tuple[Array, ...]]:
-    m, m_top, m_loss, m_slope = _maximum(z, axis)
-    top = _top(z, axis, m_top)
-    others = jnp.sum(jnp.exp(z - m) * _but(top, z, axis), axis, keepdims=True)
-    largest = jnp.finfo(z.dtype).max
-    most = jnp.minimum(jnp.abs(t) * largest, largest) * largest  # ∞; 0 where t = 0, and an infinite cost is none
-    loss = jnp.sum(t * jnp.minimum((m_loss - z) + jnp.log1p(others), most), axis)
-    return loss, (top, others, m_slope)
+def _dense_weight(target: Array, z: Array, axis: int, label_smoothing: float, class_weight: Array | None) -> Array:
+    if target.ndim < z.ndim:
+        share = label_smoothing / z.shape[axis]
+        weight = jnp.where(backend.one_hot(target, z, axis), (1 - label_smoothing) + share, share).astype(z.dtype)
+    else:
+        weight = formulas.smooth(backend, target, z.shape[axis], label_smoothing)
+    return weight if class_weight is None else class_weight * weight
 
 
-def _dense_slopes(b: Any, t: Array, z: Array, axis: int, known: tuple[Array, ...], wanted: tuple[bool, bool]) -> Any:
-    top, others, m = known
+def _dense_value(
+    b: Any, target: Array, z: Array, axis: int, *, label_smoothing: float, class_weight: Array | None = None
+) -> tuple[Array, tuple[Array, ...]]:
+    def total(x: Array) -> Array:
+        return jnp.sum(x, axis, keepdims=True)
+
+    weight = _dense_weight(target, z, axis, label_smoothing, class_weight)
+    m = jnp.max(z, axis, keepdims=True)
+    top, e = z == m, jnp.exp(z - m)
+    below = total(jnp.where(top, 0.0, e))
+    others = below + (jnp.round(total(e) - below) - 1)
+    mass, beside_top = total(weight), total(jnp.where(top, 0.0, weight))
+    loss = total(jnp.where(weight == 0, 0.0, weight * (m - z))) + mass * jnp.log1p(others)
+    loss = _where_labelled(target, z, axis, loss, math.nan)
+    return jnp.squeeze(loss, axis), (m, others, mass, beside_top)
+
+
+def _dense_slopes(
+    b: Any,
+    target: Array,
+    z: Array,
+    axis: int,
+    known: tuple[Array, ...],
+    wanted: tuple[bool, bool],
+    *,
+    label_smoothing: float,
+    class_weight: Array | None = None,
+) -> Any:
+    m, others, mass, beside_top = known
+    weight = _dense_weight(target, z, axis, label_smoothing, class_weight)
     of_target = of_pred = None
     if wanted[0]:
-        of_target = formulas.affordable(backend, t, (m - z) + jnp.log1p(others))
+        of_target = formulas.affordable(backend, weight, (m - z) + jnp.log1p(others)) * (1 - label_smoothing)
+        of_target = of_target if class_weight is None else class_weight * of_target
     if wanted[1]:
-        index = top.astype("int32")
-        t_top, scale = _at(t, index, axis), 1 / (1 + others)
-        t_others = jnp.sum(t * _but(top, z, axis, 2), axis, keepdims=True) / 2
-        of_top = (t_others - t_top * others) * scale
-        is_top = lax.broadcasted_iota("int32", z.shape, axis) == index
-        of_pred = jnp.where(is_top, of_top, jnp.exp(z - m) * ((t_others + t_top) * scale) - t)
+        scale = 1 / (1 + others)
+        of_top = (beside_top - weight * others) * scale
+        confident = (z == m) & (others < 1)  # one class has most of the mass, and p − 1 would cancel
+        of_pred = jnp.where(confident, of_top, jnp.exp(z - m) * (mass * scale) - weight)
+        of_pred = _where_labelled(target, z, axis, of_pred, 0.0)
     return of_target, of_pred
 
 
-_dense_loss = _loss(
-    functools.partial(
-        formulas.categorical_crossentropy, from_logits=True, label_smoothing=0.0, epsilon=0.0, class_weight=None
-    ),
-    _dense_value,
-    _dense_slopes,
-    in_blocks=False,
-)
+def _where_labelled(target: Array, z: Array, axis: int, x: Array, value: float) -> Array:
+    if target.ndim == z.ndim:
+        return x
+    return jnp.where(jnp.expand_dims((target >= 0) & (target < z.shape[axis]), axis), x, value)
+
+
+def _dense_formula(b: Any, target: Array, z: Array, axis: int, *, class_weight: Any = None, **options: Any) -> Array:
+    labels = target.ndim < z.ndim
+    formula = formulas.sparse_categorical_crossentropy if labels else formulas.categorical_crossentropy
+    return formula(b, target, z, axis, from_logits=True, epsilon=0.0, class_weight=class_weight, **options)
+
+
+_dense_loss = _loss(_dense_formula, _dense_value, _dense_slopes)
 
 
 # Divergences and trials, in blocks.
@@ -313,7 +347,9 @@ def _of_formula(formula: Callable[..., Array]) -> Callable[..., Array]:
 
 
 _kl_loss = _loss(functools.partial(formulas.kl_divergence, from_logits=False), closed.kl_value, closed.kl_slopes)
-_distillation_loss = _loss(formulas.distillation_loss, closed.kl_of_logits_value, closed.kl_of_logits_slopes)
+_distillation_loss = _loss(
+    formulas.distillation_loss, closed.kl_of_logits_value, closed.kl_of_logits_slopes, slopes_in_blocks=True
+)
 _binary_loss = _loss(formulas.binary_crossentropy, closed.bernoulli_value, closed.bernoulli_slopes)
 _trials_loss = _loss(formulas.bernoulli_log_loss, closed.bernoulli_value, closed.bernoulli_slopes)
 _focal_loss = _of_formula(formulas.categorical_focal_crossentropy)
@@ -321,6 +357,10 @@ _binary_focal_loss = _of_formula(formulas.binary_focal_crossentropy)
 
 
 # The kernels.
+
+
+def _given(class_weight: Array | None) -> dict[str, Array]:
+    return {} if class_weight is None else {"class_weight": class_weight}
 
 
 def _declined(pred: Array, axis: int, from_logits: bool) -> bool:
@@ -339,11 +379,9 @@ def categorical_crossentropy(
     epsilon: float,
     class_weight: Array | None,
 ) -> Array | None:
-    if _declined(pred, axis, from_logits):
+    if not from_logits or not pred.shape[axis]:
         return None
-    weight, z = _floating(target, pred)
-    weight = formulas.smooth(backend, weight, z.shape[axis], label_smoothing)
-    return _dense_loss(weight if class_weight is None else class_weight * weight, z, axis, kept)
+    return _dense_loss(target, pred, axis, kept, label_smoothing=label_smoothing, **_given(class_weight))
 
 
 def label_log_loss(
@@ -371,8 +409,10 @@ def sparse_categorical_crossentropy(
     epsilon: float,
     class_weight: Array | None,
 ) -> Array | None:
-    if _declined(pred, axis, from_logits) or label_smoothing or class_weight is not None:
+    if _declined(pred, axis, from_logits):
         return None
+    if label_smoothing or class_weight is not None:
+        return _dense_loss(labels, pred, axis, kept, label_smoothing=label_smoothing, **_given(class_weight))
     return _label_loss(labels, pred, axis, kept)
 
 

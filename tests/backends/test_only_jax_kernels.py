@@ -17,7 +17,12 @@ from lossbridge.kernels import jax as kernels
 
 SPARSE, DENSE, KL = "sparse_categorical_crossentropy", "categorical_crossentropy", "kl_divergence"
 BINARY, LOGITS = "binary_crossentropy", {"from_logits": True}
-CROSS_ENTROPIES = [(SPARSE, LOGITS), (DENSE, LOGITS), (DENSE, {**LOGITS, "label_smoothing": 0.1}), ("log_loss", LOGITS)]
+CROSS_ENTROPIES = [
+    (SPARSE, LOGITS),
+    (SPARSE, {**LOGITS, "label_smoothing": 0.1}),
+    (DENSE, LOGITS),
+    ("log_loss", LOGITS),
+]
 CASES = [
     *CROSS_ENTROPIES,
     (KL, LOGITS),
@@ -77,8 +82,7 @@ def without(monkeypatch):
 
 
 @each
-@pytest.mark.parametrize("v", [2, 3, 31, 32, 33, 1000])
-@pytest.mark.parametrize("n", [0, 7])
+@pytest.mark.parametrize(("n", "v"), [(0, 3), (7, 2), (7, 3), (7, 33), (7, 1000)])
 def test_equal_to_the_formula(without, loss, options, n, v) -> None:
     target, z = problem(loss, options, n, v)
     value_and_grad = jax.value_and_grad(lambda z: loss_of(loss, **options)(target, z))
@@ -89,7 +93,7 @@ def test_equal_to_the_formula(without, loss, options, n, v) -> None:
 
 
 @each
-@pytest.mark.parametrize("shape", [(7, 5), (13, 33), (3, 100), (2, 3, 5, 7)])
+@pytest.mark.parametrize("shape", [(13, 33), (3, 100), (2, 3, 5, 7)])
 def test_blocks_of_rows(without, small_blocks, loss, options, shape) -> None:
     """Of several rows, which do not divide their number, of one, of none; along axis 1 too."""
     target, z = (
@@ -134,7 +138,7 @@ def test_derivatives_for_weights(without, loss, weights) -> None:
             np.testing.assert_allclose(got, plain, rtol=1e-5, atol=1e-6)
 
 
-@each
+@pytest.mark.parametrize(("loss", "options"), [*CROSS_ENTROPIES, (KL, LOGITS)], ids=_name)
 @pytest.mark.parametrize("v", [32768, 50257, 128256])
 def test_many_classes(without, loss, options, v) -> None:
     target, z = problem(loss, options, 3, v)
