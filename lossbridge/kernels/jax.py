@@ -216,14 +216,10 @@ def _gradients(function: Callable[..., Array], wanted: tuple[bool, bool], target
 # Labels, all at once: −log p_y. With m = max z, e = exp(z − m) and o = Σ_{j≠y} e_j, p_y is e_y/(o + e_y).
 
 
-def _indices(x: Array, axis: int) -> Array:
-    """One row: to broadcast it costs nothing."""
-    return lax.expand_dims(jnp.arange(x.shape[axis], dtype=x.dtype), [i for i in range(x.ndim) if i != axis])
-
-
 def _but(index: Array, x: Array, axis: int) -> Array:
-    """1; 0 at the index."""
-    return jnp.minimum(jnp.abs(_indices(x, axis) - index), 1)
+    """1; 0 at the index. XLA counts in float32 without storing anything, in float64 it would."""
+    places = lax.broadcasted_iota("float32", x.shape, axis).astype(x.dtype)
+    return jnp.minimum(jnp.abs(places - index), 1)
 
 
 def _at(x: Array, index: Array, axis: int) -> Array:
