@@ -7,7 +7,6 @@ the maths and `reduce` after, so that a NaN or infinity there reaches neither va
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from lossbridge.backend import Array, Backend
 
@@ -54,12 +53,8 @@ def reduce(
         loss = b.where(entries.kept, loss, 0.0)
     if reduction in ("none", None):
         return loss
-    plain = entries.counted is None and entries.kept is None and entries.weight is None and mass is None
-    if plain and reduction != "sum" and normalizer is None:
-        return b.mean(loss)
-    total = b.sum(loss)
     if reduction == "sum":
-        return total
+        return b.sum(loss)
     if normalizer is not None:
         denominator = normalizer
     elif reduction == "mean_with_sample_weight" and not (entries.weight is None and mass is None):
@@ -67,9 +62,9 @@ def reduce(
     elif entries.counted is not None:
         denominator = b.cast(b.count(b.broadcast_to(entries.counted, loss)), b.dtype(loss))
     else:
-        return total / b.at_least_one(_size(b, loss))  # nothing counted, so nothing was summed: 0
+        return b.mean(loss)
     nothing = denominator == 0
-    return b.where(nothing, 0.0, total / b.where(nothing, 1.0, denominator))
+    return b.where(nothing, 0.0, b.sum(loss) / b.where(nothing, 1.0, denominator))
 
 
 def _total_weight(b: Backend, loss: Array, entries: Entries, mass: Array | None) -> Array:
@@ -77,10 +72,3 @@ def _total_weight(b: Backend, loss: Array, entries: Entries, mass: Array | None)
     if entries.kept is not None:
         weight = b.where(entries.kept, weight, 0.0)
     return b.sum(b.broadcast_to(weight, loss))
-
-
-def _size(b: Backend, x: Array) -> Any:
-    count = 1
-    for axis in range(len(b.shape(x))):  # math.prod stops torch.compile
-        count = count * b.size(x, axis)
-    return count
