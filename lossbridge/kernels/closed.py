@@ -24,8 +24,8 @@ Wanted = tuple[bool, bool]
 Slopes = tuple[Array | None, Array | None]
 
 
-# Cross-entropy of distributions and logits. With m = z_k the largest logit and s = Σ_{j≠k} exp(z_j − m) it is
-# Σ w (m − z) + (Σ w)·log1p(s), and p_k − 1 is −s/(1 + s).
+# Cross-entropy of logits and distributions, or labels. With m = z_k the largest logit and s = Σ_{j≠k} exp(z_j − m) it
+# is Σ w (m − z) + (Σ w)·log1p(s), and p_k − 1 is −s/(1 + s).
 
 
 def dense_value(
@@ -39,13 +39,14 @@ def dense_value(
 ) -> tuple[Array, Known]:
     weight = _class_weights(b, target, logits, axis, label_smoothing, class_weight)
     m = b.max(logits, axis)
-    # A class that shares the maximum counts 1: s is exact without the index of one that has it.
+    # A class that shares the maximum counts 1, so that no index of one has to be looked for.
     is_top = logits == m
     s = b.sum(b.where(is_top, 0.0, b.exp(logits - m)), axis, keepdims=True)
     s = s + (b.sum(b.cast(is_top, b.dtype(logits)), axis, keepdims=True) - 1) + (m - m)
-    mass = b.sum(weight, axis, keepdims=True)
+    mass, others = b.sum(weight, axis, keepdims=True), b.sum(b.where(is_top, 0.0, weight), axis, keepdims=True)
     fall = b.sum(b.where(weight == 0, 0.0, weight * (m - logits)), axis, keepdims=True)
-    return b.squeeze(fall + mass * b.log1p(s), axis), (m, s, mass)
+    loss = _of_labels(b, target, logits, axis, fall + mass * b.log1p(s), math.nan)
+    return b.squeeze(loss, axis), (m, s, mass, others)
 
 
 def dense_slopes(
@@ -59,24 +60,36 @@ def dense_slopes(
     label_smoothing: float = 0.0,
     class_weight: Array | None = None,
 ) -> Slopes:
-    m, s, mass = known
+    m, s, mass, others = known
     weight = _class_weights(b, target, logits, axis, label_smoothing, class_weight)
     of_target = of_pred = None
     if wanted[0]:
         of_target = formulas.affordable(b, weight, (m - logits) + b.log1p(s)) * (1 - label_smoothing)
         of_target = of_target if class_weight is None else class_weight * of_target
     if wanted[1]:
-        leads = (logits == m) & (s < 1)
-        others = b.sum(b.where(leads, 0.0, weight), axis, keepdims=True)
+        leads = (logits == m) & (s < 1)  # alone: p − 1 would cancel
         of_pred = b.where(leads, (others - weight * s) / (1 + s), b.exp(logits - m) * (mass / (1 + s)) - weight)
+        of_pred = _of_labels(b, target, logits, axis, of_pred, 0.0)
     return of_target, of_pred
 
 
 def _class_weights(
     b: Backend, target: Array, logits: Array, axis: int, label_smoothing: float, class_weight: Array | None
 ) -> Array:
-    weight = formulas.smooth(b, target, b.size(logits, axis), label_smoothing)
+    if len(b.shape(target)) == len(b.shape(logits)):
+        weight = formulas.smooth(b, target, b.size(logits, axis), label_smoothing)
+    else:
+        is_label = b.cast(b.one_hot(target, logits, axis), b.dtype(logits))
+        weight = formulas.smooth(b, is_label, b.size(logits, axis), label_smoothing)
     return weight if class_weight is None else class_weight * weight
+
+
+def _of_labels(b: Backend, target: Array, logits: Array, axis: int, x: Array, value: float) -> Array:
+    """`x`; the value in its place where labels are out of range."""
+    if len(b.shape(target)) == len(b.shape(logits)):
+        return x
+    valid = (target >= 0) & (target < b.size(logits, axis, target))
+    return b.where(b.expand_dims(valid, axis), x, value)
 
 
 # Bernoulli trials: positive·softplus(−x) + negative·softplus(x), softplus(x) being max(x, 0) + log1p(exp −|x|); of

@@ -254,66 +254,7 @@ _label_loss = _loss(
 )
 
 
-# Distributions, and labels with weights, in blocks: Σ w (m − z) + (Σ w)·log(1 + o), o being Σ exp(z − m) less one 1 for
-# the largest logit. Those that equal it are counted by what they add to the sum: a search for one takes far longer.
-
-
-def _dense_weight(target: Array, z: Array, axis: int, label_smoothing: float, class_weight: Array | None) -> Array:
-    if target.ndim < z.ndim:
-        share = label_smoothing / z.shape[axis]
-        weight = jnp.where(backend.one_hot(target, z, axis), (1 - label_smoothing) + share, share).astype(z.dtype)
-    else:
-        weight = formulas.smooth(backend, target, z.shape[axis], label_smoothing)
-    return weight if class_weight is None else class_weight * weight
-
-
-def _dense_value(
-    b: Any, target: Array, z: Array, axis: int, *, label_smoothing: float, class_weight: Array | None = None
-) -> tuple[Array, tuple[Array, ...]]:
-    def total(x: Array) -> Array:
-        return jnp.sum(x, axis, keepdims=True)
-
-    weight = _dense_weight(target, z, axis, label_smoothing, class_weight)
-    m = jnp.max(z, axis, keepdims=True)
-    top, e = z == m, jnp.exp(z - m)
-    below = total(jnp.where(top, 0.0, e))
-    others = below + (jnp.round(total(e) - below) - 1)
-    mass, beside_top = total(weight), total(jnp.where(top, 0.0, weight))
-    loss = total(jnp.where(weight == 0, 0.0, weight * (m - z))) + mass * jnp.log1p(others)
-    loss = _where_labelled(target, z, axis, loss, math.nan)
-    return jnp.squeeze(loss, axis), (m, others, mass, beside_top)
-
-
-def _dense_slopes(
-    b: Any,
-    target: Array,
-    z: Array,
-    axis: int,
-    known: tuple[Array, ...],
-    wanted: tuple[bool, bool],
-    *,
-    label_smoothing: float,
-    class_weight: Array | None = None,
-) -> Any:
-    m, others, mass, beside_top = known
-    weight = _dense_weight(target, z, axis, label_smoothing, class_weight)
-    of_target = of_pred = None
-    if wanted[0]:
-        of_target = formulas.affordable(backend, weight, (m - z) + jnp.log1p(others)) * (1 - label_smoothing)
-        of_target = of_target if class_weight is None else class_weight * of_target
-    if wanted[1]:
-        scale = 1 / (1 + others)
-        of_top = (beside_top - weight * others) * scale
-        confident = (z == m) & (others < 1)  # one class has most of the mass, and p − 1 would cancel
-        of_pred = jnp.where(confident, of_top, jnp.exp(z - m) * (mass * scale) - weight)
-        of_pred = _where_labelled(target, z, axis, of_pred, 0.0)
-    return of_target, of_pred
-
-
-def _where_labelled(target: Array, z: Array, axis: int, x: Array, value: float) -> Array:
-    if target.ndim == z.ndim:
-        return x
-    return jnp.where(jnp.expand_dims((target >= 0) & (target < z.shape[axis]), axis), x, value)
+# In blocks: distributions, and labels with smoothing or weights.
 
 
 def _dense_formula(b: Any, target: Array, z: Array, axis: int, *, class_weight: Any = None, **options: Any) -> Array:
@@ -322,10 +263,10 @@ def _dense_formula(b: Any, target: Array, z: Array, axis: int, *, class_weight: 
     return formula(b, target, z, axis, from_logits=True, epsilon=0.0, class_weight=class_weight, **options)
 
 
-_dense_loss = _loss(_dense_formula, _dense_value, _dense_slopes)
+_dense_loss = _loss(_dense_formula, closed.dense_value, closed.dense_slopes)
 
 
-# Divergences and trials, in blocks.
+# In blocks: divergences, trials and focal losses.
 
 
 def _of_formula(formula: Callable[..., Array]) -> Callable[..., Array]:

@@ -227,44 +227,6 @@ def _places(index: Array) -> Array:
     return tf.stack([tf.range(tf.size(index, out_type=index.dtype), dtype=index.dtype), index], axis=1)
 
 
-# Cross-entropy of distributions, Σ w (m − z) + (Σ w)·log1p(s), where s is the sum of the exponentials but one of the
-# largest: none is looked for, as there may be more of them.
-
-
-def _dense_value(
-    x: Any, target: Array, z: Array, axis: int, *, label_smoothing: float
-) -> tuple[Array, tuple[Array, ...]]:
-    weight = formulas.smooth(x, target, x.size(z, 1), label_smoothing)
-    m = x.max(z, 1)
-    below = m - z
-    top = below == 0
-    s = x.sum(x.where(top, 0.0, tf.exp(-below)), 1, True) + (x.sum(tf.cast(top, z.dtype), 1, True) - 1)
-    at_top, others = x.sum(x.where(top, weight, 0.0), 1, True), x.sum(x.where(top, 0.0, weight), 1, True)
-    fall = x.sum(x.where(weight == 0, 0.0, weight * below), 1, True)
-    loss = fall + (at_top + others) * tf.math.log1p(s) + (m - m)
-    return loss[:, 0], (m, s, at_top, others)
-
-
-def _dense_slopes(
-    x: Any,
-    target: Array,
-    z: Array,
-    axis: int,
-    known: tuple[Array, ...],
-    wanted: tuple[bool, bool],
-    *,
-    label_smoothing: float,
-) -> tuple[Array | None, Array | None]:
-    m, s, at_top, others = known
-    weight = formulas.smooth(x, target, x.size(z, 1), label_smoothing)
-    below = m - z
-    if wanted[0]:
-        return formulas.affordable(x, weight, below + tf.math.log1p(s)) * (1 - label_smoothing), None
-    scale = 1 / (1 + s)
-    of_top = (others + (at_top - weight) - weight * s) * scale
-    return None, tf.where(below == 0, of_top, tf.exp(-below) * ((at_top + others) * scale) - weight)
-
-
 # Which loss it is.
 
 
@@ -324,7 +286,7 @@ def _trials(
 
 
 _OF_LABELS_LOSS = _Loss(_of_labels_value, _of_labels_slopes)
-_DENSE = _Loss(_dense_value, _dense_slopes)
+_DENSE = _Loss(closed.dense_value, closed.dense_slopes)
 _KL = _Loss(closed.kl_value, closed.kl_slopes)
 _KL_OF_LOGITS = _Loss(closed.kl_of_logits_value, closed.kl_of_logits_slopes)
 _TRIALS = _Loss(closed.bernoulli_value, closed.bernoulli_slopes)

@@ -11,6 +11,7 @@ from lossbridge.parity.cases import Case, cases
 
 FORMS = {
     ("categorical_crossentropy", True): (closed.dense_value, closed.dense_slopes),
+    ("sparse_categorical_crossentropy", True): (closed.dense_value, closed.dense_slopes),
     ("binary_crossentropy", False): (closed.bernoulli_value, closed.bernoulli_slopes),
     ("binary_crossentropy", True): (closed.bernoulli_value, closed.bernoulli_slopes),
     ("log_loss", False): (closed.bernoulli_value, closed.bernoulli_slopes),
@@ -19,7 +20,7 @@ FORMS = {
     ("kl_divergence", True): (closed.kl_of_logits_value, closed.kl_of_logits_slopes),
     ("distillation_loss", None): (closed.kl_of_logits_value, closed.kl_of_logits_slopes),
 }
-OF_SAMPLES = ("sample_weight", "mask", "normalizer", "reduction")
+OF_SAMPLES = ("sample_weight", "mask", "normalizer", "ignore_class", "reduction")
 
 
 def key(case: Case) -> tuple[str, bool | None]:
@@ -30,8 +31,8 @@ CASES = [
     case
     for case in cases()
     if key(case) in FORMS
-    and case.y_true.ndim == case.y_pred.ndim
-    and not set(OF_SAMPLES[:3]) & set(case.options)
+    and (case.y_true.ndim == case.y_pred.ndim or case.loss == "sparse_categorical_crossentropy")
+    and not set(OF_SAMPLES[:4]) & set(case.options)
     and case.dtype in ("float32", "float64")
     and 0 < case.y_pred.size < 10**4
 ]
@@ -60,11 +61,14 @@ def assert_right(lib, case: Case) -> None:
             name: b.place(x.reshape(along), case.dtype, "cpu") if isinstance(x, np.ndarray) else x
             for name, x in taken(case).items()
         }
-        target, pred = (b.place(x, case.dtype, "cpu") for x in (case.y_true, case.y_pred))
+        labels = case.y_true.ndim < case.y_pred.ndim
+        target = b.place(case.y_true, "int32" if labels else case.dtype, "cpu")
+        pred = b.place(case.y_pred, case.dtype, "cpu")
         value, known = value_of(b, target, pred, axis, **options)
-        of_target, of_pred = slopes_of(b, target, pred, axis, known, (True, True), **options)
+        of_target, of_pred = slopes_of(b, target, pred, axis, known, (not labels, True), **options)
         assert slopes_of(b, target, pred, axis, known, (False, False), **options) == (None, None)
-        value, of_target, of_pred = (b.to_numpy(x).astype(np.float64) for x in (value, of_target, of_pred))
+        value, of_pred = b.to_numpy(value).astype(np.float64), b.to_numpy(of_pred).astype(np.float64)
+        of_target = None if labels else b.to_numpy(of_target).astype(np.float64)
     truth, finite = np.asarray(exact.value), np.isfinite(exact.value)
     np.testing.assert_array_equal(np.isnan(value), np.isnan(truth))
     np.testing.assert_array_equal(value[~finite], truth[~finite])
@@ -76,7 +80,7 @@ def assert_right(lib, case: Case) -> None:
     rows = np.ones_like(case.y_pred, bool) & (finite if axis is None else np.expand_dims(finite, axis))
     # A slope for the target is made of logarithms; XLA's log1p is off by 100 units in float64.
     of_both = ((of_pred, exact.gradient, 0.0, 1), (of_target, exact.target_gradient, truth, 4))
-    for slope, true_slope, least, factor in of_both:
+    for slope, true_slope, least, factor in of_both[: 1 if labels else 2]:
         with np.errstate(invalid="ignore"):
             least = least if axis is None or np.ndim(least) == 0 else np.expand_dims(least, axis)
             largest = np.abs(true_slope).max(-1 if axis is None else axis, keepdims=True)
