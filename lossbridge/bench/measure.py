@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gc
 import math
+import os
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -236,12 +238,20 @@ def _once(b: Backend, entrant: Entrant, device: str) -> Callable[[], Any]:
 
 
 def import_times(rounds: int) -> list[Measurement]:
-    """A fresh Python imports lossbridge, and NumPy alone, in turn; Python's own start is not counted."""
+    """A fresh Python imports lossbridge, and NumPy alone, in turn; Python's own start is not counted.
+
+    From bytecode, which pip writes where it installs: that of the first round, not counted either, is kept for all.
+    """
     names = (OURS, "numpy")
     seconds: dict[str, list[float]] = {name: [] for name in names}
-    for _ in range(1 + rounds):
-        for name in names:
-            program = f"import time; t = time.perf_counter(); import {name}; print(time.perf_counter() - t)"
-            said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-            seconds[name].append(float(said.stdout))
+    with tempfile.TemporaryDirectory() as cache:
+        environment = {name: x for name, x in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+        environment["PYTHONPYCACHEPREFIX"] = cache
+        for _ in range(1 + rounds):
+            for name in names:
+                program = f"import time; t = time.perf_counter(); import {name}; print(time.perf_counter() - t)"
+                said = subprocess.run(
+                    [sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment
+                )
+                seconds[name].append(float(said.stdout))
     return [_with_times(Measurement(name, steps.EAGER), seconds[name][1:]) for name in names]
