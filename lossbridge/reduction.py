@@ -32,6 +32,8 @@ def entries(b: Backend, sample_weight: Array | None, mask: Array | None, valid: 
     if sample_weight is not None:
         weighs = sample_weight != 0
         kept = weighs if counted is None else counted & weighs
+        if counted is not None:
+            sample_weight = b.where(counted, sample_weight, 0.0)  # a NaN where nothing counts is not even multiplied
     return Entries(sample_weight, counted, kept)
 
 

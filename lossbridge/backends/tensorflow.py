@@ -155,8 +155,10 @@ def _few(x: Array) -> bool:
 def _ratio_of_few(x: Array, divisor: int) -> Array:
     values = np.asarray(x)
     count = values.dtype.type(divisor)
+    with np.errstate(all="ignore"):
+        ratio = values.sum() / count
     return recorded(
-        values.sum() / count,
+        ratio,
         x,
         lambda upstream: np.full(values.shape, upstream / count),
         lambda upstream: tf.broadcast_to(upstream / divisor, tf.shape(x)),

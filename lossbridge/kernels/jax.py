@@ -70,7 +70,7 @@ def _loss(
                 return loss, known
             return loss, slopes(backend, target, pred, axis, known, wanted, **dict(options), **weights)
 
-        if axis is None or not in_blocks or pred.size <= BLOCK:
+        if axis is None or not in_blocks or not _goes_in_blocks(pred):
             return at_once(target, pred, weights)
         return lax.platform_dependent(
             target, pred, weights, cpu=functools.partial(_in_blocks, at_once, axis), default=at_once
@@ -168,6 +168,17 @@ def _derivative(function: Callable[..., Any], arrays: Any, tangents: Any) -> Any
         return function(*tree.unflatten([at.get(i, x) for i, x in enumerate(leaves)]))
 
     return jax.jvp(of_moving, [leaves[i] for i in moving], [steps[i] for i in moving])[1]
+
+
+def _goes_in_blocks(pred: Array) -> bool:
+    """Whether it is large, and lies on one device: a loop over rows that are shared out would gather them on each.
+
+    Which of them are is hidden under jit, so that the number of devices decides.
+    """
+    on_a_mesh = not jax.typeof(pred).sharding.mesh.empty  # under shard_map, or explicitly
+    if on_a_mesh or jax.device_count() > 1 or not all(isinstance(size, int) for size in pred.shape):
+        return False
+    return bool(pred.size > BLOCK)
 
 
 def _in_blocks(value: Callable[..., Any], axis: int, target: Array, pred: Array, weights: Mapping[str, Array]) -> Any:

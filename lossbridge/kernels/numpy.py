@@ -61,7 +61,7 @@ def _kernel(
         if axis is not None:
             samples, width, inner = x.shape[:axis] + x.shape[axis + 1 :], x.shape[axis], math.prod(x.shape[axis + 1 :])
         labels = target.ndim < x.ndim
-        sweep: Sweep = known or _by_formula(formula, axis)
+        sweep = known or _by_formula(formula, axis)
         dropped = None if kept is None else ~np.broadcast_to(kept, samples).reshape(-1)
         count = math.prod(samples)
         averaged = count if dropped is None else count - np.count_nonzero(dropped)
@@ -85,12 +85,10 @@ def _kernel(
             def work(where: Any, these: slice, buffers: Array) -> None:
                 t = targets[these] if labels else _contiguous(targets[where], dtype, buffers[-1])
                 z = _contiguous(rows[where], dtype, buffers[-2])
-                up: Array = scale[these] if scale.ndim else scale
-                into: Array = None
-                out: Array = None
-                if gradients is not None:
-                    into = gradients[where]
-                    out = into if into.dtype == dtype and into.flags.c_contiguous else buffers[-3][: len(z)]
+                up = scale[these] if scale.ndim else scale
+                into = None if gradients is None else gradients[where]
+                direct = into is None or (into.dtype == dtype and into.flags.c_contiguous)
+                out = into if direct else buffers[-3][: len(z)]
                 found = sweep(t, z, buffers[:scratch, : len(z)], out, up, **options)
                 odd = ~np.isfinite(found)
                 if dropped is not None:
@@ -104,7 +102,7 @@ def _kernel(
                     found[odd] = _by_formula(formula, axis)(t[odd], z[odd], None, again, up, **options)
                     if out is not None:
                         out[odd] = again
-                if out is not into:
+                if into is not None and not direct:
                     into[...] = out
                 losses[these] = found
 
@@ -113,7 +111,7 @@ def _kernel(
             _sweep(_blocks(count, inner, height), work, threads, (scratch + 3, height, width), dtype)
             return losses
 
-        gradient: Array = None if x is pred else np.empty(x.shape, x.dtype)
+        gradient = None if x is pred else np.empty(x.shape, x.dtype)
         losses = None
         if small and dropped is None and inner == 1 and x.dtype == dtype and x.flags.c_contiguous:
             losses = whole(gradient)
@@ -121,15 +119,16 @@ def _kernel(
             losses = in_blocks(gradient, mean)
 
         def pullback(g: Array) -> Array:
-            nonlocal gradient
-            other = g.reshape(-1) != mean
+            assert gradient is not None
+            upstream = g.reshape(-1)
             if dropped is not None:
-                other &= ~dropped
-            if other.any():  # only as it is large multiplied once more, and where no half loses digits by that
+                upstream = np.where(dropped, mean, upstream)  # whatever it is, there the gradient is 0
+            if (upstream != mean).any():
                 if small or x.dtype != dtype:
-                    in_blocks(gradient, g.reshape(-1))
-                else:
-                    gradient *= g / mean if axis is None else np.expand_dims(g / mean, axis)
+                    in_blocks(gradient, upstream)
+                else:  # only as it is large multiplied once more, and where no half loses digits by that
+                    factor = (upstream / mean).reshape(samples)
+                    np.multiply(gradient, factor if axis is None else np.expand_dims(factor, axis), out=gradient)
             return gradient
 
         losses = losses.reshape(samples)[()]

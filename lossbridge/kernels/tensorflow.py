@@ -298,9 +298,12 @@ _TRIALS = _Loss(closed.bernoulli_value, closed.bernoulli_slopes)
 def _pays_in_xla(x: Array) -> bool:
     """In a graph whose sizes are known, so that nothing is compiled anew for another call, and the processor runs it.
 
-    On a GPU XLA needs tools that TensorFlow can lack, and a strategy may place the operations anywhere.
+    On a GPU XLA needs tools that TensorFlow can lack, and a strategy may place the operations anywhere. The gradient of
+    a branch of tf.cond finds nothing of what its branch has handed to a compiled function.
     """
     count = x.shape.num_elements()
+    if type(tf.compat.v1.get_default_graph()).__name__ == "CondBranchFuncGraph":
+        return False
     if tf.executing_eagerly() or not count or count < XLA_ELEMENTS or tf.distribute.has_strategy():
         return False
     return all(device.device_type == "CPU" for device in tf.config.list_logical_devices())

@@ -17,7 +17,6 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any
 
 import torch
@@ -30,9 +29,9 @@ from lossbridge.kernels import closed, torch_compiled
 # Elements of a block: 2 MiB of float32, the size of two cores' caches.
 BLOCK = 1 << 19
 
-# (block of predictions, where its gradient goes, what multiplies it, blocks of further arrays) -> losses. No gradient
-# is wanted where it is multiplied by 0. The classes lie along axis 1 of two or three, and stay there with size 1 in
-# what is per sample.
+# (block of predictions, where its gradient goes, what multiplies it, block of targets) -> losses. No gradient is wanted
+# where it is multiplied by 0. The classes lie along axis 1 of two or three, and stay there with size 1 in what is per
+# sample.
 Fill = Callable[..., Tensor]
 Plain = Callable[[Tensor, Tensor], Tensor]
 Block = tuple[slice, ...]
@@ -41,6 +40,8 @@ Block = tuple[slice, ...]
 def _eager(*tensors: Any) -> bool:
     """Whether these are ordinary CPU tensors, with nothing at work but reverse-mode differentiation."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active():
+        return False
+    if torch._C._len_torch_dispatch_stack():  # something looks at every operation: make_fx, say
         return False
     return all(
         type(x) in (Tensor, torch.nn.Parameter) and x.device.type == "cpu" and forward_ad.unpack_dual(x).tangent is None
@@ -53,28 +54,44 @@ def _eager(*tensors: Any) -> bool:
 
 
 class _Sweep:
-    """What is to be computed of predictions along `axis` (None: every entry is a sample); calling it computes it.
+    """What is to be computed of predictions along `axis` (None: every entry is a sample).
 
-    Of the further arrays `samples` are of the per-sample shape, `dense` of the predictions'. Rows that are not kept get
-    no gradient; their losses may be anything.
+    Targets are labels, of the per-sample shape, or of the predictions'. Rows that are not kept get no gradient; their
+    losses may be anything.
     """
 
-    def __init__(
-        self,
-        fill: Fill,
-        axis: int | None,
-        kept: Tensor | None,
-        *,
-        samples: tuple[Tensor, ...] = (),
-        dense: tuple[Tensor, ...] = (),
-    ) -> None:
+    def __init__(self, fill: Fill, axis: int | None) -> None:
         self.fill = fill
         self.axis = axis
-        self.kept = kept
-        self.samples = samples
-        self.dense = dense
 
-    def expected(self, pred: Tensor) -> float:
+    def __call__(
+        self, target: Tensor, pred: Tensor, kept: Tensor | None, expected: float = 0.0, in_place: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """The losses, and their gradients times what is expected to flow back, in the predictions' dtype.
+
+        Where that is 0 there are none; `in_place`: they are written over the predictions.
+        """
+        shape, samples_shape = self._shapes(pred)
+        dtype = pred.dtype if pred.dtype == torch.float64 else torch.float32
+        rows = pred.reshape(shape)
+        loss = rows.new_empty(samples_shape, dtype=dtype)
+        gradient = None
+        if expected:
+            gradient = rows if in_place else rows.new_empty(shape)
+        target = target.reshape(samples_shape if target.ndim < pred.ndim else shape)
+        keeping = None if kept is None else self._spread(kept, pred).reshape(samples_shape)
+        for block in _blocks(shape):
+            x = rows[block]
+            direct = gradient is not None and gradient.dtype == dtype
+            slope = gradient[block] if direct and gradient is not None else x.new_empty(x.shape, dtype=dtype)
+            loss[block] = self.fill(x, slope, expected, target[block])
+            if gradient is not None and keeping is not None:
+                _clear(slope, keeping[block])
+            if gradient is not None and not direct:
+                gradient[block] = slope
+        return loss.view(self.of_samples(pred.shape)), gradient
+
+    def expected(self, pred: Tensor, kept: Tensor | None) -> float:
         """What flows back to each loss where only their mean is taken: 1 / their number.
 
         It is multiplied in while the gradient is in the cache. Not in float16, which has not the range.
@@ -82,52 +99,27 @@ class _Sweep:
         if pred.dtype == torch.float16:
             return 1.0
         samples = pred.numel() if self.axis is None else pred.numel() // pred.shape[self.axis]
-        return 1 / max(1, samples if self.kept is None else int(self._kept(pred).count_nonzero()))
+        return 1 / max(1, samples if kept is None else int(self._spread(kept, pred).count_nonzero()))
 
-    def __call__(self, pred: Tensor, upstream: float, in_place: bool = False) -> tuple[Tensor, Tensor | None]:
-        """The losses, and their gradients times `upstream` (where it is 0, none) in the predictions' dtype.
-
-        `in_place`: written over them.
-        """
-        shape, samples_shape = self._shapes(pred)
-        dtype = pred.dtype if pred.dtype == torch.float64 else torch.float32
-        rows = pred.reshape(shape)
-        loss = torch.empty(samples_shape, dtype=dtype)
-        gradient = None
-        if upstream:
-            gradient = rows if in_place else torch.empty(shape, dtype=pred.dtype)
-        further = [x.reshape(samples_shape) for x in self.samples] + [x.reshape(shape) for x in self.dense]
-        kept = None if self.kept is None else self._kept(pred).reshape(samples_shape)
-        for block in _blocks(shape):
-            x = rows[block]
-            direct = gradient is not None and gradient.dtype == dtype
-            slope = gradient[block] if direct and gradient is not None else torch.empty(x.shape, dtype=dtype)
-            loss[block] = self.fill(x, slope, upstream, *(y[block] for y in further))
-            if gradient is not None and kept is not None:
-                _clear(slope, kept[block])
-            if gradient is not None and not direct:
-                gradient[block] = slope
-        return loss.view(self.of_samples(pred.shape)), gradient
-
-    def scaled(self, gradient: Tensor, expected: float, upstream: Tensor, shape: torch.Size) -> Tensor:
-        """The gradients of the losses times `expected`, now times what flows back to them, in place; of that shape."""
-        arrived = upstream if self.kept is None else upstream[self.kept.expand(upstream.shape)]
-        if bool((arrived == expected).all()):
-            return gradient.view(shape)
+    def scaled(self, gradient: Tensor, expected: float, upstream: Tensor, kept: Tensor | None) -> Tensor:
+        """The gradients times `expected`, now times what did flow back to the losses, in place."""
+        if kept is not None:
+            kept = kept.expand(upstream.shape)
+            upstream = torch.where(kept, upstream, expected)  # whatever it is, there the gradient is 0
+        if bool((upstream == expected).all()):
+            return gradient
         factor = upstream.reshape((*gradient.shape[:1], 1, *gradient.shape[2:])) / expected
         if gradient.dtype == factor.dtype:
-            gradient.mul_(factor)
-        else:  # in blocks: PyTorch multiplies tensors of two dtypes thirty times slower
-            for block in _blocks(gradient.shape):
-                gradient[block] = gradient[block].to(factor.dtype).mul_(factor[block])
-        return gradient.view(shape)
+            return gradient.mul_(factor)
+        for block in _blocks(gradient.shape):  # PyTorch multiplies tensors of two dtypes thirty times slower
+            gradient[block] = gradient[block].to(factor.dtype).mul_(factor[block])
+        return gradient
 
     def of_samples(self, shape: torch.Size) -> torch.Size:
         return shape if self.axis is None else shape[: self.axis] + shape[self.axis + 1 :]
 
-    def _kept(self, pred: Tensor) -> Tensor:
-        assert self.kept is not None
-        return self.kept.expand(self.of_samples(pred.shape))
+    def _spread(self, kept: Tensor, pred: Tensor) -> Tensor:
+        return kept.expand(self.of_samples(pred.shape))
 
     def _shapes(self, pred: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Of the predictions with the classes along axis 1, and of what is per sample."""
@@ -161,15 +153,16 @@ def _clear(slope: Tensor, kept: Tensor) -> None:
 
 
 class _Swept(torch.autograd.Function):
-    """The losses of a sweep, for autograd."""
+    """The losses of a sweep, for autograd. `plain` is the formula, which can be differentiated further."""
 
     @staticmethod
-    def forward(ctx: Any, pred: Tensor, sweep: _Sweep, plain: Callable[[Tensor], Tensor], in_place: bool) -> Tensor:
-        ctx.expected = sweep.expected(pred)
-        loss, ctx.gradient = sweep(pred, ctx.expected, in_place)
+    def forward(
+        ctx: Any, pred: Tensor, target: Tensor, kept: Tensor | None, sweep: _Sweep, plain: Plain, in_place: bool
+    ) -> Tensor:
+        ctx.expected = sweep.expected(pred, kept)
+        loss, ctx.gradient = sweep(target, pred, kept, ctx.expected, in_place)
         ctx.sweep, ctx.plain, ctx.in_place, ctx.shape = sweep, plain, in_place, pred.shape
-        if not in_place:
-            ctx.save_for_backward(pred)
+        ctx.save_for_backward(None if in_place else pred, target, kept)
         return loss
 
     @staticmethod
@@ -180,21 +173,34 @@ class _Swept(torch.autograd.Function):
                 "inplace_gradient=True has written the gradient over the logits, which a second backward or derivative "
                 "needs; leave it out"
             )
-        if not ctx.in_place:
-            (pred,) = ctx.saved_tensors
-            if torch.is_grad_enabled():  # a second derivative will be asked for
-                return torch.autograd.grad(ctx.plain(pred), pred, upstream, create_graph=True)[0], None, None, None
+        pred, target, kept = ctx.saved_tensors
+        if _batched(upstream):
+            with torch.enable_grad():
+                leaf = pred.detach().requires_grad_()
+                found = torch.autograd.grad(ctx.plain(target, leaf), leaf, upstream)[0]
+        elif torch.is_grad_enabled():  # a second derivative will be asked for
+            found = torch.autograd.grad(ctx.plain(target, pred), pred, upstream, create_graph=True)[0]
+        else:
             if gradient is None:
-                _, gradient = ctx.sweep(pred, ctx.expected)
-        return ctx.sweep.scaled(gradient, ctx.expected, upstream, ctx.shape), None, None, None
+                _, gradient = ctx.sweep(target, pred, kept, ctx.expected)
+            found = ctx.sweep.scaled(gradient, ctx.expected, upstream, kept).view(ctx.shape)
+        return found, None, None, None, None, None
 
 
-def _swept(sweep: _Sweep, plain: Callable[[Tensor], Tensor], pred: Tensor, in_place: bool = False) -> Tensor:
+def _batched(upstream: Tensor) -> bool:
+    """Whether these are many upstreams at once, as of a vectorised Jacobian."""
+    functorch = torch._C._functorch
+    return bool(functorch.is_legacy_batchedtensor(upstream) or functorch.is_batchedtensor(upstream))
+
+
+def _swept(
+    sweep: _Sweep, plain: Plain, target: Tensor, pred: Tensor, kept: Tensor | None, in_place: bool = False
+) -> Tensor:
     if not (torch.is_grad_enabled() and pred.requires_grad):
-        return sweep(pred, 0.0)[0]
+        return sweep(target, pred, kept)[0]
     if in_place:
         _refuse_in_place(pred)
-    return _Swept.apply(pred, sweep, plain, in_place)
+    return _Swept.apply(pred, target, kept, sweep, plain, in_place)
 
 
 def _refuse_in_place(pred: Tensor) -> None:
@@ -221,7 +227,7 @@ def _softmax(x: Tensor, p: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _labels_fill(label_smoothing: float, in_place: bool) -> Fill:
-    def fill(x: Tensor, p: Tensor, upstream: float, y: Tensor) -> Tensor:
+    def fill(x: Tensor, p: Tensor, expected: float, y: Tensor) -> Tensor:
         x = x.to(p.dtype)
         z = x.gather(1, y)
         # What the softmax may be written over, and smoothing or a lost digit will ask for.
@@ -244,13 +250,13 @@ def _labels_fill(label_smoothing: float, in_place: bool) -> Fill:
             if spread is not None:
                 smoothed = label_smoothing * (spread / x.shape[1] + rest)
                 cost = smoothed if label_smoothing == 1 else (1 - label_smoothing) * cost + smoothed  # 0·∞ = 0
-        if upstream:
-            p.mul_(upstream / total)
+        if expected:
+            p.mul_(expected / total)
             if label_smoothing:
                 share = label_smoothing / x.shape[1]
-                p.sub_(share * upstream)
+                p.sub_(share * expected)
                 others = others - label_smoothing + share
-            p.scatter_(1, y, -others * upstream)
+            p.scatter_(1, y, -others * expected)
         return cost
 
     return fill
@@ -261,7 +267,7 @@ _SMALLEST = 1e-30
 
 
 def _dense_fill(label_smoothing: float, class_weight: Tensor | None) -> Fill:
-    def fill(x: Tensor, p: Tensor, upstream: float, t: Tensor) -> Tensor:
+    def fill(x: Tensor, p: Tensor, expected: float, t: Tensor) -> Tensor:
         weight = t.to(p.dtype)
         if label_smoothing:
             weight = weight * (1 - label_smoothing) + label_smoothing / x.shape[1]
@@ -288,11 +294,11 @@ def _dense_fill(label_smoothing: float, class_weight: Tensor | None) -> Fill:
         if not loss.sum().isfinite():  # 0·∞ = 0
             cost = torch.where((weight == 0) & (below == math.inf), 0.0, weight * below).sum(1, keepdim=True)
             loss = cost + mass * rest
-        if upstream:
-            p.mul_(mass / total * upstream).sub_(weight, alpha=upstream)
+        if expected:
+            p.mul_(mass / total * expected).sub_(weight, alpha=expected)
             if top is not None:
                 exact = weight.scatter(1, top, 0.0).sum(1, keepdim=True) - others * mass
-                p.scatter_(1, top, torch.where(leads, exact * upstream, p.gather(1, top)))
+                p.scatter_(1, top, torch.where(leads, exact * expected, p.gather(1, top)))
         return loss
 
     return fill
@@ -301,8 +307,8 @@ def _dense_fill(label_smoothing: float, class_weight: Tensor | None) -> Fill:
 def _divergence_fill(temperature: float) -> Fill:
     """T² KL(t ‖ p) of t = softmax(z/T), p = softmax(x/T)."""
 
-    def fill(x: Tensor, p: Tensor, upstream: float, z: Tensor) -> Tensor:
-        scale = upstream * temperature
+    def fill(x: Tensor, p: Tensor, expected: float, z: Tensor) -> Tensor:
+        scale = expected * temperature
         x, z = (y.to(p.dtype) if temperature == 1 else y.to(p.dtype) / temperature for y in (x, z))
         ratio = (z - z.amax(1, keepdim=True)).sub_(x - x.amax(1, keepdim=True))
         t, total_t, rest_t = _softmax(z, torch.empty_like(p))
@@ -311,7 +317,7 @@ def _divergence_fill(temperature: float) -> Fill:
         # Σ t log(t/p), where log(t/p) is `ratio` less what is the same for all classes.
         mean = ratio.mul_(t).sum(1, keepdim=True)
         loss = mean - (rest_t - rest)
-        if upstream:
+        if expected:
             p.mul_(scale / total).sub_(t, alpha=scale)
         # Where the two differ by little it has no digits left.
         close = (~(loss >= 0.1 * (1 + mean.abs()))).squeeze(1)
@@ -322,7 +328,7 @@ def _divergence_fill(temperature: float) -> Fill:
             if exact.any():
                 values[exact], slope[exact] = _any_divergence(z[exact], x[exact])
             loss.squeeze(1)[close] = values
-            if upstream:
+            if expected:
                 p.movedim(1, -1)[close] = slope.mul_(scale)
         return loss if temperature == 1 else temperature**2 * loss
 
@@ -358,15 +364,15 @@ def _any_divergence(z: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
 def _kl_fill(epsilon: float) -> Fill:
     """Σ t log(t/p) of probabilities, both clipped to [ε, 1]."""
 
-    def fill(x: Tensor, p: Tensor, upstream: float, t: Tensor) -> Tensor:
+    def fill(x: Tensor, p: Tensor, expected: float, t: Tensor) -> Tensor:
         x, t = x.to(p.dtype), t.to(p.dtype)
         target, t = t, t.clamp(epsilon, 1)
         ratio = t / x.clamp(epsilon, 1)
         none = None if epsilon else t == 0  # 0·log 0 = 0
         if none is not None:
             ratio.masked_fill_(none, 0.0)
-        if upstream:
-            _clear_outside(torch.mul(ratio, -upstream, out=p), x, epsilon, 1.0)
+        if expected:
+            _clear_outside(torch.mul(ratio, -expected, out=p), x, epsilon, 1.0)
         if none is not None:
             ratio.masked_fill_(none, 1.0)
         loss = ratio.log_().mul_(t).sum(1, keepdim=True)
@@ -386,7 +392,7 @@ def _binary_fill(label_smoothing: float, pos_weight: Any, mean: bool) -> Fill:
     Without comparisons of whole blocks: torch.where takes as long as twenty multiplications.
     """
 
-    def fill(x: Tensor, p: Tensor, upstream: float, t: Tensor) -> Tensor:
+    def fill(x: Tensor, p: Tensor, expected: float, t: Tensor) -> Tensor:
         x = x.to(p.dtype)
         positive, negative = _trials(t.to(p.dtype), label_smoothing, pos_weight)
         above = x.sign().clamp_min_(0)  # 1 where x > 0, else 0
@@ -401,9 +407,9 @@ def _binary_fill(label_smoothing: float, pos_weight: Any, mean: bool) -> Fill:
         loss.addcmul_(against, away)
         if not loss.sum().isfinite():  # 0·∞ = 0, and the other cost is 0
             loss.masked_fill_((against == 0) & (away == math.inf), 0.0)
-        if upstream:
+        if expected:
             # Where x > 0 neg·(1 − small) − pos·small, else neg·small − pos·(1 − small).
-            scale = upstream / x.shape[1] if mean else upstream
+            scale = expected / x.shape[1] if mean else expected
             torch.mul(small.sub_(against), above.mul_(-2 * scale).add_(scale), out=p)
         return loss.mean(1, keepdim=True) if mean else loss
 
@@ -413,13 +419,13 @@ def _binary_fill(label_smoothing: float, pos_weight: Any, mean: bool) -> Fill:
 def _binary_probabilities_fill(label_smoothing: float, pos_weight: Any, mean: bool, epsilon: float) -> Fill:
     """−pos·log p − neg·log(1 − p), p clipped to [ε, 1 − ε] with ε > 0."""
 
-    def fill(x: Tensor, p: Tensor, upstream: float, t: Tensor) -> Tensor:
+    def fill(x: Tensor, p: Tensor, expected: float, t: Tensor) -> Tensor:
         x = x.to(p.dtype)
         positive, negative = _trials(t.to(p.dtype), label_smoothing, pos_weight)
         share = x.clamp(epsilon, 1 - epsilon)
         loss = torch.log(share).mul_(positive).addcmul_(torch.log1p(-share), negative).neg_()
-        if upstream:
-            scale = upstream / x.shape[1] if mean else upstream
+        if expected:
+            scale = expected / x.shape[1] if mean else expected
             torch.sub(negative.div_(1 - share), positive / share, out=p)
             _clear_outside(p.mul_(scale), x, epsilon, 1 - epsilon)
         return loss.mean(1, keepdim=True) if mean else loss
@@ -429,7 +435,7 @@ def _binary_probabilities_fill(label_smoothing: float, pos_weight: Any, mean: bo
 
 def _clear_outside(slope: Tensor, x: Tensor, low: float, high: float) -> None:
     """No gradient where x has been clipped, in place. (To look is cheap, to compare every entry is not.)"""
-    if x.amin() < low or x.amax() > high:
+    if not (x.amin() >= low and x.amax() <= high):  # a NaN is nowhere
         slope.masked_fill_((x < low) | (x > high), 0.0)
 
 
@@ -462,8 +468,8 @@ def _of_labels(
     if not from_logits or weighed_and_smoothed or not _usable(target, pred, kept, class_weight):
         return None
     labels = target.long()
-    sweep = _Sweep(_labels_fill(label_smoothing, inplace_gradient), axis, kept, samples=(labels,))
-    loss = _swept(sweep, partial(plain, target), pred, inplace_gradient)
+    sweep = _Sweep(_labels_fill(label_smoothing, inplace_gradient), axis)
+    loss = _swept(sweep, plain, labels, pred, kept, inplace_gradient)
     if class_weight is not None:
         weight = class_weight.reshape(-1)[labels]
         loss = weight * torch.where((weight == 0) & (loss == math.inf), 0.0, loss)
@@ -487,8 +493,8 @@ def _of_distributions(
         return None
     if class_weight is not None:
         class_weight = class_weight.reshape(-1)
-    sweep = _Sweep(_dense_fill(label_smoothing, class_weight), axis, kept, dense=(target,))
-    return _swept(sweep, partial(plain, target), pred, inplace_gradient)
+    sweep = _Sweep(_dense_fill(label_smoothing, class_weight), axis)
+    return _swept(sweep, plain, target, pred, kept, inplace_gradient)
 
 
 def _kl_divergence(
@@ -503,9 +509,9 @@ def _kl_divergence(
 ) -> Tensor | None:
     if from_logits:
         return _distillation_loss(plain, target, pred, axis, kept, temperature=1.0)
-    if not _usable(target, pred, kept):
+    if not _usable(target, pred, kept) or pred.dtype == torch.float16:  # whose range the slopes leave
         return None
-    return _swept(_Sweep(_kl_fill(epsilon), axis, kept, dense=(target,)), partial(plain, target), pred)
+    return _swept(_Sweep(_kl_fill(epsilon), axis), plain, target, pred, kept)
 
 
 def _distillation_loss(
@@ -513,8 +519,7 @@ def _distillation_loss(
 ) -> Tensor | None:
     if not _usable(target, pred, kept):
         return None
-    sweep = _Sweep(_divergence_fill(temperature), axis, kept, dense=(target,))
-    return _swept(sweep, partial(plain, target), pred)
+    return _swept(_Sweep(_divergence_fill(temperature), axis), plain, target, pred, kept)
 
 
 def _binary(
@@ -530,15 +535,18 @@ def _binary(
     pos_weight: Any = None,
     weight: Any = None,
 ) -> Tensor | None:
-    number = not isinstance(pos_weight, Tensor) or (pos_weight.ndim == 0 and not pos_weight.requires_grad)
-    if not (from_logits or epsilon) or not number or weight is not None or not _usable(target, pred, kept):
+    number = not isinstance(pos_weight, Tensor) or pos_weight.ndim == 0
+    others = (kept, pos_weight) if isinstance(pos_weight, Tensor) else (kept,)
+    if not number or weight is not None or not _usable(target, pred, *others):
         return None
     mean = axis is not None
     if from_logits:
         fill = _binary_fill(label_smoothing, pos_weight, mean)
-    else:
+    elif epsilon and pred.dtype != torch.float16:  # whose range the slopes leave
         fill = _binary_probabilities_fill(label_smoothing, pos_weight, mean, epsilon)
-    return _swept(_Sweep(fill, axis, kept, dense=(target,)), partial(plain, target), pred)
+    else:
+        return None
+    return _swept(_Sweep(fill, axis), plain, target, pred, kept)
 
 
 def _usable(target: Tensor, pred: Tensor, *others: Any) -> bool:
@@ -571,8 +579,9 @@ def _road(name: str, sweep: Callable[..., Tensor | None]) -> Callable[..., Tenso
 
             return triton.KERNELS[name](*arrays, **options) if name in triton.KERNELS else None
         if torch.compiler.is_compiling():
-            closed = torch_compiled.KERNELS.get(name)
-            return None if closed is None or not torch_compiled.differentiable_once() else closed(*arrays, **options)
+            in_closed_form = torch_compiled.KERNELS.get(name)
+            usable = in_closed_form is not None and torch_compiled.differentiated_once()
+            return in_closed_form(*arrays, **options) if usable and in_closed_form is not None else None
         if inplace_gradient:
             options["inplace_gradient"] = True
         return sweep(*arrays, **options)

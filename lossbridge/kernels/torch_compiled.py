@@ -17,15 +17,23 @@ from lossbridge.kernels import closed
 from lossbridge.reduction import neutralise
 
 
-def transforms() -> int:
-    """How many transforms of torch.func are at work."""
-    return int(torch._C._functorch.get_dynamic_layer_stack_depth())
+@torch.compiler.assume_constant_result  # it is: what is compiled belongs to one compiler and one nesting
+def differentiated_once() -> bool:
+    """Whether nobody can ask for more than a first derivative of what is being compiled.
 
+    Of an autograd.Function the compiler loses further ones without a word, under more than one transform of torch.func
+    and with other backends than Inductor, which refuses them.
+    """
+    from torch._dynamo.symbolic_convert import InstructionTranslator
 
-@torch.compiler.assume_constant_result  # it is: what is compiled belongs to one nesting
-def differentiable_once() -> bool:
-    """Whether an autograd.Function may be used: of more transforms the compiler loses derivatives, without a word."""
-    return transforms() <= 1 and torch.autograd.forward_ad._current_level < 0
+    try:
+        compiler = InstructionTranslator.current_tx().output.compiler_fn
+    except AttributeError:  # torch.export without Dynamo
+        return False
+    transforms = torch._C._functorch.get_dynamic_layer_stack_depth()
+    within = getattr(torch._dynamo.config, "trace_autograd_ops", False)
+    forward_mode = torch.autograd.forward_ad._current_level >= 0
+    return getattr(compiler, "compiler_name", "") == "inductor" and transforms <= 1 and not within and not forward_mode
 
 
 def _upstream(grad: Tensor, axis: int | None, slopes: closed.Slopes) -> tuple[Tensor | None, Tensor | None]:

@@ -21,18 +21,19 @@ MOST = 1 << 12
 WIDEST = 18.0
 
 _REDUCTIONS = {"sum_over_batch_size": "mean", "mean": "mean", "mean_with_sample_weight": "mean", "sum": "sum"}
-_NO_CLASS = -(2**62)
 
 
 def _plain(target: Any, pred: Any, axis: int) -> bool:
     """Whether these are ordinary float32 rows, few and near, with nothing at work but reverse-mode differentiation."""
     if not (type(pred) is Tensor and type(target) is Tensor) or torch.compiler.is_compiling():
         return False
-    if pred.dtype is not torch.float32 or pred.ndim != 2 or (axis != -1 and axis != 1):
+    if pred.dtype is not torch.float32 or pred.ndim != 2 or type(axis) is not int or axis not in (-1, 1):
         return False
     if not 0 < pred.numel() <= MOST or pred.shape[1] < 2 or not (pred.is_cpu and target.is_cpu):
         return False
     if forward_ad._current_level >= 0 or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active():
+        return False
+    if torch._C._len_torch_dispatch_stack():  # something looks at every operation
         return False
     low, high = pred.detach().aminmax()
     return bool(high - low < WIDEST)
@@ -53,12 +54,20 @@ def _labels(
         return None
     if target.dtype is not torch.int64 or target.shape != pred.shape[:1]:
         return None
-    ignored, how = _NO_CLASS if ignore_class is None else int(ignore_class), _REDUCTIONS.get(reduction or "", "none")
+    if ignore_class is None:
+        ignored = -1
+        if target.min() < 0:  # or PyTorch would ignore it
+            return None
+    elif type(ignore_class) is int and -(2**63) <= ignore_class < 2**63:
+        ignored = ignore_class
+    else:
+        return None
+    how = _REDUCTIONS.get(reduction or "", "none")
     try:
         loss = F.cross_entropy(
             pred.double(), target, ignore_index=ignored, reduction=how, label_smoothing=label_smoothing
         )
-    except IndexError:
+    except IndexError:  # out of range
         return None
     if ignore_class is not None and how == "mean" and loss.isnan():  # a mean of nothing
         return None

@@ -586,3 +586,43 @@ def test_arrays_of_numpy_and_lists_adopt_the_library(lib) -> None:
     assert lib.b.owns(value)
     close(lib.b.to_numpy(value), 2.9500506)
     close(lib.b.to_numpy(lb.sparse_categorical_crossentropy(Y.astype(np.int64), lib.array(P))), 0.7297521)
+
+
+@pytest.mark.parametrize("loss", ["sparse_categorical_crossentropy", "kl_divergence", "binary_crossentropy"])
+@pytest.mark.parametrize("size", [3, 40_000])
+def test_the_weight_of_what_is_masked_may_be_nan(lib, loss, size):
+    """Also where something else than a mean's factor flows back."""
+    rng = np.random.default_rng(40)
+    y_pred = rng.normal(size=(4, size)).astype(np.float32)
+    labels = loss.startswith("sparse")
+    y_true = np.arange(4).astype(np.int32) % 3 if labels else rng.random((4, size)).astype(np.float32)
+    options = {"mask": lib.array(np.array([True, False, True, True])), "from_logits": True}
+    weight = np.array([1, np.nan, 2, 3], np.float32)
+    true, pred = lib.array(y_true), lib.array(y_pred)
+
+    def doubled(pred, weight):
+        return getattr(lb, loss)(true, pred, sample_weight=lib.array(weight), **options) * 2.0
+
+    value, gradient = (lib.b.to_numpy(x) for x in lib.b.value_and_grad(lambda pred: doubled(pred, weight), pred))
+    right = lib.b.value_and_grad(lambda pred: doubled(pred, np.nan_to_num(weight)), pred)
+    np.testing.assert_allclose(value, lib.b.to_numpy(right[0]), rtol=1e-6)
+    np.testing.assert_allclose(gradient, lib.b.to_numpy(right[1]), rtol=1e-5, atol=1e-9)
+    assert not gradient[1].any()
+
+
+def test_a_clipped_probability_has_no_slope_beside_a_nan(lib):
+    p = np.array([[0.0, 0.0], [np.nan, np.nan], [0.3, 0.7]], np.float32)
+    t = np.array([[0.0, 1.0], [0.0, 1.0], [1.0, 0.0]], np.float32)
+    for loss in ("binary_crossentropy", "kl_divergence"):
+        gradient = lib.grad(loss, t, p, mask=np.array([True, False, True]))
+        assert not gradient[:2].any()
+        assert gradient[2].any()
+
+
+@pytest.mark.parametrize("loss", ["log_loss", "kl_divergence", "binary_crossentropy"])
+def test_slopes_of_small_float16_probabilities_are_finite(lib, loss):
+    p = np.full((100, 4), 0.5, np.float16)
+    p[0, 0] = 1e-5
+    gradient = lib.grad(loss, np.ones_like(p), p)
+    exact = np.asarray(getattr(reference, loss)(np.ones_like(p), p.astype(np.float32)).gradient)
+    np.testing.assert_allclose(gradient, exact, rtol=2e-3)

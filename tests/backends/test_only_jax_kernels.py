@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import functools
 import math
+import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -271,3 +275,33 @@ def test_one_class_costs_nothing() -> None:
     z = jnp.array([[3.0], [-2.0]])
     losses = kernels.label_log_loss(None, jnp.zeros(2, "int32"), z, 1, None, from_logits=True, epsilon=0.0)
     np.testing.assert_array_equal(losses, [0, 0])
+
+
+def test_rows_on_several_devices_stay_there() -> None:
+    """In a process of its own, whose host counts as two devices; of blocks of rows each would need them all."""
+    program = """
+import jax, jax.numpy as jnp, numpy as np, lossbridge as lb
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
+
+z = jax.random.normal(jax.random.key(0), (600, 1000))
+t = jax.nn.softmax(0.3 * z)
+over = NamedSharding(Mesh(np.array(jax.devices()), ("x",)), P("x"))
+explicit = NamedSharding(jax.make_mesh((2,), ("x",), axis_types=(AxisType.Explicit,)), P("x"))
+for loss in (lb.categorical_crossentropy, lb.kl_divergence):
+    each = lambda t, z: loss(t, z, from_logits=True, reduction="none")
+    expected = each(t, z)
+    manual = jax.jit(jax.shard_map(each, mesh=over.mesh, in_specs=(P("x"), P("x")), out_specs=P("x")))
+    np.testing.assert_allclose(manual(t, z), expected, rtol=1e-6)
+    np.testing.assert_allclose(each(*jax.device_put((t, z), explicit)), expected, rtol=1e-6)
+    step = jax.jit(jax.value_and_grad(lambda z, t: each(t, z).mean()))
+    assert "all-gather" not in step.lower(*jax.device_put((z, t), over)).compile().as_text()
+"""
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=300, env=environment)
+
+
+def test_a_batch_of_unknown_size_is_exported() -> None:
+    shapes = jax.export.symbolic_args_specs((jnp.ones((6, 5)), jnp.ones((6, 5))), ("b, 5", "b, 5"))
+    exported = jax.export.export(jax.jit(lb.kl_divergence))(*shapes)
+    p, q = jnp.full((3, 5), 0.2), jax.nn.softmax(jnp.arange(15.0).reshape(3, 5))
+    np.testing.assert_allclose(exported.call(p, q), lb.kl_divergence(p, q), rtol=1e-6)

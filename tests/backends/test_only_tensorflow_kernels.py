@@ -298,3 +298,27 @@ def test_a_saved_model_trains(road, tmp_path, monkeypatch) -> None:
     exact, slope = lb.value_and_grad(sparse)(y, z)
     np.testing.assert_allclose(value, exact, rtol=1e-6)
     np.testing.assert_allclose(tape.gradient(value, z), slope, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("loss", ["categorical_crossentropy", "kl_divergence", SPARSE])
+def test_gradients_through_a_branch(loss, monkeypatch) -> None:
+    monkeypatch.setattr(kernels, "XLA_ELEMENTS", 0)
+    y, z = problem(5, 6)
+    target = tf.constant(y) if loss == SPARSE else tf.nn.softmax(tf.constant(z[::-1]))
+    function = functools.partial(getattr(lb, loss), from_logits=True)
+
+    @functools.partial(tf.function, autograph=False)
+    def step(target, z):
+        with tf.GradientTape() as tape:
+            tape.watch(z)
+            value = tf.cond(z[0, 0] > -99, lambda: function(target, z), lambda: tf.zeros([]))
+        return tape.gradient(value, z)
+
+    expected = lb.value_and_grad(function)(target, tf.constant(z))[1]
+    np.testing.assert_allclose(step(target, tf.constant(z)), expected, rtol=1e-5, atol=1e-8)
+
+
+def test_infinite_losses_pass_without_warnings() -> None:
+    ones = tf.constant([1.0, 1.0])
+    assert lb.log_loss(ones, tf.constant([-3e38, -3e38]), from_logits=True) == np.inf
+    assert np.isnan(lb.log_loss(tf.constant([1.0, -1.0]), 0 * ones, epsilon=0.0, reduction="sum"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import subprocess
 import sys
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -322,3 +323,68 @@ def test_a_shortcut_leaves_errors_and_empty_means_to_the_usual_road() -> None:
     loss = lb.sparse_categorical_crossentropy(ignored, z, from_logits=True, ignore_class=-100)
     assert loss == 0
     assert not torch.autograd.grad(loss, z)[0].any()
+
+
+def test_a_shortcut_refuses_what_the_usual_road_refuses() -> None:
+    z = problem("sparse_categorical_crossentropy", 3, 5)[1]
+    y = torch.tensor([0, 1, 2])
+    for axis in (1.0, True):
+        with pytest.raises(TypeError, match="pass one integer"):
+            lb.sparse_categorical_crossentropy(y, z, from_logits=True, axis=axis)
+    with pytest.raises(ValueError, match="is out of range"):
+        lb.sparse_categorical_crossentropy(torch.tensor([0, -(2**62), 1]), z, from_logits=True)
+    expected = lb.sparse_categorical_crossentropy(y, z, from_logits=True)
+    assert lb.sparse_categorical_crossentropy(y, z, from_logits=True, ignore_class=2**70) == expected
+
+
+# What else PyTorch does with a loss.
+
+
+@pytest.mark.parametrize("loss", LOGITS[:4])
+def test_many_gradients_at_once(loss) -> None:
+    target, z = problem(loss, 5, 40)
+
+    def rows(z: torch.Tensor) -> torch.Tensor:
+        return getattr(lb, loss)(target, z, from_logits=True, reduction="none")
+
+    at_once = torch.autograd.functional.jacobian(rows, 30 * z, vectorize=True)
+    torch.testing.assert_close(at_once, torch.autograd.functional.jacobian(rows, 30 * z), rtol=1e-5, atol=1e-6)
+
+
+def test_labels_changed_before_backward_are_an_error() -> None:
+    y, z = problem("sparse_categorical_crossentropy", 300, 30)
+    loss = lb.sparse_categorical_crossentropy(y, z.requires_grad_(), from_logits=True)
+    y.zero_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_targets_are_freed_with_the_gradient() -> None:
+    target, z = problem("categorical_crossentropy", 300, 30)
+    loss = lb.categorical_crossentropy(target, z.requires_grad_(), from_logits=True)
+    loss.backward()
+    there = weakref.ref(target)
+    del target
+    assert there() is None
+
+
+def test_another_default_device() -> None:
+    y, z = problem("sparse_categorical_crossentropy", 300, 30)
+    expected = lb.sparse_categorical_crossentropy(y, z, from_logits=True)
+    with torch.device("meta"):
+        assert lb.sparse_categorical_crossentropy(y, z, from_logits=True) == expected
+
+
+@pytest.mark.parametrize("loss", LOGITS[1:4])
+def test_second_derivatives_of_what_dynamo_runs_without_a_compiler(loss) -> None:
+    target, z = problem(loss, 5, 4)
+
+    def curvature(function) -> torch.Tensor:
+        leaf = z.clone().requires_grad_()
+        slope = torch.autograd.grad(function(leaf), leaf, create_graph=True)[0]
+        return torch.autograd.grad((slope**2).sum(), leaf)[0]
+
+    def function(z: torch.Tensor) -> torch.Tensor:
+        return getattr(lb, loss)(target, z.sin(), from_logits=True)
+
+    torch.testing.assert_close(curvature(torch.compile(function, backend="eager")), curvature(function))

@@ -161,6 +161,7 @@ class Kernels(dict):
 def fast(monkeypatch) -> Kernels:
     found = Kernels(kernels.KERNELS)
     monkeypatch.setitem(backend.KERNELS, "torch", lambda: found)
+    monkeypatch.delitem(backend.SHORTCUTS, "torch")
     return found
 
 
