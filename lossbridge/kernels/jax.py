@@ -3,7 +3,7 @@
 On a CPU, XLA stores every array of classes that a `where` puts into a sum. So there are two ways to the sums here: most
 run over blocks of rows, one after the other, whose arrays stay in the cache; that of labels has no `where`, but
 products, minima and exponentials alone, which XLA sums up as it goes. A slope reads the inputs again, and no array of
-classes is kept from the way forward. Elsewhere than on CPUs XLA fuses more, and there are no blocks.
+classes is kept from the way forward. Elsewhere than on a CPU XLA fuses more, and there are no blocks.
 
 Derivatives of a slope, of either mode and any order, are those of the formula; so are those for class weights.
 """

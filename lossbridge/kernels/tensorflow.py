@@ -1,8 +1,8 @@
 """TensorFlow: faster ways to the per-sample losses of formulas.py (see Kernel in lossbridge/backend.py).
 
-Two roads. Outside of a graph, on the host, NumPy's kernels read TensorFlow's arrays where they lie. In a graph
-cross-entropy of logits has a gradient of its own: few passes, few buffers, and where every size is known and large,
-XLA. Everything else is left to the formulas, as are higher derivatives. Holds no definition of a loss.
+Two roads. Outside of a graph, on the host, NumPy's kernels read TensorFlow's arrays where they lie. In a graph all but
+the focal losses have gradients of their own, in closed form: few passes, few buffers, and where every size is known and
+large, XLA. Everything else is left to the formulas, as are higher derivatives. Holds no definition of a loss.
 """
 
 from __future__ import annotations
