@@ -31,6 +31,9 @@ MOST_CLASSES = 2**24
 # Elements of a block: 1 MiB of float32, the cache of a core.
 BLOCK = 2**18
 
+# Classes up to which XLA sums up the products of labels as it goes; of more it takes four times as long as of a sum.
+SUMMED_AT_ONCE = 2**15
+
 # (axis, options): what XLA compiles anew for.
 Static = tuple[int | None, tuple[tuple[str, Any], ...]]
 
@@ -342,7 +345,7 @@ def label_log_loss(
     from_logits: bool,
     epsilon: float,
 ) -> Array | None:
-    return None if _declined(pred, axis, from_logits) else _label_loss(labels, pred, axis, kept)
+    return None if _declined(pred, axis, from_logits) else _of_labels(labels, pred, axis, kept)
 
 
 def sparse_categorical_crossentropy(
@@ -361,6 +364,12 @@ def sparse_categorical_crossentropy(
         return None
     if label_smoothing or class_weight is not None:
         return _dense_loss(labels, pred, axis, kept, label_smoothing=label_smoothing, **_given(class_weight))
+    return _of_labels(labels, pred, axis, kept)
+
+
+def _of_labels(labels: Array, pred: Array, axis: int, kept: Array | None) -> Array:
+    if pred.shape[axis] > SUMMED_AT_ONCE and _goes_in_blocks(pred):
+        return _dense_loss(labels, pred, axis, kept, label_smoothing=0.0)
     return _label_loss(labels, pred, axis, kept)
 
 
