@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 # Up to so many elements; above, a sweep is as quick.
-MOST = 1 << 12
+MOST = 1 << 16
 # Logits that are no further apart leave every loss, p and 1 − p at least 1e-8, and so eight digits of them.
 WIDEST = 18.0
 

@@ -308,7 +308,7 @@ def test_what_is_plain_takes_a_shortcut_and_nothing_else(monkeypatch) -> None:
     assert not short(y, torch.where(z > 1, torch.inf, z))
     assert not short(y, z.double())
     assert not short(y.int(), z)
-    assert not short(y, z.t().contiguous().t()[:, :0].new_zeros(7, 1000))
+    assert not short(y, z.new_zeros(7, 10_000))
     assert not short(y, z, mask=torch.ones(7))
     assert not short(y, z, sample_weight=torch.ones(7))
     assert not short(y, z, class_weight=torch.ones(5))
