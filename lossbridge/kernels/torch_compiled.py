@@ -33,7 +33,7 @@ def differentiated_once() -> bool:
     transforms = torch._C._functorch.get_dynamic_layer_stack_depth()
     within = getattr(torch._dynamo.config, "trace_autograd_ops", False)
     forward_mode = torch.autograd.forward_ad._current_level >= 0
-    return getattr(compiler, "compiler_name", "") == "inductor" and transforms <= 1 and not within and not forward_mode
+    return getattr(compiler, "_compiler_name", "") == "inductor" and transforms <= 1 and not within and not forward_mode
 
 
 def _upstream(grad: Tensor, axis: int | None, slopes: closed.Slopes) -> tuple[Tensor | None, Tensor | None]:

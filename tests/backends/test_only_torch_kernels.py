@@ -14,7 +14,7 @@ import torch
 import lossbridge as lb
 import lossbridge.torch as lt
 from lossbridge.kernels import torch as kernels
-from lossbridge.kernels import torch_small
+from lossbridge.kernels import torch_compiled, torch_small
 from lossbridge.parity.cases import cases
 from lossbridge.parity.check import Runner
 
@@ -388,3 +388,20 @@ def test_second_derivatives_of_what_dynamo_runs_without_a_compiler(loss) -> None
         return getattr(lb, loss)(target, z.sin(), from_logits=True)
 
     torch.testing.assert_close(curvature(torch.compile(function, backend="eager")), curvature(function))
+
+
+@pytest.mark.parametrize(("backend", "closed_form"), [("inductor", True), ("eager", False)])
+def test_the_closed_form_is_for_inductor(backend, closed_form, monkeypatch) -> None:
+    used = []
+    kernel = torch_compiled.KERNELS["kl_divergence"]
+
+    def watched(*arrays, **options):
+        used.append(True)
+        return kernel(*arrays, **options)
+
+    monkeypatch.setitem(torch_compiled.KERNELS, "kl_divergence", watched)
+    torch._dynamo.reset()
+    target, z = problem("kl_divergence", 5, 4)
+    compiled = torch.compile(lambda z: lb.kl_divergence(target, z, from_logits=True), backend=backend, fullgraph=True)
+    torch.testing.assert_close(compiled(z), lb.kl_divergence(target, z, from_logits=True))
+    assert bool(used) == closed_form
