@@ -251,9 +251,8 @@ def sum(x: Array, axis: int | None = None, keepdims: bool = False) -> Array:
 
     def pullback(g: np.ndarray) -> np.ndarray:
         if axis is None and g.dtype.isbuiltin == 1:
-            everywhere = np.ndarray(
-                v.shape, g.dtype, g, strides=(0,) * v.ndim
-            )  # as broadcast_to, in a tenth of its time
+            # As broadcast_to, in a tenth of its time.
+            everywhere = np.ndarray(v.shape, g.dtype, g, strides=(0,) * v.ndim)
             everywhere.flags.writeable = False
             return everywhere
         return np.broadcast_to(g if axis is None or keepdims else np.expand_dims(g, axis), v.shape)

@@ -20,7 +20,14 @@ MOST = 1 << 16
 # Logits that are no further apart leave every loss, p and 1 − p at least 1e-8, and so eight digits of them.
 WIDEST = 18.0
 
-_REDUCTIONS = {"sum_over_batch_size": "mean", "mean": "mean", "mean_with_sample_weight": "mean", "sum": "sum"}
+# A sum is left to the usual road, which a mean with a normalizer takes: the two are to be the same to the bit.
+_REDUCTIONS = {
+    "sum_over_batch_size": "mean",
+    "mean": "mean",
+    "mean_with_sample_weight": "mean",
+    "none": "none",
+    None: "none",
+}
 
 
 def _plain(target: Any, pred: Any, axis: int) -> bool:
@@ -50,7 +57,8 @@ def _labels(
     epsilon: float,
     label_smoothing: float = 0.0,
 ) -> Tensor | None:
-    if not from_logits or not _plain(target, pred, axis):
+    how = _REDUCTIONS.get(reduction)
+    if not from_logits or how is None or not _plain(target, pred, axis):
         return None
     if target.dtype is not torch.int64 or target.shape != pred.shape[:1]:
         return None
@@ -62,7 +70,6 @@ def _labels(
         ignored = ignore_class
     else:
         return None
-    how = _REDUCTIONS.get(reduction or "", "none")
     try:
         loss = F.cross_entropy(
             pred.double(), target, ignore_index=ignored, reduction=how, label_smoothing=label_smoothing
@@ -85,11 +92,11 @@ def _distributions(
     epsilon: float,
     label_smoothing: float,
 ) -> Tensor | None:
-    if not from_logits or not _plain(target, pred, axis):
+    how = _REDUCTIONS.get(reduction)
+    if not from_logits or how is None or not _plain(target, pred, axis):
         return None
     if target.dtype is not torch.float32 or target.shape != pred.shape:
         return None
-    how = _REDUCTIONS.get(reduction or "", "none")
     return F.cross_entropy(pred.double(), target.double(), reduction=how, label_smoothing=label_smoothing).float()
 
 
@@ -107,7 +114,7 @@ def _binary(
     """The mean alone: ours is of rows, PyTorch's of entries."""
     if not from_logits or label_smoothing or not _plain(target, pred, axis):
         return None
-    if target.dtype is not torch.float32 or target.shape != pred.shape or _REDUCTIONS.get(reduction or "") != "mean":
+    if target.dtype is not torch.float32 or target.shape != pred.shape or _REDUCTIONS.get(reduction) != "mean":
         return None
     return F.binary_cross_entropy_with_logits(pred.double(), target.double()).float()
 

@@ -302,7 +302,8 @@ def test_what_is_plain_takes_a_shortcut_and_nothing_else(monkeypatch) -> None:
         return lb.sparse_categorical_crossentropy(y, z, from_logits=True, **options) != 0
 
     assert short(y, z)
-    assert short(y, z, reduction="sum", label_smoothing=0.1)
+    assert short(y, z, reduction="mean", label_smoothing=0.1)
+    assert not short(y, z, reduction="sum")
     assert short(torch.where(y == 0, -1, y), z, ignore_class=-1)
     assert not short(y, 100 * z)  # confident rows
     assert not short(y, torch.where(z > 1, torch.inf, z))
