@@ -68,7 +68,7 @@ def bench(session: nox.Session) -> None:
 def trial(session: nox.Session) -> None:
     """How often a diagnosis is right: the table of docs/diagnose.md."""
     install(session, extras="cli")
-    session.run("python", "-m", "lossbridge.diagnosis.trial")
+    session.run("python", "-m", "lossbridge.tools.diagnosis.trial")
 
 
 @nox.session

@@ -13,7 +13,7 @@ from typing import Any
 
 from lossbridge.compat.deviations import DEVIATIONS, Deviation, Result
 from lossbridge.conventions import PEERS, Convention, Peer
-from lossbridge.diagnosis.explain import LIBRARIES
+from lossbridge.tools.diagnosis.wording import LIBRARIES
 
 PAGE = Path(__file__).with_name("conventions.md")
 NAMES = {library: name.rstrip("'").removesuffix("'s") for library, name in LIBRARIES.items()}

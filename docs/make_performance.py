@@ -9,7 +9,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from lossbridge.bench import report, results, targets
+from lossbridge.tools.bench import bench_report as report
+from lossbridge.tools.bench import results, targets
 
 PAGE = Path(__file__).with_name("performance.md")
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "cpu.json"

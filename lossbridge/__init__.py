@@ -25,7 +25,7 @@ from lossbridge.losses import (
 )
 
 if TYPE_CHECKING:
-    from lossbridge.diagnosis import diagnose
+    from lossbridge.tools.diagnosis import diagnose
 
 __version__ = "0.1.0"
 
@@ -46,7 +46,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """`diagnose` is found when it is asked for: it would double the time of the import."""
     if name == "diagnose":
-        from lossbridge.diagnosis import diagnose
+        from lossbridge.tools.diagnosis import diagnose
 
         return diagnose
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

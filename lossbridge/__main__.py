@@ -5,7 +5,7 @@ import sys
 
 def main() -> None:
     try:
-        from lossbridge.cli import app
+        from lossbridge.tools.cli import app
     except ModuleNotFoundError as error:
         if error.name not in ("typer", "rich", "matplotlib"):
             raise

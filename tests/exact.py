@@ -1,6 +1,6 @@
 """What a convention gives, in 50 digits: the definitions as a textbook writes them, one row at a time.
 
-Shares no code with lossbridge, and is slow: the truth that `lossbridge.compat`, `lossbridge.diagnosis` and the
+Shares no code with lossbridge, and is slow: the truth that `lossbridge.compat`, `lossbridge.tools.diagnosis` and the
 libraries themselves are held to.
 """
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from lossbridge.parity.cases import LOSSES, cases
+from lossbridge.tools.parity.cases import LOSSES, cases
 
 PROBLEMS: list[tuple[str, str, np.ndarray, np.ndarray, dict[str, Any]]] = [
     (f"{case.loss}-{case.name}", case.loss, case.y_true[:3], case.y_pred[:3], dict(case.options))

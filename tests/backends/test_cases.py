@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import lossbridge as lb
-from lossbridge.parity.cases import LOSSES, Case, cases, options_of
-from lossbridge.parity.check import Runner, compile_key, expected, in_order, placed
+from lossbridge.tools.parity.cases import LOSSES, Case, cases, options_of
+from lossbridge.tools.parity.check import Runner, compile_key, expected, in_order, placed
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import pytest
 
 from lossbridge import reference
 from lossbridge.kernels import closed
-from lossbridge.parity.cases import Case, cases
+from lossbridge.tools.parity.cases import Case, cases
 
 FORMS = {
     ("categorical_crossentropy", True): (closed.dense_value, closed.dense_slopes),

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from peers import EXAMPLES, assert_as_good, near
 
 from lossbridge.backend import Backend
-from lossbridge.parity import peers
+from lossbridge.tools.parity import peers
 
 CALLS = peers.all_calls()
 every_call = pytest.mark.parametrize("call", CALLS, ids=[f"{call.peer.name}-{call.name}" for call in CALLS])

@@ -11,7 +11,7 @@ import pytest
 
 from lossbridge.backend import Backend
 from lossbridge.compat.deviations import DEVIATIONS, Deviation
-from lossbridge.parity import peers
+from lossbridge.tools.parity import peers
 
 every_deviation = pytest.mark.parametrize("deviation", DEVIATIONS, ids=lambda d: f"{d.function}: {d.words}")
 

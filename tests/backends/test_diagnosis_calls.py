@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lossbridge.diagnosis.calls import as_rows, texts
-from lossbridge.diagnosis.canonical import Setting
-from lossbridge.diagnosis.evaluate import Batch, Quantity, whole
-from lossbridge.diagnosis.hypotheses import hypotheses
-from lossbridge.diagnosis.reading import batch_of
+from lossbridge.tools.diagnosis.calls import as_rows, texts
+from lossbridge.tools.diagnosis.canonical import Setting
+from lossbridge.tools.diagnosis.evaluate import Batch, Quantity, whole
+from lossbridge.tools.diagnosis.hypotheses import hypotheses
+from lossbridge.tools.diagnosis.reading import batch_of
 
 RNG = np.random.default_rng(0)
 N, C = 6, 4

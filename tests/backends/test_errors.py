@@ -7,7 +7,7 @@ import pytest
 
 import lossbridge as lb
 from lossbridge import information
-from lossbridge.parity.cases import LOSSES
+from lossbridge.tools.parity.cases import LOSSES
 
 P = np.full((4, 3), 1 / 3, np.float32)
 T = np.eye(4, 3, dtype=np.float32)

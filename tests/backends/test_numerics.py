@@ -9,7 +9,7 @@ import pytest
 
 import lossbridge as lb
 from lossbridge import information, reference
-from lossbridge.parity.cases import LOSSES
+from lossbridge.tools.parity.cases import LOSSES
 
 P = np.array([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.2, 0.2, 0.6]], np.float32)
 Y = np.array([0, 1, 1], np.int32)
@@ -218,7 +218,7 @@ def test_kl_of_near_equal_rows(lib, from_logits, distance) -> None:
 def test_bfloat16_logits_of_50_000_classes(lib) -> None:
     """The loss is a float32, exact for the rounded logits (torch's bfloat16 result is off by 0.07)."""
     rng = np.random.default_rng(5)
-    from lossbridge.parity.cases import round_to
+    from lossbridge.tools.parity.cases import round_to
 
     logits = round_to(rng.normal(size=(2, 50_000)), "bfloat16")
     y = np.array([3, 40_000], np.int32)

@@ -23,7 +23,7 @@ import pytest
 from flax import nnx
 
 import lossbridge as lb
-from lossbridge.parity.cases import LOSSES, cases
+from lossbridge.tools.parity.cases import LOSSES, cases
 
 DTYPES = ("float32", "float64")
 BATCHES = [case for case in cases() if case.dtype == "float64" and case.y_pred.shape == (8, 5)]

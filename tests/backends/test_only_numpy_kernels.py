@@ -15,8 +15,8 @@ import lossbridge as lb
 from lossbridge import backend, reference
 from lossbridge.backends import numpy as b
 from lossbridge.kernels import numpy as kernels
-from lossbridge.parity.cases import Case, cases
-from lossbridge.parity.check import Runner
+from lossbridge.tools.parity.cases import Case, cases
+from lossbridge.tools.parity.check import Runner
 
 LOSSES = {
     "labels, logits": ("sparse_categorical_crossentropy", {"from_logits": True}),

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import lossbridge as lb
-from lossbridge.parity.cases import LOSSES, Case, cases, options_of
+from lossbridge.tools.parity.cases import LOSSES, Case, cases, options_of
 
 BATCHES = [
     case

@@ -13,8 +13,8 @@ import lossbridge as lb
 from lossbridge import reference
 from lossbridge.backends import tensorflow as b
 from lossbridge.kernels import tensorflow as kernels
-from lossbridge.parity.cases import Case, cases
-from lossbridge.parity.check import Runner, in_order
+from lossbridge.tools.parity.cases import Case, cases
+from lossbridge.tools.parity.check import Runner, in_order
 
 SPARSE = "sparse_categorical_crossentropy"
 sparse = functools.partial(lb.sparse_categorical_crossentropy, from_logits=True)

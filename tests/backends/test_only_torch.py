@@ -12,7 +12,7 @@ import torch
 from problems import EDGES, PROBLEMS
 
 import lossbridge as lb
-from lossbridge.parity.cases import LOSSES
+from lossbridge.tools.parity.cases import LOSSES
 
 problems = pytest.mark.parametrize(
     ("loss", "y_true", "y_pred", "options"), [p[1:] for p in PROBLEMS], ids=[p[0] for p in PROBLEMS]

@@ -15,8 +15,8 @@ import lossbridge as lb
 import lossbridge.torch as lt
 from lossbridge.kernels import torch as kernels
 from lossbridge.kernels import torch_compiled, torch_small
-from lossbridge.parity.cases import cases
-from lossbridge.parity.check import Runner
+from lossbridge.tools.parity.cases import cases
+from lossbridge.tools.parity.check import Runner
 
 LOGITS = [
     "sparse_categorical_crossentropy",

@@ -23,7 +23,7 @@ from torch import nn
 
 import lossbridge as lb
 import lossbridge.torch as lt
-from lossbridge.parity.cases import LOSSES
+from lossbridge.tools.parity.cases import LOSSES
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 PYTORCH = ("CrossEntropyLoss", "NLLLoss", "KLDivLoss", "BCELoss", "BCEWithLogitsLoss")

@@ -20,8 +20,8 @@ import torch
 import lossbridge as lb
 from lossbridge import backend
 from lossbridge.backends import torch as b
-from lossbridge.parity.cases import Case, cases
-from lossbridge.parity.check import Runner
+from lossbridge.tools.parity.cases import Case, cases
+from lossbridge.tools.parity.check import Runner
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 if INTERPRETED:

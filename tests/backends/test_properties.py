@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
-from lossbridge.parity.cases import LOSSES
+from lossbridge.tools.parity.cases import LOSSES
 
 CLASSES, ROWS = 5, 6  # one shape, so that compiling backends compile once
 

@@ -14,7 +14,7 @@ import pytest
 
 import lossbridge as lb
 from lossbridge import information, reference
-from lossbridge.parity import cases
+from lossbridge.tools.parity import cases
 
 PACKAGE = Path(lb.__file__).parent
 MODULES = {
@@ -34,14 +34,11 @@ LEVELS = {
     "kernels": 4,
     "losses": 5,
     "information": 5,
-    "diagnosis": 6,
-    "__init__": 7,
+    "__init__": 10,
     "compat": 7,
     "torch": 8,
     "keras": 8,
-    "parity": 8,
-    "bench": 9,
-    "cli": 10,
+    "tools": 9,
     "__main__": 11,
 }
 
@@ -113,7 +110,7 @@ def test_arguments_after_the_arrays_are_keywords() -> None:
         assert set(kinds[2:]) == {inspect.Parameter.KEYWORD_ONLY}
 
 
-@pytest.mark.parametrize("module", ["", "losses", "information", "compat.torch", "diagnosis.diagnosis"])
+@pytest.mark.parametrize("module", ["", "losses", "information", "compat.torch", "tools.diagnosis.diagnosis"])
 def test_examples_in_docstrings(module) -> None:
     failed, tried = doctest.testmod(importlib.import_module(f"lossbridge.{module}".rstrip(".")))
     assert tried > 0

@@ -15,12 +15,13 @@ import pytest
 from typer.testing import CliRunner
 
 from lossbridge.backend import BACKENDS
-from lossbridge.bench import cells, contenders, measure, memory, plots, report, results, targets, textbook
-from lossbridge.bench.cells import Budget, Cell
-from lossbridge.bench.contenders import Contender
-from lossbridge.bench.results import Measurement, Outcome, Run
-from lossbridge.cli import app
-from lossbridge.parity.cases import DTYPES, LOSSES
+from lossbridge.tools.bench import bench_report as report
+from lossbridge.tools.bench import cells, contenders, measure, memory, plots, results, targets, textbook
+from lossbridge.tools.bench.cells import Budget, Cell
+from lossbridge.tools.bench.contenders import Contender
+from lossbridge.tools.bench.results import Measurement, Outcome, Run
+from lossbridge.tools.cli import app
+from lossbridge.tools.parity.cases import DTYPES, LOSSES
 
 runner = CliRunner()
 BUDGET = Budget(least=3, most=5, seconds=0.05, memory=1)

@@ -13,9 +13,9 @@ import pytest
 from typer.testing import CliRunner
 
 import lossbridge
-from lossbridge.cli import app
-from lossbridge.parity import processes
-from lossbridge.parity.cases import DTYPES, LOSSES, cases
+from lossbridge.tools.cli import app
+from lossbridge.tools.parity import processes
+from lossbridge.tools.parity.cases import DTYPES, LOSSES, cases
 
 runner = CliRunner()
 
@@ -149,7 +149,7 @@ def test_an_option_that_the_loss_lacks(save, arrays) -> None:
 
 def test_a_missing_backend_is_named(monkeypatch) -> None:
     monkeypatch.setattr(processes, "installed", lambda name: name == "numpy")
-    monkeypatch.setattr("lossbridge.cli.installed", lambda name: name == "numpy")
+    monkeypatch.setattr("lossbridge.tools.cli.installed", lambda name: name == "numpy")
     narrow = ["--loss", "log_loss", "--dtype", "float16"]
     result = run("parity", *narrow)  # nobody asked for it
     assert "torch: missing: not installed: pip install 'lossbridge[torch]'" in result.stdout

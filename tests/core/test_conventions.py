@@ -12,12 +12,12 @@ import pytest
 from exact import Problem
 
 from lossbridge.conventions import PEERS, Convention, Cost
-from lossbridge.diagnosis.canonical import Setting, canonical
-from lossbridge.diagnosis.evaluate import Batch, arrays, scalars, scale, sides
-from lossbridge.diagnosis.hypotheses import changes, hypotheses, presets
-from lossbridge.diagnosis.probes import probes
-from lossbridge.diagnosis.reading import batch_of
-from lossbridge.parity import peers
+from lossbridge.tools.diagnosis.canonical import Setting, canonical
+from lossbridge.tools.diagnosis.evaluate import Batch, arrays, scalars, scale, sides
+from lossbridge.tools.diagnosis.hypotheses import changes, hypotheses, presets
+from lossbridge.tools.diagnosis.probes import probes
+from lossbridge.tools.diagnosis.reading import batch_of
+from lossbridge.tools.parity import peers
 
 N, C = 5, 4
 RNG = np.random.default_rng(0)

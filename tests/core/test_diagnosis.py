@@ -13,9 +13,9 @@ import pytest
 import lossbridge as lb
 from lossbridge.compat import keras, optax, scipy, sklearn
 from lossbridge.compat import torch as pytorch
-from lossbridge.diagnosis import trial
-from lossbridge.diagnosis.calls import as_rows
-from lossbridge.diagnosis.reading import batch_of
+from lossbridge.tools.diagnosis import trial
+from lossbridge.tools.diagnosis.calls import as_rows
+from lossbridge.tools.diagnosis.reading import batch_of
 
 RNG = np.random.default_rng(0)
 N, C = 32, 5
@@ -691,7 +691,7 @@ KINDS = dict(trial.ordinary_batches())
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_hidden_answers(kind) -> None:
-    """One hypothesis in four, as `python -m lossbridge.diagnosis.trial` tries all of them."""
+    """One hypothesis in four, as `python -m lossbridge.tools.diagnosis.trial` tries all of them."""
     score = trial.score(kind, KINDS[kind], every=4)
     assert score.probe_first == score.tried > 100
     assert score.probe_simplest >= 0.95 * score.tried

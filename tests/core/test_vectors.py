@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from lossbridge.cli import app
-from lossbridge.parity import vectors
-from lossbridge.parity.cases import cases
-from lossbridge.parity.check import expected
+from lossbridge.tools.cli import app
+from lossbridge.tools.parity import vectors
+from lossbridge.tools.parity.cases import cases
+from lossbridge.tools.parity.check import expected
 
 SOME = tuple(case for case in cases() if case.y_pred.size < 1000)
 

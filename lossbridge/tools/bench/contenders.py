@@ -1,0 +1,224 @@
+"""Who competes: lossbridge, and every peer that is installed, each a function of a framework's own arrays.
+
+A function takes (target, pred), both of shape (rows, classes) or labels of shape (rows,), and returns the mean. Each is
+written out, because torch.compile keeps one cache for a piece of code: what shared code would wait for one another.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import lossbridge
+from lossbridge.tools.bench import textbook
+from lossbridge.tools.bench.cells import FORMS, Cell
+
+Loss = Callable[[Any, Any], Any]
+OURS, IN_PLACE = "lossbridge", "lossbridge, inplace_gradient"
+
+
+@dataclass(frozen=True)
+class Contender:
+    """`with_gradient`: what returns value and gradient by itself, where a framework does not differentiate."""
+
+    name: str
+    loss: Loss
+    with_gradient: Loss | None = None
+    consumes: bool = False  # the predictions are overwritten: each call gets its own
+    eager_only: bool = False
+
+
+def contenders(backend: str, cell: Cell, device: str = "cpu") -> list[Contender]:
+    """Ours first."""
+    return [_ours(backend, cell), *_PEERS[backend](cell, device)]
+
+
+def _ours(backend: str, cell: Cell) -> Contender:
+    form = FORMS[cell.form]
+    function, options = getattr(lossbridge, form.loss), dict(form.options)
+    if backend != "numpy":
+        return Contender(OURS, lambda target, pred: function(target, pred, **options))
+    both = lossbridge.value_and_grad(function)
+    return Contender(
+        OURS, lambda target, pred: function(target, pred, **options), lambda t, pred: both(t, pred, **options)
+    )
+
+
+def _there(library: str) -> bool:
+    return importlib.util.find_spec(library) is not None
+
+
+def _numpy(cell: Cell, device: str) -> Iterator[Contender]:
+    form = cell.form
+    both = textbook.WITH_GRADIENTS.get(form)
+    if both is not None or not cell.backward:
+        yield Contender("textbook", textbook.VALUES[form], both)
+    if cell.backward:
+        return  # what follows has no gradients
+    if _there("sklearn") and form == "log loss":
+        from sklearn.metrics import log_loss
+
+        labels = range(cell.classes)
+        yield Contender("sklearn.log_loss", lambda t, p: log_loss(t, p, labels=labels))
+    if _there("scipy"):
+        import numpy as np
+        from scipy.special import log_softmax, rel_entr
+        from scipy.stats import entropy
+
+        if form == "CE, labels":
+            yield Contender("scipy.log_softmax", lambda t, z: -log_softmax(z, 1)[np.arange(len(t)), t].mean())
+        if form == "CE, dense":
+            yield Contender("scipy.log_softmax", lambda t, z: -(t * log_softmax(z, 1)).sum(1).mean())
+        if form == "KL of probabilities":
+            yield Contender("scipy.rel_entr", lambda t, p: rel_entr(t, p).sum(1).mean())
+            yield Contender("scipy.entropy", lambda t, p: entropy(t, p, axis=1).mean())
+
+
+def _torch(cell: Cell, device: str) -> Iterator[Contender]:
+    import torch.nn.functional as F
+
+    own: dict[str, tuple[str, Loss]] = {
+        "CE, labels": ("F.cross_entropy", lambda t, z: F.cross_entropy(z, t)),
+        "CE, dense": ("F.cross_entropy", lambda t, z: F.cross_entropy(z, t)),
+        "KL of logits": (
+            "F.kl_div",
+            lambda s, z: F.kl_div(F.log_softmax(z, -1), F.log_softmax(s, -1), log_target=True, reduction="batchmean"),
+        ),
+        "KL of probabilities": ("F.kl_div", lambda t, p: F.kl_div(p.log(), t, reduction="batchmean")),
+        "distillation": (
+            "F.kl_div",
+            lambda s, z: (
+                4 * F.kl_div(F.log_softmax(z / 2, -1), F.log_softmax(s / 2, -1), log_target=True, reduction="batchmean")
+            ),
+        ),
+        "BCE of logits": (
+            "F.binary_cross_entropy_with_logits",
+            lambda t, z: F.binary_cross_entropy_with_logits(z, t),
+        ),
+        "BCE of probabilities": ("F.binary_cross_entropy", lambda t, p: F.binary_cross_entropy(p, t)),
+        "log loss": ("F.nll_loss", lambda t, p: F.nll_loss(p.log(), t)),
+    }
+    if cell.form in own:
+        yield Contender(*own[cell.form])
+    if cell.backward and cell.form == "CE, labels":
+        yield from _in_place()
+        if device == "cuda":
+            yield from _liger()
+    yield from _keras(cell, eager_only=True)  # as Keras itself trains on PyTorch
+
+
+def _in_place() -> Iterator[Contender]:
+    from lossbridge.torch import CrossEntropyLoss
+
+    if "inplace_gradient" in inspect.signature(CrossEntropyLoss).parameters:
+        loss = CrossEntropyLoss(inplace_gradient=True)  # type: ignore[call-arg, unused-ignore]
+        yield Contender(IN_PLACE, lambda t, z: loss(z, t), consumes=True, eager_only=True)
+
+
+def _liger() -> Iterator[Contender]:
+    if _there("liger_kernel"):
+        from liger_kernel.transformers.functional import liger_cross_entropy
+
+        yield Contender("liger_cross_entropy", lambda t, z: liger_cross_entropy(z, t), consumes=True, eager_only=True)
+
+
+def _tensorflow(cell: Cell, device: str) -> Iterator[Contender]:
+    import tensorflow as tf
+
+    def kl(s: Any, z: Any) -> Any:
+        log_t = tf.nn.log_softmax(s)
+        return tf.reduce_mean(tf.reduce_sum(tf.exp(log_t) * (log_t - tf.nn.log_softmax(z)), -1))
+
+    own: dict[str, tuple[str, Loss]] = {
+        "CE, labels": (
+            "tf.nn.sparse_softmax_cross_entropy",
+            lambda t, z: tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(t, z)),
+        ),
+        "CE, dense": (
+            "tf.nn.softmax_cross_entropy",
+            lambda t, z: tf.reduce_mean(tf.nn.softmax_cross_entropy_with_logits(t, z)),
+        ),
+        "KL of logits": ("tf.nn.log_softmax", kl),
+        "distillation": ("tf.nn.log_softmax", lambda s, z: 4 * kl(s / 2, z / 2)),
+        "BCE of logits": (
+            "tf.nn.sigmoid_cross_entropy",
+            lambda t, z: tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(t, z)),
+        ),
+    }
+    if cell.form in own:
+        yield Contender(*own[cell.form])
+    yield from _keras(cell)
+
+
+def _jax(cell: Cell, device: str) -> Iterator[Contender]:
+    if _there("optax"):
+        import jax.numpy as jnp
+        import optax
+        from jax.nn import log_softmax
+
+        own: dict[str, tuple[str, Loss]] = {
+            "CE, labels": (
+                "optax.softmax_cross_entropy_with_integer_labels",
+                lambda t, z: optax.softmax_cross_entropy_with_integer_labels(z, t).mean(),
+            ),
+            "CE, dense": ("optax.softmax_cross_entropy", lambda t, z: optax.softmax_cross_entropy(z, t).mean()),
+            "KL of logits": (
+                "optax.kl_divergence_with_log_targets",
+                lambda s, z: optax.losses.kl_divergence_with_log_targets(log_softmax(z), log_softmax(s)).mean(),
+            ),
+            "KL of probabilities": ("optax.kl_divergence", lambda t, p: optax.kl_divergence(jnp.log(p), t).mean()),
+            "distillation": (
+                "optax.kl_divergence_with_log_targets",
+                lambda s, z: (
+                    4 * optax.losses.kl_divergence_with_log_targets(log_softmax(z / 2), log_softmax(s / 2)).mean()
+                ),
+            ),
+            "BCE of logits": (
+                "optax.sigmoid_binary_cross_entropy",
+                lambda t, z: optax.sigmoid_binary_cross_entropy(z, t).mean(),
+            ),
+            "binary focal": ("optax.sigmoid_focal_loss", lambda t, z: optax.sigmoid_focal_loss(z, t).mean()),
+        }
+        if cell.form in own:
+            yield Contender(*own[cell.form])
+    yield from _keras(cell)
+
+
+def _keras(cell: Cell, *, eager_only: bool = False) -> Iterator[Contender]:
+    """On its backend of the same name: the worker has set KERAS_BACKEND."""
+    if not _there("keras"):
+        return
+    from keras import losses, ops
+
+    # Without a dtype Keras computes in float32, which is the finer choice for halves.
+    dtype = {"dtype": "float64"} if cell.dtype == "float64" else {}
+    made: dict[str, Callable[[], Any]] = {
+        "CE, labels": lambda: losses.SparseCategoricalCrossentropy(from_logits=True, **dtype),
+        "CE, dense": lambda: losses.CategoricalCrossentropy(from_logits=True, **dtype),
+        "KL of logits": lambda: losses.KLDivergence(**dtype),
+        "KL of probabilities": lambda: losses.KLDivergence(**dtype),
+        "BCE of logits": lambda: losses.BinaryCrossentropy(from_logits=True, **dtype),
+        "BCE of probabilities": lambda: losses.BinaryCrossentropy(**dtype),
+        "log loss": lambda: losses.SparseCategoricalCrossentropy(**dtype),
+        "focal": lambda: losses.CategoricalFocalCrossentropy(from_logits=True, **dtype),
+        "binary focal": lambda: losses.BinaryFocalCrossentropy(from_logits=True, **dtype),
+    }
+    if cell.form not in made or (cell.form == "log loss" and cell.backward):  # Keras' gradient is of p / Σ p
+        return
+    loss = made[cell.form]()
+    name = f"keras.{type(loss).__name__}"
+    if cell.form == "KL of logits":
+        yield Contender(name, lambda s, z: loss(ops.softmax(s), ops.softmax(z)), eager_only=eager_only)
+    else:
+        yield Contender(name, lambda t, p: loss(t, p), eager_only=eager_only)
+
+
+_PEERS: dict[str, Callable[[Cell, str], Iterator[Contender]]] = {
+    "numpy": _numpy,
+    "torch": _torch,
+    "tensorflow": _tensorflow,
+    "jax": _jax,
+}

@@ -1,0 +1,216 @@
+"""What was measured, as plain data, and what follows from it by arithmetic: ratios, slopes, what got worse."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from lossbridge.tools.bench.cells import IMPORT, Cell
+from lossbridge.tools.bench.contenders import OURS
+from lossbridge.tools.parity.processes import BackendRun
+
+WORSE = 1.10  # what counts as worse than before
+ENOUGH_BYTES = 1 << 22  # below, memory is the noise of pages, and time is not the memory's
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One contender, one way. Times of a call in milliseconds: median, and the quartiles; `first_ms`: of the first
+    call, with compilation. Errors are relative, the gradient's to the largest entry of its row. `fault`: why it was not
+    timed."""
+
+    name: str
+    way: str
+    ms: float | None = None
+    low_ms: float | None = None
+    high_ms: float | None = None
+    rounds: int = 0
+    first_ms: float | None = None
+    extra_bytes: int | None = None
+    temporary_bytes: int | None = None
+    value_error: float | None = None
+    gradient_error: float | None = None
+    fault: str = ""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A cell on a backend."""
+
+    cell: Cell
+    measurements: list[Measurement] = field(default_factory=list)
+
+    @property
+    def fault(self) -> str:
+        return "; ".join(f"{m.name}, {m.way}: {m.fault}" for m in self.measurements if m.fault)
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"bytes": self.cell.bytes}
+
+    @classmethod
+    def of_dict(cls, found: dict[str, Any]) -> Outcome:
+        return cls(Cell(**found["cell"]), [Measurement(**m) for m in found["measurements"]])
+
+    def get(self, name: str, way: str) -> Measurement | None:
+        """One that was timed."""
+        return next((m for m in self.measurements if (m.name, m.way) == (name, way) and m.ms is not None), None)
+
+    def peers(self, way: str) -> list[Measurement]:
+        return [m for m in self.measurements if m.way == way and m.ms and not m.name.startswith(OURS)]
+
+
+Run = BackendRun[Outcome]
+
+
+def bandwidth(run: Run) -> float:
+    """Bytes a second of a copy; 0 where it is not known."""
+    return float(run.facts.get("copy_bytes_per_second", 0))
+
+
+def limit_ms(run: Run, cell: Cell) -> float | None:
+    """The time in which the bytes that must move are copied."""
+    return cell.bytes / bandwidth(run) * 1e3 if bandwidth(run) and cell.bytes >= ENOUGH_BYTES else None
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Ours beside the best peer of the same way: None where there is none, or too little to tell."""
+
+    backend: str
+    cell: Cell
+    way: str
+    ours: Measurement
+    limit_ms: float | None
+    peer: Measurement | None = None  # the fastest
+    time: float | None = None
+    memory: float | None = None  # to the leanest
+
+
+def quotient(ours: float | None, peer: float | None) -> float | None:
+    if ours is None or peer is None:
+        return None
+    return ours / peer if peer else 1.0 if not ours else math.inf
+
+
+def memory_quotient(ours: int | None, peer: int | None) -> float | None:
+    """None where both are noise, which is also the least that either counts."""
+    if ours is None or peer is None or max(ours, peer) < ENOUGH_BYTES:
+        return None
+    return max(ours, ENOUGH_BYTES) / max(peer, ENOUGH_BYTES)
+
+
+def ratios(runs: Iterable[Run]) -> list[Ratio]:
+    found = []
+    for run in runs:
+        for outcome in run.outcomes:
+            for m in outcome.measurements:
+                if m.name != OURS or m.ms is None or outcome.cell.form == IMPORT:
+                    continue
+                peers = outcome.peers(m.way)
+                fastest = min(peers, key=lambda peer: peer.ms or math.inf, default=None)
+                leanest = min((p.extra_bytes for p in peers if p.extra_bytes is not None), default=None)
+                found.append(
+                    Ratio(
+                        run.backend,
+                        outcome.cell,
+                        m.way,
+                        m,
+                        limit_ms(run, outcome.cell),
+                        fastest,
+                        quotient(m.ms, fastest.ms) if fastest else None,
+                        memory_quotient(m.extra_bytes, leanest),
+                    )
+                )
+    return found
+
+
+@dataclass(frozen=True)
+class Slope:
+    """Time ∝ size^exponent: `overall` fitted to all steps of a sweep, `end` between the two largest."""
+
+    backend: str
+    form: str
+    sweep: str
+    fixed: int
+    name: str
+    way: str
+    overall: float
+    end: float
+
+
+def slopes(runs: Iterable[Run]) -> list[Slope]:
+    found = []
+    for run in runs:
+        for form, sweep, outcomes in sweeps(run):
+            fixed = outcomes[0].cell.rows if sweep == "V" else outcomes[0].cell.classes
+            keys = dict.fromkeys((m.name, m.way) for o in outcomes for m in o.measurements)
+            for name, way in keys:
+                points = [(size_of(o.cell), m.ms) for o in outcomes if (m := o.get(name, way)) and m.ms]
+                if len(points) < 2:
+                    continue
+                x, y = np.log(np.array(points, float)).T
+                end = (y[-1] - y[-2]) / (x[-1] - x[-2])
+                found.append(
+                    Slope(run.backend, form, sweep, fixed, name, way, float(np.polyfit(x, y, 1)[0]), float(end))
+                )
+    return found
+
+
+def sweeps(run: Run) -> Iterator[tuple[str, str, list[Outcome]]]:
+    """(form, N or V, outcomes by growing size) of every sweep with more than one step."""
+    keys = dict.fromkeys((o.cell.form, o.cell.sweep) for o in run.outcomes if o.cell.sweep)
+    for form, sweep in keys:
+        steps = [o for o in run.outcomes if (o.cell.form, o.cell.sweep) == (form, sweep)]
+        if len(steps) > 1:
+            yield form, sweep, sorted(steps, key=lambda o: size_of(o.cell))
+
+
+def size_of(cell: Cell) -> int:
+    return cell.rows if cell.sweep == "N" else cell.classes
+
+
+# Comparison with another run, perhaps of another machine: only ratios within a run are compared.
+
+
+def worse(old: Iterable[Run], new: Iterable[Run]) -> tuple[list[str], int]:
+    """What got worse by more than a tenth, and by more than the spread of both; and how many figures were compared."""
+    before = {(run.backend, o.cell.same): (run, o) for run in old for o in run.outcomes}
+    lines, compared = [], 0
+    for run in new:
+        for outcome in run.outcomes:
+            if (run.backend, outcome.cell.same) not in before:
+                continue
+            old_figures = dict(_figures(*before[run.backend, outcome.cell.same]))
+            for words, (median, low, _) in _figures(run, outcome):
+                if words not in old_figures:
+                    continue
+                compared += 1
+                old_median, _, old_high = old_figures[words]
+                if median > WORSE * old_median and low > old_high:
+                    factor = median / old_median
+                    lines.append(
+                        f"{run.backend}: {outcome.cell.name}: {words}: {old_median:.3g} became {median:.3g}, "
+                        f"{factor:.2f} times as much"
+                    )
+    return lines, compared
+
+
+def _figures(run: Run, outcome: Outcome) -> Iterator[tuple[str, tuple[float, float, float]]]:
+    """(words, (median, lower and upper quartile)) of ours, in units of this run's peers and of its bandwidth."""
+    limit = limit_ms(run, outcome.cell)
+    for m in outcome.measurements:
+        if not m.name.startswith(OURS) or m.ms is None or m.low_ms is None or m.high_ms is None:
+            continue
+        times = (m.ms, m.low_ms, m.high_ms)
+        for peer in outcome.peers(m.way):
+            unit = peer.ms or math.nan
+            yield f"{m.name} / {peer.name}, {m.way}, time", (times[0] / unit, times[1] / unit, times[2] / unit)
+        if limit:
+            yield f"{m.name} / copy, {m.way}, time", (times[0] / limit, times[1] / limit, times[2] / limit)
+        if m.extra_bytes is not None and outcome.cell.gradient_bytes >= ENOUGH_BYTES:
+            share = max(m.extra_bytes, ENOUGH_BYTES) / outcome.cell.gradient_bytes
+            yield f"{m.name} / predictions, {m.way}, extra memory", (share, share, share)

@@ -1,0 +1,159 @@
+"""What is to be reached: a ratio of ours to a named peer, in one cell of one backend. Plain data, and the judgement.
+
+The limits are goals, not results; the benchmark shows each beside what was measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from lossbridge.tools.bench.cells import IMPORT, LM, LM_DENSE, SMALL, Cell
+from lossbridge.tools.bench.contenders import IN_PLACE, OURS
+from lossbridge.tools.bench.results import ENOUGH_BYTES, Measurement, Ratio, Run, quotient
+
+Who = tuple[str, str]  # a contender's name, and the way
+NEVER_ABOVE = 1.05  # of any cell, against the best peer
+_ROUNDING = 0.005  # of memory: pages, and a block or two
+
+
+@dataclass(frozen=True)
+class Target:
+    """Limits on time and extra memory as ratios; `over_us`: on time as a difference in µs; `error`: on the value."""
+
+    case: str
+    backend: str
+    cell: Cell
+    ours: Who
+    peer: Who
+    time: float | None = None
+    memory: float | None = None
+    over_us: float | None = None
+    error: float | None = None
+    memory_of: Literal["extra_bytes", "temporary_bytes"] = "extra_bytes"
+
+
+_CE, _CE16, _SMALL = Cell("CE, labels", *LM), Cell("CE, labels", *LM, dtype="bfloat16"), Cell("CE, labels", *SMALL)
+_DENSE, _KL = Cell("CE, dense", *LM_DENSE), Cell("KL of logits", *LM_DENSE)
+_LOG_LOSS = Cell("log loss", 4096, 1000, backward=False)
+_F, _TF = "F.cross_entropy", "tf.nn.sparse_softmax_cross_entropy"
+_OPTAX = "optax.softmax_cross_entropy"
+_EAGER, _COMPILE, _JIT, _FUNCTION = (OURS, "eager"), (OURS, "compile"), (OURS, "jit"), (OURS, "function")
+
+TARGETS = (
+    Target("CE / F.cross_entropy", "torch", _CE, _EAGER, (_F, "eager"), 0.45, 0.34),
+    Target("CE inplace_gradient / F.cross_entropy", "torch", _CE, (IN_PLACE, "eager"), (_F, "eager"), 0.20, 0.0),
+    Target("CE / compiled F.cross_entropy", "torch", _CE, _EAGER, (_F, "compile"), 0.80, 1.0),
+    Target("CE compiled / compiled F.cross_entropy", "torch", _CE, _COMPILE, (_F, "compile"), 1.0, 1.0),
+    Target("CE bfloat16 / F.cross_entropy", "torch", _CE16, _EAGER, (_F, "eager"), 0.55, 0.34, error=1e-5),
+    Target("CE dense / F.cross_entropy", "torch", _DENSE, _EAGER, (_F, "eager"), 0.45, 0.34),
+    Target("KL of logits / F.kl_div", "torch", _KL, _EAGER, ("F.kl_div", "eager"), 0.32, 0.21),
+    Target("small batch over F.cross_entropy", "torch", _SMALL, _EAGER, (_F, "eager"), over_us=20),
+    Target(
+        "CE jit / optax",
+        "jax",
+        _CE,
+        _JIT,
+        (f"{_OPTAX}_with_integer_labels", "jit"),
+        1.0,
+        1.0,
+        memory_of="temporary_bytes",
+    ),
+    Target("CE dense jit / optax", "jax", _DENSE, _JIT, (_OPTAX, "jit"), 0.62, 0.02, memory_of="temporary_bytes"),
+    Target(
+        "KL of logits jit / optax",
+        "jax",
+        _KL,
+        _JIT,
+        ("optax.kl_divergence_with_log_targets", "jit"),
+        0.50,
+        0.02,
+        memory_of="temporary_bytes",
+    ),
+    Target("CE tf.function / tf.nn in tf.function", "tensorflow", _CE, _FUNCTION, (_TF, "function"), 0.30, 1.0),
+    Target("CE tf.function / tf.nn in jit_compile", "tensorflow", _CE, _FUNCTION, (_TF, "jit_compile"), 0.60, 0.50),
+    Target(
+        "small batch / Keras' loss object",
+        "tensorflow",
+        _SMALL,
+        _EAGER,
+        ("keras.SparseCategoricalCrossentropy", "eager"),
+        0.5,
+    ),
+    Target("CE value and gradient / plain NumPy", "numpy", _CE, _EAGER, ("textbook", "eager"), 0.25, 0.20),
+    Target("log_loss / scikit-learn", "numpy", _LOG_LOSS, _EAGER, ("sklearn.log_loss", "eager"), 0.20, 0.50),
+    Target("import lossbridge over import numpy", "numpy", Cell(IMPORT, 0, 0), _EAGER, ("numpy", "eager"), over_us=2e4),
+)
+
+
+@dataclass(frozen=True)
+class Limit:
+    """One of a target, and what was measured."""
+
+    what: str
+    most: float
+    found: float | None
+    form: str = ".2f"
+
+    @property
+    def reached(self) -> bool:
+        slack = _ROUNDING if self.what == "memory" else 0.0
+        return self.found is not None and self.found <= self.most + slack
+
+
+@dataclass(frozen=True)
+class Judgement:
+    target: Target
+    limits: tuple[Limit, ...]
+    words: str = ""  # why it was not measured
+
+    @property
+    def reached(self) -> bool | None:
+        return None if self.words else all(limit.reached for limit in self.limits)
+
+
+def judge(runs: Iterable[Run]) -> list[Judgement]:
+    """Of the targets on backends that were asked for."""
+    of_backend = {run.backend: run for run in runs}
+    return [_judged(target, of_backend[target.backend]) for target in TARGETS if target.backend in of_backend]
+
+
+def _judged(target: Target, run: Run) -> Judgement:
+    outcome = next((o for o in run.outcomes if o.cell.same == target.cell.same and not o.cell.sweep), None)
+    ours, peer = (None if outcome is None else outcome.get(*who) for who in (target.ours, target.peer))
+    words = ""
+    if ours is None or peer is None:
+        absent = target.ours if ours is None else target.peer
+        words = "not measured" if outcome is None else f"lacks {', '.join(absent)}"
+    return Judgement(target, tuple(_limits(target, ours, peer)), words)
+
+
+def _limits(target: Target, ours: Measurement | None, peer: Measurement | None) -> Iterator[Limit]:
+    if target.time is not None:
+        yield Limit("time", target.time, quotient(ours.ms, peer.ms) if ours and peer else None)
+    if target.memory is not None:
+        yield Limit("memory", target.memory, _memory(target, ours, peer) if ours and peer else None)
+    if target.over_us is not None:
+        over = (ours.ms - peer.ms) * 1e3 if ours and peer and ours.ms and peer.ms else None
+        yield Limit("µs over", target.over_us, over, ".0f")
+    if target.error is not None:
+        yield Limit("error", target.error, ours.value_error if ours else None, ".0e")
+
+
+def _memory(target: Target, ours: Measurement, peer: Measurement) -> float | None:
+    """A quotient; temporaries below what is told from noise count as none."""
+    found = [getattr(m, target.memory_of) for m in (ours, peer)]
+    if None in found:
+        return None
+    mine, others = (0 if target.memory_of == "temporary_bytes" and x < ENOUGH_BYTES else x for x in found)
+    return quotient(mine, others)
+
+
+def above(ratios: Iterable[Ratio], *whats: str) -> list[Ratio]:
+    """Those above the limit for any cell, the worst first: in time, in memory, or where none is named in either."""
+
+    def worst(ratio: Ratio) -> float:
+        return max(getattr(ratio, what) or 0.0 for what in whats or ("time", "memory"))
+
+    return sorted((r for r in ratios if worst(r) > NEVER_ABOVE), key=worst, reverse=True)

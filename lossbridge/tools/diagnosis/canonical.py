@@ -1,0 +1,260 @@
+"""Which conventions make sense on a kind of data, and which are the same there: each gets one form.
+
+What no data of the kind can tell apart is one hypothesis to the search, told by its simplest explanation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from lossbridge.conventions import Convention
+from lossbridge.tools.diagnosis.evaluate import Batch, Quantity
+
+BINARY = ("binary", "binary focal")
+DIVERGENCES = ("divergence", "convex divergence")
+SMOOTHINGS = (0.1, 0.05, 0.2, 0.01)
+Holds = Literal["probabilities", "logits", "log-probabilities"]
+_SOFTMAX = ("softmax", "softmax twice")
+_CLIPS = ("both", "lower")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What of a batch, or of several, decides which conventions can be told of it."""
+
+    labels: bool
+    rank: int
+    classes: int  # along the last axis
+    pred_holds: Holds
+    true_holds: Holds
+    machine_epsilon: float
+    hard: bool  # targets are 0 or 1
+    one_hot: bool  # and a single 1 a row
+    class_weight: bool
+    sample_weight: bool
+    mask: bool
+    ignored: bool  # some labels are
+    ignored_class: bool  # and they are a class as well
+    finite: bool  # the number to explain is
+    double: bool  # predictions are float64
+    half: str  # their dtype, where it is a half
+    quantity: Quantity
+    smoothings: tuple[float, ...] = SMOOTHINGS
+    epsilons: tuple[float, ...] = ()  # beside those that are always tried
+
+    @staticmethod
+    def of(
+        batch: Batch,
+        quantity: Quantity,
+        *,
+        more: Iterable[Batch] = (),
+        finite: bool = True,
+        smoothings: Iterable[float] = (),
+        epsilons: Iterable[float] = (),
+    ) -> Setting:
+        """Of a batch, and further ones of its form."""
+        batches = (batch, *more)
+        dtype, ignored = batch.y_pred.dtype, batch.ignored
+        hard = all(b.labels or np.isin(b.y_true, (0, 1)).all() for b in batches)
+        return Setting(
+            labels=batch.labels,
+            rank=batch.y_pred.ndim,
+            classes=batch.classes,
+            pred_holds=_held(b.y_pred for b in batches),
+            true_holds="probabilities" if batch.labels else _held(b.y_true for b in batches),
+            machine_epsilon=float(np.finfo(dtype).eps) if dtype.kind == "f" else float(np.finfo(np.float64).eps),
+            hard=hard,
+            one_hot=hard and all(b.labels or (b.y_true.sum(-1) == 1).all() for b in batches),
+            class_weight=batch.class_weight is not None,
+            sample_weight=any(b.sample_weight is not None for b in batches),
+            mask=any(b.mask is not None for b in batches),
+            ignored=any(b.ignored is not None for b in batches),
+            ignored_class=ignored is not None and 0 <= ignored < batch.classes,
+            finite=finite,
+            double=dtype == np.float64,
+            half=batch.half,
+            quantity=quantity,
+            smoothings=tuple(dict.fromkeys([*smoothings, *SMOOTHINGS])),
+            epsilons=tuple(epsilons),
+        )
+
+    @property
+    def events_only(self) -> bool:
+        """One outcome a sample: no distribution over classes."""
+        return self.rank < 2 or self.classes == 1
+
+    @property
+    def left_out(self) -> bool:
+        return self.mask or self.ignored
+
+
+def holds(x: np.ndarray) -> Holds:
+    """What the numbers look like."""
+    known = x[np.isfinite(x)]
+    if ((known >= 0) & (known <= 1)).all():
+        return "probabilities"
+    if x.ndim > 1 and x.shape[-1] > 1 and (known <= 0).all():
+        with np.errstate(over="ignore", invalid="ignore"):
+            sums = np.exp(x.astype(np.float64)).sum(-1)
+        if (np.abs(sums - 1) < 1e-2).all():
+            return "log-probabilities"
+    return "logits"
+
+
+def _held(arrays: Iterable[np.ndarray]) -> Holds:
+    """What all of them look like."""
+    kinds = {holds(x) for x in arrays}
+    return kinds.pop() if len(kinds) == 1 else "logits"
+
+
+def canonical(c: Convention, setting: Setting) -> Convention | None:
+    """`c` with all that does not matter here set to one value; None where it makes no sense here."""
+    rank = max(setting.rank, 1)
+    if not -rank <= c.axis < rank:
+        return None
+    c = c.resolved(setting.machine_epsilon).but(axis=-1 if c.axis % rank == rank - 1 else c.axis % rank)
+    c = _weights(c, setting)
+    if not _sensible(c, setting):
+        return None
+    c = _options(c, setting)
+    c = _costs(c, setting)
+    c = _axis(c, setting)
+    return _reduction(c, setting)
+
+
+def _weights(c: Convention, setting: Setting) -> Convention:
+    class_weight, sample_weight = c.class_weight and setting.class_weight, c.sample_weight and setting.sample_weight
+    left_out, divisor = c.left_out if setting.left_out else "removed", c.divisor
+    if divisor == "weights" and not (class_weight or sample_weight):
+        divisor, left_out = "samples", "removed" if left_out == "zero" else left_out
+    return c.but(class_weight=class_weight, sample_weight=sample_weight, left_out=left_out, divisor=divisor)
+
+
+def _sensible(c: Convention, setting: Setting) -> bool:
+    other_target = c.swapped or c.target_activation != "none"
+    if setting.labels and (other_target or c.axis != -1):
+        return False
+    if c.axis != -1 and (c.class_weight or c.sample_weight or setting.left_out):
+        return False  # those given are of the last axis' rows
+    if setting.events_only and (c.cost not in BINARY or (c.activation in _SOFTMAX and c.logarithm != "once")):
+        return False
+    if setting.rank < 2 and c.divisor == "classes" and setting.quantity in ("scalar", "gradient"):
+        return False  # there are none: the last axis is that of the samples
+    if c.cost == "entropy" and (other_target or c.label_smoothing):
+        return False
+    if c.cost in BINARY and (c.renormalise != "no" or c.target_activation != "none"):
+        return False
+    if c.cost in DIVERGENCES and (c.label_smoothing or c.class_weight):
+        return False
+    certain = c.swapped and setting.hard and c.activation == "none" and c.clip == "none"
+    if setting.finite and certain and c.logarithm != "missing":
+        return False  # log 0 somewhere
+    if setting.quantity != "scalar" and c.outcome == "perplexity":
+        return False
+    return not (setting.finite and c.undefined != "zero")
+
+
+def _options(c: Convention, setting: Setting) -> Convention:
+    """Options that say nothing without another."""
+    epsilon = float(c.epsilon)
+    if c.clip in ("none", "floor"):
+        epsilon = 0.0
+    clip = "none" if c.clip in (*_CLIPS, "added") and epsilon == 0 else c.clip
+    targets_too = clip in _CLIPS and c.cost == "divergence"
+    if clip in (*_CLIPS, "floor") and not targets_too and _smallest(c, setting) > max(epsilon, 1e-40):
+        clip, epsilon = "none", 0.0  # nothing is so small
+    cost, gamma, alpha = c.cost, c.gamma, c.alpha
+    if cost in ("focal", "binary focal") and gamma == 0 and alpha is None:
+        cost = "binary" if cost == "binary focal" else "cross-entropy"
+    dtype = c.dtype
+    if dtype == f"{setting.half} inputs" or (dtype == "float32" and not setting.double):
+        dtype = "exact"  # they are so already
+    if cost not in ("focal", "binary focal"):
+        gamma, alpha = 0.0, alpha if cost == "poly" else None
+    return c.but(
+        cost=cost,
+        clip=clip,
+        epsilon=epsilon,
+        clip_first=c.clip_first and clip in _CLIPS and c.renormalise != "no",
+        smoothing_over=c.smoothing_over if c.label_smoothing else "K",
+        gamma=gamma,
+        alpha=alpha,
+        base=math.e if c.outcome == "perplexity" else c.base,
+        dtype=dtype,
+    )
+
+
+def _smallest(c: Convention, setting: Setting) -> float:
+    """A bound that every probability, and its rest, keeps; 0 where there is none."""
+    if c.activation == "sigmoid twice":
+        return 0.25  # of numbers in [0, 1]
+    if c.activation == "softmax twice":
+        return 1 / (math.e * max(setting.classes, 1)) if not setting.events_only else 0.0
+    return 0.0
+
+
+def _costs(c: Convention, setting: Setting) -> Convention:
+    """Formulas that are the same by algebra."""
+    renormalise, other_target = c.renormalise, c.target_activation != "none" or c.swapped
+    if renormalise == "both" and setting.one_hot and c.axis == -1 and not other_target:
+        renormalise = "predictions"
+    if not c.clip_first:
+        if c.activation in _SOFTMAX and (renormalise == "predictions" or c.target_activation == "softmax"):
+            renormalise = "no"
+        elif c.activation == "exp" and renormalise == "predictions":
+            c, renormalise = c.but(activation="softmax"), "no"
+        elif c.activation == "exp" and renormalise == "both" and c.target_activation == "exp":
+            c, renormalise = c.but(activation="softmax", target_activation="softmax"), "no"
+    c = c.but(renormalise=renormalise)
+    unclipped = c.clip == "none" and renormalise == "no"
+    if c.activation == "none" and c.logarithm == "missing" and unclipped and c.cost in ("cross-entropy", "divergence"):
+        c = c.but(activation="exp", logarithm="once")
+    if c.cost == "divergence" and setting.hard and not other_target and renormalise != "both" and c.clip not in _CLIPS:
+        c = c.but(cost="cross-entropy")  # t·log t is 0
+    product = c.activation == "exp" if c.cost == "cross-entropy" else c.logarithm == "missing" and c.cost == "binary"
+    if product and unclipped and plain(c) and c.activation in ("exp", "none"):
+        c = c.but(swapped=False)  # Σ t·x
+    return c
+
+
+def plain(c: Convention) -> bool:
+    """Targets are taken as they are."""
+    return c.target_activation == "none" and not c.label_smoothing and not c.class_weight
+
+
+def _axis(c: Convention, setting: Setting) -> Convention:
+    """Of a matrix, where every entry stands for itself, the axis decides what is counted, and nothing else."""
+    if setting.rank != 2 or c.axis == -1:
+        return c
+    alone = c.activation not in _SOFTMAX and c.target_activation != "softmax" and c.renormalise == "no"
+    if alone and (c.cost in BINARY or not c.label_smoothing):
+        other = {"samples": "classes", "classes": "samples", "axis 0": "samples"}
+        return c.but(axis=-1, divisor=other.get(c.divisor, c.divisor))
+    return c.but(divisor="classes") if c.divisor == "axis 0" else c
+
+
+def _reduction(c: Convention, setting: Setting) -> Convention:
+    divisor, left_out = c.divisor, c.left_out
+    if setting.quantity in ("scalar", "gradient"):
+        if setting.rank < 2 and divisor == "elements":
+            divisor = "samples"
+        if divisor == "axis 0" and setting.rank < 3 and c.axis == -1:  # all rows, whatever is left out
+            divisor, left_out = "samples", "zero" if left_out == "removed" and setting.left_out else left_out
+        if left_out == "zero" and divisor not in ("samples", "elements"):
+            left_out = "removed"
+    elif setting.quantity == "samples":
+        if divisor not in ("samples", "elements", "weights") or setting.rank < 2:
+            divisor = "samples"
+    else:
+        divisor = "samples"
+    nothing = c.cost in ("cross-entropy", "focal", "poly") or (c.cost == "divergence" and c.clip not in _CLIPS)
+    unweighed = divisor != "weights" or c.class_weight
+    no_row = not setting.mask and not setting.ignored_class and not c.label_smoothing
+    if left_out == "kept" and no_row and nothing and unweighed:
+        left_out = "zero" if divisor in ("samples", "elements") else "removed"  # a label that is none has a row of 0
+    return c.but(divisor=divisor, left_out=left_out)

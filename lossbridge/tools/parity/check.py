@@ -1,0 +1,192 @@
+"""One case on one backend against the reference: value and gradient, in units in the last place."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+import lossbridge
+from lossbridge import reference
+from lossbridge.backend import Backend
+from lossbridge.tools.parity.cases import Case
+
+# Explicit mantissa bits and smallest normal exponent of each dtype.
+_FORMATS = {"float16": (10, -14), "bfloat16": (7, -126), "float32": (23, -126), "float64": (52, -1022)}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came out. Errors are the worst over all entries, `result` is the value if it is a finite scalar, and `fault`
+    says in words what is wrong, or is empty."""
+
+    loss: str
+    case: str
+    mode: str
+    dtype: str
+    value_ulp: float = 0.0
+    value_relative: float = 0.0
+    gradient_ulp: float = 0.0
+    gradient_relative: float = 0.0
+    result: float | None = None
+    fault: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def spacing(x: np.ndarray, dtype: str) -> np.ndarray:
+    """The distance from |x| to the next number of that dtype."""
+    bits, smallest = _FORMATS[dtype]
+    with np.errstate(divide="ignore"):
+        exponent = np.floor(np.log2(np.abs(x, dtype=np.float64)))
+    return np.exp2(np.maximum(exponent, smallest) - bits)
+
+
+def expected(case: Case) -> reference.Result:
+    """The reference's value and gradients."""
+    return getattr(reference, case.loss)(case.y_true, case.y_pred, **case.options, precision=case.compute_dtype)
+
+
+def placed(b: Backend, case: Case, device: str) -> tuple[Any, Any, dict[str, Any], dict[str, Any]]:
+    """The case's inputs as the backend's arrays: y_true, y_pred, array options; and the options that are no arrays."""
+    label_dtype = "int32" if case.y_true.dtype.kind in "iu" else case.dtype
+    arrays, static = {}, {}
+    for name, option in case.options.items():
+        if isinstance(option, np.ndarray | np.generic):
+            x = np.asarray(option)
+            arrays[name] = b.place(x, "bool" if x.dtype == bool else case.compute_dtype, device)
+        else:
+            static[name] = option
+    return b.place(case.y_true, label_dtype, device), b.place(case.y_pred, case.dtype, device), arrays, static
+
+
+class Runner:
+    """Runs cases on one backend and device. Keeps the last compiled function: neighbouring cases share it."""
+
+    def __init__(self, b: Backend, device: str = "cpu") -> None:
+        self.b = b
+        self.device = device
+        self.compiled: dict[str, tuple[Any, Callable[..., Any]]] = {}
+
+    def modes(self) -> list[str]:
+        return ["eager", *self.b.compilers()]
+
+    def run(self, case: Case, mode: str) -> Outcome:
+        with self.b.scope(case.dtype, self.device):
+            y_true, y_pred, arrays, static = placed(self.b, case, self.device)
+            function = self._function(case, mode, static, tuple(arrays))
+            value, gradient = function(y_true, y_pred, **arrays)
+            dtypes = self.b.dtype(self.b.asarray(value)), self.b.dtype(gradient)
+            value, gradient = self.b.to_numpy(value), self.b.to_numpy(gradient)
+        return compare(case, mode, value, gradient, dtypes, expected(case))
+
+    def outcome(self, case: Case, mode: str) -> Outcome:
+        """`run`, but what it raises is an outcome too."""
+        try:
+            return self.run(case, mode)
+        except Exception as error:
+            first_line = f"{type(error).__name__}: {error}".splitlines()[0]
+            return Outcome(case.loss, case.name, mode, case.dtype, fault=first_line)
+
+    def _function(self, case: Case, mode: str, static: dict[str, Any], arrays: tuple[str, ...]) -> Callable[..., Any]:
+        function = functools.partial(lossbridge.value_and_grad(getattr(lossbridge, case.loss)), **static)
+        if mode == "eager":
+            return function
+        key = compile_key(case)
+        if self.compiled.get(mode, (None, None))[0] != key:
+            self.compiled[mode] = key, self.b.compilers()[mode](function)
+        return self.compiled[mode][1]
+
+
+def compile_key(case: Case) -> tuple[str, ...]:
+    """Cases with equal keys can share one compiled function, whatever their sizes and values."""
+    options = {
+        name: "array" if isinstance(option, np.ndarray | np.generic) else repr(option)
+        for name, option in case.options.items()
+    }
+    return (case.loss, case.dtype, str(case.y_true.ndim), str(case.y_pred.ndim), repr(sorted(options.items())))
+
+
+def in_order(cases: Iterable[Case]) -> list[Case]:
+    """As given, but those that share a compiled function stand together, at the place of the first."""
+    groups: dict[tuple[str, ...], list[Case]] = {}
+    for case in cases:
+        groups.setdefault(compile_key(case), []).append(case)
+    return [case for group in groups.values() for case in group]
+
+
+def compare(
+    case: Case,
+    mode: str,
+    value: np.ndarray,
+    gradient: np.ndarray,
+    dtypes: tuple[str, str],
+    exact: reference.Result,
+) -> Outcome:
+    """Judges a value and a gradient of the given dtypes against exact ones, by the case's tolerance."""
+    outcome = functools.partial(Outcome, case.loss, case.name, mode, case.dtype)
+    truth = np.asarray(exact.value)
+    if dtypes != (case.compute_dtype, case.dtype):
+        return outcome(fault=f"value and gradient are {dtypes}, expected {(case.compute_dtype, case.dtype)}")
+    if value.shape != truth.shape or gradient.shape != case.y_pred.shape:
+        return outcome(fault=f"value and gradient have shapes {value.shape} and {gradient.shape}")
+
+    value_error = _error(value, truth, np.maximum(np.abs(truth), case.tolerance.scale), case.compute_dtype)
+    slope = np.asarray(exact.gradient)
+    comparable = _where_finite(truth, slope.shape, case.axis)
+    slope, gradient = np.where(comparable, slope, 0), np.where(comparable, gradient, 0)
+    largest = np.abs(slope)
+    if slope.size:
+        largest = np.broadcast_to(largest.max(axis=-1 if case.axis is None else case.axis, keepdims=True), slope.shape)
+    gradient_error = _error(gradient, slope, largest, case.dtype)
+
+    faults = []
+    if not value_error.ulp <= case.tolerance.value:
+        faults.append(f"value {value_error.where}")
+    if not gradient_error.ulp <= case.tolerance.gradient:
+        faults.append(f"gradient {gradient_error.where}")
+    return outcome(
+        value_error.ulp,
+        value_error.relative,
+        gradient_error.ulp,
+        gradient_error.relative,
+        result=float(value) if value.ndim == 0 and np.isfinite(value) else None,
+        fault="; ".join(faults),
+    )
+
+
+def _where_finite(values: np.ndarray, shape: tuple[int, ...], axis: int | None) -> np.ndarray:
+    """Where gradients are promised: in the rows of finite losses."""
+    finite = np.isfinite(values)
+    if values.ndim and axis is not None:
+        finite = np.expand_dims(finite, axis)
+    return np.broadcast_to(finite, shape)
+
+
+@dataclass(frozen=True)
+class _Error:
+    """The worst entry."""
+
+    ulp: float
+    relative: float
+    where: str
+
+
+def _error(got: np.ndarray, exact: np.ndarray, scale: np.ndarray, dtype: str) -> _Error:
+    """In units in the last place at `scale`, and relative to it. NaN and infinities must be the same."""
+    if not exact.size:
+        return _Error(0.0, 0.0, "")
+    same = (got == exact) | (np.isnan(got) & np.isnan(exact))
+    # XLA flushes subnormal float32 and float64 numbers to zero.
+    same |= (dtype != "float16") & (got == 0) & (np.abs(exact) < np.exp2(_FORMATS[dtype][1]))
+    with np.errstate(all="ignore"):
+        difference = np.where(same, 0.0, np.abs(got.astype(np.float64) - exact))
+        ulp = np.nan_to_num(np.where(same, 0.0, difference / spacing(scale, dtype)), nan=np.inf)
+        relative = np.nan_to_num(np.where(same, 0.0, difference / scale), nan=np.inf)
+    index = np.unravel_index(int(ulp.argmax()), ulp.shape)
+    place = f" at {tuple(int(i) for i in index)}" if index else ""
+    return _Error(float(ulp[index]), float(relative.max()), f"{got[index]:.9g}{place}, exact {exact[index]:.9g}")

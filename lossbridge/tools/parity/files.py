@@ -1,0 +1,86 @@
+"""The user's own arrays: from an .npz file to a case. Never unpickles."""
+
+from __future__ import annotations
+
+import inspect
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import lossbridge
+from lossbridge.tools.parity.cases import Case, usual_tolerance
+
+REQUIRED = ("y_true", "y_pred")
+OPTIONAL = ("sample_weight", "mask", "class_weight", "pos_weight")
+_HOW = "write it with numpy.savez(file, y_true=…, y_pred=…)"
+
+
+class UnusableFile(ValueError):
+    """A file that holds no usable arrays; the message is one line."""
+
+
+def load_arrays(path: Path, optional: tuple[str, ...] = OPTIONAL) -> dict[str, np.ndarray]:
+    """The arrays y_true and y_pred, and the optional ones that are there."""
+    try:
+        if path.stat().st_size == 0:
+            raise UnusableFile(f"{path} is empty; {_HOW}")
+        with path.open("rb") as file:
+            data = np.load(file, allow_pickle=False)
+            if not isinstance(data, np.lib.npyio.NpzFile):
+                raise UnusableFile(f"{path} holds one array, and two are needed; {_HOW}")
+            arrays = {name: data[name] for name in data.files}
+    except UnusableFile:
+        raise
+    except OSError as error:
+        raise UnusableFile(f"{path} cannot be read: {error.strerror or error}; name an .npz file") from None
+    except (ValueError, zipfile.BadZipFile, zlib.error, EOFError, KeyError) as error:
+        if "allow_pickle" not in str(error):
+            raise UnusableFile(f"{path} is damaged ({error}); {_HOW}") from None
+        if zipfile.is_zipfile(path):
+            raise UnusableFile(f"{path} holds Python objects, which are never unpickled; save plain numbers") from None
+        raise UnusableFile(f"{path} is no .npz file; {_HOW}") from None
+    missing = [name for name in REQUIRED if name not in arrays]
+    if missing:
+        found = ", ".join(arrays) or "nothing"
+        raise UnusableFile(
+            f"{path} lacks {' and '.join(missing)}; it holds {found}; name the arrays {', '.join(REQUIRED)}"
+        )
+    unknown = [name for name in arrays if name not in (*REQUIRED, *optional)]
+    if unknown:
+        raise UnusableFile(
+            f"{path} holds {', '.join(unknown)}, which is not known here; "
+            f"name the arrays {', '.join((*REQUIRED, *optional))}"
+        )
+    return arrays
+
+
+def case_of(path: Path, loss: str, options: Mapping[str, Any]) -> Case:
+    """The file's arrays as a case of that loss, tried once on NumPy so that what is wrong is said once."""
+    arrays = load_arrays(path)
+    known = inspect.signature(getattr(lossbridge, loss)).parameters
+    unknown = [name for name in (*arrays, *options) if name not in known and name not in REQUIRED]
+    if unknown:
+        raise UnusableFile(f"{loss} takes no {' or '.join(unknown)}; leave it out")
+    y_true, y_pred = arrays.pop("y_true"), arrays.pop("y_pred")
+    dtype = y_pred.dtype.name if y_pred.dtype.name in ("float16", "float64") else "float32"
+    compute = np.float64 if dtype == "float64" else np.float32
+    prepared = {name: x if x.dtype == bool else x.astype(compute) for name, x in arrays.items()}
+    try:
+        getattr(lossbridge, loss)(y_true, y_pred, **prepared, **options)
+    except (ValueError, TypeError) as error:
+        raise UnusableFile(f"{path}: {error}") from None
+    labels = y_true.ndim < y_pred.ndim
+    from_logits = bool(options.get("from_logits")) or loss == "distillation_loss"
+    return Case(
+        path.name,
+        loss,
+        y_true.astype(np.int32) if labels else y_true.astype(dtype).astype(compute),
+        y_pred.astype(compute),
+        {**options, **prepared},
+        dtype,
+        usual_tolerance(loss, from_logits),
+    )

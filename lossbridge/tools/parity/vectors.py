@@ -1,0 +1,120 @@
+"""The cases with their exact results as JSON, for implementations in other languages. Format: docs/vectors.md."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lossbridge import reference
+from lossbridge.tools.parity.cases import Case, Tolerance, cases
+from lossbridge.tools.parity.check import expected
+
+FORMAT = "lossbridge-vectors"
+VERSION = 1
+
+
+class UnusableVectors(ValueError):
+    """A file that is no vectors file of a known version; the message is one line."""
+
+
+def write(path: Path, chosen: tuple[Case, ...] | None = None) -> int:
+    """Writes every case, and returns how many. One case a line, so that files can be compared and read piecewise."""
+    chosen = cases() if chosen is None else chosen
+    with path.open("w", encoding="utf-8") as file:
+        file.write(f'{{"format": "{FORMAT}", "version": {VERSION}, "cases": [\n')
+        for i, case in enumerate(chosen):
+            file.write((",\n" if i else "") + json.dumps(_as_json(case), ensure_ascii=False))
+        file.write("\n]}\n")
+    return len(chosen)
+
+
+def check(path: Path) -> tuple[int, list[str]]:
+    """How many cases the file holds, and a line for each whose results are not what the reference gives."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UnusableVectors(
+            f"{path} cannot be read: {error.strerror}; name a file that `vectors --out` wrote"
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise UnusableVectors(f"{path} is no JSON ({error}); name a file that `vectors --out` wrote") from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise UnusableVectors(f'{path} does not say "format": "{FORMAT}"; name a file that `vectors --out` wrote')
+    if content.get("version") != VERSION:
+        raise UnusableVectors(f"{path} is of version {content.get('version')}, this reads {VERSION}; write it again")
+    entries = content.get("cases")
+    if not isinstance(entries, list) or not entries:
+        raise UnusableVectors(f"{path} holds no cases; write it again")
+    faults = []
+    for i, entry in enumerate(entries):
+        try:
+            case = _from_json(entry)
+            value, gradient = _decode(entry["value"]), _decode(entry["gradient"])
+            exact = expected(case)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UnusableVectors(f"{path}: case {i} cannot be read ({type(error).__name__}: {error})") from None
+        for name, found, truth in (("value", value, exact.value), ("gradient", gradient, exact.gradient)):
+            if not _same(found, np.asarray(truth)):
+                faults.append(f"{case.loss}, {case.name}: {name} is not the reference's")
+    return len(entries), faults
+
+
+def _same(found: np.ndarray, truth: np.ndarray) -> bool:
+    """Equal but for what another machine's logarithm may round differently."""
+    return found.shape == truth.shape and np.allclose(found, truth, rtol=1e-9, atol=1e-15, equal_nan=True)
+
+
+def _as_json(case: Case) -> dict[str, Any]:
+    exact: reference.Result = expected(case)
+    return {
+        "name": case.name,
+        "loss": case.loss,
+        "dtype": case.dtype,
+        "compute_dtype": case.compute_dtype,
+        "options": {
+            name: _encode(np.asarray(option)) if isinstance(option, np.ndarray | np.generic) else option
+            for name, option in case.options.items()
+        },
+        "y_true": _encode(case.y_true),
+        "y_pred": _encode(case.y_pred),
+        "value": _encode(np.asarray(exact.value)),
+        "gradient": _encode(np.asarray(exact.gradient)),
+        "tolerance": {
+            "value_ulp": case.tolerance.value,
+            "gradient_ulp": case.tolerance.gradient,
+            "scale": case.tolerance.scale,
+        },
+    }
+
+
+def _from_json(entry: dict[str, Any]) -> Case:
+    tolerance = entry["tolerance"]
+    return Case(
+        entry["name"],
+        entry["loss"],
+        _decode(entry["y_true"]),
+        _decode(entry["y_pred"]),
+        {name: _decode(x) if isinstance(x, dict) else x for name, x in entry["options"].items()},
+        entry["dtype"],
+        Tolerance(tolerance["value_ulp"], tolerance["gradient_ulp"], tolerance["scale"]),
+    )
+
+
+def _encode(x: np.ndarray) -> dict[str, Any]:
+    """Shape, dtype, and the entries in row-major order as the shortest decimals that float64 reads back exactly."""
+    return {"shape": list(x.shape), "dtype": x.dtype.name, "data": [_decimal(entry) for entry in x.ravel().tolist()]}
+
+
+def _decimal(x: float | int | bool) -> str:
+    return str(int(x)) if isinstance(x, bool | int) else repr(x)
+
+
+def _decode(x: dict[str, Any]) -> np.ndarray:
+    dtype = x["dtype"]
+    if dtype not in ("float32", "float64", "int32", "bool"):
+        raise ValueError(f"unknown dtype {dtype}")
+    numbers = [float(entry) for entry in x["data"]]
+    return np.array(numbers, np.float64).reshape(x["shape"]).astype(dtype)
