@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from lossbridge.explanation import explain
 from lossbridge.losses import (
     binary_crossentropy,
     binary_focal_crossentropy,
@@ -23,11 +24,10 @@ from lossbridge.losses import (
     sparse_categorical_crossentropy,
     value_and_grad,
 )
+from lossbridge.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from lossbridge.tools.diagnosis import diagnose
-
-__version__ = "0.1.0"
 
 __all__ = [
     "binary_crossentropy",
@@ -36,6 +36,7 @@ __all__ = [
     "categorical_focal_crossentropy",
     "diagnose",
     "distillation_loss",
+    "explain",
     "kl_divergence",
     "log_loss",
     "sparse_categorical_crossentropy",

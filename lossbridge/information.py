@@ -10,8 +10,11 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from lossbridge import formulas, validation
-from lossbridge.backend import Array, Backend
+from lossbridge import errors
+from lossbridge.maths import divergence
+from lossbridge.maths.ops import Array, Ops
+from lossbridge.request import as_array, common_framework, compute_dtype
+from lossbridge.spec import Names
 
 
 def entropy(p: Any, *, axis: int = -1, base: float = 2) -> Any:
@@ -33,7 +36,7 @@ def entropy(p: Any, *, axis: int = -1, base: float = 2) -> Any:
 
     Source: Shannon, A Mathematical Theory of Communication, 1948.
     """
-    return _per_distribution(lambda b, p, axis: formulas.entropy(b, p, axis), (p,), axis, base)
+    return _per_distribution(divergence.entropy, (p,), axis, base)
 
 
 def cross_entropy(p: Any, q: Any, *, axis: int = -1, base: float = 2) -> Any:
@@ -46,7 +49,7 @@ def cross_entropy(p: Any, q: Any, *, axis: int = -1, base: float = 2) -> Any:
 
     Source: Cover and Thomas, Elements of Information Theory, 2006, §5.4.
     """
-    return _per_distribution(formulas.cross_entropy, (p, q), axis, base)
+    return _per_distribution(divergence.cross_entropy, (p, q), axis, base)
 
 
 def relative_entropy(p: Any, q: Any, *, axis: int = -1, base: float = 2) -> Any:
@@ -59,7 +62,7 @@ def relative_entropy(p: Any, q: Any, *, axis: int = -1, base: float = 2) -> Any:
 
     Source: Kullback and Leibler, On Information and Sufficiency, 1951.
     """
-    return _per_distribution(formulas.relative_entropy, (p, q), axis, base)
+    return _per_distribution(divergence.relative_entropy, (p, q), axis, base)
 
 
 def perplexity(p: Any, q: Any = None, *, axis: int = -1) -> Any:
@@ -73,9 +76,9 @@ def perplexity(p: Any, q: Any = None, *, axis: int = -1) -> Any:
     Source: Jelinek et al., Perplexity — a measure of the difficulty of speech recognition tasks, 1977.
     """
 
-    def formula(b: Backend, *arrays: Array) -> Array:
+    def formula(ops: Ops, *arrays: Array) -> Array:
         *distributions, axis = arrays
-        return b.exp(formulas.cross_entropy(b, distributions[0], distributions[-1], axis))
+        return ops.exp(divergence.cross_entropy(ops, distributions[0], distributions[-1], axis))
 
     return _per_distribution(formula, (p,) if q is None else (p, q), axis, math.e)
 
@@ -84,13 +87,12 @@ def _per_distribution(formula: Callable[..., Array], arrays: tuple[Any, ...], ax
     if not (isinstance(base, int | float) and 0 < base < math.inf and base != 1):
         raise ValueError(f"base is {base!r}; pass a number above 0 other than 1, such as 2 (bits) or math.e (nats)")
     names = ("p", "q")[: len(arrays)]
-    b = validation.common_backend(arrays[-1], names[-1], dict(zip(names, arrays, strict=True)))
-    last = validation.adopt(b, names[-1], arrays[-1])
-    adopted = [*(validation.adopt(b, "p", x, last) for x in arrays[:-1]), last]
-    shape = b.shape(last)
-    axis = validation.axis_of(b.shape(adopted[0]), shape, axis, validation.Names("p", names[-1]), at_least=2)
-    validation.same_shape(b.shape(adopted[0]), shape, validation.Names("p", "q"), labels_fit=False)
-    dtype = validation.compute_dtype(b.dtype(last))
-    with b.quiet():
-        nats = formula(b, *(b.cast(x, dtype) for x in adopted), axis)
+    ops = common_framework(arrays[-1], names[-1], dict(zip(names, arrays, strict=True))).ops
+    last = as_array(ops, names[-1], arrays[-1])
+    own = [*(as_array(ops, "p", x, last) for x in arrays[:-1]), last]
+    shape = ops.shape(last)
+    axis = errors.axis_of(ops.shape(own[0]), shape, axis, Names("p", names[-1]), at_least=2)
+    errors.same_shape(ops.shape(own[0]), shape, Names("p", "q"), labels_fit=False)
+    with ops.quiet():
+        nats = formula(ops, *(ops.cast(x, compute_dtype(ops, last)) for x in own), axis)
         return nats if base == math.e else nats / math.log(base)

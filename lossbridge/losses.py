@@ -1,7 +1,4 @@
-"""The public losses: signature, docstring, pipeline. No maths, no framework names.
-
-Every loss takes the same road, `evaluate`: find the backend, refuse what is wrong, replace what counts nothing,
-compute per-sample values (formulas.py), weigh and reduce them (reduction.py).
+"""The public losses: signature, docstring, and a request. No maths, and no framework.
 
 These arguments mean the same in every loss:
 
@@ -19,20 +16,12 @@ Results are float64 for float64 predictions, else float32, in nats; gradients ha
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
-from functools import partial
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any
 
-import numpy as np
-
-from lossbridge import formulas, validation
-from lossbridge.backend import Array, Backend, Shape, backend_of, kernels_of, shortcuts_of
-from lossbridge.reduction import entries, neutralise, reduce
-from lossbridge.validation import KERAS, Names
-
-Reduction = Literal["sum_over_batch_size", "mean", "sum", "mean_with_sample_weight", "none"] | None
-# (backend, target, pred, axis, **options, **arrays of the loss) -> per-sample losses
-Formula = Callable[..., Array]
+from lossbridge.errors import is_float
+from lossbridge.request import as_array, framework_of, run
+from lossbridge.spec import LOSSES, Reduction
 
 
 def categorical_crossentropy(
@@ -72,21 +61,19 @@ def categorical_crossentropy(
 
     Source: Shannon, A Mathematical Theory of Communication, 1948; conventions of keras.losses.CategoricalCrossentropy.
     """
-    validation.options(reduction=reduction, normalizer=normalizer, epsilon=epsilon, label_smoothing=label_smoothing)
-    validation.switches(from_logits=from_logits)
-
-    return evaluate(
-        formulas.categorical_crossentropy,
+    return run(
+        LOSSES["categorical_crossentropy"],
         y_true,
         y_pred,
-        axis,
-        sample_weight,
-        mask,
-        normalizer,
-        reduction,
-        options={"from_logits": from_logits, "label_smoothing": label_smoothing, "epsilon": epsilon},
-        per_class={"class_weight": class_weight},
-        mass=None if class_weight is None else partial(formulas.class_mass, label_smoothing=label_smoothing),
+        from_logits=from_logits,
+        label_smoothing=label_smoothing,
+        axis=axis,
+        epsilon=epsilon,
+        class_weight=class_weight,
+        sample_weight=sample_weight,
+        mask=mask,
+        normalizer=normalizer,
+        reduction=reduction,
     )
 
 
@@ -128,24 +115,20 @@ def sparse_categorical_crossentropy(
 
     Source: as `categorical_crossentropy`; conventions of keras.losses.SparseCategoricalCrossentropy.
     """
-    validation.options(reduction=reduction, normalizer=normalizer, epsilon=epsilon, label_smoothing=label_smoothing)
-    validation.switches(from_logits=from_logits)
-    validation.ignored_class(ignore_class)
-
-    return evaluate(
-        formulas.sparse_categorical_crossentropy,
+    return run(
+        LOSSES["sparse_categorical_crossentropy"],
         y_true,
         y_pred,
-        axis,
-        sample_weight,
-        mask,
-        normalizer,
-        reduction,
-        labels=True,
+        from_logits=from_logits,
+        label_smoothing=label_smoothing,
+        axis=axis,
+        epsilon=epsilon,
         ignore_class=ignore_class,
-        options={"from_logits": from_logits, "label_smoothing": label_smoothing, "epsilon": epsilon},
-        per_class={"class_weight": class_weight},
-        mass=None if class_weight is None else partial(formulas.sparse_class_mass, label_smoothing=label_smoothing),
+        class_weight=class_weight,
+        sample_weight=sample_weight,
+        mask=mask,
+        normalizer=normalizer,
+        reduction=reduction,
     )
 
 
@@ -186,22 +169,19 @@ def binary_crossentropy(
 
     Source: conventions of keras.losses.BinaryCrossentropy; pos_weight of torch.nn.BCEWithLogitsLoss.
     """
-    validation.options(reduction=reduction, normalizer=normalizer, epsilon=epsilon, label_smoothing=label_smoothing)
-    validation.switches(from_logits=from_logits)
-
-    return evaluate(
-        formulas.binary_crossentropy,
+    return run(
+        LOSSES["binary_crossentropy"],
         y_true,
         y_pred,
-        axis,
-        sample_weight,
-        mask,
-        normalizer,
-        reduction,
-        outcomes=1,
-        options={"from_logits": from_logits, "label_smoothing": label_smoothing, "epsilon": epsilon},
-        per_class={"pos_weight": pos_weight},
-        scalar_per_class=True,
+        from_logits=from_logits,
+        label_smoothing=label_smoothing,
+        axis=axis,
+        epsilon=epsilon,
+        pos_weight=pos_weight,
+        sample_weight=sample_weight,
+        mask=mask,
+        normalizer=normalizer,
+        reduction=reduction,
     )
 
 
@@ -239,24 +219,17 @@ def log_loss(
 
     Source: Bishop, Pattern Recognition and Machine Learning, 2006, §4.3; conventions of sklearn.metrics.log_loss.
     """
-    validation.options(reduction=reduction, normalizer=normalizer, epsilon=epsilon)
-    validation.switches(from_logits=from_logits)
-    b = validation.common_backend(y_pred, "y_pred", {"y_true": y_true})
-    rank_true = len(b.shape(validation.adopt(b, "y_true", y_true, y_pred)))
-    bernoulli = rank_true == len(b.shape(validation.adopt(b, "y_pred", y_pred)))
-
-    return evaluate(
-        formulas.bernoulli_log_loss if bernoulli else formulas.label_log_loss,
+    return run(
+        LOSSES["log_loss"],
         y_true,
         y_pred,
-        axis,
-        sample_weight,
-        mask,
-        normalizer,
-        reduction,
-        elementwise=bernoulli,
-        labels=not bernoulli,
-        options={"from_logits": from_logits, "epsilon": epsilon},
+        from_logits=from_logits,
+        axis=axis,
+        epsilon=epsilon,
+        sample_weight=sample_weight,
+        mask=mask,
+        normalizer=normalizer,
+        reduction=reduction,
     )
 
 
@@ -293,19 +266,17 @@ def kl_divergence(
 
     Source: Kullback and Leibler, On Information and Sufficiency, 1951; conventions of keras.losses.KLDivergence.
     """
-    validation.options(reduction=reduction, normalizer=normalizer, epsilon=epsilon)
-    validation.switches(from_logits=from_logits)
-
-    return evaluate(
-        formulas.kl_divergence,
+    return run(
+        LOSSES["kl_divergence"],
         y_true,
         y_pred,
-        axis,
-        sample_weight,
-        mask,
-        normalizer,
-        reduction,
-        options={"from_logits": from_logits, "epsilon": epsilon},
+        from_logits=from_logits,
+        axis=axis,
+        epsilon=epsilon,
+        sample_weight=sample_weight,
+        mask=mask,
+        normalizer=normalizer,
+        reduction=reduction,
     )
 
 
@@ -340,19 +311,16 @@ def distillation_loss(
 
     Source: Hinton, Vinyals and Dean, Distilling the Knowledge in a Neural Network, 2015.
     """
-    validation.options(reduction=reduction, normalizer=normalizer, temperature=temperature)
-
-    return evaluate(
-        formulas.distillation_loss,
+    return run(
+        LOSSES["distillation_loss"],
         teacher_logits,
         student_logits,
-        axis,
-        sample_weight,
-        mask,
-        normalizer,
-        reduction,
-        options={"temperature": temperature},
-        names=Names("teacher_logits", "student_logits"),
+        temperature=temperature,
+        axis=axis,
+        sample_weight=sample_weight,
+        mask=mask,
+        normalizer=normalizer,
+        reduction=reduction,
     )
 
 
@@ -371,7 +339,7 @@ def categorical_focal_crossentropy(
     normalizer: Any = None,
     reduction: Reduction = "sum_over_batch_size",
 ) -> Any:
-    """Cross-entropy that looks away from easy examples, Σ_c α t_c (1 − p_c)^γ (−log p_c), in nats.
+    """Focal loss: down-weights examples that are already classified well. Σ_c α t_c (1 − p_c)^γ (−log p_c), in nats.
 
     Args:
         y_true: target distributions (one-hot or soft), of y_pred's shape.
@@ -394,30 +362,20 @@ def categorical_focal_crossentropy(
 
     Source: Lin et al., Focal Loss for Dense Object Detection, 2017; keras.losses.CategoricalFocalCrossentropy.
     """
-    validation.options(
-        reduction=reduction, normalizer=normalizer, epsilon=epsilon, label_smoothing=label_smoothing, gamma=gamma
-    )
-    validation.switches(from_logits=from_logits)
-    if alpha is None:
-        raise TypeError("alpha is None; pass one number, or one a class")
-
-    return evaluate(
-        formulas.categorical_focal_crossentropy,
+    return run(
+        LOSSES["categorical_focal_crossentropy"],
         y_true,
         y_pred,
-        axis,
-        sample_weight,
-        mask,
-        normalizer,
-        reduction,
-        options={
-            "gamma": gamma,
-            "from_logits": from_logits,
-            "label_smoothing": label_smoothing,
-            "epsilon": epsilon,
-        },
-        per_class={"alpha": alpha},
-        scalar_per_class=True,
+        alpha=alpha,
+        gamma=gamma,
+        from_logits=from_logits,
+        label_smoothing=label_smoothing,
+        axis=axis,
+        epsilon=epsilon,
+        sample_weight=sample_weight,
+        mask=mask,
+        normalizer=normalizer,
+        reduction=reduction,
     )
 
 
@@ -461,30 +419,21 @@ def binary_focal_crossentropy(
 
     Source: Lin et al., Focal Loss for Dense Object Detection, 2017; keras.losses.BinaryFocalCrossentropy.
     """
-    validation.options(
-        reduction=reduction, normalizer=normalizer, epsilon=epsilon, label_smoothing=label_smoothing, gamma=gamma
-    )
-    validation.switches(from_logits=from_logits, apply_class_balancing=apply_class_balancing)
-    validation.fraction("alpha", alpha)
-
-    return evaluate(
-        formulas.binary_focal_crossentropy,
+    return run(
+        LOSSES["binary_focal_crossentropy"],
         y_true,
         y_pred,
-        axis,
-        sample_weight,
-        mask,
-        normalizer,
-        reduction,
-        outcomes=1,
-        options={
-            "apply_class_balancing": apply_class_balancing,
-            "alpha": alpha,
-            "gamma": gamma,
-            "from_logits": from_logits,
-            "label_smoothing": label_smoothing,
-            "epsilon": epsilon,
-        },
+        apply_class_balancing=apply_class_balancing,
+        alpha=alpha,
+        gamma=gamma,
+        from_logits=from_logits,
+        label_smoothing=label_smoothing,
+        axis=axis,
+        epsilon=epsilon,
+        sample_weight=sample_weight,
+        mask=mask,
+        normalizer=normalizer,
+        reduction=reduction,
     )
 
 
@@ -505,128 +454,11 @@ def value_and_grad(loss: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
 
     @functools.wraps(loss)
     def evaluate(y_true: Any, y_pred: Any, **options: Any) -> tuple[Any, Any]:
-        b = backend_of(y_pred)
-        pred = validation.adopt(b, "y_pred", y_pred)
-        if not validation.is_float(b.dtype(pred)):
-            pred = b.cast(pred, "float32")
-        return b.value_and_grad(lambda pred: loss(y_true, pred, **options), pred)
+        framework = framework_of(y_pred)
+        ops = framework.ops
+        pred = as_array(ops, "y_pred", y_pred)
+        if not is_float(ops.dtype(pred)):
+            pred = ops.cast(pred, "float32")
+        return framework.value_and_grad(lambda pred: loss(y_true, pred, **options), pred)
 
     return evaluate
-
-
-def evaluate(
-    formula: Formula,
-    y_true: Any,
-    y_pred: Any,
-    axis: int,
-    sample_weight: Any,
-    mask: Any,
-    normalizer: Any,
-    reduction: Reduction,
-    *,
-    elementwise: bool = False,
-    labels: bool = False,
-    ignore_class: int | None = None,
-    outcomes: int = 2,
-    options: Mapping[str, Any] | None = None,
-    per_class: Mapping[str, Any] | None = None,
-    scalar_per_class: bool = False,
-    mass: Callable[..., Array] | None = None,
-    inplace_gradient: bool = False,
-    names: Names = KERAS,
-) -> Any:
-    """The road of every loss, here and in `lossbridge.compat`.
-
-    `elementwise`: every entry is a sample, and `axis` means nothing. `labels`: y_true holds class indices. `outcomes`:
-    the smallest size of `axis`. `options` and `per_class`: what the formula takes by name, the latter arrays of shape
-    (C,). `mass`: what a sample counts besides its weight under "mean_with_sample_weight"; it takes class_weight.
-    `inplace_gradient`: a kernel may write the gradient over the predictions. `names`: of the first two arguments, for
-    errors.
-    """
-    options, per_class = options or {}, per_class or {}
-    if (
-        sample_weight is mask is normalizer is None
-        and not inplace_gradient
-        and not any(x is not None for x in per_class.values())
-    ):
-        shortcut = shortcuts_of(backend_of(y_pred, names.pred)).get(formula.__name__)
-        if shortcut is not None:
-            loss = shortcut(y_true, y_pred, axis, ignore_class, reduction, **options)
-            if loss is not None:
-                return loss
-    called = {name: names.class_weight if name == "class_weight" else name for name in per_class}
-    others = {"sample_weight": sample_weight, "mask": mask, "normalizer": normalizer}
-    others |= {called[name]: x for name, x in per_class.items()}
-    b = validation.common_backend(y_pred, names.pred, {names.target: y_true, **others})
-    pred = validation.adopt(b, names.pred, y_pred)
-    target = validation.adopt(b, names.target, y_true, pred)
-    shape = b.shape(pred)
-    row = None if elementwise else validation.axis_of(b.shape(target), shape, axis, names, at_least=outcomes)
-    sample_shape: Shape = shape if row is None else shape[:row] + shape[row + 1 :]
-    if labels:
-        validation.label_shape(b.shape(target), sample_shape, shape, axis, names)
-        validation.label_dtype(b.dtype(target), names)
-    else:
-        validation.same_shape(b.shape(target), shape, names, labels_fit=outcomes > 1)
-    target = validation.held_to(b, names.target, target, pred, row if labels else None)
-    dtype = validation.compute_dtype(b.dtype(pred))
-
-    def number(name: str, x: Any) -> Array:
-        return b.cast(validation.adopt(b, name, x, pred), dtype)
-
-    if sample_weight is not None:
-        sample_weight = validation.per_sample(b, "sample_weight", number("sample_weight", sample_weight), pred, row)
-    if mask is not None:
-        mask = validation.per_sample(b, "mask", validation.adopt(b, "mask", mask, pred), pred, row)
-    if normalizer is not None:
-        normalizer = validation.scalar(b, "normalizer", number("normalizer", normalizer))
-    vectors = {}
-    for name, x in per_class.items():
-        as_it_is = x is None or (scalar_per_class and isinstance(x, int | float))
-        if not as_it_is:
-            x = number(called[name], x)
-            x = validation.per_class(b, called[name], x, pred, row, scalar_per_class, names)
-        vectors[name] = x
-
-    with b.quiet():
-        # Wide enough that no label wraps round to a class; unsigned ones may turn negative, which is none either.
-        index_dtype = "int64" if b.dtype(target) in ("int64", "uint64") else "int32"
-        ignored = ignore_class
-        if ignored is not None and not validation.representable(ignored, b.dtype(target)):
-            ignored = None
-        if labels:
-            readable, classes = b.concrete(y_true), None if row is None else shape[row]
-            all_classes = readable is not None and classes is not None and validation.all_in_range(readable, classes)
-            if all_classes and ignored is not None and not 0 <= ignored < (classes or 0):
-                ignored = None  # no label is it
-            target = b.cast(target, index_dtype)
-        counts = entries(b, sample_weight, mask, None if ignored is None else target != ignored)
-        if labels:
-            if not all_classes and readable is not None and classes is not None:
-                _refuse_bad_labels(b, readable, classes, counts.kept, names)
-            target = neutralise(b, target, counts.kept, None, 0)
-
-        def plain(target: Array, pred: Array) -> Array:
-            if not labels:
-                target = neutralise(b, b.cast(target, dtype), counts.kept, row, 0.5)
-            pred = neutralise(b, b.cast(pred, dtype), counts.kept, row, 0.5)
-            return formula(b, target, pred, row, **options, **vectors)
-
-        kernel = kernels_of(b).get(formula.__name__)
-        if kernel is not None and inplace_gradient:
-            kernel = partial(kernel, inplace_gradient=True)
-        loss = None if kernel is None else kernel(plain, target, pred, row, counts.kept, **options, **vectors)
-        if loss is None:
-            loss = plain(target, pred)
-        counted = None
-        if mass is not None and reduction == "mean_with_sample_weight":
-            target = target if labels else neutralise(b, b.cast(target, dtype), counts.kept, row, 0.5)
-            counted = mass(b, target, pred, row, **vectors)
-        return reduce(b, loss, counts, reduction=reduction, normalizer=normalizer, mass=counted)
-
-
-def _refuse_bad_labels(b: Backend, labels: np.ndarray, classes: int, kept: Array | None, names: Names) -> None:
-    """Where it can be read now what is left out of them."""
-    keeping = None if kept is None else b.concrete(kept)
-    if kept is None or keeping is not None:
-        validation.labels_in_range(labels, classes, keeping, names)

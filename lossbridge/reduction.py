@@ -1,76 +1,86 @@
-"""Weights, masks and denominators: one ratio, Σ l·w·m / D. Nothing of one loss, no framework.
+"""Weights, masks and denominators: one ratio, Σ l·w·m / D. Nothing of one loss, and no framework.
 
-What counts nothing (masked, ignored, of weight zero) is taken out by selection, twice: `neutralise` replaces it before
-the maths and `reduce` after, so that a NaN or infinity there reaches neither value nor gradient.
+What does not count (masked, ignored, of weight 0) is taken out by selection, twice: `neutralise` replaces it before the
+maths and `reduce` after, so that a NaN or infinity there reaches neither value nor gradient.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from lossbridge.backend import Array, Backend
-
-MEANS = ("sum_over_batch_size", "mean", "mean_with_sample_weight")
-REDUCTIONS = (*MEANS, "sum", "none", None)
+from lossbridge.maths.ops import Array, Ops
+from lossbridge.spec import MEANS, Request
 
 
-@dataclass(frozen=True)
-class Entries:
-    """What each per-sample loss counts. All three broadcast against the losses; None stands for one or true."""
-
-    weight: Array | None
-    counted: Array | None  # not masked, not ignored: what a mean divides by
-    kept: Array | None  # counted, and of a weight that is not zero: what can be read at all
-
-
-def entries(b: Backend, sample_weight: Array | None, mask: Array | None, valid: Array | None) -> Entries:
-    """`mask`: non-zero keeps. `valid`: false where the label is one to ignore."""
-    counted = None if mask is None else b.cast(mask, "bool")
-    if valid is not None:
-        counted = valid if counted is None else counted & valid
-    kept = counted
-    if sample_weight is not None:
-        weighs = sample_weight != 0
-        kept = weighs if counted is None else counted & weighs
-        if counted is not None:
-            sample_weight = b.where(counted, sample_weight, 0.0)  # a NaN where nothing counts is not even multiplied
-    return Entries(sample_weight, counted, kept)
+def counting(r: Request, counts: Array) -> Request:
+    """The request without the samples where `counts` is false: masked, or of an ignored label."""
+    ops, weight = r.framework.ops, r.weight
+    if weight is not None:
+        weight = ops.where(counts, weight, 0.0)  # a NaN there is not even multiplied
+    counted = counts if r.counted is None else r.counted & counts
+    return r._replace(weight=weight, counted=counted, valid=counts if r.valid is None else r.valid & counts)
 
 
-def neutralise(b: Backend, x: Array, kept: Array | None, axis: int | None, value: float) -> Array:
-    """`x` with a harmless value where nothing is kept. `axis` is the one that `x` has and `kept` has not."""
-    if kept is None:
+def weighted(r: Request, sample_weight: Array) -> Request:
+    """The request with these weights; those of 0 are as if masked, but for the denominator."""
+    nonzero = sample_weight != 0
+    return r._replace(weight=sample_weight, valid=nonzero if r.valid is None else r.valid & nonzero)
+
+
+def neutralise(ops: Ops, x: Array, valid: Array | None, axis: int | None, value: float) -> Array:
+    """`x` with a harmless value where it is not valid. `axis` is the one that `x` has and `valid` has not."""
+    if valid is None:
         return x
-    spread = axis is not None and len(b.shape(kept)) > 0
-    return b.where(b.expand_dims(kept, axis) if axis is not None and spread else kept, x, value)
+    if axis is not None and len(ops.shape(valid)) > 0:
+        valid = ops.expand_dims(valid, axis)
+    return ops.where(valid, x, value)
 
 
-def reduce(
-    b: Backend, loss: Array, entries: Entries, *, reduction: str | None, normalizer: Array | None, mass: Array | None
-) -> Array:
-    """The ratio. `mass` is what a sample counts under "mean_with_sample_weight" besides its weight (class weights)."""
-    if entries.weight is not None:
-        loss = loss * entries.weight
-    if entries.kept is not None:
-        loss = b.where(entries.kept, loss, 0.0)
-    if reduction in ("none", None):
-        return loss
-    if reduction == "sum":
-        return b.sum(loss)
-    if normalizer is not None:
-        denominator = normalizer
-    elif reduction == "mean_with_sample_weight" and not (entries.weight is None and mass is None):
-        denominator = _total_weight(b, loss, entries, mass)
-    elif entries.counted is not None:
-        denominator = b.cast(b.count(b.broadcast_to(entries.counted, loss)), b.dtype(loss))
-    else:
-        return b.mean(loss)
-    nothing = denominator == 0
-    return b.where(nothing, 0.0, b.sum(loss) / b.where(nothing, 1.0, denominator))
+def reduce(r: Request) -> Array:
+    """The ratio of a request's losses, which a path of its framework computes."""
+    ops, path = r.framework.ops, r.framework.choose(r).path
+    if path.mean is not None and r.reduction in MEANS and r.weight is r.normalizer is None and not _has_mass(r):
+        return path.mean(r)
+    losses = path.losses(r)
+    if r.weight is not None:
+        losses = losses * r.weight
+    if r.valid is not None:
+        losses = ops.where(r.valid, losses, 0.0)
+    if r.reduction in ("none", None):
+        return losses
+    if r.reduction == "sum":
+        return ops.sum(losses)
+    if r.normalizer is None and r.counted is None and not _by_weight(r):
+        return ops.mean(losses)
+    denominator = _denominator(ops, r, losses)
+    empty = denominator == 0
+    return ops.where(empty, 0.0, ops.sum(losses) / ops.where(empty, 1.0, denominator))
 
 
-def _total_weight(b: Backend, loss: Array, entries: Entries, mass: Array | None) -> Array:
-    weight = mass if entries.weight is None else entries.weight if mass is None else entries.weight * mass
-    if entries.kept is not None:
-        weight = b.where(entries.kept, weight, 0.0)
-    return b.sum(b.broadcast_to(weight, loss))
+def _by_weight(r: Request) -> bool:
+    return r.reduction == "mean_with_sample_weight" and (r.weight is not None or _has_mass(r))
+
+
+def _has_mass(r: Request) -> bool:
+    return r.loss.mass is not None and r.options.get("class_weight") is not None
+
+
+def _denominator(ops: Ops, r: Request, losses: Array) -> Array:
+    if r.normalizer is not None:
+        return r.normalizer
+    if not _by_weight(r):
+        return ops.cast(ops.count(ops.broadcast_to(r.counted, losses)), ops.dtype(losses))
+    total = r.weight
+    if _has_mass(r):
+        total = _mass(ops, r) if total is None else total * _mass(ops, r)
+    if r.valid is not None:
+        total = ops.where(r.valid, total, 0.0)
+    return ops.sum(ops.broadcast_to(total, losses))
+
+
+def _mass(ops: Ops, r: Request) -> Array:
+    """What each sample counts besides its weight: Σ_c w_c t_c."""
+    assert r.loss.mass is not None
+    target = r.target
+    if len(ops.shape(target)) == len(ops.shape(r.pred)):
+        target = neutralise(ops, ops.cast(target, r.dtype), r.valid, r.axis, 0.5)
+    options = {name: r.options[name] for name in ("label_smoothing", "class_weight") if name in r.options}
+    return r.loss.mass(ops, target, r.pred, r.axis, **options)

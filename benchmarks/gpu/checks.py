@@ -11,12 +11,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from lossbridge.parity import check
+from lossbridge.parity.cases import KERAS_EXAMPLE, LOSSES, Case, cases, round_to, usual_tolerance
 
 import lossbridge
 from gpu.job import Card, Job, Record, kernels_taken, torch_inputs, with_kernel
-from lossbridge.backend import BACKENDS
-from lossbridge.parity import check
-from lossbridge.parity.cases import KERAS_EXAMPLE, LOSSES, Case, cases, round_to, usual_tolerance
+from lossbridge.frameworks import FRAMEWORKS
 
 REHEARSED = 15  # one case of so many
 
@@ -41,7 +41,7 @@ def judged(case: Case, outcome: check.Outcome) -> Record:
 
 def parity(card: Card) -> Iterator[Job]:
     """Every case, eager; those of float32 also in bfloat16 and float16."""
-    runner = check.Runner(BACKENDS["torch"](), card.device)
+    runner = check.Runner(FRAMEWORKS["torch"](), card.device)
 
     def run(case: Case) -> Iterator[Record]:
         with kernels_taken(card.triton) as taken:
@@ -67,7 +67,7 @@ def rounded(dtype: str) -> Iterator[Case]:
 
 def compiled(card: Card, framework: str = "torch", mode: str = "compile") -> Iterator[Job]:
     """Cases that share a compiled function are one job."""
-    runner = check.Runner(BACKENDS[framework](), card.device)
+    runner = check.Runner(FRAMEWORKS[framework](), card.device)
 
     def run(group: list[Case]) -> Iterator[Record]:
         for case in group:
@@ -107,7 +107,7 @@ def compiled_groups() -> list[list[Case]]:
 
 def eager_basics(card: Card, framework: str) -> Iterator[Job]:
     """The first case of each group of boundaries, not compiled."""
-    runner = check.Runner(BACKENDS[framework](), card.device)
+    runner = check.Runner(FRAMEWORKS[framework](), card.device)
     for group in compiled_groups()[:: REHEARSED if card.rehearsal else 1]:
         case = group[0]
         run = functools.partial(lambda case: [judged(case, runner.run(case, "eager"))], case)
@@ -206,7 +206,7 @@ def check_boundary(
 ) -> Iterator[Record]:
     import torch
 
-    b = BACKENDS["torch"]()
+    b = FRAMEWORKS["torch"]()
     case = boundary_case(form, name, classes, dtype)
     y_true, y_pred, arrays, static = check.placed(b, case, card.device)
     if form.target == "labels":
@@ -218,7 +218,7 @@ def check_boundary(
         value, gradient = lossbridge.value_and_grad(loss)(
             laid_out(y_true, layout), laid_out(y_pred, layout), **static, **arrays
         )
-    dtypes = b.dtype(value), b.dtype(gradient)
+    dtypes = b.ops.dtype(value), b.ops.dtype(gradient)
     outcome = check.compare(case, "eager", b.to_numpy(value), b.to_numpy(gradient), dtypes, check.expected(case))
     yield with_kernel(judged(case, outcome), taken) if card.triton else judged(case, outcome)
 
@@ -255,7 +255,7 @@ def huge(card: Card, form: Form) -> Job:
 def check_huge(card: Card, form: Form, name: str, shape: tuple[int, int]) -> Iterator[Record]:
     import torch
 
-    b = BACKENDS["torch"]()
+    b = FRAMEWORKS["torch"]()
     about = {"name": name, "dtype": "bfloat16", "shape": list(shape)}
     inputs = 1 if form.target == "labels" else 2
     needed = (inputs + 2) * shape[0] * shape[1] * 2  # the gradient, and as much for what the checks allot
@@ -273,6 +273,6 @@ def check_huge(card: Card, form: Form, name: str, shape: tuple[int, int]) -> Ite
         b.to_numpy(torch.stack([x[row] for row in some])) for x in (target, pred, value, gradient)
     )
     case = Case(name, form.loss, y_true, y_pred, options, "bfloat16", usual_tolerance(form.loss, from_logits=True))
-    dtypes = b.dtype(value), b.dtype(gradient)
+    dtypes = b.ops.dtype(value), b.ops.dtype(gradient)
     record = judged(case, check.compare(case, "eager", some_value, some_gradient, dtypes, check.expected(case))) | about
     yield with_kernel(record, taken) if card.triton else record

@@ -23,12 +23,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+from lossbridge.bench import contenders, measure, memory, steps
+from lossbridge.bench.cells import FORMS, ITEM_BYTES, Cell, Form
 
 from gpu.job import Card, Job, Record, kernels_taken, torch_inputs, with_kernel, words_of
 from lossbridge import reference
-from lossbridge.backend import BACKENDS
-from lossbridge.bench import contenders, measure, memory, steps
-from lossbridge.bench.cells import FORMS, ITEM_BYTES, Cell, Form
+from lossbridge.frameworks import FRAMEWORKS
 
 # The machine.
 
@@ -273,7 +273,7 @@ def torch_times(card: Card) -> Iterator[Job]:
 
 
 def torch_race(card: Card, cell: Cell, ways: tuple[str, ...]) -> Iterator[Record]:
-    b = BACKENDS["torch"]()
+    b = FRAMEWORKS["torch"]()
     # What writes over the logits does so on the CPU alone; Liger is eager.
     found = [c for c in contenders.contenders("torch", cell, card.device) if c.name != contenders.IN_PLACE]
     entrants = [
@@ -312,7 +312,7 @@ def errors_of_torch(form: Form, peer: Callable[..., Any], target: Any, pred: Any
     """Of rows of predictions: held to the peer's value in float64, and to the reference's gradient of three rows."""
     import torch
 
-    b = BACKENDS["torch"]()
+    b = FRAMEWORKS["torch"]()
     with torch.no_grad():
         exact = float(peer(target.double() if target.is_floating_point() else target, pred.double()))
     rows = sorted({0, len(pred) // 2, len(pred) - 1})
@@ -353,7 +353,7 @@ def transformers_race(card: Card, shape: tuple[int, int, int], dtype: str) -> It
 
     from lossbridge.torch import causal_lm_loss
 
-    b, classes = BACKENDS["torch"](), shape[2]
+    b, classes = FRAMEWORKS["torch"](), shape[2]
     found = (
         contenders.Contender(contenders.OURS, lambda labels, z: causal_lm_loss(z, labels)),
         contenders.Contender("ForCausalLMLoss", lambda labels, z: ForCausalLMLoss(z, labels, classes)),
@@ -394,7 +394,7 @@ def jax_times(card: Card) -> Iterator[Job]:
 
 
 def jax_race(card: Card, cell: Cell) -> Iterator[Record]:
-    b = BACKENDS["jax"]()
+    b = FRAMEWORKS["jax"]()
     y_true, y_pred = measure.arrays(cell)
     labels = y_true.dtype.kind == "i"
     inputs = b.place(y_true, "int32" if labels else cell.dtype, card.device), b.place(y_pred, cell.dtype, card.device)

@@ -20,7 +20,7 @@ from typing import Any
 
 from gpu import checks, times
 from gpu.job import Card, Job, Record, words_of
-from lossbridge.backend import BACKENDS
+from lossbridge.frameworks import FRAMEWORKS
 
 Say = Callable[..., None]
 
@@ -76,7 +76,7 @@ def missing(card: Card, library: str) -> str:
         if importlib.util.find_spec(name) is None:
             return f"{name} is not installed"
     if library == "jax":
-        present = BACKENDS["jax"]().devices()
+        present = FRAMEWORKS["jax"]().devices()
         return "" if card.device in present else f"JAX has no device {card.device}, but {', '.join(present)}"
     return ""
 
@@ -84,10 +84,10 @@ def missing(card: Card, library: str) -> str:
 def interpret() -> None:
     """Sends CPU tensors where CUDA tensors go, to kernels that Triton's interpreter runs; Inductor cannot be there."""
     import torch
-
-    from lossbridge import backend
     from lossbridge.backends import torch as b
     from lossbridge.kernels import triton
+
+    from lossbridge import backend
 
     backend.KERNELS["torch"] = lambda: triton.KERNELS
     backend.SHORTCUTS.pop("torch", None)

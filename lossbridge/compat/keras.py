@@ -30,9 +30,10 @@ from typing import Any
 
 import numpy as np
 
-from lossbridge import losses, validation
-from lossbridge.backend import Array, backend_of
-from lossbridge.losses import Reduction
+from lossbridge import errors, losses
+from lossbridge.maths.ops import Array
+from lossbridge.request import as_array, framework_of
+from lossbridge.spec import Reduction
 
 __all__ = [
     "BinaryCrossentropy",
@@ -225,12 +226,12 @@ def binary_focal_crossentropy(
 
 def own(name: str, x: Any) -> Array:
     """`x` as an array of its own library; lists and numbers are NumPy's."""
-    return validation.adopt(backend_of(x, name), name, x)
+    return as_array(framework_of(x, name).ops, name, x)
 
 
 def same_rank(y_true: Array, y_pred: Array) -> tuple[Array, Array]:
     """Where only one ends in an axis of size 1, a vector gets one too, else that axis goes."""
-    b_true, b_pred = backend_of(y_true, "y_true"), backend_of(y_pred)
+    b_true, b_pred = framework_of(y_true, "y_true").ops, framework_of(y_pred).ops
     true, pred = b_true.shape(y_true), b_pred.shape(y_pred)
     if len(pred) == len(true) + 1 and pred[-1] == 1:
         return (b_true.expand_dims(y_true, 1), y_pred) if len(true) == 1 else (y_true, without_last(y_pred, len(true)))
@@ -241,16 +242,16 @@ def same_rank(y_true: Array, y_pred: Array) -> tuple[Array, Array]:
 
 def without_last(x: Array, rank: int, name: str = "y_pred") -> Array:
     """`x` without a last axis of size 1 that is beyond this rank."""
-    b = backend_of(x, name)
+    b = framework_of(x, name).ops
     shape = b.shape(x)
     return b.squeeze(x, rank) if len(shape) == rank + 1 and shape[-1] == 1 else x
 
 
 def labels(y_true: Array, y_pred: Array, axis: int) -> Array:
     """Class labels without an axis of size 1 in the place of the classes, and as integers. Outcomes as they are."""
-    validation.integer_axis(axis)
-    b = backend_of(y_true, "y_true")
-    true, pred = b.shape(y_true), backend_of(y_pred).shape(y_pred)
+    errors.integer_axis(axis)
+    b = framework_of(y_true, "y_true").ops
+    true, pred = b.shape(y_true), framework_of(y_pred).ops.shape(y_pred)
     if len(true) == len(pred) and true[axis:][:1] == (1,) != pred[axis:][:1]:
         y_true = b.squeeze(y_true, axis % len(true))
     if len(b.shape(y_true)) == len(pred) or b.dtype(y_true) not in ("float32", "float64"):
@@ -284,7 +285,7 @@ class _Loss:
     def __init__(self, function: Callable[..., Any], arguments: dict[str, Any]) -> None:
         """`arguments`: the locals() of a constructor that has nothing but its arguments, so that none is forgotten."""
         options = {name: _kept(name, x) for name, x in arguments.items() if name not in ("self", "__class__")}
-        validation.constructor_options(options)
+        errors.options(options)
         options["name"] = options["name"] or function.__name__
         options["dtype"] = _compute_dtype(options["dtype"])
         self._function, self._arguments = function, tuple(options)
@@ -307,7 +308,7 @@ class _Loss:
         if mask is None:
             mask = getattr(y_pred, "_keras_mask", None)
         pred = own("y_pred", y_pred)
-        b = backend_of(pred)
+        b = framework_of(pred).ops
         pred = b.cast(pred, b.widest(pred) if self.dtype == "float64" else self.dtype)
         return self._evaluate(y_true, pred, sample_weight=sample_weight, mask=mask, reduction=self.reduction)
 
@@ -335,7 +336,7 @@ class _Loss:
             y_true = labels(y_true, y_pred, options["axis"])
         else:
             y_true, y_pred = same_rank(y_true, y_pred)
-        samples = len(backend_of(y_pred).shape(y_pred)) - 1
+        samples = len(framework_of(y_pred).ops.shape(y_pred)) - 1
         if sample_weight is not None:
             sample_weight = without_last(own("sample_weight", sample_weight), samples)
         if mask is not None:
@@ -351,14 +352,14 @@ def _kept(name: str, x: Any) -> Any:
 
 
 def _plain(x: Any) -> Any:
-    return x if x is None or isinstance(x, str | int | float) else backend_of(x).to_numpy(x).tolist()
+    return x if x is None or isinstance(x, str | int | float) else framework_of(x).to_numpy(x).tolist()
 
 
 def _compute_dtype(dtype: Any) -> str:
     """Of a name, or of Keras' policies; by default float32."""
     name = "float32" if dtype is None else getattr(dtype, "compute_dtype", dtype)
     name = name.removeprefix("mixed_") if isinstance(name, str) else repr(name)
-    if not validation.is_float(name):
+    if not errors.is_float(name):
         raise ValueError(f"dtype is {name}; pass 'float16', 'bfloat16', 'float32' or 'float64'")
     return name
 
@@ -533,5 +534,4 @@ class BinaryFocalCrossentropy(_Loss):
         name: str | None = "binary_focal_crossentropy",
         dtype: Any = None,
     ) -> None:
-        validation.fraction("alpha", alpha)
         super().__init__(losses.binary_focal_crossentropy, locals())

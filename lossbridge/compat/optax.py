@@ -20,16 +20,17 @@ Losses are in nats.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import numpy as np
 
-from lossbridge import formulas, validation
-from lossbridge.backend import Array, Backend
-from lossbridge.losses import evaluate
-from lossbridge.validation import Names
+from lossbridge import errors
+from lossbridge.frameworks.framework import ArrayOps
+from lossbridge.maths import bernoulli, divergence, softmax
+from lossbridge.maths.elementary import zero_if_unweighted
+from lossbridge.maths.ops import Array, Ops, Residuals, Rule
+from lossbridge.request import as_array, common_framework, compute_dtype, held_to, run
+from lossbridge.spec import LOSSES, Loss, Names
 
 __all__ = [
     "convex_kl_divergence",
@@ -56,6 +57,54 @@ NAMES = Names(
 KL_NAMES = NAMES._replace(target="targets", pred="log_predictions")
 
 
+# The losses of logits are lossbridge's own, but of one class too.
+_CLASSES = LOSSES["sparse_categorical_crossentropy"]._replace(outcomes=1)
+_DISTRIBUTIONS = LOSSES["categorical_crossentropy"]._replace(outcomes=1)
+_TRIALS = Loss(
+    "sigmoid_binary_cross_entropy", {"logits": {"outcomes": bernoulli.LOGITS}}, {}, elementwise=("outcomes",)
+)
+_FOCAL_TRIALS = Loss(
+    "sigmoid_focal_loss",
+    {"logits": {"outcomes": bernoulli.FOCAL}},
+    {},
+    elementwise=("outcomes",),
+    scalar_per_class=True,
+)
+
+
+def _poly(ops: Ops, target: Array, logits: Array, axis: int, *, coefficient: float) -> tuple[Array, Residuals]:
+    """Σ_c t_c (−log p_c + ε (1 − p_c)), ε being the coefficient.
+
+    As (−log p − (1 − p)) + (1 + ε) (1 − p), whose first part is one remainder: for ε = −1 it is all that is left.
+    """
+    neg_log_p = zero_if_unweighted(ops, target, softmax.neg_log_softmax(ops, logits, axis)[0])
+    one_minus_p = softmax.complement(ops, neg_log_p)
+    convex = divergence.convex_terms(ops, 1.0, 1 - one_minus_p, neg_log_p)
+    return ops.sum(target * (convex + (1 + coefficient) * one_minus_p), axis), ()
+
+
+def _kl(ops: Ops, target: Array, log_p: Array, axis: int) -> tuple[Array, Residuals]:
+    return ops.sum(divergence.kl_terms(ops, target, log_p, log_target=False), axis), ()
+
+
+def _kl_of_logs(ops: Ops, log_target: Array, log_p: Array, axis: int) -> tuple[Array, Residuals]:
+    return ops.sum(divergence.kl_terms(ops, log_target, log_p, log_target=True), axis), ()
+
+
+def _generalized_kl(ops: Ops, target: Array, log_p: Array, axis: int) -> tuple[Array, Residuals]:
+    return divergence.generalized_kl_from_logs(ops, target, log_p, axis), ()
+
+
+def _record(name: str, rule: Rule) -> Loss:
+    return Loss(name, {"probabilities": {"distributions": rule}}, {}, outcomes=1)
+
+
+_POLY = _record("poly_loss_cross_entropy", Rule("poly cross-entropy", _poly, options=("coefficient",)))
+_KL = _record("kl_divergence", Rule("divergence of log-probabilities", _kl))
+_KL_OF_LOGS = _record("kl_divergence_with_log_targets", Rule("divergence of two log-probabilities", _kl_of_logs))
+_GENERALIZED_KL = _record("generalized_kl_divergence", Rule("generalized divergence", _generalized_kl))
+
+
 def softmax_cross_entropy(logits: Any, labels: Any, axis: Axis = -1, where: Any = None) -> Any:
     """Cross-entropy of class distributions, Σ_c t_c (−log softmax(logits)_c), as optax.softmax_cross_entropy.
 
@@ -73,7 +122,7 @@ def softmax_cross_entropy(logits: Any, labels: Any, axis: Axis = -1, where: Any 
 
     Source: Shannon, A Mathematical Theory of Communication, 1948.
     """
-    return _distributions(_crossentropy, logits, labels, axis, where)
+    return _distributions(_DISTRIBUTIONS, logits, labels, axis, where, from_logits=True)
 
 
 def softmax_cross_entropy_with_integer_labels(
@@ -98,12 +147,9 @@ def softmax_cross_entropy_with_integer_labels(
         raise TypeError("axis is None, and integer labels name a class along given axes; pass an integer or a tuple")
     if isinstance(axis, tuple) and list(axis) != sorted(axis):
         raise ValueError(f"axis {axis} is not in ascending order, in which flat labels count; transpose the logits")
-    cost = partial(
-        formulas.sparse_categorical_crossentropy, from_logits=True, label_smoothing=0.0, epsilon=0.0, class_weight=None
-    )
-    b, pred = _predictions(logits, labels, NAMES)
-    target = validation.adopt(b, "labels", labels, pred)
-    return _losses(b, cost, target, pred, axis, where, NAMES, of_labels=True)
+    ops, pred = _predictions(logits, labels, NAMES)
+    arrays = as_array(ops, "labels", labels, pred), pred
+    return _losses(ops, _CLASSES, arrays, axis, where, NAMES, from_logits=True)
 
 
 def safe_softmax_cross_entropy(logits: Any, labels: Any) -> Any:
@@ -120,11 +166,13 @@ def safe_softmax_cross_entropy(logits: Any, labels: Any) -> Any:
     Source: as `softmax_cross_entropy`.
     """
 
-    def cost(b: Backend, target: Array, pred: Array, axis: int) -> Array:
-        unlabelled = b.expand_dims(b.sum(b.cast(target != 0, "int32"), axis) == 0, axis)
-        return _crossentropy(b, target, b.where(unlabelled, 0.0, pred), axis)  # also where all logits are −∞
-
-    return _distributions(cost, logits, labels, -1, None)
+    ops, pred = _predictions(logits, labels, NAMES)
+    target = _targets(ops, labels, pred, NAMES, floating=False)
+    if ops.shape(pred):
+        axis = len(ops.shape(pred)) - 1
+        unlabelled = ops.expand_dims(ops.sum(ops.cast(target != 0, "int32"), axis) == 0, axis)
+        pred = ops.where(unlabelled, 0.0, pred)  # also where all logits are −∞
+    return _losses(ops, _DISTRIBUTIONS, (target, pred), -1, None, NAMES, from_logits=True)
 
 
 def poly_loss_cross_entropy(
@@ -149,8 +197,7 @@ def poly_loss_cross_entropy(
         raise TypeError(f"epsilon is {epsilon!r}; pass a Python number, the coefficient of 1 - p")
     if not math.isfinite(epsilon):
         raise ValueError(f"epsilon is {epsilon}; pass a finite number, the coefficient of 1 - p")
-    cost = partial(formulas.poly_crossentropy, coefficient=epsilon)
-    return _distributions(cost, logits, labels, axis, where, floating=True)
+    return _distributions(_POLY, logits, labels, axis, where, floating=True, coefficient=epsilon)
 
 
 def sigmoid_binary_cross_entropy(logits: Any, labels: Any) -> Any:
@@ -165,7 +212,8 @@ def sigmoid_binary_cross_entropy(logits: Any, labels: Any) -> Any:
 
     Source: Goodfellow et al., Deep Learning, 2016, §6.2.2.2.
     """
-    return _elements(partial(formulas.bernoulli_log_loss, from_logits=True, epsilon=0.0), logits, labels)
+    _, pred = _predictions(logits, labels, NAMES)
+    return run(_TRIALS, labels, pred, names=NAMES, reduction="none")
 
 
 def sigmoid_focal_loss(logits: Any, labels: Any, *, alpha: float | None = None, gamma: float = 2.0) -> Any:
@@ -184,11 +232,10 @@ def sigmoid_focal_loss(logits: Any, labels: Any, *, alpha: float | None = None, 
 
     Source: Lin et al., Focal Loss for Dense Object Detection, 2017.
     """
-    validation.options(reduction="none", gamma=gamma)
-    if alpha is not None:
-        validation.fraction("alpha", alpha)
-    cost = partial(formulas.bernoulli_focal_loss, alpha=alpha, gamma=gamma, from_logits=True, epsilon=0.0)
-    return _elements(cost, logits, labels)
+    errors.options({"gamma": gamma})
+    _, pred = _predictions(logits, labels, NAMES)
+    balanced = {"apply_class_balancing": alpha is not None, "alpha": 0.0 if alpha is None else alpha}
+    return run(_FOCAL_TRIALS, labels, pred, names=NAMES, gamma=gamma, **balanced, reduction="none")
 
 
 def kl_divergence(log_predictions: Any, targets: Any, axis: Axis = -1, where: Any = None) -> Any:
@@ -208,8 +255,7 @@ def kl_divergence(log_predictions: Any, targets: Any, axis: Axis = -1, where: An
 
     Source: Kullback and Leibler, On Information and Sufficiency, 1951.
     """
-    cost = partial(_sum_of_terms, log_target=False)
-    return _divergence(cost, log_predictions, targets, axis, where, KL_NAMES)
+    return _divergence(_KL, log_predictions, targets, axis, where, KL_NAMES)
 
 
 def kl_divergence_with_log_targets(log_predictions: Any, log_targets: Any, axis: Axis = -1, where: Any = None) -> Any:
@@ -225,8 +271,7 @@ def kl_divergence_with_log_targets(log_predictions: Any, log_targets: Any, axis:
     Source: as `kl_divergence`.
     """
     names = KL_NAMES._replace(target="log_targets")
-    cost = partial(_sum_of_terms, log_target=True)
-    return _divergence(cost, log_predictions, log_targets, axis, where, names, excluded=-math.inf)
+    return _divergence(_KL_OF_LOGS, log_predictions, log_targets, axis, where, names)
 
 
 def generalized_kl_divergence(log_predictions: Any, targets: Any, axis: Axis = -1, where: Any = None) -> Any:
@@ -242,7 +287,7 @@ def generalized_kl_divergence(log_predictions: Any, targets: Any, axis: Axis = -
 
     Source: Boyd and Vandenberghe, Convex Optimization, 2004, p. 90.
     """
-    return _divergence(formulas.generalized_kl_from_logs, log_predictions, targets, axis, where, KL_NAMES)
+    return _divergence(_GENERALIZED_KL, log_predictions, targets, axis, where, KL_NAMES)
 
 
 def convex_kl_divergence(log_predictions: Any, targets: Any, axis: Axis = -1, where: Any = None) -> Any:
@@ -256,140 +301,100 @@ def convex_kl_divergence(log_predictions: Any, targets: Any, axis: Axis = -1, wh
     return generalized_kl_divergence(log_predictions, targets, axis, where)
 
 
-def _crossentropy(b: Backend, target: Array, pred: Array, axis: int) -> Array:
-    return formulas.categorical_crossentropy(
-        b, target, pred, axis, from_logits=True, label_smoothing=0.0, epsilon=0.0, class_weight=None
-    )
+def _predictions(logits: Any, labels: Any, names: Names) -> tuple[ArrayOps, Array]:
+    ops = common_framework(logits, names.pred, {names.target: labels}).ops
+    pred = as_array(ops, names.pred, logits)
+    errors.floating(ops.dtype(pred), names.pred, names.target)
+    return ops, pred
 
 
-def _sum_of_terms(b: Backend, target: Array, log_p: Array, axis: int, *, log_target: bool) -> Array:
-    return b.sum(formulas.kl_terms(b, target, log_p, log_target=log_target), axis)
-
-
-def _predictions(logits: Any, labels: Any, names: Names) -> tuple[Backend, Array]:
-    b = validation.common_backend(logits, names.pred, {names.target: labels})
-    pred = validation.adopt(b, names.pred, logits)
-    validation.floating(b.dtype(pred), names.pred, names.target)
-    return b, pred
-
-
-def _targets(b: Backend, labels: Any, pred: Array, names: Names, *, floating: bool) -> Array:
+def _targets(ops: ArrayOps, labels: Any, pred: Array, names: Names, *, floating: bool) -> Array:
     """`floating`: Optax takes no integers."""
-    target = validation.adopt(b, names.target, labels, pred)
+    target = as_array(ops, names.target, labels, pred)
     if floating:
-        validation.floating(b.dtype(target), names.target, names.pred)
-    validation.same_shape(b.shape(target), b.shape(pred), names, labels_fit=True)
-    return validation.held_to(b, names.target, target, pred, None)
-
-
-def _elements(cost: Callable[..., Array], logits: Any, labels: Any) -> Any:
-    def formula(b: Backend, target: Array, pred: Array, axis: None) -> Any:
-        return cost(b, target, pred)
-
-    _, pred = _predictions(logits, labels, NAMES)
-    return evaluate(formula, labels, pred, 0, None, None, None, "none", elementwise=True, names=NAMES)
+        errors.floating(ops.dtype(target), names.target, names.pred)
+    errors.same_shape(ops.shape(target), ops.shape(pred), names, labels_fit=True)
+    return held_to(ops, names.target, target, pred, None)
 
 
 def _distributions(
-    cost: Callable[..., Array], logits: Any, labels: Any, axis: Axis, where: Any, *, floating: bool = False
+    loss: Loss, logits: Any, labels: Any, axis: Axis, where: Any, *, floating: bool = False, **options: Any
 ) -> Any:
-    b, pred = _predictions(logits, labels, NAMES)
-    target = _targets(b, labels, pred, NAMES, floating=floating)
-    return _losses(b, cost, target, pred, axis, where, NAMES)
+    ops, pred = _predictions(logits, labels, NAMES)
+    target = _targets(ops, labels, pred, NAMES, floating=floating)
+    return _losses(ops, loss, (target, pred), axis, where, NAMES, **options)
 
 
-def _divergence(
-    cost: Callable[..., Array],
-    log_predictions: Any,
-    targets: Any,
-    axis: Axis,
-    where: Any,
-    names: Names,
-    *,
-    excluded: float = 0.0,
-) -> Any:
+def _divergence(loss: Loss, log_predictions: Any, targets: Any, axis: Axis, where: Any, names: Names) -> Any:
     """In the widest dtype, for which kl_terms asks."""
-    b, pred = _predictions(log_predictions, targets, names)
-    target = _targets(b, targets, pred, names, floating=True)
-    wide = b.cast(pred, b.widest(pred))
-    loss = _losses(b, cost, target, wide, axis, where, names, excluded=excluded, of_rows=False)
-    return b.cast(loss, validation.compute_dtype(b.dtype(pred)))
+    ops, pred = _predictions(log_predictions, targets, names)
+    target = _targets(ops, targets, pred, names, floating=True)
+    losses = _losses(ops, loss, (target, ops.cast(pred, ops.widest(pred))), axis, where, names)
+    return ops.cast(losses, compute_dtype(ops, pred))
 
 
 def _losses(
-    b: Backend,
-    cost: Callable[..., Array],
-    target: Array,
-    pred: Array,
-    axis: Axis,
-    where: Any,
-    names: Names,
-    *,
-    of_labels: bool = False,
-    excluded: float = 0.0,
-    of_rows: bool = True,
+    ops: ArrayOps, loss: Loss, arrays: tuple[Array, Array], axis: Axis, where: Any, names: Names, **options: Any
 ) -> Any:
-    """`excluded`: the target of what `where` excludes. `of_rows`: `where` may lack the axis of the classes."""
-    rank = len(b.shape(pred))
+    """`arrays`: the target and the predictions."""
+    target, pred = arrays
+    rank, of_labels = len(ops.shape(pred)), loss is _CLASSES
+    of_rows = False  # whether `where` lacks the axis of the classes
     if where is not None:
-        validation.common_backend(pred, names.pred, {"where": where})
-        where = b.cast(validation.adopt(b, "where", where, pred), "bool")
-        of_rows = of_rows and len(b.shape(where)) < rank
+        common_framework(pred, names.pred, {"where": where})
+        where = ops.cast(as_array(ops, "where", where, pred), "bool")
+        of_rows = loss in (_CLASSES, _DISTRIBUTIONS, _POLY) and len(ops.shape(where)) < rank
     if not isinstance(axis, int | np.integer):
-        axes = _neighbours(b, target, pred, tuple(range(rank)) if axis is None else axis, names)
+        axes = _neighbours(ops, target, pred, tuple(range(rank)) if axis is None else axis, names)
         if where is not None and not of_rows:
-            where = _merged(b, _fitting(b, where, pred, axes, names), axes)
-        target = target if of_labels else _merged(b, target, axes)
-        pred, axis = _merged(b, pred, axes), axes[0]
-    axis = validation.axis_of(b.shape(target), b.shape(pred), axis, names, at_least=1)
+            where = _merged(ops, _fitting(ops, where, pred, axes, names), axes)
+        target = target if of_labels else _merged(ops, target, axes)
+        pred, axis = _merged(ops, pred, axes), axes[0]
+    axis = errors.axis_of(ops.shape(target), ops.shape(pred), axis, names, at_least=1)
 
-    selected, kept = None, None
     if where is not None and of_rows:
-        samples = tuple(n for i, n in enumerate(b.shape(pred)) if i != axis)
-        validation.same_shape(b.shape(where), samples, Names("where", "the losses"), labels_fit=False)
-        kept = where
+        samples = tuple(n for i, n in enumerate(ops.shape(pred)) if i != axis)
+        errors.same_shape(ops.shape(where), samples, Names("where", "the losses"), labels_fit=False)
     elif where is not None:
-        selected, kept = _selection(b, _fitting(b, where, pred, (axis,), names), axis)
-
-    def formula(b: Backend, target: Array, pred: Array, axis: int) -> Any:
-        if selected is not None:
-            pred = b.where(selected, pred, -math.inf)
-            target = target if of_labels else b.where(selected, target, excluded)
-        return cost(b, target, pred, axis)
-
-    return evaluate(formula, target, pred, axis, None, kept, None, "none", labels=of_labels, outcomes=1, names=names)
+        selected, where = _selection(ops, _fitting(ops, where, pred, (axis,), names), axis)
+        pred = ops.where(selected, pred, -math.inf)
+        if not of_labels:  # excluded, a target has the probability 0
+            target = ops.where(selected, target, -math.inf if loss is _KL_OF_LOGS else 0)
+    return run(loss, target, pred, names=names, axis=axis, mask=where, reduction="none", **options)
 
 
-def _selection(b: Backend, where: Array, axis: int) -> tuple[Array, Array]:
+def _selection(ops: ArrayOps, where: Array, axis: int) -> tuple[Array, Array]:
     """Which entries take part, and which rows count. A row with nothing left keeps all, and counts nothing."""
-    left = b.sum(b.cast(where, "int32"), axis)
-    return where | b.expand_dims(left == 0, axis), left != 0
+    left = ops.sum(ops.cast(where, "int32"), axis)
+    return where | ops.expand_dims(left == 0, axis), left != 0
 
 
-def _fitting(b: Backend, where: Array, pred: Array, axes: tuple[int, ...], names: Names) -> Array:
+def _fitting(ops: ArrayOps, where: Array, pred: Array, axes: tuple[int, ...], names: Names) -> Array:
     """`where`, of the shape of the predictions, or with a size of 1 along these axes."""
-    shape, wanted = b.shape(where), b.shape(pred)
+    shape, wanted = ops.shape(where), ops.shape(pred)
     of_size_1 = axes if len(shape) == len(wanted) and all(shape[axis] == 1 for axis in axes) else ()
     full = tuple(wanted[axis] if axis in of_size_1 else n for axis, n in enumerate(shape))
-    validation.same_shape(full, wanted, Names("where", names.pred), labels_fit=False)
-    return validation.held_to(b, "where", where, pred, None, [i for i in range(len(shape)) if i not in of_size_1])
+    errors.same_shape(full, wanted, Names("where", names.pred), labels_fit=False)
+    return held_to(ops, "where", where, pred, None, [i for i in range(len(shape)) if i not in of_size_1])
 
 
-def _neighbours(b: Backend, target: Array, pred: Array, axes: Any, names: Names) -> tuple[int, ...]:
+def _neighbours(ops: ArrayOps, target: Array, pred: Array, axes: Any, names: Names) -> tuple[int, ...]:
     """These axes, non-negative and in order."""
     if not isinstance(axes, tuple):
         raise TypeError(f"axis is {type(axes).__name__}; pass an integer, a tuple of them, or None for all axes")
-    found = sorted(validation.axis_of(b.shape(target), b.shape(pred), axis, names, at_least=1) for axis in axes)
+    found = sorted(errors.axis_of(ops.shape(target), ops.shape(pred), axis, names, at_least=1) for axis in axes)
     if not found:
-        raise ValueError(f"axis {axes} names no axis of {names.pred}, of shape {b.shape(pred)}; name one at least")
+        raise ValueError(f"axis {axes} names no axis of {names.pred}, of shape {ops.shape(pred)}; name one at least")
     if found != list(range(found[0], found[0] + len(found))):
-        raise ValueError(f"axes {axes} do not lie side by side in {names.pred}, of shape {b.shape(pred)}; transpose it")
+        raise ValueError(
+            f"axes {axes} do not lie side by side in {names.pred}, of shape {ops.shape(pred)}; transpose it"
+        )
     return tuple(found)
 
 
-def _merged(b: Backend, x: Array, axes: tuple[int, ...]) -> Array:
+def _merged(ops: ArrayOps, x: Array, axes: tuple[int, ...]) -> Array:
     """`x` with these neighbouring axes as one."""
-    shape = b.shape(x)
+    shape = ops.shape(x)
     size: int | None = 1
     for axis in axes:
         n = shape[axis]
@@ -397,4 +402,4 @@ def _merged(b: Backend, x: Array, axes: tuple[int, ...]) -> Array:
     merged = [-1 if n is None else n for n in (*shape[: axes[0]], size, *shape[axes[-1] + 1 :])]
     if merged.count(-1) > 1:
         raise ValueError(f"axes {axes} cannot be merged: shape {shape} leaves several sizes unknown; set all but one")
-    return b.reshape(x, tuple(merged))
+    return ops.reshape(x, tuple(merged))

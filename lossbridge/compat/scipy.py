@@ -15,15 +15,16 @@ NumPy array or list beside it, whichever comes first. In nats, unless `base` say
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from lossbridge import formulas, validation
-from lossbridge.backend import Array, Backend, backend_of
-from lossbridge.losses import evaluate
-from lossbridge.validation import Names
+from lossbridge import errors
+from lossbridge.frameworks.framework import ArrayOps
+from lossbridge.maths import divergence
+from lossbridge.maths.ops import Array, Ops, Residuals, Rule
+from lossbridge.request import as_array, common_framework, framework_of, run
+from lossbridge.spec import Loss, Names
 
 __all__ = ["entropy", "kl_div", "rel_entr"]
 
@@ -51,17 +52,12 @@ def entropy(pk: Any, qk: Any = None, base: float | None = None, axis: int | None
     if base is not None and not (number and 0 < base < math.inf and base != 1):
         raise ValueError(f"base is {base!r}; pass a number above 0 other than 1, such as 2 (bits), or None (nats)")
 
-    def formula(b: Backend, p: Array, q: Array, axis: int) -> Any:
-        cost = (
-            formulas.entropy_of_shares(b, p, axis) if qk is None else formulas.relative_entropy_of_shares(b, p, q, axis)
-        )
-        return cost if base is None else cost / math.log(base)
-
     names = Names("pk", "pk" if qk is None else "qk")
-    b, p, q = _pair(pk, pk if qk is None else qk, names)
+    ops, p, q = _pair(pk, pk if qk is None else qk, names)
     if axis is None:
-        p, q, axis = b.reshape(p, (-1,)), b.reshape(q, (-1,)), 0
-    return evaluate(formula, p, q, axis, None, None, None, "none", outcomes=0, names=names)
+        p, q, axis = ops.reshape(p, (-1,)), ops.reshape(q, (-1,)), 0
+    nats = run(_ENTROPY if qk is None else _RELATIVE_ENTROPY, p, q, names=names, axis=axis, reduction="none")
+    return nats if base is None else nats / math.log(base)
 
 
 def rel_entr(x: Any, y: Any) -> Any:
@@ -75,7 +71,7 @@ def rel_entr(x: Any, y: Any) -> Any:
 
     Source: Boyd and Vandenberghe, Convex Optimization, 2004, §3.2.6.
     """
-    return _elements(formulas.relative_entropy_terms, x, y)
+    return _elements(_REL_ENTR, x, y)
 
 
 def kl_div(x: Any, y: Any) -> Any:
@@ -91,34 +87,60 @@ def kl_div(x: Any, y: Any) -> Any:
 
     Source: as `rel_entr`.
     """
-    return _elements(formulas.generalized_kl_terms, x, y)
+    return _elements(_KL_DIV, x, y)
 
 
-def _elements(cost: Callable[..., Array], x: Any, y: Any) -> Any:
-    def formula(b: Backend, x: Array, y: Array, axis: None) -> Any:
-        return cost(b, x, y)
-
+def _elements(loss: Loss, x: Any, y: Any) -> Any:
     names = Names("x", "y")
-    b, x, y = _pair(x, y, names)
-    if not b.shape(x):
-        x = b.broadcast_to(x, y)
-    elif not b.shape(y):
-        y = b.broadcast_to(y, x)
-    return evaluate(formula, x, y, 0, None, None, None, "none", elementwise=True, names=names)
+    ops, x, y = _pair(x, y, names)
+    if not ops.shape(x):
+        x = ops.broadcast_to(x, y)
+    elif not ops.shape(y):
+        y = ops.broadcast_to(y, x)
+    return run(loss, x, y, names=names, reduction="none")
 
 
-def _pair(x: Any, y: Any, names: Names) -> tuple[Backend, Array, Array]:
+def _entropy(ops: Ops, p: Array, q: Array, axis: int) -> tuple[Array, Residuals]:
+    return divergence.entropy_of_shares(ops, q, axis), ()  # q is p, and the one that is differentiated
+
+
+def _relative_entropy(ops: Ops, p: Array, q: Array, axis: int) -> tuple[Array, Residuals]:
+    return divergence.relative_entropy_of_shares(ops, p, q, axis), ()
+
+
+def _rel_entr(ops: Ops, x: Array, y: Array, axis: None) -> tuple[Array, Residuals]:
+    return divergence.relative_entropy_terms(ops, x, y), ()
+
+
+def _kl_div(ops: Ops, x: Array, y: Array, axis: None) -> tuple[Array, Residuals]:
+    return divergence.generalized_kl_terms(ops, x, y), ()
+
+
+_ENTROPY = Loss("entropy", {"probabilities": {"distributions": Rule("entropy", _entropy)}}, {}, outcomes=0)
+_RELATIVE_ENTROPY = Loss(
+    "relative entropy",
+    {"probabilities": {"distributions": Rule("relative entropy", _relative_entropy)}},
+    {},
+    outcomes=0,
+)
+_REL_ENTR = Loss(
+    "rel_entr", {"probabilities": {"outcomes": Rule("rel_entr", _rel_entr)}}, {}, elementwise=("outcomes",)
+)
+_KL_DIV = Loss("kl_div", {"probabilities": {"outcomes": Rule("kl_div", _kl_div)}}, {}, elementwise=("outcomes",))
+
+
+def _pair(x: Any, y: Any, names: Names) -> tuple[ArrayOps, Array, Array]:
     """Both as arrays of one backend, of the dtype of the result."""
-    if backend_of(y, names.pred).name == "numpy":
-        b = validation.common_backend(x, names.target, {names.pred: y})
+    if framework_of(y, names.pred).name == "numpy":
+        ops = common_framework(x, names.target, {names.pred: y}).ops
     else:
-        b = validation.common_backend(y, names.pred, {names.target: x})
-    like = validation.adopt(b, names.target, next(z for z in (x, y) if b.owns(z)))
-    arrays = [validation.adopt(b, name, z, like) for name, z in ((names.target, x), (names.pred, y))]
+        ops = common_framework(y, names.pred, {names.target: x}).ops
+    like = as_array(ops, names.target, next(z for z in (x, y) if ops.owns(z)))
+    arrays = [as_array(ops, name, z, like) for name, z in ((names.target, x), (names.pred, y))]
     # What is converted, and Python's numbers, have no say.
-    decide = [b.owns(z) and type(z) not in (bool, int, float) for z in (x, y)]
+    decide = [ops.owns(z) and type(z) not in (bool, int, float) for z in (x, y)]
     floats = {
-        b.dtype(a) for a, counts in zip(arrays, decide, strict=True) if counts and validation.is_float(b.dtype(a))
+        ops.dtype(a) for a, counts in zip(arrays, decide, strict=True) if counts and errors.is_float(ops.dtype(a))
     }
-    dtype = "float64" if "float64" in floats else "float32" if floats else b.widest(like)
-    return b, b.cast(arrays[0], dtype), b.cast(arrays[1], dtype)
+    dtype = "float64" if "float64" in floats else "float32" if floats else ops.widest(like)
+    return ops, ops.cast(arrays[0], dtype), ops.cast(arrays[1], dtype)

@@ -25,12 +25,54 @@ from typing import Any
 
 import numpy as np
 
-from lossbridge import formulas, validation
-from lossbridge.backend import Array, Backend
-from lossbridge.losses import Reduction, evaluate
-from lossbridge.validation import Names
+from lossbridge import errors
+from lossbridge.frameworks.framework import ArrayOps
+from lossbridge.maths import bernoulli, divergence, softmax
+from lossbridge.maths.elementary import clip
+from lossbridge.maths.ops import Array, Ops, Residuals, Rule
+from lossbridge.request import as_array, common_framework, compute_dtype, run
+from lossbridge.spec import Loss, Names
 
 __all__ = ["log_loss", "log_loss_before_1_5"]
+
+
+def _of_matrix(ops: Ops, target: Array, p: Array, axis: int, *, epsilon: float) -> tuple[Array, Residuals]:
+    return divergence.cross_entropy(ops, target, clip(ops, p, epsilon, 1 - epsilon), axis), ()
+
+
+def _renormalised_matrix(ops: Ops, target: Array, p: Array, axis: int, *, epsilon: float) -> tuple[Array, Residuals]:
+    p = clip(ops, p, epsilon, 1 - epsilon)
+    return softmax.crossentropy_of_probabilities(ops, target, p, axis, epsilon=0.0)
+
+
+def _renormalised_labels(ops: Ops, labels: Array, p: Array, axis: int, *, epsilon: float) -> tuple[Array, Residuals]:
+    p = clip(ops, p, epsilon, 1 - epsilon)
+    return softmax.label_crossentropy_of_probabilities(ops, labels, p, axis, epsilon=0.0)
+
+
+# By what y_true holds, and whether rows are renormalised.
+_LOSSES = {
+    ("trials", False): Loss(
+        "log_loss", {"probabilities": {"outcomes": bernoulli.PROBABILITIES}}, {}, elementwise=("outcomes",)
+    ),
+    ("labels", False): Loss("log_loss", {"probabilities": {"labels": softmax.LOG_LOSS}}, {}),
+    ("matrix", False): Loss(
+        "log_loss",
+        {"probabilities": {"distributions": Rule("log loss of a matrix", _of_matrix, options=("epsilon",))}},
+        {},
+    ),
+    ("labels", True): Loss(
+        "log_loss_before_1_5",
+        {"probabilities": {"labels": Rule("renormalised labels", _renormalised_labels, options=("epsilon",))}},
+        {},
+    ),
+    ("matrix", True): Loss(
+        "log_loss_before_1_5",
+        {"probabilities": {"distributions": Rule("renormalised matrix", _renormalised_matrix, options=("epsilon",))}},
+        {},
+    ),
+}
+_LOSSES["trials", True] = _LOSSES["trials", False]
 
 _MACHINE_EPSILON = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "float64": 2.0**-52}
 
@@ -90,7 +132,7 @@ def log_loss_before_1_5(
     Source: as `log_loss`.
     """
     if not (isinstance(eps, str) and eps == "auto"):
-        validation.options(reduction="none", epsilon=eps)
+        errors.options({"epsilon": eps})
     return _log_loss(y_true, y_pred, "y_pred", eps, normalize, sample_weight, labels, renormalised=True)
 
 
@@ -105,55 +147,38 @@ def _log_loss(
     *,
     renormalised: bool,
 ) -> Any:
-    validation.switches(normalize=normalize)
-    b = validation.common_backend(y_proba, name, {"y_true": y_true, "sample_weight": sample_weight})
-    pred = validation.adopt(b, name, y_proba)
-    if not validation.is_float(b.dtype(pred)):
-        pred = b.cast(pred, b.widest(pred))
-    shape = b.shape(pred)
+    errors.switches({"normalize": normalize})
+    ops = common_framework(y_proba, name, {"y_true": y_true, "sample_weight": sample_weight}).ops
+    pred = as_array(ops, name, y_proba)
+    if not errors.is_float(ops.dtype(pred)):
+        pred = ops.cast(pred, ops.widest(pred))
+    shape = ops.shape(pred)
     if len(shape) not in (1, 2):
         raise ValueError(f"{name} has shape {shape}; pass (N, C), or (N,) of the greater of two labels")
     one_column = len(shape) == 1 or shape[1] == 1
     if isinstance(epsilon, str):
-        epsilon = _MACHINE_EPSILON[b.dtype(pred)]
+        epsilon = _MACHINE_EPSILON[ops.dtype(pred)]
 
-    values = b.concrete(y_proba)
-    validation.probabilities_in_range(values, name, "logits go through a softmax or sigmoid first")
+    values = ops.concrete(y_proba)
+    errors.probabilities_in_range(values, name, "logits go through a softmax or sigmoid first")
     if values is not None and not one_column and not renormalised:
         _warn_of_sums(values, name)
-    columns = _columns(b, y_true, pred, labels, 2 if one_column else shape[1], name)
-    target = validation.adopt(b, "y_true", columns, pred)
-    of_matrix = len(b.shape(target)) == 2
-    of_trials = one_column and not of_matrix
-    if of_trials:
-        pred = b.reshape(pred, (-1,))
-
-    def formula(b: Backend, target: Array, pred: Array, axis: int) -> Any:
-        if of_trials:
-            cost = formulas.bernoulli_log_loss(b, target, pred, from_logits=False, epsilon=epsilon)
-            return b.where((target == 0) | (target == 1), cost, math.nan)
-        if not of_matrix and not renormalised:
-            return formulas.label_log_loss(b, target, pred, axis, from_logits=False, epsilon=epsilon)
-        p = formulas.clip(b, pred, epsilon, 1 - epsilon)
-        if not renormalised:
-            return formulas.cross_entropy(b, target, p, axis)
-        cost = formulas.categorical_crossentropy if of_matrix else formulas.sparse_categorical_crossentropy
-        exact: dict[str, Any] = {"from_logits": False, "label_smoothing": 0.0, "epsilon": 0.0, "class_weight": None}
-        return cost(b, target, p, axis, **exact)
-
-    reduction: Reduction = "mean_with_sample_weight" if normalize else "sum"
-    return evaluate(
-        formula,
+    columns = _columns(ops, y_true, pred, labels, 2 if one_column else shape[1], name)
+    target = as_array(ops, "y_true", columns, pred)
+    kind = "matrix" if len(ops.shape(target)) == 2 else "trials" if one_column else "labels"
+    names = Names("y_true", name)
+    if kind == "trials":
+        pred = ops.reshape(pred, (-1,))
+        errors.same_shape(ops.shape(target), ops.shape(pred), names, labels_fit=True)
+        pred = ops.where((target == 0) | (target == 1), pred, math.nan)  # a label that is none of the two
+    return run(
+        _LOSSES[kind, renormalised],
         target,
         pred,
-        -1,
-        sample_weight,
-        None,
-        None,
-        reduction,
-        elementwise=of_trials,
-        labels=not of_trials and not of_matrix,
-        names=Names("y_true", name),
+        names=names,
+        sample_weight=sample_weight,
+        epsilon=epsilon,
+        reduction="mean_with_sample_weight" if normalize else "sum",
     )
 
 
@@ -166,14 +191,14 @@ def _warn_of_sums(p: np.ndarray, name: str) -> None:
         warnings.warn(message, UserWarning, stacklevel=4)
 
 
-def _columns(b: Backend, y_true: Any, pred: Array, labels: Any, columns: int | None, name: str) -> Array:
+def _columns(ops: ArrayOps, y_true: Any, pred: Array, labels: Any, columns: int | None, name: str) -> Array:
     """The column that each label stands for, (N,); an indicator matrix, (N, C), as it came."""
     if y_true is None:
         raise TypeError("y_true is None; pass labels, or an indicator matrix")
     _refuse_mixed("y_true", y_true)
-    values = b.concrete(y_true)
-    x = validation.adopt(b, "y_true", y_true, pred) if values is None else None
-    shape = b.shape(x) if values is None else values.shape
+    values = ops.concrete(y_true)
+    x = as_array(ops, "y_true", y_true, pred) if values is None else None
+    shape = ops.shape(x) if values is None else values.shape
     if len(shape) == 2 and shape[1] != 1:
         if labels is not None:
             raise ValueError(f"the columns of y_true, of shape {shape}, are the labels themselves; leave out labels=")
@@ -181,13 +206,13 @@ def _columns(b: Backend, y_true: Any, pred: Array, labels: Any, columns: int | N
             soft = "no entry of an indicator matrix; soft targets go to categorical_crossentropy"
             _refuse(values, (values != 0) & (values != 1), soft)
         return y_true
-    classes = None if labels is None else _sorted(b, labels)
+    classes = None if labels is None else _sorted(ops, labels)
     if classes is not None and columns not in (None, len(classes)):
         raise ValueError(f"labels holds {len(classes)} labels, and {name} has columns for {columns}; pass one a column")
     if values is not None:
         return _found(_text(values.reshape(-1) if len(shape) == 2 else values), classes, columns, name)
-    x = b.reshape(x, (-1,)) if len(shape) == 2 else x
-    return x if classes is None else _compared(b, x, pred, classes)
+    x = ops.reshape(x, (-1,)) if len(shape) == 2 else x
+    return x if classes is None else _compared(ops, x, pred, classes)
 
 
 def _refuse_mixed(name: str, x: Any) -> None:
@@ -203,10 +228,10 @@ def _refuse_mixed(name: str, x: Any) -> None:
             raise TypeError(f"{name} holds {known[True]!r} and {known[False]!r}; labels are all texts, or all numbers")
 
 
-def _sorted(b: Backend, labels: Any) -> list[Any]:
+def _sorted(ops: ArrayOps, labels: Any) -> list[Any]:
     _refuse_mixed("labels", labels)
     of_python = isinstance(labels, list | tuple | range)
-    values = labels if of_python else b.concrete(labels)
+    values = labels if of_python else ops.concrete(labels)
     if values is None:
         raise TypeError("labels cannot be read, because it is traced or on an accelerator; pass a list")
     flat = not any(isinstance(one, list | tuple) for one in values) if of_python else getattr(values, "ndim", 0) == 1
@@ -246,16 +271,16 @@ def _found(values: np.ndarray, classes: list[Any] | None, columns: int | None, n
     return np.searchsorted(classes, values)
 
 
-def _compared(b: Backend, x: Array, pred: Array, classes: list[Any]) -> Array:
+def _compared(ops: ArrayOps, x: Array, pred: Array, classes: list[Any]) -> Array:
     """As `_found`, of values that cannot be read: −1, which is no column, where they are no class."""
-    numbers = validation.adopt(b, "labels", classes, pred)
-    if validation.is_float(b.dtype(x)) or validation.is_float(b.dtype(numbers)):
-        dtype = validation.compute_dtype(b.dtype(pred))
+    numbers = as_array(ops, "labels", classes, pred)
+    if errors.is_float(ops.dtype(x)) or errors.is_float(ops.dtype(numbers)):
+        dtype = compute_dtype(ops, pred)
     else:
-        dtype = "int64" if b.dtype(x) in ("int64", "uint64") else "int32"
-    equal = b.expand_dims(b.cast(x, dtype), 1) == b.reshape(b.cast(numbers, dtype), (1, -1))
-    equal = b.cast(equal, "int32")
-    return b.where(b.sum(equal, 1) > 0, b.argmax(equal, 1), -1)
+        dtype = "int64" if ops.dtype(x) in ("int64", "uint64") else "int32"
+    equal = ops.expand_dims(ops.cast(x, dtype), 1) == ops.reshape(ops.cast(numbers, dtype), (1, -1))
+    equal = ops.cast(equal, "int32")
+    return ops.where(ops.sum(equal, 1) > 0, ops.argmax(equal, 1), -1)
 
 
 def _refuse(values: np.ndarray, bad: np.ndarray, words: str) -> None:

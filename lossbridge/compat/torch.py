@@ -20,14 +20,14 @@ A value that PyTorch computes correctly comes out the same. What differs, on pur
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
-from lossbridge import formulas, validation
-from lossbridge.backend import Array, Backend
-from lossbridge.losses import Reduction, evaluate
-from lossbridge.validation import Names
+from lossbridge import errors
+from lossbridge.frameworks.framework import ArrayOps
+from lossbridge.maths import bernoulli, divergence, softmax
+from lossbridge.maths.ops import Array, Ops, Residuals, Rule
+from lossbridge.request import as_array, common_framework, compute_dtype, framework_of, run
+from lossbridge.spec import LOSSES, Loss, Names, Reduction
 
 __all__ = [
     "binary_cross_entropy",
@@ -47,6 +47,43 @@ NAMES = Names(
     class_weight="weight",
 )
 
+
+def _label_mass(ops: Ops, labels: Array, pred: Array, axis: int, *, class_weight: Array, **_: Any) -> Array:
+    """w_y: a mean divides by Σ w_y, in which, unlike in the losses, nothing is smoothed."""
+    return softmax.label_mass(ops, labels, pred, axis, label_smoothing=0.0, class_weight=class_weight)
+
+
+def _kl_terms(ops: Ops, target: Array, log_p: Array, axis: None, *, log_target: bool) -> tuple[Array, Residuals]:
+    return divergence.kl_terms(ops, target, log_p, log_target=log_target), ()
+
+
+# The losses of classes are lossbridge's own, but of one class too.
+_CLASSES = LOSSES["sparse_categorical_crossentropy"]._replace(outcomes=1, mass=_label_mass)
+_DISTRIBUTIONS = LOSSES["categorical_crossentropy"]._replace(outcomes=1)
+_LOG_LIKELIHOOD = Loss(
+    "nll_loss",
+    {"probabilities": {"labels": softmax.LOG_LIKELIHOOD}},
+    {"ignore_class": None, "class_weight": None},
+    outcomes=1,
+    mass=_label_mass,
+)
+_KL_TERMS = Loss(
+    "kl_div",
+    {"probabilities": {"outcomes": Rule("terms of the divergence", _kl_terms, options=("log_target",))}},
+    {"log_target": False},
+    elementwise=("outcomes",),
+)
+_FLOORED = Loss(
+    "binary_cross_entropy", {"probabilities": {"outcomes": bernoulli.FLOORED}}, {}, elementwise=("outcomes",)
+)
+_TRIALS = Loss(
+    "binary_cross_entropy_with_logits",
+    {"logits": {"outcomes": bernoulli.LOGITS}},
+    {"pos_weight": None},
+    elementwise=("outcomes",),
+    per_class=(),  # pos_weight broadcasts to input's shape
+)
+
 # PyTorch's reductions, and ours.
 _REDUCTIONS: dict[str, Reduction] = {"mean": "mean", "sum": "sum", "none": "none"}
 _ELSEWHERE = {
@@ -63,7 +100,7 @@ def check_reduction(reduction: Any, *, batchmean: bool = False) -> Reduction:
     if batchmean and reduction == "batchmean":
         return "mean"
     known = (*_REDUCTIONS, "batchmean") if batchmean else tuple(_REDUCTIONS)
-    validation.reduction_name(reduction, known, _ELSEWHERE)
+    errors.reduction_name(reduction, known, _ELSEWHERE)
     return _REDUCTIONS[reduction]
 
 
@@ -92,48 +129,39 @@ def cross_entropy(
     0.202292
     """
     ours = check_reduction(reduction)
-    validation.options(reduction=ours, normalizer=normalizer, label_smoothing=label_smoothing)
-    validation.ignored_class(ignore_index, "ignore_index")
-    b, pred, axis = _input(input, target)
-    inplace_gradient = inplace_gradient and b.name == "torch"
-    labels = validation.adopt(b, "target", target, pred)
-    soft = validation.is_float(b.dtype(labels))
-    if soft and len(b.shape(labels)) + 1 == len(b.shape(pred)):
-        raise TypeError(
-            f"target has dtype {b.dtype(labels)} and no axis of classes: classes are integers; convert them, or pass "
-            "probabilities of input's shape"
-        )
-    if not soft and b.shape(pred) and b.shape(labels) == b.shape(pred):
-        raise TypeError(
-            f"target has input's shape and dtype {b.dtype(labels)}: probabilities are floating-point; convert them, or "
-            "pass classes, of input's shape without C"
-        )
-
-    validation.switches(inplace_gradient=inplace_gradient)
-    options: dict[str, Any] = {"from_logits": True, "label_smoothing": label_smoothing, "epsilon": 0.0}
-    if not soft:
-        cost = formulas.sparse_categorical_crossentropy
-        return _of_labels(
-            cost, target, pred, axis, weight, normalizer, ours, ignore_index, NAMES, options, inplace_gradient
-        )
+    errors.options({"label_smoothing": label_smoothing, "inplace_gradient": inplace_gradient})
+    errors.ignored_class(ignore_index, "ignore_index")
+    ops, pred, axis = _input(input, target)
+    given = {
+        "axis": axis,
+        "from_logits": True,
+        "label_smoothing": label_smoothing,
+        "class_weight": weight,
+        "normalizer": normalizer,
+        "inplace_gradient": inplace_gradient and framework_of(input).name == "torch",
+    }
+    if not _holds_probabilities(ops, as_array(ops, "target", target, pred), pred):
+        return _of_classes(_CLASSES, target, pred, ours, NAMES, ignore_class=ignore_index, **given)
     if ignore_index is not None and ignore_index >= 0:
         raise ValueError(f"ignore_index={ignore_index} is for integer targets, and target holds probabilities")
+    return run(_DISTRIBUTIONS, target, pred, names=NAMES, reduction=ours, **given)
 
-    return evaluate(
-        formulas.categorical_crossentropy,
-        target,
-        pred,
-        axis,
-        None,
-        None,
-        normalizer,
-        ours,
-        outcomes=1,
-        options=options,
-        per_class={"class_weight": weight},
-        inplace_gradient=inplace_gradient,
-        names=NAMES,
-    )
+
+def _holds_probabilities(ops: ArrayOps, target: Array, pred: Array) -> bool:
+    """Whether the target is floating-point; refuses what is neither classes nor probabilities."""
+    dtype, shape = ops.dtype(target), ops.shape(pred)
+    soft = errors.is_float(dtype)
+    if soft and len(ops.shape(target)) + 1 == len(shape):
+        raise TypeError(
+            f"target has dtype {dtype} and no axis of classes: classes are integers; convert them, or pass "
+            "probabilities of input's shape"
+        )
+    if not soft and shape and ops.shape(target) == shape:
+        raise TypeError(
+            f"target has input's shape and dtype {dtype}: probabilities are floating-point; convert them, or pass "
+            "classes, of input's shape without C"
+        )
+    return soft
 
 
 def nll_loss(
@@ -158,12 +186,12 @@ def nll_loss(
     0.3566749
     """
     ours = check_reduction(reduction)
-    validation.options(reduction=ours, normalizer=normalizer)
-    validation.ignored_class(ignore_index, "ignore_index")
+    errors.options({"reduction": ours, "normalizer": normalizer})
+    errors.ignored_class(ignore_index, "ignore_index")
     _, pred, axis = _input(input, target)
     names = NAMES._replace(soft="kl_div, which takes log-probabilities too")
-    cost = formulas.negative_log_likelihood
-    return _of_labels(cost, target, pred, axis, weight, normalizer, ours, ignore_index, names, {})
+    given = {"axis": axis, "class_weight": weight, "normalizer": normalizer, "ignore_class": ignore_index}
+    return _of_classes(_LOG_LIKELIHOOD, target, pred, ours, names, **given)
 
 
 def kl_div(
@@ -191,15 +219,16 @@ def kl_div(
     0.143841
     """
     ours = check_reduction(reduction, batchmean=True)
-    validation.options(reduction=ours, normalizer=normalizer)
-    validation.switches(log_target=log_target)
-    b, pred, _ = _input(input, target)
+    errors.options({"reduction": ours, "normalizer": normalizer})
+    errors.switches({"log_target": log_target})
+    ops, pred, _ = _input(input, target)
     if reduction == "batchmean" and normalizer is None:
-        normalizer = b.size(pred, 0) if b.shape(pred) else 1
+        normalizer = ops.size(pred, 0) if ops.shape(pred) else 1
 
-    options = {"log_target": log_target}
-    loss = _of_elements(formulas.kl_terms, target, b, b.cast(pred, b.widest(pred)), None, normalizer, ours, options)
-    return b.cast(loss, validation.compute_dtype(b.dtype(pred)))
+    wide = ops.cast(pred, ops.widest(pred))
+    given = {"log_target": log_target, "normalizer": normalizer, "reduction": ours}
+    loss = run(_KL_TERMS, target, wide, names=NAMES, **given)
+    return ops.cast(loss, compute_dtype(ops, pred))
 
 
 def binary_cross_entropy(
@@ -218,12 +247,13 @@ def binary_cross_entropy(
     0.2797766
     """
     ours = check_reduction(reduction)
-    validation.options(reduction=ours, normalizer=normalizer)
-    b, pred, _ = _input(input, target)
+    errors.options({"reduction": ours, "normalizer": normalizer})
+    ops, pred, _ = _input(input, target)
     hint = "for logits use binary_cross_entropy_with_logits (BCEWithLogitsLoss)"
-    validation.probabilities_in_range(b.concrete(pred), "input", hint)
-    validation.probabilities_in_range(b.concrete(target), "target", "give each its share of the outcome 1")
-    return _of_elements(formulas.floored_log_loss, target, b, pred, weight, normalizer, ours, {})
+    errors.probabilities_in_range(ops.concrete(pred), "input", hint)
+    errors.probabilities_in_range(ops.concrete(target), "target", "give each its share of the outcome 1")
+    each = None if weight is None else _spread(ops, "weight", weight, pred)
+    return run(_FLOORED, target, pred, names=NAMES, sample_weight=each, normalizer=normalizer, reduction=ours)
 
 
 def binary_cross_entropy_with_logits(
@@ -247,84 +277,33 @@ def binary_cross_entropy_with_logits(
     2.0612e-09
     """
     ours = check_reduction(reduction)
-    validation.options(reduction=ours, normalizer=normalizer)
-    b, pred, _ = _input(input, target)
-    positive = None if pos_weight is None else _spread(b, "pos_weight", pos_weight, pred)
-    options = {"from_logits": True, "epsilon": 0.0, "pos_weight": positive}
-    return _of_elements(formulas.bernoulli_log_loss, target, b, pred, weight, normalizer, ours, options)
+    errors.options({"reduction": ours, "normalizer": normalizer})
+    ops, pred, _ = _input(input, target)
+    given = {
+        "pos_weight": None if pos_weight is None else _spread(ops, "pos_weight", pos_weight, pred),
+        "sample_weight": None if weight is None else _spread(ops, "weight", weight, pred),
+        "normalizer": normalizer,
+        "reduction": ours,
+    }
+    return run(_TRIALS, target, pred, names=NAMES, **given)
 
 
-def _input(input: Any, target: Any) -> tuple[Backend, Array, int]:
-    """The backend, the input as its array, and the axis of the classes."""
-    b = validation.common_backend(input, "input", {"target": target})
-    pred = validation.adopt(b, "input", input)
-    validation.floating(b.dtype(pred), "input", "target")
-    return b, pred, 1 if len(b.shape(pred)) > 1 else 0
+def _input(input: Any, target: Any) -> tuple[ArrayOps, Array, int]:
+    """The arithmetic of its framework, the input as its array, and the axis of the classes."""
+    ops = common_framework(input, "input", {"target": target}).ops
+    pred = as_array(ops, "input", input)
+    errors.floating(ops.dtype(pred), "input", "target")
+    return ops, pred, 1 if len(pred.shape) > 1 else 0
 
 
-def _of_labels(
-    formula: Callable[..., Array],
-    target: Any,
-    pred: Array,
-    axis: int,
-    weight: Any,
-    normalizer: Any,
-    reduction: Reduction,
-    ignore_index: int | None,
-    names: Names,
-    options: Mapping[str, Any],
-    inplace_gradient: bool = False,
-) -> Any:
-    """`formula`: of classes. A mean divides by Σ w_y, in which, unlike in the losses, nothing is smoothed."""
-    return evaluate(
-        formula,
-        target,
-        pred,
-        axis,
-        None,
-        None,
-        normalizer,
-        "mean_with_sample_weight" if reduction == "mean" else reduction,
-        labels=True,
-        ignore_class=ignore_index,
-        outcomes=1,
-        options=options,
-        per_class={"class_weight": weight},
-        mass=None if weight is None else partial(formulas.sparse_class_mass, label_smoothing=0.0),
-        inplace_gradient=inplace_gradient,
-        names=names,
-    )
+def _of_classes(loss: Loss, target: Any, pred: Array, reduction: Reduction, names: Names, **given: Any) -> Any:
+    """A mean divides by Σ w_y."""
+    reduction = "mean_with_sample_weight" if reduction == "mean" else reduction
+    return run(loss, target, pred, names=names, reduction=reduction, **given)
 
 
-def _of_elements(
-    formula: Callable[..., Array],
-    target: Any,
-    b: Backend,
-    pred: Array,
-    weight: Any,
-    normalizer: Any,
-    reduction: Reduction,
-    options: Mapping[str, Any],
-) -> Any:
-    """`formula`: of elements."""
-    each = None if weight is None else _spread(b, "weight", weight, pred)
-    return evaluate(
-        formula,
-        target,
-        pred,
-        0,
-        each,
-        None,
-        normalizer,
-        reduction,
-        elementwise=True,
-        options=options,
-        names=NAMES,
-    )
-
-
-def _spread(b: Backend, name: str, x: Any, pred: Array) -> Array:
+def _spread(ops: ArrayOps, name: str, x: Any, pred: Array) -> Array:
     """`x` broadcast to the shape of the input, in the dtype of the computation."""
-    x = validation.adopt(b, name, x, pred)
-    validation.broadcastable(name, b.shape(x), "input", b.shape(pred))
-    return b.broadcast_to(b.cast(x, validation.compute_dtype(b.dtype(pred))), pred)
+    x = as_array(ops, name, x, pred)
+    errors.broadcastable(name, ops.shape(x), "input", ops.shape(pred))
+    return ops.broadcast_to(ops.cast(x, compute_dtype(ops, pred)), pred)

@@ -35,11 +35,11 @@ import numpy as np
 from keras.src.backend import get_keras_mask  # Keras' own losses ask here, and there is no public way
 from keras.src.losses.loss import scale_loss_for_distribution  # the trainer undoes this very scaling in its report
 
-from lossbridge import losses, validation
-from lossbridge.backend import Array, Shape, backend_of
+from lossbridge import errors, losses
 from lossbridge.compat.keras import labels, same_rank, without_last
-from lossbridge.losses import Reduction
-from lossbridge.reduction import MEANS
+from lossbridge.maths.ops import Array, Shape
+from lossbridge.request import common_framework, framework_of
+from lossbridge.spec import MEANS, Reduction
 
 __all__ = [
     "BinaryCrossentropy",
@@ -61,7 +61,7 @@ class _Loss(keras.losses.Loss):
         options = {key: _kept(key, x) for key, x in arguments.items() if key not in ("self", "__class__")}
         _check(options)
         super().__init__(name=options.pop("name"), reduction=options.pop("reduction"), dtype=options.pop("dtype"))
-        if not validation.is_float(self.dtype):
+        if not errors.is_float(self.dtype):
             raise ValueError(f"dtype is {self.dtype}; a loss computes in float16, bfloat16, float32 or float64")
         self._function = function
         self._names = tuple(options)
@@ -110,7 +110,7 @@ class _Loss(keras.losses.Loss):
         y_true, y_pred = _array(y_true, "y_true"), _array(y_pred, "y_pred")
         self._refuse_predictions(y_pred, swapped=learns and not getattr(y_pred, "requires_grad", False))
         y_pred = keras.ops.convert_to_tensor(y_pred, dtype=self.dtype)
-        validation.common_backend(y_pred, "y_pred", {"y_true": y_true})
+        common_framework(y_pred, "y_pred", {"y_true": y_true})
         if self._function is not losses.sparse_categorical_crossentropy:
             y_true, y_pred = same_rank(y_true, y_pred)
         if self._function in (losses.sparse_categorical_crossentropy, losses.log_loss):
@@ -127,19 +127,19 @@ class _Loss(keras.losses.Loss):
         )
 
     def _refuse_predictions(self, y_pred: Array, *, swapped: bool) -> None:
-        b, running = backend_of(y_pred), keras.backend.backend()
-        if b.name not in (running, "numpy"):
+        framework, running = framework_of(y_pred), keras.backend.backend()
+        if framework.name not in (running, "numpy"):
             ours = f"lossbridge.{self._function.__name__}"
-            if b.name == "torch":
+            if framework.name == "torch":
                 ours = f"lossbridge.torch.{type(self).__name__}"
             raise TypeError(
-                f"y_pred is of {b.name}, and Keras runs on {running}; set KERAS_BACKEND={b.name} before Keras is "
-                f"imported, or in a loop of your own use {ours}"
+                f"y_pred is of {framework.name}, and Keras runs on {running}; set KERAS_BACKEND={framework.name} "
+                f"before Keras is imported, or in a loop of your own use {ours}"
             )
-        if not validation.is_float(b.dtype(y_pred)):
+        if not errors.is_float(framework.ops.dtype(y_pred)):
             raise TypeError(
-                f"y_pred has dtype {b.dtype(y_pred)}, and logits and probabilities are floating-point numbers; were "
-                "the arguments swapped? the order is (y_true, y_pred)"
+                f"y_pred has dtype {framework.ops.dtype(y_pred)}, and logits and probabilities are floating-point "
+                "numbers; were the arguments swapped? the order is (y_true, y_pred)"
             )
         if swapped:
             raise ValueError("y_true requires a gradient and y_pred does not; swap them: the order is (y_true, y_pred)")
@@ -173,7 +173,7 @@ def _kept(name: str, x: Any) -> Any:
 
 
 def _check(options: dict[str, Any]) -> None:
-    validation.constructor_options(options)
+    errors.options(options)
     normalizer = options["normalizer"]
     if isinstance(options.get("class_weight"), bool | int | float):
         raise ValueError(f"class_weight is {options['class_weight']}; give it one number a class, in order")
@@ -200,7 +200,7 @@ def _array(x: Any, name: str) -> Array:
 
 
 def _shape(x: Array) -> Shape:
-    return backend_of(x, "y_true").shape(x)
+    return framework_of(x, "y_true").ops.shape(x)
 
 
 def _without_last(x: Any, rank: int) -> Any:
@@ -486,5 +486,4 @@ class BinaryFocalCrossentropy(_Loss):
         epsilon: float = 1e-7,
         normalizer: float | None = None,
     ) -> None:
-        validation.fraction("alpha", alpha)
         super().__init__(losses.binary_focal_crossentropy, locals())

@@ -1,1 +1,1 @@
-"""Parity, diagnosis, benchmark and the command: built on the losses, and imported by none of them."""
+"""The command and what it runs: parity, diagnosis, benchmark. Built on the losses, which import nothing from here."""

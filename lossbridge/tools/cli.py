@@ -1,10 +1,15 @@
-"""The command `lossbridge`: arguments, progress, exit status. What it runs lives in the folders beside it."""
+"""The command `lossbridge`: its options, progress bars and exit status.
+
+Holds no check, measurement or table of its own; they are in parity/, bench/ and diagnosis/.
+"""
 
 from __future__ import annotations
 
 import difflib
+import itertools
 import re
-from dataclasses import asdict
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -13,17 +18,16 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-import lossbridge
-from lossbridge.backend import BACKENDS
-from lossbridge.conventions import PEERS
+from lossbridge.frameworks import FRAMEWORKS
+from lossbridge.tools import diagnosis
 from lossbridge.tools.bench import bench_report, plots, results
 from lossbridge.tools.bench import cells as bench_cells
-from lossbridge.tools.parity import parity_report, vectors
+from lossbridge.tools.parity import parity_report, peers, vectors
 from lossbridge.tools.parity.cases import DTYPES, LOSSES
 from lossbridge.tools.parity.check import Outcome
 from lossbridge.tools.parity.files import UnusableFile, case_of, load_arrays
-from lossbridge.tools.parity.peers import missing
-from lossbridge.tools.parity.processes import installed, run_workers
+from lossbridge.tools.processes import BackendRun, installed, run_workers
+from lossbridge.version import __version__
 
 app = typer.Typer(
     help="One loss, four frameworks, the same number.", no_args_is_help=True, pretty_exceptions_enable=False
@@ -33,28 +37,60 @@ err = Console(stderr=True)
 
 AGREED, DISAGREED, BAD_USAGE = 0, 1, 2
 
+# Options that several commands share, or that take more than a line.
+Backends = Annotated[list[str] | None, typer.Option(help="Only this backend; may be repeated.")]
+Losses = Annotated[list[str] | None, typer.Option(help="Only this loss; may be repeated.")]
+Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, …")]
+Timeout = Annotated[float, typer.Option(help="Seconds of silence after which a backend counts as hung.")]
+
+OwnFile = Annotated[
+    Path | None,
+    typer.Argument(help="Your own arrays: an .npz file with y_true and y_pred, and optionally sample_weight and mask."),
+]
+Peers = Annotated[
+    bool, typer.Option("--peers", help="Compare lossbridge.compat with the libraries' own functions, where installed.")
+]
+
+Batches = Annotated[
+    list[Path],
+    typer.Argument(
+        help="One batch per file: an .npz with y_true and y_pred, and optionally class_weight, sample_weight, mask and "
+        "observed."
+    ),
+]
+Observed = Annotated[
+    list[str] | None,
+    typer.Option(help="The number to explain, as it was printed; once per file. Default: the file's array observed."),
+]
+ProbeFile = Annotated[
+    Path | None, typer.Option(help="Write a small batch on which the explanations differ to this .npz file.")
+]
+
 
 def _refuse(message: str) -> NoReturn:
     err.print(f"lossbridge: {message}", markup=False, highlight=False, soft_wrap=True)
     raise typer.Exit(BAD_USAGE)
 
 
-def _writable(path: Path) -> None:
-    """Now, rather than after minutes of work. Leaves nothing behind."""
-    existed = path.exists()
-    try:
-        with path.open("a"):
-            pass
-        if not existed:
-            path.unlink()
-    except OSError as error:
-        _refuse(f"{path} cannot be written: {error.strerror}; name a file in a folder that exists")
+def _print_lines(*groups: Iterable[str]) -> None:
+    """Verbatim: no markup, no line breaks."""
+    for line in itertools.chain(*groups):
+        out.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def _writable_all(*paths: Path | None) -> None:
+def _check_writable(*paths: Path | None) -> None:
+    """Refuses before the work rather than after it. Leaves no new file behind."""
     for path in paths:
-        if path is not None:
-            _writable(path)
+        if path is None:
+            continue
+        existed = path.exists()
+        try:
+            with path.open("a"):
+                pass
+            if not existed:
+                path.unlink()
+        except OSError as error:
+            _refuse(f"{path} cannot be written: {error.strerror}; name a file in a folder that exists")
 
 
 def _check_timeout(timeout: float) -> None:
@@ -62,25 +98,26 @@ def _check_timeout(timeout: float) -> None:
         _refuse(f"--timeout is {timeout:g}; give seconds above 0")
 
 
-def _known(option: str, given: list[str], known: Any, *, of: Any = None) -> None:
-    """`of`: what the error names, if not all."""
+def _refuse_unknown(option: str, given: list[str], known: Iterable[str], *, listed: Iterable[str] = ()) -> None:
+    """`listed`: the names that the error lists, if not all known ones."""
+    known = list(known)
     for name in given:
         if name not in known:
             close = difflib.get_close_matches(name, known, 1, 0.4)
             hint = f"; did you mean {close[0]}?" if close else ""
-            _refuse(f"{option} {name} is unknown; use one of {', '.join(of or known)}{hint}")
+            _refuse(f"{option} {name} is unknown; use one of {', '.join(listed or known)}{hint}")
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
-        out.print(f"lossbridge {lossbridge.__version__}", highlight=False)
+def _print_version(asked: bool) -> None:
+    if asked:
+        out.print(f"lossbridge {__version__}", highlight=False)
         raise typer.Exit()
 
 
 @app.callback()
 def main(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop.")
     ] = False,
 ) -> None:
     pass
@@ -88,41 +125,34 @@ def main(
 
 @app.command()
 def parity(
-    file: Annotated[
-        Path | None,
-        typer.Argument(help="Your own arrays: an .npz file with y_true, y_pred, and sample_weight, mask if you like."),
-    ] = None,
-    backend: Annotated[list[str] | None, typer.Option(help="Only this backend; may be repeated.")] = None,
+    file: OwnFile = None,
+    backend: Backends = None,
     loss: Annotated[list[str] | None, typer.Option(help="Only this loss; may be repeated. FILE needs one.")] = None,
     dtype: Annotated[list[str] | None, typer.Option(help="Only cases of this dtype; may be repeated.")] = None,
-    peers: Annotated[
-        bool, typer.Option("--peers", help="lossbridge.compat against the libraries' own functions, where installed.")
-    ] = False,
-    device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, …")] = "cpu",
-    json: Annotated[Path | None, typer.Option(help="Keep every outcome in this file.")] = None,
-    html: Annotated[Path | None, typer.Option(help="Keep the table and a plot of errors in this page.")] = None,
-    timeout: Annotated[float, typer.Option(help="Seconds of silence after which a backend counts as hung.")] = 600,
+    peers: Peers = False,
+    device: Device = "cpu",
+    json: Annotated[Path | None, typer.Option(help="Write every outcome to this JSON file.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write the table and a plot of errors to this HTML page.")] = None,
+    timeout: Timeout = 600,
     from_logits: Annotated[bool | None, typer.Option(help="With FILE: y_pred holds logits.")] = None,
     label_smoothing: Annotated[float | None, typer.Option(help="With FILE.")] = None,
     axis: Annotated[int | None, typer.Option(help="With FILE: the axis of the classes.")] = None,
-    epsilon: Annotated[float | None, typer.Option(help="With FILE: the clipping of probabilities.")] = None,
-    ignore_class: Annotated[int | None, typer.Option(help="With FILE: a label to leave out.")] = None,
+    epsilon: Annotated[
+        float | None, typer.Option(help="With FILE: the bound that probabilities are clipped to.")
+    ] = None,
+    ignore_class: Annotated[int | None, typer.Option(help="With FILE: a label to ignore.")] = None,
     temperature: Annotated[float | None, typer.Option(help="With FILE, for distillation_loss.")] = None,
     alpha: Annotated[float | None, typer.Option(help="With FILE, for the focal losses.")] = None,
     gamma: Annotated[float | None, typer.Option(help="With FILE, for the focal losses.")] = None,
     reduction: Annotated[str | None, typer.Option(help="With FILE.")] = None,
 ) -> None:
-    """Check every backend against the reference: values and gradients, eager and compiled.
+    """Compare values and gradients of every backend with the reference, eager and compiled.
 
-    With --peers every convention of other libraries against the library itself; --loss then names functions, as
+    With --peers, compare lossbridge.compat with the libraries themselves; --loss then names functions, such as
     torch.kl_div, or whole libraries.
 
-    Exit status: 0 if all that was asked for ran and agreed, 1 if not, 2 on bad usage.
+    Exit status: 0 if everything asked for ran and agreed, 1 if not, 2 on bad usage.
     """
-    backends, losses, dtypes = backend or [], loss or [], dtype or []
-    _known("--backend", backends, BACKENDS)
-    _known("--loss", losses, _peer_names() if peers else LOSSES, of=_libraries() if peers else None)
-    _known("--dtype", dtypes, DTYPES)
     given = {
         "from_logits": from_logits,
         "label_smoothing": label_smoothing,
@@ -135,82 +165,99 @@ def parity(
         "reduction": reduction,
     }
     options = {name: option for name, option in given.items() if option is not None}
-    if peers and (file is not None or options):
-        _refuse("--peers has arrays and options of its own; leave out FILE and what describes it")
-    if peers and dtypes:
-        _refuse("--dtype chooses among the built-in cases; --peers compares in float32")
-    if file is None and options:
-        _refuse(f"--{next(iter(options)).replace('_', '-')} describes your own arrays; name their .npz FILE too")
-    if file is not None:
-        if len(losses) != 1:
-            _refuse(f"FILE needs one --loss; use one of {', '.join(LOSSES)}")
-        if dtypes:
-            _refuse("--dtype chooses among the built-in cases; FILE has the dtype of its y_pred")
-        try:
-            case_of(file, losses[0], options)
-        except UnusableFile as error:
-            _refuse(str(error))
+    request = _ParityRequest(device, loss or [], dtype or [], file, options, peers)
+    _refuse_unknown("--backend", backend or [], FRAMEWORKS)
+    request.check_usage()
     _check_timeout(timeout)
-    _writable_all(json, html)
+    _check_writable(json, html)
+    runs = _run_parity(list(dict.fromkeys(backend or _all_backends())), request, timeout)
+    _report_parity(runs, request, backend or [], json, html)
 
-    request = {
-        "device": device,
-        "losses": losses,
-        "dtypes": dtypes,
-        "file": None if file is None else str(file),
-        "options": options,
-        "peers": peers,
-    }
+
+@dataclass(frozen=True)
+class _ParityRequest:
+    """What the parity command is asked to check. Its fields travel to the workers."""
+
+    device: str
+    losses: list[str]
+    dtypes: list[str]
+    file: Path | None
+    options: dict[str, Any]  # of the file's arrays
+    peers: bool
+
+    def check_usage(self) -> None:
+        file, options = self.file, self.options
+        if self.peers:
+            _refuse_unknown("--loss", self.losses, peers.names(), listed=peers.libraries())
+        else:
+            _refuse_unknown("--loss", self.losses, LOSSES)
+        _refuse_unknown("--dtype", self.dtypes, DTYPES)
+        if self.peers and (file is not None or options):
+            _refuse("--peers has arrays and options of its own; leave out FILE and what describes it")
+        if self.peers and self.dtypes:
+            _refuse("--dtype chooses among the built-in cases; --peers compares in float32")
+        if file is None and options:
+            _refuse(f"--{next(iter(options)).replace('_', '-')} describes your own arrays; name their .npz FILE too")
+        if file is not None:
+            if len(self.losses) != 1:
+                _refuse(f"FILE needs one --loss; use one of {', '.join(LOSSES)}")
+            if self.dtypes:
+                _refuse("--dtype chooses among the built-in cases; FILE has the dtype of its y_pred")
+            try:
+                case_of(file, self.losses[0], options)
+            except UnusableFile as error:
+                _refuse(str(error))
+
+
+def _run_parity(backends: list[str], request: _ParityRequest, timeout: float) -> list[BackendRun[Outcome]]:
+    """All backends side by side."""
     with _progress() as progress:
-        chosen = backends or _all_backends()
-        bars = {name: progress.add_task(name, total=None) for name in chosen if installed(name)}
-        runs = run_workers(
-            list(dict.fromkeys(chosen)),
-            request,
+        bars = {name: progress.add_task(name, total=None) for name in backends if installed(name)}
+        return run_workers(
+            backends,
+            {**vars(request), "file": None if request.file is None else str(request.file)},
             worker="lossbridge.tools.parity.parity_worker",
             outcome=lambda found: Outcome(**found),
             timeout=timeout,
             on_total=lambda name, total: progress.update(bars[name], total=total),
             on_outcome=lambda name, outcome: progress.advance(bars[name]),
         )
-    lacking = missing(losses) if peers else []
-    agreed = _all_agreed(runs, backends) and not (losses and lacking)
-    about = parity_report.PEERS if peers else parity_report.CASES
-    absent = [f"{library}: not installed, and not compared" for library in lacking]
-    absent += parity_report.not_by_a_library(runs) if peers else []
+
+
+def _report_parity(
+    runs: list[BackendRun[Outcome]], request: _ParityRequest, named: list[str], json: Path | None, html: Path | None
+) -> NoReturn:
+    """Prints, writes the files, and exits with the status."""
+    about, absent = parity_report.CASES, []
+    agreed = _all_agreed(runs, named)
+    if request.peers:
+        about, lacking = parity_report.PEERS, peers.missing(request.losses)
+        agreed = agreed and not (request.losses and lacking)
+        absent = [f"{library}: not installed, and not compared" for library in lacking]
+        absent += parity_report.by_convention_only(runs)
     out.print(about.title, highlight=False)
     out.print(parity_report.table(runs))
     out.print(about.legend, style="dim")
-    for line in (*absent, *parity_report.closing_lines(runs, backends)):
-        out.print(line, markup=False, highlight=False, soft_wrap=True)
+    _print_lines(absent, parity_report.closing_lines(runs, named))
     if json is not None:
-        parity_report.write_json(json, runs, device, agreed)
+        parity_report.write_json(json, runs, request.device, agreed)
     if html is not None:
-        parity_report.write_html(html, runs, device, backends, about, more=absent)
+        parity_report.write_html(html, runs, request.device, named, about, more=absent)
     raise typer.Exit(AGREED if agreed else DISAGREED)
 
 
 def _progress() -> Progress:
-    """A line a backend."""
+    """One bar per backend."""
     columns = TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     return Progress(*columns, console=err)
 
 
 def _all_backends() -> list[str]:
-    return sorted(BACKENDS, key=lambda name: name != "numpy")
-
-
-def _peer_names() -> list[str]:
-    others = [peer for peer in PEERS if peer.library != "lossbridge"]
-    return list(dict.fromkeys([*_libraries(), *(peer.name for peer in others)]))
-
-
-def _libraries() -> list[str]:
-    return list(dict.fromkeys(peer.library for peer in PEERS if peer.library != "lossbridge"))
+    return sorted(FRAMEWORKS, key=lambda name: name != "numpy")
 
 
 def _all_agreed(runs: list[Any], named: list[str]) -> bool:
-    """A backend nobody named may be missing, or lack the device; one that was named, or that started, may not."""
+    """A backend may be missing, or lack the device, unless it was named on the command line."""
     absent = [] if named else [run for run in runs if run.status in ("missing", "no device")]
     present = [run for run in runs if run not in absent]
     return bool(present) and all(run.agreed for run in present)
@@ -218,65 +265,52 @@ def _all_agreed(runs: list[Any], named: list[str]) -> bool:
 
 @app.command()
 def bench(
-    backend: Annotated[list[str] | None, typer.Option(help="Only this backend; may be repeated.")] = None,
-    loss: Annotated[list[str] | None, typer.Option(help="Only this loss; may be repeated.")] = None,
+    backend: Backends = None,
+    loss: Losses = None,
     dtype: Annotated[list[str] | None, typer.Option(help="Only cells of this dtype; may be repeated.")] = None,
-    device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, …")] = "cpu",
+    device: Device = "cpu",
     quick: Annotated[bool, typer.Option("--quick", help="Fewer cells and rounds: 3 minutes on 2 cores.")] = False,
-    json: Annotated[Path | None, typer.Option(help="Keep every measurement in this file.")] = None,
-    html: Annotated[Path | None, typer.Option(help="Keep the tables and plots in this page.")] = None,
-    plots_in: Annotated[Path | None, typer.Option("--plots", help="Keep the plots as PNG in this folder.")] = None,
-    compare: Annotated[Path | None, typer.Option(help="An earlier --json: show what got slower or larger.")] = None,
-    timeout: Annotated[float, typer.Option(help="Seconds of silence after which a backend counts as hung.")] = 600,
+    json: Annotated[Path | None, typer.Option(help="Write every measurement to this JSON file.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write the tables and plots to this HTML page.")] = None,
+    plots_in: Annotated[
+        Path | None, typer.Option("--plots", help="Write the plots as PNG files to this folder.")
+    ] = None,
+    compare: Annotated[
+        Path | None, typer.Option(help="A file of an earlier --json: show what got slower or larger.")
+    ] = None,
+    timeout: Timeout = 600,
 ) -> None:
-    """Time and memory of every loss beside every peer that is installed: eager and compiled, interleaved.
+    """Measure time and memory of every loss and of every installed peer, in turn, eager and compiled.
 
-    Exit status: 0 if everything ran, 1 if not, or if --compare shows something worse, 2 on bad usage.
+    Exit status: 0 if everything ran, 1 if not, or if --compare finds something worse, 2 on bad usage.
     """
-    named, losses, dtypes = backend or [], loss or [], dtype or []
-    _known("--backend", named, BACKENDS)
-    _known("--loss", losses, LOSSES)
-    _known("--dtype", dtypes, DTYPES)
+    named = backend or []
+    _refuse_unknown("--backend", named, FRAMEWORKS)
+    _refuse_unknown("--loss", loss or [], LOSSES)
+    _refuse_unknown("--dtype", dtype or [], DTYPES)
     _check_timeout(timeout)
-    _writable_all(json, html)
+    _check_writable(json, html)
     if plots_in is not None and not (plots_in.is_dir() or (plots_in.parent.is_dir() and not plots_in.exists())):
         _refuse(f"--plots {plots_in} cannot be made; name a folder, or a new one in a folder that exists")
     try:
         old = [] if compare is None else bench_report.read(compare)
     except bench_report.UnusableResults as error:
         _refuse(str(error))
-    chosen = list(dict.fromkeys(named or _all_backends()))
-    todo = {name: bench_cells.selected(name, losses, dtypes, quick=quick) for name in chosen}
-    chosen = [name for name in chosen if todo[name]]
-    if not chosen:
+    chosen = dict.fromkeys(named or _all_backends())
+    cells = {name: bench_cells.selected(name, loss or [], dtype or [], quick=quick) for name in chosen}
+    cells = {name: some for name, some in cells.items() if some}
+    if not cells:
         _refuse(f"no cell{' of --quick' if quick else ''} has this --loss and --dtype; leave one of them out")
-    runs: list[results.Run] = []
-    with _progress() as progress:
-        bars = {name: progress.add_task(name, total=len(todo[name])) for name in chosen if installed(name)}
-        for name in chosen:  # one after another: side by side they would slow each other
-            runs += run_workers(
-                [name],
-                {
-                    "device": device,
-                    "cells": [cell.as_dict() for cell in todo[name]],
-                    "budget": asdict(bench_cells.QUICK if quick else bench_cells.FULL),
-                },
-                worker="lossbridge.tools.bench.bench_worker",
-                outcome=results.Outcome.of_dict,
-                timeout=timeout,
-                on_outcome=lambda name, outcome: progress.advance(bars[name]),
-            )
-    for table in (bench_report.of_ratios(runs), bench_report.of_slopes(runs), bench_report.of_targets(runs)):
-        if table.rows:
-            out.print(table.shown())
-            out.print(table.legend, style="dim")
+    runs = _run_bench(cells, bench_cells.QUICK if quick else bench_cells.FULL, device, timeout)
+
+    worse, compared = results.worse(old, runs)
     lines = bench_report.closing_lines(runs, named)
-    worse: list[str] = []
     if compare is not None:
-        worse, compared = results.worse(old, runs)
         lines += [*worse, f"{compared} figures compared with {compare}, {len(worse)} got worse"]
-    for line in lines:
-        out.print(line, markup=False, highlight=False, soft_wrap=True)
+    for table in bench_report.tables(runs):
+        out.print(table.shown())
+        out.print(table.legend, style="dim")
+    _print_lines(lines)
     if json is not None:
         bench_report.write_json(json, runs, device, quick)
     if html is not None:
@@ -286,50 +320,60 @@ def bench(
     raise typer.Exit(AGREED if _all_agreed(runs, named) and not worse else DISAGREED)
 
 
+def _run_bench(
+    cells: dict[str, list[bench_cells.Cell]], budget: bench_cells.Budget, device: str, timeout: float
+) -> list[results.Run]:
+    """One backend after another: side by side they would slow each other down."""
+    runs: list[results.Run] = []
+    with _progress() as progress:
+        bars = {name: progress.add_task(name, total=len(cells[name])) for name in cells if installed(name)}
+        for name, some in cells.items():
+            request = {"device": device, "cells": [cell.as_dict() for cell in some], "budget": asdict(budget)}
+            runs += run_workers(
+                [name],
+                request,
+                worker="lossbridge.tools.bench.bench_worker",
+                outcome=results.Outcome.of_dict,
+                timeout=timeout,
+                on_outcome=lambda name, outcome: progress.advance(bars[name]),
+            )
+    return runs
+
+
 @app.command()
 def diagnose(
-    files: Annotated[
-        list[Path],
-        typer.Argument(
-            help="A batch each: an .npz file with y_true and y_pred, and with class_weight, sample_weight, mask and "
-            "observed if there are any."
-        ),
-    ],
-    observed: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="The number to explain, as it was printed; one a file. Or an array of that name in the file."
-        ),
+    files: Batches,
+    observed: Observed = None,
+    expected: Annotated[
+        str | None, typer.Option(help="The function that was meant, such as keras.CategoricalCrossentropy.")
     ] = None,
-    expected: Annotated[str | None, typer.Option(help="What was meant, as keras.CategoricalCrossentropy.")] = None,
-    quantity: Annotated[str | None, typer.Option(help="Of an array of y_pred's shape: gradient or value.")] = None,
-    ignore_class: Annotated[int | None, typer.Option(help="A label that may have been left out.")] = None,
+    quantity: Annotated[
+        str | None, typer.Option(help="What an array of y_pred's shape holds: gradient or value.")
+    ] = None,
+    ignore_class: Annotated[int | None, typer.Option(help="A label that may have been ignored.")] = None,
     label_smoothing: Annotated[float | None, typer.Option(help="A coefficient that may have been used.")] = None,
     epsilon: Annotated[float | None, typer.Option(help="An ε that may have been used.")] = None,
-    probe: Annotated[
-        Path | None, typer.Option(help="Write a small batch that tells apart what is left to this .npz file.")
-    ] = None,
+    probe: ProbeFile = None,
 ) -> None:
-    """Which convention explains a loss: the libraries' own, or one with something changed.
+    """Find the conventions that explain a loss: the libraries' own, and those with one or two things changed.
 
-    Exit status: 0 if something explains it, 1 if nothing does, 2 on bad usage.
+    Exit status: 0 if a convention explains it, 1 if none does, 2 on bad usage.
     """
     batches = [_batch(path, observed or [], i, len(files)) for i, path in enumerate(files)]
     weights = [options.pop("class_weight", None) for *_, options in batches]
     for path, weight in zip(files[1:], weights[1:], strict=True):
         if weight is not None and not np.array_equal(weight, weights[0]):
             _refuse(f"{path} holds another class_weight than {files[0]}; diagnose it on its own")
-    if probe is not None:
-        _writable(probe)
-    true, pred, seen, options = batches[0]
+    _check_writable(probe)
+    y_true, y_pred, number, options = batches[0]
     columns = TextColumn("comparing conventions"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn()
-    with Progress(*columns, console=err) as progress:
-        bar = progress.add_task("", total=1.0)
-        try:
-            found = lossbridge.diagnose(
-                true,
-                pred,
-                seen,
+    try:
+        with Progress(*columns, console=err) as progress:
+            bar = progress.add_task("", total=1.0)
+            found = diagnosis.diagnose(
+                y_true,
+                y_pred,
+                number,
                 **options,
                 class_weight=weights[0],
                 expected=expected,
@@ -338,45 +382,42 @@ def diagnose(
                 label_smoothing=label_smoothing,
                 epsilon=epsilon,
                 more=batches[1:],
-                advance=lambda share: progress.advance(bar, share),
+                advance=lambda fraction: progress.advance(bar, fraction),
             )
-        except (ValueError, TypeError) as error:
-            problem = str(error)
-        else:
-            problem = ""
             progress.update(bar, completed=1.0)
-    if problem:
-        further = re.match(r"further batch (\d+): ", problem)
-        _refuse(f"{files[int(further[1]) if further else 0]}: {problem[further.end() if further else 0 :]}")
-    out.print(str(found), markup=False, highlight=False, soft_wrap=True)
+    except (ValueError, TypeError) as error:
+        place = re.match(r"further batch (\d+): ", str(error))
+        _refuse(f"{files[int(place[1]) if place else 0]}: {str(error)[place.end() if place else 0 :]}")
+    _print_lines([str(found)])
     if probe is not None:
-        separating = found.probe()
-        if separating is None:
-            out.print(
-                "There are not two explanations that a small batch tells apart; no probe is written.", soft_wrap=True
-            )
-        else:
-            with probe.open("wb") as file:
-                np.savez(file, allow_pickle=False, **separating.arrays())
-            out.print(f"\nCompute your loss on the batch in {probe}, and diagnose that number with it:", soft_wrap=True)
-            out.print(separating.table(), markup=False, highlight=False, soft_wrap=True)
+        _write_probe(probe, found.probe())
     raise typer.Exit(AGREED if found.fits else DISAGREED)
 
 
+def _write_probe(path: Path, probe: diagnosis.Probe | None) -> None:
+    if probe is None:
+        out.print("No small batch tells two of the explanations apart; no probe is written.", soft_wrap=True)
+        return
+    with path.open("wb") as file:
+        np.savez(file, allow_pickle=False, **probe.arrays())
+    out.print(f"\nCompute your loss on the batch in {path}, and diagnose that number with it:", soft_wrap=True)
+    _print_lines([probe.table()])
+
+
 def _batch(path: Path, observed: list[str], place: int, count: int) -> tuple[Any, Any, Any, dict[str, Any]]:
-    """(y_true, y_pred, observed, weights and mask) of a file."""
+    """A file's (y_true, y_pred, observed, weights and mask)."""
     try:
         arrays = load_arrays(path, ("class_weight", "sample_weight", "mask", "observed"))
     except UnusableFile as error:
         _refuse(str(error))
-    seen: Any = arrays.pop("observed", None)
+    number: Any = arrays.pop("observed", None)
     if observed and len(observed) != count:
         _refuse(f"--observed is given {len(observed)} times for {count} files; give it once a file")
     if observed:
-        seen = observed[place]
-    if seen is None:
+        number = observed[place]
+    if number is None:
         _refuse(f"{path} holds no array observed; give the number to explain with --observed")
-    return arrays.pop("y_true"), arrays.pop("y_pred"), seen, dict(arrays)
+    return arrays.pop("y_true"), arrays.pop("y_pred"), number, dict(arrays)
 
 
 @app.command("vectors")
@@ -384,7 +425,7 @@ def write_or_check_vectors(
     output: Annotated[Path | None, typer.Option("--out", help="Write the cases with their exact results.")] = None,
     check: Annotated[Path | None, typer.Option(help="Read such a file back and compare it with the reference.")] = None,
 ) -> None:
-    """The cases with inputs, options and exact results as JSON, for implementations in other languages."""
+    """Write or check the cases with inputs, options and exact results, as JSON for other implementations."""
     if (output is None) == (check is None):
         _refuse("give one of --out FILE.json and --check FILE.json")
     if output is not None:
@@ -399,7 +440,6 @@ def write_or_check_vectors(
         count, faults = vectors.check(check)
     except vectors.UnusableVectors as error:
         _refuse(str(error))
-    for fault in faults:
-        out.print(fault, markup=False, highlight=False, soft_wrap=True)
+    _print_lines(faults)
     out.print(f"{count} cases, {len(faults)} wrong", highlight=False)
     raise typer.Exit(DISAGREED if faults else AGREED)

@@ -27,9 +27,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lossbridge import losses, validation
-from lossbridge.backends.torch import dtype
+from lossbridge import errors, losses
 from lossbridge.compat import torch as functional
+from lossbridge.frameworks.torch_ops import dtype
+from lossbridge.spec import Reduction
 
 __all__ = [
     "BCELoss",
@@ -72,7 +73,7 @@ class _Loss(nn.Module):
                 f"{type(pred).__qualname__}; convert it, or use the functions of lossbridge, which take arrays of any "
                 "library, or in Keras lossbridge.keras"
             )
-        validation.floating(dtype(pred), pred_name, true_name)
+        errors.floating(dtype(pred), pred_name, true_name)
         learns = isinstance(true, Tensor) and true.requires_grad and torch.is_grad_enabled()
         if learns and not pred.requires_grad and not either_may_learn:
             order = (true_name, pred_name) if isinstance(self, _KerasOrder) else (pred_name, true_name)
@@ -98,7 +99,7 @@ class _PyTorchOrder(_Loss):
 
     def _validate(self, *, batchmean: bool = False) -> None:
         functional.check_reduction(self.reduction, batchmean=batchmean)
-        validation.ignored_class(getattr(self, "ignore_index", None), "ignore_index")
+        errors.ignored_class(getattr(self, "ignore_index", None), "ignore_index")
 
 
 class CrossEntropyLoss(_PyTorchOrder, nn.CrossEntropyLoss):
@@ -140,8 +141,8 @@ class CrossEntropyLoss(_PyTorchOrder, nn.CrossEntropyLoss):
     ) -> None:
         super().__init__(weight, size_average, ignore_index, reduce, reduction, label_smoothing)
         self._validate()
-        validation.fraction("label_smoothing", label_smoothing)
-        validation.switches(inplace_gradient=inplace_gradient)
+        errors.fraction("label_smoothing", label_smoothing)
+        errors.switches({"inplace_gradient": inplace_gradient})
         self.inplace_gradient = inplace_gradient
 
     def forward(self, input: Tensor, target: Tensor, normalizer: Any = None) -> Tensor:
@@ -219,7 +220,7 @@ class KLDivLoss(_PyTorchOrder, nn.KLDivLoss):
     ) -> None:
         super().__init__(size_average, reduce, reduction, log_target)
         self._validate(batchmean=True)
-        validation.switches(log_target=log_target)
+        errors.switches({"log_target": log_target})
 
     def forward(self, input: Tensor, target: Tensor, normalizer: Any = None) -> Tensor:
         self._check("target", target, "input", input, either_may_learn=True)
@@ -311,7 +312,7 @@ class _KerasOrder(_Loss):
         """`arguments`: the locals() of a constructor that has nothing but its arguments, so that none is forgotten."""
         super().__init__()
         options = {name: x for name, x in arguments.items() if name not in ("self", "__class__")}
-        validation.constructor_options(options)
+        errors.options(options)
         self._function, self._options = function, tuple(options)
         for name, value in options.items():
             if name not in self._arrays or isinstance(value, int | float):
@@ -355,7 +356,7 @@ class CategoricalCrossentropy(_KerasOrder):
         from_logits: bool = False,
         label_smoothing: float = 0.0,
         axis: int = -1,
-        reduction: losses.Reduction = "sum_over_batch_size",
+        reduction: Reduction = "sum_over_batch_size",
         *,
         epsilon: float = 1e-7,
         class_weight: Any = None,
@@ -379,7 +380,7 @@ class SparseCategoricalCrossentropy(_KerasOrder):
         self,
         from_logits: bool = False,
         ignore_class: int | None = None,
-        reduction: losses.Reduction = "sum_over_batch_size",
+        reduction: Reduction = "sum_over_batch_size",
         axis: int = -1,
         *,
         label_smoothing: float = 0.0,
@@ -405,7 +406,7 @@ class BinaryCrossentropy(_KerasOrder):
         from_logits: bool = False,
         label_smoothing: float = 0.0,
         axis: int = -1,
-        reduction: losses.Reduction = "sum_over_batch_size",
+        reduction: Reduction = "sum_over_batch_size",
         *,
         epsilon: float = 1e-7,
         pos_weight: Any = None,
@@ -426,7 +427,7 @@ class KLDivergence(_KerasOrder):
 
     def __init__(
         self,
-        reduction: losses.Reduction = "sum_over_batch_size",
+        reduction: Reduction = "sum_over_batch_size",
         *,
         from_logits: bool = False,
         axis: int = -1,
@@ -450,7 +451,7 @@ class LogLoss(_KerasOrder):
         self,
         from_logits: bool = False,
         axis: int = -1,
-        reduction: losses.Reduction = "sum_over_batch_size",
+        reduction: Reduction = "sum_over_batch_size",
         *,
         epsilon: float = 1e-7,
     ) -> None:
@@ -470,9 +471,7 @@ class DistillationLoss(_KerasOrder):
 
     _names = ("teacher_logits", "student_logits")
 
-    def __init__(
-        self, temperature: float = 1.0, axis: int = -1, reduction: losses.Reduction = "sum_over_batch_size"
-    ) -> None:
+    def __init__(self, temperature: float = 1.0, axis: int = -1, reduction: Reduction = "sum_over_batch_size") -> None:
         super().__init__(losses.distillation_loss, locals())
 
 
@@ -495,7 +494,7 @@ class CategoricalFocalCrossentropy(_KerasOrder):
         from_logits: bool = False,
         label_smoothing: float = 0.0,
         axis: int = -1,
-        reduction: losses.Reduction = "sum_over_batch_size",
+        reduction: Reduction = "sum_over_batch_size",
         *,
         epsilon: float = 1e-7,
     ) -> None:
@@ -521,11 +520,10 @@ class BinaryFocalCrossentropy(_KerasOrder):
         from_logits: bool = False,
         label_smoothing: float = 0.0,
         axis: int = -1,
-        reduction: losses.Reduction = "sum_over_batch_size",
+        reduction: Reduction = "sum_over_batch_size",
         *,
         epsilon: float = 1e-7,
     ) -> None:
-        validation.fraction("alpha", alpha)
         super().__init__(losses.binary_focal_crossentropy, locals())
 
 
@@ -554,7 +552,7 @@ def causal_lm_loss(outputs: Any, labels: Tensor, num_items_in_batch: Any = None)
         logits = outputs.logits if hasattr(outputs, "logits") else outputs[0]
     if labels is None:
         raise TypeError("labels is None; pass the token ids, with -100 where none is to be predicted")
-    validation.floating(dtype(logits), "outputs", "labels")
+    errors.floating(dtype(logits), "outputs", "labels")
     if isinstance(num_items_in_batch, Tensor):
         # With several devices in one process Trainer hands each of them the same count, once per device.
         num_items_in_batch = num_items_in_batch.reshape(-1)[0].to(logits.device)

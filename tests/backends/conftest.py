@@ -10,14 +10,25 @@ import numpy as np
 import pytest
 
 import lossbridge as lb
-from lossbridge.backend import BACKENDS, Backend
+from lossbridge.frameworks import FRAMEWORKS
+from lossbridge.frameworks.framework import Framework
+
+
+class Both:
+    """A framework and its arithmetic, under one name."""
+
+    def __init__(self, framework: Framework) -> None:
+        self._framework = framework
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._framework if hasattr(self._framework, name) else self._framework.ops, name)
 
 
 @dataclasses.dataclass(frozen=True)
 class Library:
     """Calls losses on the backend's arrays; takes and gives NumPy."""
 
-    b: Backend
+    b: Any
 
     def array(self, x: Any, dtype: str | None = None) -> Any:
         x = np.asarray(x)
@@ -60,6 +71,6 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 @pytest.fixture(scope="session")
 def lib(pytestconfig: pytest.Config) -> Library:
     name = pytestconfig.getoption("--backend")
-    if name not in BACKENDS:
-        raise pytest.UsageError(f"--backend {name} is unknown; use one of {', '.join(BACKENDS)}")
-    return Library(BACKENDS[name]())  # a backend that is not installed fails here: it is never skipped
+    if name not in FRAMEWORKS:
+        raise pytest.UsageError(f"--backend {name} is unknown; use one of {', '.join(FRAMEWORKS)}")
+    return Library(Both(FRAMEWORKS[name]()))  # a backend that is not installed fails here: it is never skipped

@@ -14,7 +14,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from peers import EXAMPLES, assert_as_good, near
 
-from lossbridge.backend import Backend
+from lossbridge.frameworks.framework import Framework
 from lossbridge.tools.parity import peers
 
 CALLS = peers.all_calls()
@@ -50,12 +50,12 @@ def at_a_bound(call: peers.Call, arrays: peers.Problem) -> bool:
     return bool((near_low | (np.abs(p - high) < 2e-7) if c.clip == "both" else near_low).any())
 
 
-def compiled(b: Backend) -> Any:
+def compiled(b: Framework) -> Any:
     """The backend's first compiler, where it takes less time than 200 eager calls."""
     return None if b.name == "torch" else next(iter(b.compilers().values()), None)
 
 
-def run(b: Backend, function: Any, call: peers.Call, **options: Any) -> Any:
+def run(b: Framework, function: Any, call: peers.Call, **options: Any) -> Any:
     found = compiled(b)
     return peers.runner(b, function, call, "float32", **({} if found is None else {"compiled": found}), **options)
 

@@ -9,21 +9,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lossbridge.backend import Backend
 from lossbridge.compat.deviations import DEVIATIONS, Deviation
+from lossbridge.frameworks.framework import Framework
 from lossbridge.tools.parity import peers
 
 every_deviation = pytest.mark.parametrize("deviation", DEVIATIONS, ids=lambda d: f"{d.function}: {d.words}")
 
 
-def arrays(b: Backend, x: Any, dtype: str) -> Any:
+def arrays(b: Framework, x: Any, dtype: str) -> Any:
     """A nested list as an array; a number that is no option as itself."""
     values = np.asarray(x)
     kind = {"f": dtype, "b": "bool"}.get(values.dtype.kind, "int64" if b.name == "torch" else "int32")
     return b.place(values, kind, "cpu")
 
 
-def result(b: Backend, d: Deviation, function: Any) -> Any:
+def result(b: Framework, d: Deviation, function: Any) -> Any:
     """The first number, or the name of the error."""
     library, name = d.function.split(".")
     of_pred = 1 if library in ("keras", "sklearn", "scipy") and len(d.arguments) > 1 else 0

@@ -175,7 +175,7 @@ def test_options_of_some_losses(lib, option, bad) -> None:
 
 def test_arrays_of_two_frameworks(lib, monkeypatch) -> None:
     """A second framework is simulated: two real ones do not fit into one process."""
-    from lossbridge import backend
+    from lossbridge import request
 
     class Foreign:
         pass
@@ -183,7 +183,7 @@ def test_arrays_of_two_frameworks(lib, monkeypatch) -> None:
     class ForeignBackend:
         name = "mlx"
 
-    monkeypatch.setitem(backend._backend_of_type, Foreign, ForeignBackend())
+    monkeypatch.setitem(request._framework_of_type, Foreign, ForeignBackend())
     refused(
         TypeError, rf"y_true is of mlx and y_pred of {lib.b.name}", lb.categorical_crossentropy, Foreign(), lib.array(P)
     )

@@ -1,4 +1,4 @@
-"""The kernels of JAX: equal to the formulas, derivatives of any order and mode, and no arrays of classes stored."""
+"""JAX's rules: equal to the formulas, derivatives of any order and mode, and no arrays of classes stored."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ import pytest
 
 import lossbridge as lb
 from lossbridge import reference
-from lossbridge.kernels import jax as kernels
+from lossbridge.compat import torch as compat
+from lossbridge.frameworks import on_jax as kernels
+from lossbridge.request import COMMON, resolve
+from lossbridge.spec import LOSSES, Names
 
 SPARSE, DENSE, KL = "sparse_categorical_crossentropy", "categorical_crossentropy", "kl_divergence"
 BINARY, LOGITS = "binary_crossentropy", {"from_logits": True}
@@ -75,11 +78,11 @@ def small_blocks(monkeypatch):
 
 @pytest.fixture
 def without(monkeypatch):
-    """A call without the kernels."""
+    """A call by the formula."""
 
     def call(function, *arguments):
         with monkeypatch.context() as patch:
-            patch.setattr(kernels, "KERNELS", {})
+            patch.setattr(kernels, "_refuses_rule", lambda r: "it is forced")
             return function(*arguments)
 
     return call
@@ -262,18 +265,21 @@ def test_repeatable_and_from_several_threads(loss, options) -> None:
 
 
 def test_probabilities_and_too_many_classes_are_left_to_the_formula(monkeypatch) -> None:
-    p = jnp.full((2, 4), 0.25)
-    call = functools.partial(kernels.label_log_loss, None, jnp.zeros(2, "int32"), p, 1, None, epsilon=0.0)
-    assert call(from_logits=False) is None
-    assert call(from_logits=True) is not None
+    def path(from_logits: bool) -> str:
+        arrays = jnp.zeros(2, "int32"), jnp.full((2, 4), 0.25)
+        request = resolve(LOSSES["log_loss"], *arrays, Names(), {**COMMON, "from_logits": from_logits})
+        return kernels.choose(request).path.name
+
+    assert path(from_logits=False) == "formula"
+    assert path(from_logits=True) == "rule"
     monkeypatch.setattr(kernels, "MOST_CLASSES", 4)
-    assert call(from_logits=True) is None
+    assert path(from_logits=True) == "formula"
 
 
 def test_one_class_costs_nothing() -> None:
     """The losses refuse it, some of `compat` take it."""
     z = jnp.array([[3.0], [-2.0]])
-    losses = kernels.label_log_loss(None, jnp.zeros(2, "int32"), z, 1, None, from_logits=True, epsilon=0.0)
+    losses = compat.cross_entropy(z, jnp.zeros(2, "int32"), reduction="none")
     np.testing.assert_array_equal(losses, [0, 0])
 
 

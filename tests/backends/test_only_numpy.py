@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import lossbridge as lb
-from lossbridge.backends import numpy as backend
+from lossbridge.frameworks import numpy_ops as backend
 
 
 def numeric(function, x, step=1e-6):

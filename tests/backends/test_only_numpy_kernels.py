@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 import lossbridge as lb
-from lossbridge import backend, reference
-from lossbridge.backends import numpy as b
-from lossbridge.kernels import numpy as kernels
+from lossbridge import reference
+from lossbridge.frameworks import numpy_blocks as kernels
+from lossbridge.frameworks import numpy_ops as b
+from lossbridge.frameworks import on_numpy
 from lossbridge.tools.parity.cases import Case, cases
 from lossbridge.tools.parity.check import Runner
 
@@ -78,7 +79,7 @@ def run(loss, y_true, y_pred, **options):
 
 def by_formula(monkeypatch, loss, y_true, y_pred, **options):
     with monkeypatch.context() as patch:
-        patch.setattr(backend, "KERNELS", {})
+        patch.setattr(kernels, "KERNELS", {})
         return run(loss, y_true, y_pred, **options)
 
 
@@ -96,7 +97,7 @@ def grouped() -> list[pytest.ParameterSet]:
 
 @pytest.mark.parametrize("case", grouped())
 def test_every_case_in_small_blocks(small_blocks, case: Case) -> None:
-    outcome = Runner(b).run(case, "eager")
+    outcome = Runner(on_numpy).run(case, "eager")
     assert not outcome.fault, outcome.fault
 
 
@@ -268,7 +269,7 @@ print(once - before, peak() - once)
 def test_after_a_fork(monkeypatch) -> None:
     code = """
 import os, numpy as np, lossbridge as lb
-from lossbridge.kernels import numpy as kernels
+from lossbridge.frameworks import numpy_blocks as kernels
 kernels.LARGE, kernels.CACHE, kernels._cores = 1, 400, lambda: 2
 z, y = np.zeros((50, 10), np.float32), np.zeros(50, int)
 first = lb.sparse_categorical_crossentropy(y, z, from_logits=True)

@@ -1,4 +1,4 @@
-"""The kernels of TensorFlow: every registered case on each of their roads, sizes, derivatives, masks, threads."""
+"""TensorFlow's paths: every registered case on each, sizes, derivatives, masks, threads."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ import tensorflow as tf
 
 import lossbridge as lb
 from lossbridge import reference
-from lossbridge.backends import tensorflow as b
-from lossbridge.kernels import tensorflow as kernels
+from lossbridge.frameworks import on_tensorflow as kernels
+from lossbridge.frameworks import tensorflow_ops as b
 from lossbridge.tools.parity.cases import Case, cases
 from lossbridge.tools.parity.check import Runner, in_order
 
 SPARSE = "sparse_categorical_crossentropy"
 sparse = functools.partial(lb.sparse_categorical_crossentropy, from_logits=True)
-ROADS = {"NumPy": None, "eager": None, "function": 10**9, "XLA": 0}
+PATHS = {"NumPy": None, "eager": None, "function": 10**9, "XLA": 0}
 
 
-def on_road(road: str, monkeypatch, function):
+def on_path(path: str, monkeypatch, function):
     """`function` in eager mode, on the host or as on a GPU, or in a graph with or without XLA inside."""
-    if road == "eager":
+    if path == "eager":
         monkeypatch.setattr(b, "on_host", lambda *arrays: False)
-    if ROADS[road] is None:
+    if PATHS[path] is None:
         return function
-    monkeypatch.setattr(kernels, "XLA_ELEMENTS", ROADS[road])
+    monkeypatch.setattr(kernels, "XLA_ELEMENTS", PATHS[path])
     return tf.function(function, autograph=False)
 
 
@@ -37,16 +37,20 @@ def problem(rows: int, classes: int, seed: int = 0) -> tuple[np.ndarray, np.ndar
 
 
 def forbid_the_formula(monkeypatch) -> None:
-    @functools.wraps(getattr(kernels.formulas, SPARSE))  # kernels are found by its name
-    def refuse(*arguments, **options):
+    def refuse(*arguments):
         raise AssertionError("the formula was used")
 
-    monkeypatch.setattr(kernels.formulas, SPARSE, refuse)
+    monkeypatch.setattr(kernels, "by_formula", refuse)
+
+
+def force_the_formula(monkeypatch) -> None:
+    for refuses in ("_refuses_numpy", "_refuses_rule"):
+        monkeypatch.setattr(kernels, refuses, lambda r: "it is forced")
 
 
 @pytest.fixture(scope="module")
 def runner() -> Runner:
-    return Runner(b)
+    return Runner(kernels)
 
 
 @pytest.mark.parametrize(
@@ -65,13 +69,13 @@ def test_cases_in_xla(case: Case, runner: Runner, monkeypatch) -> None:
     assert not outcome.fault, outcome.fault
 
 
-@pytest.mark.parametrize("road", ROADS)
+@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("classes", [2, 3, 31, 32, 33, 1000, 50257, 128256])
-def test_sizes(road, classes, monkeypatch) -> None:
+def test_sizes(path, classes, monkeypatch) -> None:
     for rows in (0, 1, 7) if classes <= 1000 else (2,):
         y, z = problem(rows, classes)
         exact = reference.sparse_categorical_crossentropy(y, z, from_logits=True, reduction="none")
-        function = on_road(road, monkeypatch, lb.value_and_grad(functools.partial(sparse, reduction="none")))
+        function = on_path(path, monkeypatch, lb.value_and_grad(functools.partial(sparse, reduction="none")))
         value, gradient = function(tf.constant(y), tf.constant(z))
         np.testing.assert_allclose(value, exact.value, rtol=1e-6)
         np.testing.assert_allclose(gradient, exact.gradient, rtol=2e-6, atol=1e-7)
@@ -80,37 +84,37 @@ def test_sizes(road, classes, monkeypatch) -> None:
         assert (gradient_again.numpy() == gradient.numpy()).all()
 
 
-@pytest.mark.parametrize("road", ROADS)
-def test_no_formula_is_needed(road, monkeypatch) -> None:
+@pytest.mark.parametrize("path", PATHS)
+def test_no_formula_is_needed(path, monkeypatch) -> None:
     forbid_the_formula(monkeypatch)
     y, z = problem(4, 5)
-    on_road(road, monkeypatch, lb.value_and_grad(sparse))(tf.constant(y), tf.constant(z))
+    on_path(path, monkeypatch, lb.value_and_grad(sparse))(tf.constant(y), tf.constant(z))
 
 
-@pytest.mark.parametrize("road", ROADS)
-def test_bad_labels_and_dropped_rows(road, monkeypatch) -> None:
+@pytest.mark.parametrize("path", PATHS)
+def test_bad_labels_and_dropped_rows(path, monkeypatch) -> None:
     y, z = problem(5, 4)
     y[1], y[3] = 9, -1
     z[2] = np.nan
     mask = np.array([True, True, False, False, True])
-    function = on_road(
-        road,
+    function = on_path(
+        path,
         monkeypatch,
         lambda y, z, m: lb.value_and_grad(functools.partial(sparse, mask=m, reduction="none"))(y, z),
     )
-    if ROADS[road] is None:  # labels on the host are refused
+    if PATHS[path] is None:  # labels on the host are refused
         y[1] = 0
     value, gradient = (x.numpy() for x in function(tf.constant(y), tf.constant(z), tf.constant(mask)))
-    assert np.isnan(value[1]) == (ROADS[road] is not None)
+    assert np.isnan(value[1]) == (PATHS[path] is not None)
     assert np.isfinite(value[[0, 4]]).all()
     assert (value[[2, 3]] == 0).all()
     assert (gradient[[2, 3]] == 0).all()
     assert (gradient[[0, 4]] != 0).all()
 
 
-@pytest.mark.parametrize("road", ROADS)
+@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_second_derivatives(road, dtype, monkeypatch) -> None:
+def test_second_derivatives(path, dtype, monkeypatch) -> None:
     y, z = problem(3, 4)
     direction = np.random.default_rng(1).normal(size=z.shape)
 
@@ -123,7 +127,7 @@ def test_second_derivatives(road, dtype, monkeypatch) -> None:
             slope = tf.reduce_sum(inner.gradient(value, z) * tf.constant(direction, z.dtype))
         return outer.gradient(slope, z)
 
-    got = on_road(road, monkeypatch, along)(tf.constant(y), tf.constant(z, dtype))
+    got = on_path(path, monkeypatch, along)(tf.constant(y), tf.constant(z, dtype))
     p = np.exp(z.astype(np.float64))
     p /= p.sum(-1, keepdims=True)
     exact = p * direction - p * (p * direction).sum(-1, keepdims=True)
@@ -144,10 +148,10 @@ DENSE = {
 }
 
 
-@pytest.mark.parametrize("road", ROADS)
+@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("name", DENSE)
 @pytest.mark.parametrize("both", [False, True], ids=["pred", "target and pred"])
-def test_derivatives_are_those_of_the_formula(road, name, both, monkeypatch) -> None:
+def test_derivatives_are_those_of_the_formula(path, name, both, monkeypatch) -> None:
     loss, *makers = DENSE[name]
     sizes, mask = (7, 5), np.array([True, False, True, True, True, True, True])
     t, z = (make(*sizes, seed) for seed, make in enumerate(makers))
@@ -168,24 +172,24 @@ def test_derivatives_are_those_of_the_formula(road, name, both, monkeypatch) -> 
         return [value, *first, *outer.gradient(along, watched)]
 
     with monkeypatch.context() as patch:
-        patch.setattr(kernels, "KERNELS", {})
+        force_the_formula(patch)
         wanted = derivatives(t, z)
     monkeypatch.setattr(kernels, "XLA_BLOCK", 10)
-    for got, exact in zip(on_road(road, monkeypatch, derivatives)(t, z), wanted, strict=True):
+    for got, exact in zip(on_path(path, monkeypatch, derivatives)(t, z), wanted, strict=True):
         np.testing.assert_allclose(got, exact, rtol=1e-11, atol=1e-13)
 
 
-@pytest.mark.parametrize("road", ["function", "XLA"])
+@pytest.mark.parametrize("path", ["function", "XLA"])
 @pytest.mark.parametrize("name", DENSE)
 @pytest.mark.parametrize("classes", [2, 33, 1000, 50257])
-def test_sizes_of_dense_losses(road, name, classes, monkeypatch) -> None:
+def test_sizes_of_dense_losses(path, name, classes, monkeypatch) -> None:
     loss, *makers = DENSE[name]
     for rows in (0, 1, 7) if classes <= 1000 else (2,):
         t, z = (make(rows, classes, seed) for seed, make in enumerate(makers))
         t, z = (tf.constant(x[1] if isinstance(x, tuple) else x, tf.float32) for x in (t, z))
         both = lb.value_and_grad(functools.partial(loss, reduction="none"))
         exact, slope = both(tf.cast(t, tf.float64), tf.cast(z, tf.float64))
-        value, gradient = on_road(road, monkeypatch, both)(t, z)
+        value, gradient = on_path(path, monkeypatch, both)(t, z)
         np.testing.assert_allclose(value, exact, rtol=2e-6, atol=1e-7)
         np.testing.assert_allclose(gradient, slope, rtol=1e-5, atol=2e-7 * max(1.0, np.abs(slope).max(initial=0)))
 
@@ -281,9 +285,9 @@ def test_a_tape_around_what_is_compiled(way, monkeypatch) -> None:
     np.testing.assert_allclose(tape.gradient(value, z), slope, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("road", ["function", "XLA"])
-def test_a_saved_model_trains(road, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(kernels, "XLA_ELEMENTS", ROADS[road])
+@pytest.mark.parametrize("path", ["function", "XLA"])
+def test_a_saved_model_trains(path, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(kernels, "XLA_ELEMENTS", PATHS[path])
     monkeypatch.setattr(kernels, "XLA_BLOCK", 10)
     y, z = (tf.constant(x) for x in problem(5, 5))
     module = tf.Module()

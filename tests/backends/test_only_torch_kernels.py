@@ -1,4 +1,4 @@
-"""The sweeps of lossbridge.kernels.torch: each road forced, against the reference and against the formulas."""
+"""PyTorch's eager paths, each forced: against the reference and against the formulas."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import torch
 
 import lossbridge as lb
 import lossbridge.torch as lt
-from lossbridge.kernels import torch as kernels
-from lossbridge.kernels import torch_compiled, torch_small
+from lossbridge.frameworks import on_torch, torch_small
+from lossbridge.frameworks import torch_blocks as kernels
 from lossbridge.tools.parity.cases import cases
 from lossbridge.tools.parity.check import Runner
 
@@ -27,22 +27,28 @@ LOGITS = [
 ]
 
 
-@pytest.fixture(params=["small", "one block", "many blocks", "formula"])
-def road(request, monkeypatch) -> str:
-    """As it is for small arrays; in a sweep; in a sweep of many blocks; without a kernel."""
-    if request.param != "small":
-        monkeypatch.setattr(torch_small, "SHORTCUTS", {})
-    if request.param == "many blocks":
+def force(path: str, monkeypatch) -> None:
+    """Takes away the paths that are faster."""
+    if path != "small":
+        monkeypatch.setattr(torch_small, "RULES", ())
+    if path == "many blocks":
         monkeypatch.setattr(kernels, "BLOCK", 12)
-    if request.param == "formula":
+    if path in ("rule", "formula"):
         monkeypatch.setattr(kernels, "KERNELS", {})
+    if path == "formula":
+        monkeypatch.setattr(on_torch, "_refuses_rule", lambda r, compiled: "it is forced")
+
+
+@pytest.fixture(params=["small", "one block", "many blocks", "rule", "formula"])
+def path(request, monkeypatch) -> str:
+    force(request.param, monkeypatch)
     return request.param
 
 
 SMALL_CASES = [case for case in cases() if case.y_pred.size < 1e5 and "focal" not in case.loss]
 
 
-def test_every_case_on_every_road(lib, road) -> None:
+def test_every_case_on_every_path(lib, path) -> None:
     runner = Runner(lib.b)
     faults = {f"{case.loss}, {case.name}": runner.run(case, "eager").fault for case in SMALL_CASES}
     assert not {name: fault for name, fault in faults.items() if fault}
@@ -74,8 +80,7 @@ def slopes(loss: str, target, pred, **options):
 def exactly(loss: str, target, pred, monkeypatch, **options):
     """By the formula, in float64."""
     with monkeypatch.context() as patch:
-        patch.setattr(kernels, "KERNELS", {})
-        patch.setattr(torch_small, "SHORTCUTS", {})
+        force("formula", patch)
         target = target.double() if target.is_floating_point() else target
         return slopes(loss, target, pred.double(), **options)
 
@@ -91,16 +96,16 @@ def assert_right(got, exact, dtype=torch.float32) -> None:
 
 @pytest.mark.parametrize("loss", LOGITS)
 @pytest.mark.parametrize("classes", [2, 3, 31, 32, 33, 1000, 32_768, 50_257, 128_256])
-def test_sizes(loss, classes, road, monkeypatch) -> None:
+def test_sizes(loss, classes, path, monkeypatch) -> None:
     for n in (1, 7):
-        if classes > 1000 and (n == 7 or road == "many blocks"):
+        if classes > 1000 and (n == 7 or path == "many blocks"):
             continue
         target, pred = problem(loss, n, classes)
         assert_right(slopes(loss, target, pred), exactly(loss, target, pred, monkeypatch))
 
 
 @pytest.mark.parametrize("loss", LOGITS)
-def test_nothing_and_one(loss, road) -> None:
+def test_nothing_and_one(loss, path) -> None:
     target, pred = problem(loss, 0, 5)
     value, gradient = slopes(loss, target, pred)
     assert value.numel() == gradient.numel() == 0
@@ -110,7 +115,7 @@ def test_nothing_and_one(loss, road) -> None:
 
 @pytest.mark.parametrize("loss", LOGITS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_dtypes(loss, dtype, road, monkeypatch) -> None:
+def test_dtypes(loss, dtype, path, monkeypatch) -> None:
     target, pred = problem(loss, 7, 33, dtype)
     assert_right(slopes(loss, target, pred), exactly(loss, target, pred, monkeypatch), dtype)
 
@@ -125,7 +130,7 @@ STRIDES = {
 
 @pytest.mark.parametrize("loss", LOGITS)
 @pytest.mark.parametrize("strides", STRIDES)
-def test_strides(loss, strides, road, monkeypatch) -> None:
+def test_strides(loss, strides, path, monkeypatch) -> None:
     target, pred = problem(loss, 6, 5)
     pred = STRIDES[strides](pred)
     if target.ndim == 2:
@@ -137,7 +142,7 @@ def test_strides(loss, strides, road, monkeypatch) -> None:
 
 @pytest.mark.parametrize("loss", LOGITS[:4])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_images(loss, layout, road, monkeypatch) -> None:
+def test_images(loss, layout, path, monkeypatch) -> None:
     target, pred = problem(loss, 2 * 3 * 4, 5)
     pred = pred.reshape(2, 3, 4, 5).permute(0, 3, 1, 2).contiguous(memory_format=layout)
     target = target.reshape(2, 3, 4) if target.ndim == 1 else target.reshape(2, 3, 4, 5).permute(0, 3, 1, 2)
@@ -149,7 +154,7 @@ def test_images(loss, layout, road, monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("loss", LOGITS)
-def test_a_second_backward_and_a_second_derivative(loss, road, monkeypatch) -> None:
+def test_a_second_backward_and_a_second_derivative(loss, path, monkeypatch) -> None:
     target, pred = problem(loss, 7, 5)
     leaf = pred.clone().requires_grad_()
     value = getattr(lb, loss)(target, leaf, from_logits=True)
@@ -164,7 +169,7 @@ def test_a_second_backward_and_a_second_derivative(loss, road, monkeypatch) -> N
 
     got = curvature(pred.clone().requires_grad_())
     with monkeypatch.context() as patch:
-        patch.setattr(kernels, "KERNELS", {})
+        force("formula", patch)
         exact = curvature(pred.double().requires_grad_())
     torch.testing.assert_close(got.double(), exact, rtol=1e-4, atol=1e-6)
 
@@ -179,7 +184,7 @@ def test_logits_changed_before_backward_are_an_error() -> None:
 
 
 def test_divergences_near_and_far(monkeypatch) -> None:
-    """Rows of every distance in one block: each takes a road of its own."""
+    """Rows of every distance in one block: each is computed in its own way."""
     g = torch.Generator().manual_seed(1)
     z = torch.randn(9, 1000, generator=g)
     distance = torch.tensor([0, 1e-6, 1e-4, 1e-2, 0.1, 0.4, 1, 10, 100])[:, None]
@@ -291,15 +296,20 @@ def test_no_memory_is_kept() -> None:
     assert tensors() <= before
 
 
-# Shortcuts.
+# The path of small batches.
 
 
-def test_what_is_plain_takes_a_shortcut_and_nothing_else(monkeypatch) -> None:
-    monkeypatch.setattr(kernels, "KERNELS", {"sparse_categorical_crossentropy": lambda *a, **o: torch.zeros(7)})
+def test_which_batches_are_small(monkeypatch) -> None:
+    taken = []
+    small = on_torch.PATHS["small"]
+    watched = small._replace(mean=lambda r: taken.append(r) or small.mean(r))
+    monkeypatch.setattr(on_torch, "PATHS", {**on_torch.PATHS, "small": watched})
     y, z = problem("sparse_categorical_crossentropy", 7, 5)
 
     def short(y, z, **options) -> bool:
-        return lb.sparse_categorical_crossentropy(y, z, from_logits=True, **options) != 0
+        taken.clear()
+        lb.sparse_categorical_crossentropy(y, z, from_logits=True, **options)
+        return bool(taken)
 
     assert short(y, z)
     assert short(y, z, reduction="mean", label_smoothing=0.1)
@@ -310,12 +320,13 @@ def test_what_is_plain_takes_a_shortcut_and_nothing_else(monkeypatch) -> None:
     assert not short(y, z.double())
     assert not short(y.int(), z)
     assert not short(y, z.new_zeros(7, 10_000))
-    assert not short(y, z, mask=torch.ones(7))
+    assert short(y, z, mask=torch.ones(7))
+    assert not short(y, z, mask=torch.zeros(7))
     assert not short(y, z, sample_weight=torch.ones(7))
     assert not short(y, z, class_weight=torch.ones(5))
 
 
-def test_a_shortcut_leaves_errors_and_empty_means_to_the_usual_road() -> None:
+def test_small_batches_of_bad_labels_and_of_nothing() -> None:
     z = problem("sparse_categorical_crossentropy", 3, 5)[1].requires_grad_()
     for bad in (-100, -1, 5):
         with pytest.raises(ValueError, match=f"label {bad} at index 1 is out of range"):
@@ -326,7 +337,7 @@ def test_a_shortcut_leaves_errors_and_empty_means_to_the_usual_road() -> None:
     assert not torch.autograd.grad(loss, z)[0].any()
 
 
-def test_a_shortcut_refuses_what_the_usual_road_refuses() -> None:
+def test_small_batches_with_bad_options() -> None:
     z = problem("sparse_categorical_crossentropy", 3, 5)[1]
     y = torch.tensor([0, 1, 2])
     for axis in (1.0, True):
@@ -391,18 +402,18 @@ def test_second_derivatives_of_what_dynamo_runs_without_a_compiler(loss) -> None
     torch.testing.assert_close(curvature(torch.compile(function, backend="eager")), curvature(function))
 
 
-@pytest.mark.parametrize(("backend", "closed_form"), [("inductor", True), ("eager", False)])
-def test_the_closed_form_is_for_inductor(backend, closed_form, monkeypatch) -> None:
-    used = []
-    kernel = torch_compiled.KERNELS["kl_divergence"]
+@pytest.mark.parametrize(("backend", "by_rule"), [("inductor", True), ("eager", False)])
+def test_rules_are_for_inductor(backend, by_rule, monkeypatch) -> None:
+    taken = []
+    rule = on_torch.PATHS["rule"]
 
-    def watched(*arrays, **options):
-        used.append(True)
-        return kernel(*arrays, **options)
+    def watched(r):
+        taken.append(True)
+        return rule.losses(r)
 
-    monkeypatch.setitem(torch_compiled.KERNELS, "kl_divergence", watched)
+    monkeypatch.setattr(on_torch, "PATHS", {**on_torch.PATHS, "rule": rule._replace(losses=watched)})
     torch._dynamo.reset()
     target, z = problem("kl_divergence", 5, 4)
     compiled = torch.compile(lambda z: lb.kl_divergence(target, z, from_logits=True), backend=backend, fullgraph=True)
     torch.testing.assert_close(compiled(z), lb.kl_divergence(target, z, from_logits=True))
-    assert bool(used) == closed_form
+    assert bool(taken) == by_rule

@@ -18,8 +18,9 @@ import pytest
 import torch
 
 import lossbridge as lb
-from lossbridge import backend
-from lossbridge.backends import torch as b
+from lossbridge.frameworks import on_torch
+from lossbridge.spec import LOSSES as RECORDS
+from lossbridge.spec import Request
 from lossbridge.tools.parity.cases import Case, cases
 from lossbridge.tools.parity.check import Runner
 
@@ -29,8 +30,8 @@ if INTERPRETED:
     import triton.language as tl
     from triton.runtime import interpreter
 
-    from lossbridge.kernels import triton as kernels
-    from lossbridge.kernels import triton_device as device
+    from lossbridge.native import triton_device as device
+    from lossbridge.native import triton_kernels as kernels
 
 
 def test_kernels_under_the_interpreter() -> None:
@@ -47,11 +48,11 @@ def test_kernels_compile_for_a_gpu(tmp_path) -> None:
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from lossbridge.kernels import triton as kernels, triton_device as device
+from lossbridge.native import triton_device as device, triton_kernels as kernels
 
-numbers = dict.fromkeys(["hit", "share", "inverse", "pos_weight"], "fp32")
+numbers = dict.fromkeys(["hit", "term", "inverse", "pos_weight"], "fp32")
 usual = numbers | dict.fromkeys(["loss", "stats", "grad"], "*fp32")
-usual |= {"top": "*i32", "logits": "*bf16", "slope": "*bf16"}
+usual |= {"top": "*i32", "logits": "*bf16", "gradient": "*bf16"}
 
 def compiled(kernel, R, **given):
     constants = {"R": R, "C": kernels.TILE // R, **{n: x for n, x in given.items() if not isinstance(x, str)}}
@@ -60,15 +61,15 @@ def compiled(kernel, R, **given):
     source = ASTSource(kernel, types, constants, {})
     assert triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 8}).asm["cubin"]
 
-nothing, everything = {"kept": None, "class_weight": None}, {"kept": "*i1", "class_weight": "*fp32"}
+nothing, everything = {"valid_rows": None, "class_weight": None}, {"valid_rows": "*i1", "class_weight": "*fp32"}
 for R in (1, 128):
-    for kernel in (device.cross_entropy, device.cross_entropy_slope):
+    for kernel in (device.cross_entropy, device.cross_entropy_gradient):
         compiled(kernel, R, target="*i64", LABELS=True, HARD=True, **nothing)
         compiled(kernel, R, target="*i32", LABELS=True, HARD=False, **everything)
         compiled(kernel, R, target="*fp16", LABELS=False, HARD=False, **everything)
-    for kernel in (device.kl, device.kl_slope, device.bernoulli, device.bernoulli_slope):
-        compiled(kernel, R, target="*bf16", kept=None)
-        compiled(kernel, R, target="*fp32", kept="*i1")
+    for kernel in (device.kl, device.kl_gradient, device.bernoulli, device.bernoulli_gradient):
+        compiled(kernel, R, target="*bf16", valid_rows=None)
+        compiled(kernel, R, target="*fp32", valid_rows="*i1")
 """
     env = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path)}
     run = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
@@ -82,7 +83,7 @@ before = "triton" in sys.modules
 z = torch.zeros(2, 3, requires_grad=True)
 lossbridge.sparse_categorical_crossentropy(torch.tensor([0, 1]), z, from_logits=True).backward()
 assert ("triton" in sys.modules) == before
-assert "lossbridge.kernels.triton" not in sys.modules
+assert "lossbridge.native.triton_kernels" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -142,26 +143,23 @@ def assert_near(got, exact, rtol: float = 2e-6) -> None:
     assert ((got - exact).abs() <= rtol * scale + 1e-30).all(), (got, exact)
 
 
-class Kernels(dict):
-    """The kernels, counting the calls that they accept."""
+class Kernels:
+    """Counts the calls that the kernels take."""
 
     accepted = 0
 
-    def get(self, name):
-        kernel = super().get(name)
-        return kernel and functools.partial(self.call, kernel)
-
-    def call(self, kernel, *arguments, **options):
-        loss = kernel(*arguments, **options)
-        self.accepted += loss is not None
-        return loss
+    def losses(self, r: Request) -> torch.Tensor:
+        self.accepted += 1
+        return kernels.losses(r)
 
 
 @pytest.fixture(autouse=INTERPRETED)
 def fast(monkeypatch) -> Kernels:
-    found = Kernels(kernels.KERNELS)
-    monkeypatch.setitem(backend.KERNELS, "torch", lambda: found)
-    monkeypatch.delitem(backend.SHORTCUTS, "torch")
+    """Tensors of the CPU go to the kernels, as those of CUDA would."""
+    found = Kernels()
+    monkeypatch.setattr(on_torch, "_refuses_triton", lambda r: kernels.refuses(r))
+    triton_path = on_torch.PATHS["triton"]._replace(losses=found.losses)
+    monkeypatch.setattr(on_torch, "PATHS", {**on_torch.PATHS, "triton": triton_path})
     return found
 
 
@@ -215,7 +213,7 @@ CONCERNED = [
 )
 def interpreted_cases_agree_with_the_reference(monkeypatch, fast, case: Case, columns: int) -> None:
     monkeypatch.setattr(kernels, "COLUMNS", columns)
-    outcome = Runner(b).run(case, "eager")
+    outcome = Runner(on_torch).run(case, "eager")
     assert not outcome.fault, outcome.fault
     assert fast.accepted
 
@@ -261,14 +259,14 @@ def interpreted_beyond_32_bits(monkeypatch, name: str) -> None:
     else:
         far_target = torch.zeros(rows, dtype=target.dtype)
         far_target[-few:] = target
-    kernel = kernels.KERNELS[LOSSES[name].func.__name__]
-    options = {"from_logits": True} if name != "distillation" else {}
-    options |= {"class_weight": None} if name in BY_CLASS else {}
-    run = functools.partial(kernel, None, axis=1, kept=None, **{**options, **LOSSES[name].keywords})
+    record = RECORDS[LOSSES[name].func.__name__]
+    (rule,) = record.rules["logits"].values()
+    options = {**record.options, **LOSSES[name].keywords}
+    options = {name: options[name] for name in rule.options if name in options}
 
     def both(target, logits):
         logits.requires_grad_()
-        losses = run(target=target, pred=logits)
+        losses = kernels.losses(Request(record, rule, on_torch, target, logits, 1, "float32", options, "none"))
         (slope,) = torch.autograd.grad(losses, logits, torch.ones(len(logits)))
         return losses.detach(), slope
 
@@ -289,15 +287,18 @@ def interpreted_beyond_32_bits(monkeypatch, name: str) -> None:
         assert torch.equal(far_slope[i - few], slope[i])
 
 
-def sparse(labels, logits, kept=None, class_weight=None, label_smoothing=0.0) -> torch.Tensor:
+def sparse(labels, logits, valid=None, class_weight=None, label_smoothing=0.0) -> torch.Tensor:
     """The kernel without the checks of the public loss, which refuses bad labels of CPU tensors."""
-    return kernels._CrossEntropy.apply(label_smoothing, labels, logits, kept, class_weight)[0]
+    plan = kernels._Plan(kernels.KERNELS["softmax of labels"], (label_smoothing,))
+    return kernels._Losses.apply(labels, logits, valid, class_weight, plan)[0]
 
 
 @pytest.mark.parametrize("divergence", [False, True])
 def interpreted_one_class_costs_nothing(divergence: bool) -> None:
     z = torch.tensor([[3.0], [-4.0]], requires_grad=True)
-    value = kernels._Kl.apply(1.0, -z.detach(), z, None)[0] if divergence else sparse(torch.tensor([0, 0]), z)
+    plan = kernels._Plan(kernels.KERNELS["divergence of logits"], (1.0,))
+    kl = kernels._Losses.apply(-z.detach(), z, None, None, plan)[0]
+    value = kl if divergence else sparse(torch.tensor([0, 0]), z)
     value.sum().backward()
     assert value.tolist() == [0.0, 0.0]
     assert z.grad.tolist() == [[0.0], [0.0]]
@@ -497,31 +498,28 @@ def interpreted_vmap(fast, name: str) -> None:
 
 # Torch's machinery.
 
+CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
 
-@pytest.mark.parametrize("name", ["cross_entropy", "kl_from_logits", "bernoulli"])
-@pytest.mark.parametrize("kept", [None, torch.tensor([True, False, True])])
-def interpreted_opcheck(name: str, kept) -> None:
+
+@pytest.mark.parametrize("name", ["softmax of labels", "divergence of logits", "Bernoulli of logits"])
+@pytest.mark.parametrize("valid", [None, torch.tensor([True, False, True])])
+def interpreted_opcheck(name: str, valid) -> None:
     labels, z = problem("labels", 3, 5)
     soft = torch.softmax(z.flip(0), -1)
-    grad = torch.rand(3)
-    if name == "cross_entropy":
-        calls = [
-            (labels, z, kept, None, 0.0),
-            (labels, z.half(), kept, torch.tensor(CLASS_WEIGHT), 0.1),
-            (soft, z, kept, None, 0.1),
-        ]
-        for call in calls:
-            torch.library.opcheck(kernels.cross_entropy, call)
-            _, *statistics = kernels.cross_entropy(*call)
-            torch.library.opcheck(kernels.cross_entropy_slope, (grad, *call, *statistics))
-    elif name == "bernoulli":
-        for call in ((soft, z, kept, 1.0, 0.0), (soft, z.half(), kept, 2.0, 0.1)):
-            torch.library.opcheck(kernels.bernoulli, call)
-            torch.library.opcheck(kernels.bernoulli_slope, (grad, *call))
-    else:
-        call = (soft, z, kept, 2.0)
-        torch.library.opcheck(kernels.kl_from_logits, call)
-        torch.library.opcheck(kernels.kl_from_logits_slope, (grad, *call, kernels.kl_from_logits(*call)[1]))
+    calls = {
+        "softmax of labels": [
+            (labels, z, valid, None, [0.0]),
+            (labels, z.half(), valid, torch.tensor(CLASS_WEIGHT), [0.1]),
+            (soft, z, valid, None, [0.1]),
+        ],
+        "divergence of logits": [(soft, z, valid, None, [2.0])],
+        "Bernoulli of logits": [(soft, z, valid, None, [1.0, 0.0]), (soft, z.half(), valid, None, [2.0, 0.1])],
+    }
+    family = kernels.KERNELS[name]
+    for call in calls[name]:
+        torch.library.opcheck(family.losses, call, test_utils=CHECKS)
+        _, *statistics = family.losses(*call)
+        torch.library.opcheck(family.gradient, (torch.rand(3), *call, *statistics), test_utils=CHECKS)
 
 
 @losses

@@ -26,6 +26,7 @@ MODULES = {
 LEVELS = {
     "backends": 0,
     "reference": 0,
+    "version": 0,
     "backend": 1,
     "conventions": 1,
     "formulas": 2,

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from lossbridge.backend import BACKENDS
+from lossbridge.frameworks import FRAMEWORKS
 from lossbridge.tools.bench import bench_report as report
 from lossbridge.tools.bench import cells, contenders, measure, memory, plots, results, targets, textbook
 from lossbridge.tools.bench.cells import Budget, Cell
@@ -25,7 +25,7 @@ from lossbridge.tools.parity.cases import DTYPES, LOSSES
 
 runner = CliRunner()
 BUDGET = Budget(least=3, most=5, seconds=0.05, memory=1)
-NUMPY = BACKENDS["numpy"]()
+NUMPY = FRAMEWORKS["numpy"]()
 TINY = [
     Cell("CE, labels", 8, 5),
     Cell("log loss", 8, 5, backward=False),
@@ -50,7 +50,7 @@ def tiny(monkeypatch):
 # The registry.
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", FRAMEWORKS)
 @pytest.mark.parametrize("quick", [False, True])
 def test_the_registry(backend, quick) -> None:
     chosen = cells.cells(backend, quick=quick)
@@ -97,13 +97,13 @@ def test_a_cell_of_every_form(form, backward) -> None:
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
-        ({"loss": lambda t, z: textbook.cross_entropy_of_labels(t, z) * 1.01}, "value has a relative error of 1.0e-02"),
+        ({"loss": lambda t, z: textbook.sparse_cross_entropy(t, z) * 1.01}, "value has a relative error of 1.0e-02"),
         ({"loss": lambda t, z: np.float32(np.nan)}, "value has a relative error of inf"),
         ({"loss": lambda t, z: 1 / 0}, "ZeroDivisionError"),
     ],
 )
 def test_a_faulty_contender_is_reported_and_not_timed(fault, words) -> None:
-    right = Contender("right", textbook.cross_entropy_of_labels)
+    right = Contender("right", textbook.sparse_cross_entropy)
     wrong = replace(right, name="wrong", **fault)
     outcome = measure.outcome(NUMPY, Cell("CE, labels", 12, 7, backward=False), BUDGET, competing=[right, wrong])
     assert outcome.get("right", "eager") is not None
@@ -116,7 +116,7 @@ def test_a_faulty_gradient_is_reported() -> None:
         value, gradient = textbook.WITH_GRADIENTS["CE, labels"](t, z)
         return value, -gradient
 
-    wrong = Contender("wrong", textbook.cross_entropy_of_labels, swapped)
+    wrong = Contender("wrong", textbook.sparse_cross_entropy, swapped)
     outcome = measure.outcome(NUMPY, Cell("CE, labels", 12, 7), BUDGET, competing=[wrong])
     assert "gradient has a relative error of 2.0e+00: not timed" in outcome.fault
 
@@ -138,8 +138,8 @@ def test_what_overwrites_its_input_gets_its_own() -> None:
         z[:] = np.nan
         return value, gradient
 
-    one = Contender("destroys", textbook.cross_entropy_of_labels, destroys, consumes=True)
-    other = Contender("reads", textbook.cross_entropy_of_labels, textbook.WITH_GRADIENTS["CE, labels"])
+    one = Contender("destroys", textbook.sparse_cross_entropy, destroys, consumes=True)
+    other = Contender("reads", textbook.sparse_cross_entropy, textbook.WITH_GRADIENTS["CE, labels"])
     assert not measure.outcome(NUMPY, Cell("CE, labels", 12, 7), BUDGET, competing=[one, other]).fault
 
 
@@ -238,7 +238,7 @@ def test_memory_below_noise_counts_as_noise() -> None:
 def test_infinite_figures_are_shown_and_kept(tmp_path) -> None:
     runs = [made(50, 200, 100, extra=(1, 0, 0))]
     assert math.isinf(targets.judge(runs)[0].limits[1].found)
-    assert "∞" in report.of_targets(runs).rows[2]
+    assert "∞" in report.target_table(runs).rows[2]
     report.write_json(tmp_path / "b.json", runs, "cpu", True)
     assert json.loads((tmp_path / "b.json").read_text())["targets"][0]["limits"][1]["found"] is None
 

@@ -13,8 +13,8 @@ import pytest
 from typer.testing import CliRunner
 
 import lossbridge
+from lossbridge.tools import processes
 from lossbridge.tools.cli import app
-from lossbridge.tools.parity import processes
 from lossbridge.tools.parity.cases import DTYPES, LOSSES, cases
 
 runner = CliRunner()
@@ -170,7 +170,7 @@ def test_peers(tmp_path) -> None:
     kept, page = tmp_path / "p.json", tmp_path / "p.html"
     names = ["--loss", "sklearn", "--loss", "torch.kl_div"]
     result = run("parity", "--peers", *names, "--backend", "numpy", "--json", kept, "--html", page)
-    assert "lossbridge.compat beside the libraries' own functions" in result.stdout
+    assert "lossbridge.compat compared with the libraries' own functions" in result.stdout
     assert "sklearn.log_loss_before_1_5" in result.stdout
     outcomes = json.loads(kept.read_text())["backends"][0]["outcomes"]
     assert {outcome["loss"] for outcome in outcomes} == {
@@ -190,15 +190,13 @@ def test_peers_names_what_is_not_installed(monkeypatch) -> None:
     assert "sklearn: not installed, and not compared" in run(*chosen, "sklearn.log_loss", code=1).stdout
     result = run(*chosen, "scipy.rel_entr").stdout
     assert "not installed" not in result
-    assert "beside the convention alone" not in result
+    assert "compared with the convention only" not in result
 
 
 def test_peers_tells_what_no_library_judges() -> None:
     result = run("parity", "--peers", "--backend", "numpy", "--loss", "sklearn")
-    words = (
-        "beside the convention alone, without a library's own result: 4 checks, of calls of sklearn.log_loss_before_1_5"
-    )
-    assert words in result.stdout
+    words = "compared with the convention only, not with a library's own result: 4 checks, of calls of sklearn."
+    assert f"{words}log_loss_before_1_5" in result.stdout
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from exact import Problem
 
 from lossbridge.conventions import PEERS, Convention, Cost
 from lossbridge.tools.diagnosis.canonical import Setting, canonical
-from lossbridge.tools.diagnosis.evaluate import Batch, arrays, scalars, scale, sides
+from lossbridge.tools.diagnosis.evaluate import Batch, arrays, as_read, scalars, scale
 from lossbridge.tools.diagnosis.hypotheses import changes, hypotheses, presets
 from lossbridge.tools.diagnosis.probes import probes
 from lossbridge.tools.diagnosis.reading import batch_of
@@ -47,7 +47,7 @@ def exact(c: Convention, batch: Batch) -> Problem:
     if batch.labels:
         kept = y_true != batch.ignored
         y_true = np.eye(C)[np.where(kept, y_true, 0)] * kept[..., None]
-    pred = sides(c, batch).y_pred
+    pred = as_read(c, batch).y_pred
     return Problem(
         c,
         y_true,

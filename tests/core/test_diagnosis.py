@@ -190,6 +190,12 @@ def test_values_and_gradients_in_words_and_calls() -> None:
     assert "\n  the gradient for y_pred of\n" in text
 
 
+def test_an_option_that_is_a_number() -> None:
+    """It is written, and handed over, as one."""
+    found = lb.diagnose(ONE_HOT, LOGITS, np.float32(optax.sigmoid_focal_loss(LOGITS, ONE_HOT, alpha=0.25).mean()))
+    assert found.classes[0].calls["optax"] == "optax.losses.sigmoid_focal_loss(y_pred, y_true, alpha=0.25).mean()"
+
+
 def test_a_sum_of_outcomes_is_no_sum_in_keras() -> None:
     """Its losses are means along the last axis, which for outcomes (N,) is that of the samples."""
     outcomes = ONE_HOT[:, 0]

@@ -1,6 +1,6 @@
-"""What the bench command shows: tables, the JSON file and its reading back, the HTML page. Measures nothing.
+"""The bench command's tables, JSON file and HTML page; also reads the JSON file back. Measures nothing.
 
-Every table is made once, as rows of text, and shown by rich or as HTML.
+A table is made once, as rows of text, and then printed by rich or written as HTML.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from rich.text import Text
 from lossbridge.tools.bench import plots, targets
 from lossbridge.tools.bench.cells import IMPORT, Cell
 from lossbridge.tools.bench.results import Outcome, Ratio, Run, bandwidth, limit_ms, ratios, slopes
-from lossbridge.tools.parity import parity_report as parity
-from lossbridge.tools.parity.processes import BackendRun
+from lossbridge.tools.processes import BackendRun
+from lossbridge.tools.result_files import facts, page, svg, write_results
 
 FORMAT = 1  # of the JSON file
 MIB = 2**20
@@ -31,8 +31,8 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text, of which one with a single entry is a heading. `good` is False where a limit is missed, and None
-    where nothing is judged."""
+    """Rows of text; a row with a single entry is a heading. `good`: whether each row meets its limit, or None where it
+    has none."""
 
     title: str
     head: tuple[str, ...]
@@ -73,7 +73,7 @@ def _ms(x: float | None) -> str:
 
 
 def _short(cell: Cell) -> str:
-    """A cell in a column of a terminal."""
+    """A cell's name, short enough for a column in a terminal."""
     if cell.form == IMPORT:
         return IMPORT
     dtype = "" if cell.dtype == "float32" else f" {cell.dtype}"
@@ -83,7 +83,7 @@ def _short(cell: Cell) -> str:
 def _in_sections(
     title: str, head: tuple[str, ...], rows: Iterable[tuple[str, tuple[str, ...], bool | None]], legend: str
 ) -> Table:
-    """Of (section, row, good): a heading where the section changes."""
+    """A table of (section, row, good), with a heading where the section changes."""
     shown: list[tuple[str, ...]] = []
     good: list[bool | None] = []
     last = ""
@@ -97,7 +97,7 @@ def _in_sections(
     return Table(title, head, shown, good, legend)
 
 
-def of_ratios(runs: Sequence[Run]) -> Table:
+def ratio_table(runs: Sequence[Run]) -> Table:
     found = ratios(runs)
     missed = targets.above(found)
 
@@ -108,16 +108,16 @@ def of_ratios(runs: Sequence[Run]) -> Table:
         return _short(r.cell), r.way, _ms(r.ours.ms), _number(over_copy, ".1f"), ratio, memory, library
 
     return _in_sections(
-        "lossbridge beside the best peer",
+        "lossbridge and the best peer",
         ("cell", "way", "ms", "/ copy", "time", "memory", "fastest"),
         [(r.backend, row(r), None if r.peer is None else r not in missed) for r in found],
-        "Ratios of medians, ours over the peer's of the same way: time to the fastest, extra memory to the leanest. "
-        "Forward and backward unless it says forward; float32 unless it names a dtype. / copy: our time over that in "
-        f"which the bytes that must move are copied. Red: above {targets.NEVER_ABOVE}.",
+        "Ratios of medians, ours over a peer's that runs in the same way: time over the fastest peer's, extra memory "
+        "over the least. Forward and backward unless it says forward; float32 unless it names a dtype. / copy: our "
+        f"time over that of a copy of the bytes that must move. Red: above {targets.NEVER_ABOVE}.",
     )
 
 
-def of_targets(runs: Sequence[Run]) -> Table:
+def target_table(runs: Sequence[Run]) -> Table:
     rows: list[tuple[str, tuple[str, ...], bool | None]] = []
     for judged in targets.judge(runs):
         t, first = judged.target, judged.target.case
@@ -135,14 +135,14 @@ def of_targets(runs: Sequence[Run]) -> Table:
         case = f"worst: {above[0].backend}, {_short(above[0].cell)}, {above[0].way}" if above else "all"
         rows.append(("any cell / best peer", (case, what, _number(worst), str(targets.NEVER_ABOVE), words), not above))
     return _in_sections(
-        "What is to be reached",
+        "Targets",
         ("ours / peer", "", "found", "≤", ""),
         rows,
-        "Ratios, unless there is a unit. Of JAX the memory is what XLA allots to temporaries.",
+        "Ratios, unless there is a unit. JAX: memory is what XLA plans for temporaries.",
     )
 
 
-def of_slopes(runs: Sequence[Run]) -> Table:
+def growth_table(runs: Sequence[Run]) -> Table:
     return _in_sections(
         "How time grows",
         ("contender", "way", "overall", "at the end"),
@@ -154,13 +154,18 @@ def of_slopes(runs: Sequence[Run]) -> Table:
             )
             for s in slopes(runs)
         ],
-        "Exponent a of time ∝ size^a: fitted to the whole sweep, and between its two largest steps. 1 is proportional; "
-        "below 1 a fixed cost still counts.",
+        "Exponent a of time ∝ size^a: fitted to the whole sweep, and between its two largest steps. 1: proportional; "
+        "below 1: a fixed cost dominates small sizes.",
     )
 
 
-def of_measurements(run: Run) -> Table:
-    """Everything: for the page."""
+def tables(runs: Sequence[Run]) -> list[Table]:
+    """The tables that the command prints, those that have rows."""
+    return [table for table in (ratio_table(runs), growth_table(runs), target_table(runs)) if table.rows]
+
+
+def measurement_table(run: Run) -> Table:
+    """Every measurement of a backend, for the page."""
     rows, good = [], []
     for outcome in run.outcomes:
         for m in outcome.measurements:
@@ -187,13 +192,11 @@ def of_measurements(run: Run) -> Table:
 
 
 def closing_lines(runs: Sequence[Run], named: Iterable[str]) -> list[str]:
-    """What is wrong, what did not run, then the sum."""
+    """Faults, the backends that did not run, then the totals."""
     lines = []
     for run in runs:
         lines += [f"{run.backend}: {o.cell.name}: {o.fault}" for o in run.faults]
-        if run.status != "ran":
-            asked = " (asked for)" if run.backend in named and run.status == "missing" else ""
-            lines.append(f"{run.backend}: {run.status}{asked}: {run.words}")
+        lines += run.absence(named)
     cells = sum(len(run.outcomes) for run in runs)
     wrong = sum(bool(m.fault) for run in runs for o in run.outcomes for m in o.measurements)
     lines.append(f"{cells} cells, {wrong} contenders not timed")
@@ -207,20 +210,12 @@ def content(runs: Sequence[Run], device: str, quick: bool) -> dict[str, Any]:
     judged = [asdict(j) | {"reached": j.reached, "cell": j.target.cell.name} for j in targets.judge(runs)]
     return {
         "format": FORMAT,
-        **parity.facts(device),
+        **facts(device),
         "processor": processor(),
         "cores": os.cpu_count(),
         "quick": quick,
         "backends": [
-            {
-                "backend": run.backend,
-                "version": run.version,
-                "status": run.status,
-                "words": run.words,
-                **run.facts,
-                "cells": [outcome.as_dict() for outcome in run.outcomes],
-            }
-            for run in runs
+            {**run.as_dict(), **run.facts, "cells": [outcome.as_dict() for outcome in run.outcomes]} for run in runs
         ],
         "ratios": [
             {
@@ -240,7 +235,7 @@ def content(runs: Sequence[Run], device: str, quick: bool) -> dict[str, Any]:
 
 
 def processor() -> str:
-    """Its name, where the system tells."""
+    """The processor's name, where the system says it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -249,11 +244,11 @@ def processor() -> str:
 
 
 class UnusableResults(ValueError):
-    """A file that is no result of this command."""
+    """The file does not hold results of this command. The message is one line."""
 
 
 def read(path: Path) -> list[Run]:
-    """The runs that a file of an earlier run tells of."""
+    """The runs in the JSON file of an earlier run."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -270,21 +265,21 @@ def read(path: Path) -> list[Run]:
 
 def _run(found: dict[str, Any]) -> Run:
     outcomes = [Outcome.of_dict(cell) for cell in found["cells"]]
-    facts = {"copy_bytes_per_second": found.get("copy_bytes_per_second", 0)}
-    return BackendRun(found["backend"], found["status"], found["version"], found["words"], outcomes, facts)
+    copied = {"copy_bytes_per_second": found.get("copy_bytes_per_second", 0)}
+    return BackendRun(found["backend"], found["status"], found["version"], found["words"], outcomes, copied)
 
 
 def write_json(path: Path, runs: Sequence[Run], device: str, quick: bool) -> None:
-    parity.dump(path, content(runs, device, quick))
+    write_results(path, content(runs, device, quick))
 
 
 def write_html(path: Path, runs: Sequence[Run], device: str, verdict: Sequence[str]) -> None:
-    """One page that needs no other file."""
-    tables = [of_targets(runs), of_ratios(runs), of_slopes(runs)]
-    pictures = [parity.svg(figure) for form in plots.forms(runs) for figure in plots.figures(runs, form).values()]
-    details = [of_measurements(run) for run in runs if run.outcomes]
-    parts = [*(t.html() for t in tables if t.rows), *pictures, *(t.html() for t in details)]
+    """All tables and plots."""
+    tables = [target_table(runs), ratio_table(runs), growth_table(runs)]
+    figures = [svg(figure) for form in plots.forms(runs) for figure in plots.figures(runs, form).values()]
+    details = [measurement_table(run) for run in runs if run.outcomes]
+    parts = [*(t.html() for t in tables if t.rows), *figures, *(t.html() for t in details)]
     versions = {library: v for run in runs for library, v in run.facts.get("versions", {}).items()}
     machine = f"{processor()}, {os.cpu_count()} cores; {', '.join(f'{name} {v}' for name, v in versions.items())}"
     parts.append(f"<p><small>{html.escape(machine)}</small></p>")
-    path.write_text(parity.page("lossbridge bench", verdict, "\n".join(parts), device), encoding="utf-8")
+    path.write_text(page("lossbridge bench", verdict, "\n".join(parts), device), encoding="utf-8")

@@ -1,23 +1,22 @@
-"""One backend's worker process: reads cells from standard input, writes a line of JSON for each. As in parity."""
+"""The bench command's worker: the cells that a request asks for, and facts about the machine."""
 
 from __future__ import annotations
 
 import importlib.metadata
-import json
-import os
-import sys
+from functools import partial
 from typing import Any
 
-from lossbridge.backend import BACKENDS
+from lossbridge.frameworks.framework import Framework
 from lossbridge.tools.bench.cells import Budget, Cell
 from lossbridge.tools.bench.measure import outcome
 from lossbridge.tools.bench.memory import copy_bandwidth
+from lossbridge.tools.processes import Job, serve
 
 LIBRARIES = ("numpy", "scipy", "scikit-learn", "torch", "tensorflow", "jax", "keras", "optax", "liger-kernel", "triton")
 
 
 def versions() -> dict[str, str]:
-    """Of what is installed and may compete."""
+    """Of the installed libraries that may compete."""
     found = {}
     for library in LIBRARIES:
         try:
@@ -27,29 +26,12 @@ def versions() -> dict[str, str]:
     return found
 
 
-def main() -> None:
-    # Frameworks write to standard output as they like; the lines of JSON keep the original to themselves.
-    lines = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
-    os.dup2(2, 1)
-    request = json.load(sys.stdin)
-
-    def say(**message: Any) -> None:
-        print(json.dumps(message), file=lines, flush=True)
-
-    if request["backend"] != "numpy":
-        os.environ["KERAS_BACKEND"] = request["backend"]  # before Keras is imported
-    b, device = BACKENDS[request["backend"]](), request["device"]
-    if device not in b.devices():
-        say(no_device=f"no device {device}; present: {', '.join(b.devices())}", version=b.version())
-        return
+def jobs(b: Framework, request: dict[str, Any]) -> tuple[list[Job], dict[str, Any]]:
+    device, budget = request["device"], Budget(**request["budget"])
     cells = [Cell(**cell) for cell in request["cells"]]
     facts = {"versions": versions(), "copy_bytes_per_second": copy_bandwidth(b, device)}
-    say(version=b.version(), total=len(cells), facts=facts)
-    for cell in cells:
-        say(start=cell.name)
-        say(outcome=outcome(b, cell, Budget(**request["budget"]), device).as_dict())
-    say(done=True)
+    return [(cell.name, partial(outcome, b, cell, budget, device)) for cell in cells], facts
 
 
 if __name__ == "__main__":
-    main()
+    serve(jobs)

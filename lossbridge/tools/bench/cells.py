@@ -1,6 +1,6 @@
-"""The registry of what is measured: forms of a loss, at a shape and dtype, forward or with the gradient. Plain data.
+"""The registry of what is measured: the form of a loss, its shape and dtype, with or without the gradient. Plain data.
 
-Holds nothing of a framework, no peer (`contenders` has them) and no limit (`targets` has them).
+Nothing here depends on a framework. Peers are in contenders.py, limits in targets.py.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-# Of y_true: integer labels, rows of probabilities, rows of logits, or outcomes between 0 and 1.
+# What y_true holds: integer labels, rows of probabilities, rows of logits, or outcomes between 0 and 1.
 Target = Literal["labels", "distributions", "logits", "events"]
 Sweep = Literal["", "N", "V"]
 Ways = Literal["all", "eager", "compiled"]
@@ -18,7 +18,7 @@ ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
 @dataclass(frozen=True)
 class Form:
-    """A loss with the options that decide which arithmetic it does."""
+    """A loss with the options that decide which formula it computes."""
 
     loss: str
     target: Target
@@ -42,12 +42,12 @@ FORMS: Mapping[str, Form] = {
     "focal": Form("categorical_focal_crossentropy", "distributions", _LOGITS),
     "binary focal": Form("binary_focal_crossentropy", "events", _LOGITS),
 }
-IMPORT = "import"  # the form of the cell that is no loss: a fresh Python imports the package
+IMPORT = "import"  # the form of the cell that measures the package's import instead of a loss
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What all contenders of a backend do in turn, in these ways. `sweep`: the size that the cell is a step of."""
+    """One measurement of all contenders of a backend. `ways`: how they run; `sweep`: the size that is swept, if any."""
 
     form: str
     rows: int
@@ -66,7 +66,7 @@ class Cell:
 
     @property
     def same(self) -> tuple[Any, ...]:
-        """Equal for cells that measure the same, whatever for."""
+        """Equal for cells that measure the same, as a step of a sweep or not."""
         return self.form, self.rows, self.classes, self.dtype, self.backward
 
     @property
@@ -75,7 +75,7 @@ class Cell:
 
     @property
     def bytes(self) -> int:
-        """What has to move at the least: every array of classes read once, the gradient written once."""
+        """The least memory traffic: every array of shape (rows, classes) read once, the gradient written once."""
         if self.form == IMPORT:
             return 0
         arrays = 1 if FORMS[self.form].target == "labels" else 2
@@ -87,12 +87,12 @@ class Cell:
 
 @dataclass(frozen=True)
 class Budget:
-    """How long a cell may take: rounds until `seconds` are over, but at least `least` and at most `most`."""
+    """How long a cell may take: between `least` and `most` rounds, none of them begun after `seconds`."""
 
     least: int
     most: int
     seconds: float
-    memory: int  # calls that are watched for their peak
+    memory: int  # calls whose peak memory is measured
 
 
 FULL = Budget(least=7, most=51, seconds=8.0, memory=3)
@@ -103,12 +103,12 @@ BIG_FORMS = {"CE, labels": LM, "CE, dense": LM_DENSE, "KL of logits": LM_DENSE}
 
 
 def cells(backend: str, *, quick: bool = False) -> list[Cell]:
-    """What is measured on a backend, the small before the large."""
+    """What is measured on a backend, small cells first."""
     return list(_quick(backend) if quick else _full(backend))
 
 
 def selected(backend: str, losses: list[str], dtypes: list[str], *, quick: bool = False) -> list[Cell]:
-    """Of these losses and dtypes; of all, where none is named."""
+    """The cells of these losses and dtypes; an empty list names all."""
     return [
         cell
         for cell in cells(backend, quick=quick)
@@ -131,7 +131,7 @@ def _full(backend: str) -> Iterator[Cell]:
     for form, shape in BIG_FORMS.items():
         for backward in (False, True):
             yield Cell(form, *shape, backward=backward)
-    if backend != "numpy":  # which has no bfloat16 of its own
+    if backend != "numpy":  # NumPy has no bfloat16
         for form, shape in BIG_FORMS.items():
             yield Cell(form, *shape, dtype="bfloat16")
     for form in BIG_FORMS:
@@ -142,7 +142,7 @@ def _full(backend: str) -> Iterator[Cell]:
 
 
 def _quick(backend: str) -> Iterator[Cell]:
-    """The way that is used most: TensorFlow and JAX compiled, PyTorch, whose compiler takes seconds a shape, eager."""
+    """Each backend as it is mostly run: TensorFlow and JAX compiled; PyTorch, which compiles for seconds, eager."""
     main: Ways = "compiled" if backend in ("tensorflow", "jax") else "eager"
     if backend == "numpy":
         yield Cell(IMPORT, 0, 0)

@@ -1,20 +1,19 @@
-"""Who competes: lossbridge, and every peer that is installed, each a function of a framework's own arrays.
+"""The contenders: lossbridge and every installed peer, each a function of a framework's own arrays. Measures nothing.
 
-A function takes (target, pred), both of shape (rows, classes) or labels of shape (rows,), and returns the mean. Each is
-written out, because torch.compile keeps one cache for a piece of code: what shared code would wait for one another.
+A function takes target and pred, of shape (rows, classes), or labels (rows,), and returns the mean. Every function is
+written out, because torch.compile keeps one cache per code object, and contenders would share it.
 """
 
 from __future__ import annotations
 
-import importlib.util
-import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import lossbridge
+from lossbridge import losses
 from lossbridge.tools.bench import textbook
 from lossbridge.tools.bench.cells import FORMS, Cell
+from lossbridge.tools.processes import installed
 
 Loss = Callable[[Any, Any], Any]
 OURS, IN_PLACE = "lossbridge", "lossbridge, inplace_gradient"
@@ -22,12 +21,12 @@ OURS, IN_PLACE = "lossbridge", "lossbridge, inplace_gradient"
 
 @dataclass(frozen=True)
 class Contender:
-    """`with_gradient`: what returns value and gradient by itself, where a framework does not differentiate."""
+    """`with_gradient`: a function that returns value and gradient, for NumPy, which does not differentiate."""
 
     name: str
     loss: Loss
     with_gradient: Loss | None = None
-    consumes: bool = False  # the predictions are overwritten: each call gets its own
+    consumes: bool = False  # it overwrites the predictions: each call gets a copy
     eager_only: bool = False
 
 
@@ -38,17 +37,13 @@ def contenders(backend: str, cell: Cell, device: str = "cpu") -> list[Contender]
 
 def _ours(backend: str, cell: Cell) -> Contender:
     form = FORMS[cell.form]
-    function, options = getattr(lossbridge, form.loss), dict(form.options)
+    function, options = getattr(losses, form.loss), dict(form.options)
     if backend != "numpy":
         return Contender(OURS, lambda target, pred: function(target, pred, **options))
-    both = lossbridge.value_and_grad(function)
+    both = losses.value_and_grad(function)
     return Contender(
         OURS, lambda target, pred: function(target, pred, **options), lambda t, pred: both(t, pred, **options)
     )
-
-
-def _there(library: str) -> bool:
-    return importlib.util.find_spec(library) is not None
 
 
 def _numpy(cell: Cell, device: str) -> Iterator[Contender]:
@@ -57,13 +52,13 @@ def _numpy(cell: Cell, device: str) -> Iterator[Contender]:
     if both is not None or not cell.backward:
         yield Contender("textbook", textbook.VALUES[form], both)
     if cell.backward:
-        return  # what follows has no gradients
-    if _there("sklearn") and form == "log loss":
+        return  # the peers below have no gradients
+    if installed("sklearn") and form == "log loss":
         from sklearn.metrics import log_loss
 
         labels = range(cell.classes)
         yield Contender("sklearn.log_loss", lambda t, p: log_loss(t, p, labels=labels))
-    if _there("scipy"):
+    if installed("scipy"):
         import numpy as np
         from scipy.special import log_softmax, rel_entr
         from scipy.stats import entropy
@@ -94,32 +89,28 @@ def _torch(cell: Cell, device: str) -> Iterator[Contender]:
                 4 * F.kl_div(F.log_softmax(z / 2, -1), F.log_softmax(s / 2, -1), log_target=True, reduction="batchmean")
             ),
         ),
-        "BCE of logits": (
-            "F.binary_cross_entropy_with_logits",
-            lambda t, z: F.binary_cross_entropy_with_logits(z, t),
-        ),
+        "BCE of logits": ("F.binary_cross_entropy_with_logits", lambda t, z: F.binary_cross_entropy_with_logits(z, t)),
         "BCE of probabilities": ("F.binary_cross_entropy", lambda t, p: F.binary_cross_entropy(p, t)),
         "log loss": ("F.nll_loss", lambda t, p: F.nll_loss(p.log(), t)),
     }
     if cell.form in own:
         yield Contender(*own[cell.form])
     if cell.backward and cell.form == "CE, labels":
-        yield from _in_place()
+        yield _in_place()
         if device == "cuda":
             yield from _liger()
     yield from _keras(cell, eager_only=True)  # as Keras itself trains on PyTorch
 
 
-def _in_place() -> Iterator[Contender]:
+def _in_place() -> Contender:
     from lossbridge.torch import CrossEntropyLoss
 
-    if "inplace_gradient" in inspect.signature(CrossEntropyLoss).parameters:
-        loss = CrossEntropyLoss(inplace_gradient=True)  # type: ignore[call-arg, unused-ignore]
-        yield Contender(IN_PLACE, lambda t, z: loss(z, t), consumes=True, eager_only=True)
+    loss = CrossEntropyLoss(inplace_gradient=True)
+    return Contender(IN_PLACE, lambda t, z: loss(z, t), consumes=True, eager_only=True)
 
 
 def _liger() -> Iterator[Contender]:
-    if _there("liger_kernel"):
+    if installed("liger_kernel"):
         from liger_kernel.transformers.functional import liger_cross_entropy
 
         yield Contender("liger_cross_entropy", lambda t, z: liger_cross_entropy(z, t), consumes=True, eager_only=True)
@@ -154,7 +145,7 @@ def _tensorflow(cell: Cell, device: str) -> Iterator[Contender]:
 
 
 def _jax(cell: Cell, device: str) -> Iterator[Contender]:
-    if _there("optax"):
+    if installed("optax"):
         import jax.numpy as jnp
         import optax
         from jax.nn import log_softmax
@@ -188,30 +179,30 @@ def _jax(cell: Cell, device: str) -> Iterator[Contender]:
 
 
 def _keras(cell: Cell, *, eager_only: bool = False) -> Iterator[Contender]:
-    """On its backend of the same name: the worker has set KERAS_BACKEND."""
-    if not _there("keras"):
+    """Keras on the backend of this worker, which has set KERAS_BACKEND."""
+    if not installed("keras"):
         return
-    from keras import losses, ops
+    import keras
 
-    # Without a dtype Keras computes in float32, which is the finer choice for halves.
+    # Without a dtype Keras computes in float32, which suits float16 and bfloat16 better.
     dtype = {"dtype": "float64"} if cell.dtype == "float64" else {}
     made: dict[str, Callable[[], Any]] = {
-        "CE, labels": lambda: losses.SparseCategoricalCrossentropy(from_logits=True, **dtype),
-        "CE, dense": lambda: losses.CategoricalCrossentropy(from_logits=True, **dtype),
-        "KL of logits": lambda: losses.KLDivergence(**dtype),
-        "KL of probabilities": lambda: losses.KLDivergence(**dtype),
-        "BCE of logits": lambda: losses.BinaryCrossentropy(from_logits=True, **dtype),
-        "BCE of probabilities": lambda: losses.BinaryCrossentropy(**dtype),
-        "log loss": lambda: losses.SparseCategoricalCrossentropy(**dtype),
-        "focal": lambda: losses.CategoricalFocalCrossentropy(from_logits=True, **dtype),
-        "binary focal": lambda: losses.BinaryFocalCrossentropy(from_logits=True, **dtype),
+        "CE, labels": lambda: keras.losses.SparseCategoricalCrossentropy(from_logits=True, **dtype),
+        "CE, dense": lambda: keras.losses.CategoricalCrossentropy(from_logits=True, **dtype),
+        "KL of logits": lambda: keras.losses.KLDivergence(**dtype),
+        "KL of probabilities": lambda: keras.losses.KLDivergence(**dtype),
+        "BCE of logits": lambda: keras.losses.BinaryCrossentropy(from_logits=True, **dtype),
+        "BCE of probabilities": lambda: keras.losses.BinaryCrossentropy(**dtype),
+        "log loss": lambda: keras.losses.SparseCategoricalCrossentropy(**dtype),
+        "focal": lambda: keras.losses.CategoricalFocalCrossentropy(from_logits=True, **dtype),
+        "binary focal": lambda: keras.losses.BinaryFocalCrossentropy(from_logits=True, **dtype),
     }
-    if cell.form not in made or (cell.form == "log loss" and cell.backward):  # Keras' gradient is of p / Σ p
+    if cell.form not in made or (cell.form == "log loss" and cell.backward):  # Keras differentiates p / Σ p
         return
     loss = made[cell.form]()
     name = f"keras.{type(loss).__name__}"
     if cell.form == "KL of logits":
-        yield Contender(name, lambda s, z: loss(ops.softmax(s), ops.softmax(z)), eager_only=eager_only)
+        yield Contender(name, lambda s, z: loss(keras.ops.softmax(s), keras.ops.softmax(z)), eager_only=eager_only)
     else:
         yield Contender(name, lambda t, p: loss(t, p), eager_only=eager_only)
 

@@ -1,4 +1,7 @@
-"""One cell on one backend: everybody's result checked, then everybody's time in turn, then everybody's memory."""
+"""Measures one cell on one backend: checks every contender's result, then times them in turn, then their memory.
+
+Which contenders there are is in contenders.py, how they run in steps.py.
+"""
 
 from __future__ import annotations
 
@@ -17,16 +20,16 @@ from typing import Any
 import numpy as np
 
 from lossbridge import reference
-from lossbridge.backend import Backend
+from lossbridge.frameworks.framework import Framework
 from lossbridge.tools.bench import memory, steps, textbook
 from lossbridge.tools.bench.cells import FORMS, IMPORT, Budget, Cell
 from lossbridge.tools.bench.contenders import OURS, Contender, contenders
 from lossbridge.tools.bench.results import ENOUGH_BYTES, Measurement, Outcome
 
 Array = np.ndarray
-# A peer's own inaccuracy is no mismatch: of bfloat16 logits PyTorch's loss has an error of 6e-3.
+# Wide enough for a peer's own rounding: for bfloat16 logits PyTorch's loss has an error of 6e-3.
 TOLERANCE = {"float64": 1e-6, "float32": 1e-3, "float16": 5e-2, "bfloat16": 5e-2}
-SAMPLE_SECONDS = 1e-3  # what is faster is called more than once between two looks at the clock
+SAMPLE_SECONDS = 1e-3  # faster calls are repeated between two readings of the clock
 
 
 def arrays(cell: Cell) -> tuple[Array, Array]:
@@ -55,7 +58,7 @@ def arrays(cell: Cell) -> tuple[Array, Array]:
 
 @dataclass
 class Entrant:
-    """A contender, one way, with its arrays."""
+    """A contender that runs in one way, with its arrays."""
 
     contender: Contender
     way: str
@@ -64,7 +67,8 @@ class Entrant:
     pred: Any
 
     def fresh(self) -> Any:
-        return steps.fresh(self.contender, self.pred)
+        """Predictions that the contender may overwrite. In PyTorch they are no leaf, as a model's logits are none."""
+        return self.pred * 1 if self.contender.consumes else self.pred
 
     def failed(self, error: Exception | str) -> Measurement:
         words = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
@@ -72,18 +76,18 @@ class Entrant:
 
 
 def outcome(
-    b: Backend, cell: Cell, budget: Budget, device: str = "cpu", *, competing: Sequence[Contender] | None = None
+    b: Framework, cell: Cell, budget: Budget, device: str = "cpu", *, competing: Sequence[Contender] | None = None
 ) -> Outcome:
-    """`competing`: instead of all that there are."""
+    """The cell's measurements. `competing`: contenders to measure instead of all."""
     if cell.form == IMPORT:
         return Outcome(cell, import_times(max(7, budget.least)))
     with b.scope(cell.dtype, device), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what compilers say of large constants, and libraries of their renamings
+        warnings.simplefilter("ignore")  # compilers warn about large constants, libraries about renamed functions
         return Outcome(cell, _measured(b, cell, budget, device, competing))
 
 
 def _measured(
-    b: Backend, cell: Cell, budget: Budget, device: str, competing: Sequence[Contender] | None
+    b: Framework, cell: Cell, budget: Budget, device: str, competing: Sequence[Contender] | None
 ) -> list[Measurement]:
     y_true, y_pred = arrays(cell)
     labels = "int64" if b.name == "torch" else "int32"
@@ -94,10 +98,10 @@ def _measured(
         for contender in (contenders(b.name, cell, device) if competing is None else competing)
         for way in steps.ways(b, cell, contender)
     ]
-    judge = Judge(cell, y_true if y_true.dtype.kind == "i" else b.to_numpy(target), b.to_numpy(pred))
+    exact = Exact(cell, y_true if y_true.dtype.kind == "i" else b.to_numpy(target), b.to_numpy(pred))
     del y_true, y_pred
-    found = [_checked(b, entrant, judge, cell.dtype, device) for entrant in entrants]
-    del judge
+    found = [_checked(b, entrant, exact, cell.dtype, device) for entrant in entrants]
+    del exact
     racing = [i for i, m in enumerate(found) if not m.fault]
     warm = [found[i].way == steps.EAGER and (found[i].first_ms or 0) > 500 for i in racing]
     times = interleaved(b, [entrants[i] for i in racing], budget, device, warm)
@@ -108,22 +112,21 @@ def _measured(
     return found
 
 
-# Equality.
+# Correctness.
 
 
-class Judge:
-    """The exact value, and the exact gradient of a few rows, of what the contenders are given after rounding."""
+class Exact:
+    """The exact value, and the exact gradient of a few rows, for the inputs as rounded to the cell's dtype."""
 
     def __init__(self, cell: Cell, target: Array, pred: Array) -> None:
         form = FORMS[cell.form]
         self.value = textbook.exact_value(cell.form, target, pred)
         self.rows = sorted({0, cell.rows // 2, cell.rows - 1})
-        share = len(self.rows) / cell.rows
-        judge = getattr(reference, form.loss)
-        self.gradient = judge(target[self.rows], pred[self.rows], **form.options).gradient * share
+        result = getattr(reference, form.loss)(target[self.rows], pred[self.rows], **form.options)
+        self.gradient = result.gradient * (len(self.rows) / cell.rows)  # of the mean over all rows
 
-    def errors(self, b: Backend, value: Any, gradient: Any) -> tuple[float, float | None]:
-        """Relative; the gradient's to the largest entry of its row. A NaN is infinitely wrong."""
+    def errors(self, b: Framework, value: Any, gradient: Any) -> tuple[float, float | None]:
+        """Relative errors, the gradient's to the largest entry of its row. NaN counts as an infinite error."""
         error = abs(float(value) - self.value) / abs(self.value)
         if gradient is None:
             return _or_infinite(error), None
@@ -136,38 +139,34 @@ def _or_infinite(error: float) -> float:
     return math.inf if math.isnan(error) else error
 
 
-def _checked(b: Backend, entrant: Entrant, judge: Judge, dtype: str, device: str) -> Measurement:
-    """The first call, which compiles."""
+def _checked(b: Framework, entrant: Entrant, exact: Exact, dtype: str, device: str) -> Measurement:
+    """The first call, which compiles: its time and errors, or the fault."""
     pred = entrant.fresh()
     start = time.perf_counter()
     try:
         result = entrant.run(entrant.target, pred)
         steps.wait(b, result, device)
         first = (time.perf_counter() - start) * 1e3
-        value_error, gradient_error = judge.errors(b, *result)
+        value_error, gradient_error = exact.errors(b, *result)
     except Exception as error:
         return entrant.failed(error)
     for quantity, off in (("value", value_error), ("gradient", gradient_error or 0.0)):
         if not off <= TOLERANCE[dtype]:
             return entrant.failed(f"{quantity} has a relative error of {off:.1e}: not timed")
-    return Measurement(
-        entrant.contender.name,
-        entrant.way,
-        first_ms=first,
-        value_error=value_error,
-        gradient_error=gradient_error,
-    )
+    name, way = entrant.contender.name, entrant.way
+    return Measurement(name, way, first_ms=first, value_error=value_error, gradient_error=gradient_error)
 
 
 # Time.
 
 
 def interleaved(
-    b: Backend, entrants: Sequence[Entrant], budget: Budget, device: str, warm: Sequence[bool]
+    b: Framework, entrants: Sequence[Entrant], budget: Budget, device: str, warm: Sequence[bool]
 ) -> list[list[float]]:
-    """Seconds a call: A B C, A B C, …, so that a machine that slows down slows all of them.
+    """Seconds per call of each, run in turn (A B C, A B C, …), so that a machine that slows down slows all of them.
 
-    One round warms up, and tells how many calls make a sample. `warm`: whose slow first call was enough for both.
+    The first round warms up, and sets how many calls make a sample. `warm`: entrants that skip it, because their slow
+    first call has warmed them up.
     """
     calls = [
         1 if done else _calls_a_sample(_sample(b, entrant, 1, device), entrant)
@@ -192,7 +191,7 @@ def _calls_a_sample(seconds: float, entrant: Entrant) -> int:
     return 1 if entrant.contender.consumes else max(1, min(1000, math.ceil(SAMPLE_SECONDS / seconds)))
 
 
-def _sample(b: Backend, entrant: Entrant, calls: int, device: str) -> float:
+def _sample(b: Framework, entrant: Entrant, calls: int, device: str) -> float:
     run, target, pred = entrant.run, entrant.target, entrant.fresh()
     steps.wait(b, pred, device)
     start = time.perf_counter()
@@ -200,7 +199,7 @@ def _sample(b: Backend, entrant: Entrant, calls: int, device: str) -> float:
         result = run(target, pred)
         steps.wait(b, result, device)
     seconds = (time.perf_counter() - start) / calls
-    del result  # after the clock: some free their memory at once, others later
+    del result  # not timed: some frameworks free its memory at once, others later
     return seconds
 
 
@@ -212,18 +211,20 @@ def _with_times(m: Measurement, seconds: Sequence[float]) -> Measurement:
 # Memory.
 
 
-def _with_memory(b: Backend, m: Measurement, entrant: Entrant, cell: Cell, budget: Budget, device: str) -> Measurement:
-    """Of cells that take enough for it to be told from noise."""
+def _with_memory(
+    b: Framework, m: Measurement, entrant: Entrant, cell: Cell, budget: Budget, device: str
+) -> Measurement:
+    """With its memory, where the cell is large enough to tell it from noise."""
     if cell.gradient_bytes < ENOUGH_BYTES:
         return m
     peaks = [memory.extra_bytes(_once(b, entrant, device), b, device) for _ in range(budget.memory)]
     planned = steps.planned_bytes(b, entrant.run, entrant.target, entrant.pred)
-    # Memory that the framework has not given back yet hides some of the peak, and nothing adds to it.
-    known = [peak for peak in (*peaks, planned and sum(planned)) if peak is not None]
-    return replace(m, extra_bytes=max(known, default=None), temporary_bytes=planned and planned[0])
+    # Memory that the framework keeps from before lowers a measured peak, and nothing raises it: the largest counts.
+    measured = [peak for peak in (*peaks, planned and sum(planned)) if peak is not None]
+    return replace(m, extra_bytes=max(measured, default=None), temporary_bytes=planned and planned[0])
 
 
-def _once(b: Backend, entrant: Entrant, device: str) -> Callable[[], Any]:
+def _once(b: Framework, entrant: Entrant, device: str) -> Callable[[], Any]:
     pred = entrant.fresh()
 
     def call() -> Any:
@@ -238,9 +239,9 @@ def _once(b: Backend, entrant: Entrant, device: str) -> Callable[[], Any]:
 
 
 def import_times(rounds: int) -> list[Measurement]:
-    """A fresh Python imports lossbridge, and NumPy alone, in turn; Python's own start is not counted.
+    """Times of `import lossbridge` and `import numpy`, in turn, each in a fresh Python whose own start is not counted.
 
-    From bytecode, which pip writes where it installs: that of the first round, not counted either, is kept for all.
+    From bytecode, as after an installation by pip: a first round, which does not count, writes it.
     """
     names = (OURS, "numpy")
     seconds: dict[str, list[float]] = {name: [] for name in names}

@@ -1,4 +1,4 @@
-"""The peak of memory that a call takes above what stands before it, results included, and how fast memory is copied."""
+"""The peak memory of a call, above what is allocated before it and including its result; and the speed of a copy."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from lossbridge.backend import Backend
+from lossbridge.frameworks.framework import Framework
 
 _SELF = Path("/proc/self")
 Call = Callable[[], Any]
 
 
-def extra_bytes(call: Call, b: Backend, device: str) -> int | None:
-    """None where nothing tells: JAX on a GPU cannot start its peak anew."""
+def extra_bytes(call: Call, b: Framework, device: str) -> int | None:
+    """None where it cannot be measured: JAX on a GPU does not reset its peak."""
     gc.collect()
     if b.name == "tensorflow" and device in ("cpu", "cuda"):
         return _tensorflow(call, device)
@@ -32,8 +32,8 @@ def extra_bytes(call: Call, b: Backend, device: str) -> int | None:
 
 
 def _host(call: Call) -> int | None:
-    """The kernel's own high-water mark, which no short peak escapes; it counts in pages, to about 1 MiB."""
-    _give_back()
+    """The kernel's high-water mark, which misses no short peak. Its resolution is about 1 MiB."""
+    _trim()
     try:
         (_SELF / "clear_refs").write_text("5")
     except OSError:
@@ -45,9 +45,9 @@ def _host(call: Call) -> int | None:
     return max(0, peak - before)
 
 
-def _give_back() -> None:
-    """Freed memory that the allocator keeps would hide what the next call takes."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
+def _trim() -> None:
+    """Returns freed memory to the system: the next call would reuse it, and its peak would not show."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc only
     if trim is not None:
         trim(0)
 
@@ -58,7 +58,7 @@ def _status(field: str) -> int:
 
 
 def _sampled(call: Call) -> int | None:
-    """Where the mark cannot be reset: a thread that looks every half millisecond, and may miss a short peak."""
+    """Where the mark cannot be reset: a thread samples every half millisecond, and may miss a short peak."""
     if not (_SELF / "statm").exists():
         return None
     page, done = os.sysconf("SC_PAGE_SIZE"), threading.Event()
@@ -98,7 +98,7 @@ def _torch(call: Call) -> int:
 
 
 def _tensorflow(call: Call, device: str) -> int:
-    """By its own allocator, which on a CPU keeps freed memory; what others allot there is seen from outside."""
+    """TensorFlow's allocator keeps freed memory, so its own statistics are read; on a CPU also the process's peak."""
     import tensorflow as tf
 
     name = {"cpu": "CPU:0", "cuda": "GPU:0"}[device]
@@ -113,8 +113,8 @@ def _tensorflow(call: Call, device: str) -> int:
     return max(outside, int(tf.config.experimental.get_memory_info(name)["peak"] - before))
 
 
-def copy_bandwidth(b: Backend, device: str, size: int = 1 << 28, rounds: int = 9) -> float:
-    """Bytes a second, read and written, of a copy into memory that is already there: the limit of everything else."""
+def copy_bandwidth(b: Framework, device: str, size: int = 1 << 28, rounds: int = 9) -> float:
+    """Bytes per second, read and written, of a copy into allocated memory: no loss can be faster than this."""
     copy = _host_copy(size) if device == "cpu" else _device_copy(b, device, size)
     copy()
     seconds = []
@@ -126,7 +126,7 @@ def copy_bandwidth(b: Backend, device: str, size: int = 1 << 28, rounds: int = 9
 
 
 def _host_copy(size: int) -> Call:
-    """By one thread a core: one alone does not fill the memory's channels."""
+    """One thread per core: a single one does not use the full bandwidth."""
     source, target = np.ones(size, np.uint8), np.zeros(size, np.uint8)
     cores = os.cpu_count() or 1
     parts = list(zip(np.array_split(target, cores), np.array_split(source, cores), strict=True))
@@ -134,7 +134,7 @@ def _host_copy(size: int) -> Call:
     return lambda: list(threads.map(lambda part: np.copyto(*part), parts))
 
 
-def _device_copy(b: Backend, device: str, size: int) -> Call:
+def _device_copy(b: Framework, device: str, size: int) -> Call:
     from lossbridge.tools.bench.steps import wait
 
     source = b.place(np.ones(size // 4, np.float32), "float32", device)

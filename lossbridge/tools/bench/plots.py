@@ -1,4 +1,4 @@
-"""Pictures of the sweeps: time over V, time over N, memory over V. A panel a backend, both axes logarithmic."""
+"""Plots of the sweeps: time over V, time over N, memory over V. One panel per backend, both axes logarithmic."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from lossbridge.tools.bench.contenders import OURS
 from lossbridge.tools.bench.results import Outcome, Run, bandwidth, size_of, sweeps
 
-# Okabe and Ito's colours, distinct under the common colour deficiencies; line styles repeat the ways.
+# Okabe and Ito's colours, which colour-blind readers can tell apart. The line style is that of the way.
 _OURS, _PEERS, _LIMIT = ("#0072B2", "#56B4E9"), ("#D55E00", "#009E73", "#CC79A7", "#E69F00"), "#333333"
 _STYLES = ("-", "--", ":")
 _MARKERS = "osD^v"
@@ -25,17 +25,17 @@ _RC = {
     "legend.fontsize": 8,
     "svg.fonttype": "path",
 }
-PICTURES = {"time_over_v": ("V", "ms"), "time_over_n": ("N", "ms"), "memory_over_v": ("V", "extra_bytes")}
+PLOTS = {"time_over_v": ("V", "ms"), "time_over_n": ("N", "ms"), "memory_over_v": ("V", "extra_bytes")}
 
 
 def figures(runs: Sequence[Run], form: str) -> dict[str, Any]:
-    """By file name, the pictures of a form that was swept."""
+    """The plots of a form's sweeps, by file name."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     found = {}
     with mpl.rc_context(_RC):
-        for name, (sweep, quantity) in PICTURES.items():
+        for name, (sweep, quantity) in PLOTS.items():
             steps = [
                 (run, s)
                 for run in runs
@@ -50,7 +50,7 @@ def figures(runs: Sequence[Run], form: str) -> dict[str, Any]:
 
 
 def forms(runs: Sequence[Run]) -> list[str]:
-    """Those with a sweep."""
+    """The forms that have a sweep."""
     return list(dict.fromkeys(form for run in runs for form, _, _ in sweeps(run)))
 
 
@@ -83,8 +83,8 @@ def _panel(panel: Any, run: Run, outcomes: list[Outcome], sweep: str, quantity: 
         ours = name in own
         color = _OURS[own.index(name) % 2] if ours else _PEERS[peers.index(name) % len(_PEERS)]
         points = [(size, o.get(name, way)) for size, o in zip(sizes, outcomes, strict=True)]
-        known = [(size, m) for size, m in points if m is not None and getattr(m, quantity)]
-        if not known:
+        measured = [(size, getattr(m, quantity)) for size, m in points if m is not None and getattr(m, quantity)]
+        if not measured:
             continue
         scale = 1.0 if quantity == "ms" else 2.0**-20
         place = ways.index(way)
@@ -97,7 +97,7 @@ def _panel(panel: Any, run: Run, outcomes: list[Outcome], sweep: str, quantity: 
             "zorder": 3 if ours else 2,
             "label": f"{_shortened(name)}, {way}",
         }
-        panel.plot([size for size, _ in known], [getattr(m, quantity) * scale for _, m in known], **look)
+        panel.plot([size for size, _ in measured], [x * scale for _, x in measured], **look)
     if quantity == "ms":
         limit = [o.cell.bytes / bandwidth(run) * 1e3 if bandwidth(run) else float("nan") for o in outcomes]
         words = f"limit: copy at {bandwidth(run) / 1e9:.0f} GB/s"
@@ -111,7 +111,7 @@ def _panel(panel: Any, run: Run, outcomes: list[Outcome], sweep: str, quantity: 
     panel.set_title(f"{run.backend} {run.version.split('+')[0]}", loc="left")
     panel.set_xlabel("V, classes" if sweep == "V" else "N, rows")
     panel.set_ylabel("milliseconds" if quantity == "ms" else "MiB above the inputs")
-    panel.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2)  # no line hides behind it
+    panel.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2)  # below the panel, where it hides no line
 
 
 def _shortened(name: str, width: int = 30) -> str:

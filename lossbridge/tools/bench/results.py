@@ -1,4 +1,7 @@
-"""What was measured, as plain data, and what follows from it by arithmetic: ratios, slopes, what got worse."""
+"""Measurements as plain data, and what follows from them by arithmetic: ratios, growth with size, regressions.
+
+Measures nothing and prints nothing.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +14,15 @@ import numpy as np
 
 from lossbridge.tools.bench.cells import IMPORT, Cell
 from lossbridge.tools.bench.contenders import OURS
-from lossbridge.tools.parity.processes import BackendRun
+from lossbridge.tools.processes import BackendRun
 
-WORSE = 1.10  # what counts as worse than before
-ENOUGH_BYTES = 1 << 22  # below, memory is the noise of pages, and time is not the memory's
+WORSE = 1.10  # a figure counts as worse from this factor on
+ENOUGH_BYTES = 1 << 22  # below, memory is not told from noise, and time is not bound by bandwidth
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One contender, one way. Times of a call in milliseconds: median, and the quartiles; `first_ms`: of the first
+    """One contender, run in one way. `ms`, `low_ms`, `high_ms`: median and quartiles of a call; `first_ms`: the first
     call, with compilation. Errors are relative, the gradient's to the largest entry of its row. `fault`: why it was not
     timed."""
 
@@ -39,7 +42,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A cell on a backend."""
+    """The measurements of a cell on a backend."""
 
     cell: Cell
     measurements: list[Measurement] = field(default_factory=list)
@@ -56,7 +59,7 @@ class Outcome:
         return cls(Cell(**found["cell"]), [Measurement(**m) for m in found["measurements"]])
 
     def get(self, name: str, way: str) -> Measurement | None:
-        """One that was timed."""
+        """The contender's measurement, if it was timed."""
         return next((m for m in self.measurements if (m.name, m.way) == (name, way) and m.ms is not None), None)
 
     def peers(self, way: str) -> list[Measurement]:
@@ -67,18 +70,18 @@ Run = BackendRun[Outcome]
 
 
 def bandwidth(run: Run) -> float:
-    """Bytes a second of a copy; 0 where it is not known."""
+    """Bytes per second of a copy; 0 where unknown."""
     return float(run.facts.get("copy_bytes_per_second", 0))
 
 
 def limit_ms(run: Run, cell: Cell) -> float | None:
-    """The time in which the bytes that must move are copied."""
+    """The time of a copy of the bytes that the cell must move; None where that is too short to tell anything."""
     return cell.bytes / bandwidth(run) * 1e3 if bandwidth(run) and cell.bytes >= ENOUGH_BYTES else None
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """Ours beside the best peer of the same way: None where there is none, or too little to tell."""
+    """Ours over the best peer's, run in the same way. None where there is no peer, or too little memory to compare."""
 
     backend: str
     cell: Cell
@@ -87,7 +90,7 @@ class Ratio:
     limit_ms: float | None
     peer: Measurement | None = None  # the fastest
     time: float | None = None
-    memory: float | None = None  # to the leanest
+    memory: float | None = None  # over the peer with the least
 
 
 def quotient(ours: float | None, peer: float | None) -> float | None:
@@ -97,7 +100,7 @@ def quotient(ours: float | None, peer: float | None) -> float | None:
 
 
 def memory_quotient(ours: int | None, peer: int | None) -> float | None:
-    """None where both are noise, which is also the least that either counts."""
+    """Both count as at least ENOUGH_BYTES; None where both are below it."""
     if ours is None or peer is None or max(ours, peer) < ENOUGH_BYTES:
         return None
     return max(ours, ENOUGH_BYTES) / max(peer, ENOUGH_BYTES)
@@ -112,7 +115,7 @@ def ratios(runs: Iterable[Run]) -> list[Ratio]:
                     continue
                 peers = outcome.peers(m.way)
                 fastest = min(peers, key=lambda peer: peer.ms or math.inf, default=None)
-                leanest = min((p.extra_bytes for p in peers if p.extra_bytes is not None), default=None)
+                least = min((p.extra_bytes for p in peers if p.extra_bytes is not None), default=None)
                 found.append(
                     Ratio(
                         run.backend,
@@ -122,7 +125,7 @@ def ratios(runs: Iterable[Run]) -> list[Ratio]:
                         limit_ms(run, outcome.cell),
                         fastest,
                         quotient(m.ms, fastest.ms) if fastest else None,
-                        memory_quotient(m.extra_bytes, leanest),
+                        memory_quotient(m.extra_bytes, least),
                     )
                 )
     return found
@@ -130,7 +133,8 @@ def ratios(runs: Iterable[Run]) -> list[Ratio]:
 
 @dataclass(frozen=True)
 class Slope:
-    """Time ∝ size^exponent: `overall` fitted to all steps of a sweep, `end` between the two largest."""
+    """The exponent a in time ∝ size^a, the slope in a log-log plot: fitted to all steps of a sweep (`overall`), and
+    between the two largest (`end`)."""
 
     backend: str
     form: str
@@ -161,7 +165,7 @@ def slopes(runs: Iterable[Run]) -> list[Slope]:
 
 
 def sweeps(run: Run) -> Iterator[tuple[str, str, list[Outcome]]]:
-    """(form, N or V, outcomes by growing size) of every sweep with more than one step."""
+    """(form, "N" or "V", outcomes in order of size) of every sweep with at least two steps."""
     keys = dict.fromkeys((o.cell.form, o.cell.sweep) for o in run.outcomes if o.cell.sweep)
     for form, sweep in keys:
         steps = [o for o in run.outcomes if (o.cell.form, o.cell.sweep) == (form, sweep)]
@@ -173,11 +177,14 @@ def size_of(cell: Cell) -> int:
     return cell.rows if cell.sweep == "N" else cell.classes
 
 
-# Comparison with another run, perhaps of another machine: only ratios within a run are compared.
+# Comparison with an earlier run, perhaps on another machine: only ratios within each run are compared.
 
 
 def worse(old: Iterable[Run], new: Iterable[Run]) -> tuple[list[str], int]:
-    """What got worse by more than a tenth, and by more than the spread of both; and how many figures were compared."""
+    """One line per figure that got worse, and the number of figures compared.
+
+    Worse: the median is more than a tenth above the old one, and the lower quartile above the old upper one.
+    """
     before = {(run.backend, o.cell.same): (run, o) for run in old for o in run.outcomes}
     lines, compared = [], 0
     for run in new:
@@ -200,17 +207,14 @@ def worse(old: Iterable[Run], new: Iterable[Run]) -> tuple[list[str], int]:
 
 
 def _figures(run: Run, outcome: Outcome) -> Iterator[tuple[str, tuple[float, float, float]]]:
-    """(words, (median, lower and upper quartile)) of ours, in units of this run's peers and of its bandwidth."""
+    """(description, (median, lower and upper quartile)) of ours, in units of this run's peers and of its copy."""
     limit = limit_ms(run, outcome.cell)
     for m in outcome.measurements:
         if not m.name.startswith(OURS) or m.ms is None or m.low_ms is None or m.high_ms is None:
             continue
-        times = (m.ms, m.low_ms, m.high_ms)
-        for peer in outcome.peers(m.way):
-            unit = peer.ms or math.nan
-            yield f"{m.name} / {peer.name}, {m.way}, time", (times[0] / unit, times[1] / unit, times[2] / unit)
-        if limit:
-            yield f"{m.name} / copy, {m.way}, time", (times[0] / limit, times[1] / limit, times[2] / limit)
+        units = {peer.name: peer.ms or math.nan for peer in outcome.peers(m.way)}
+        for name, unit in (units | {"copy": limit} if limit else units).items():
+            yield f"{m.name} / {name}, {m.way}, time", (m.ms / unit, m.low_ms / unit, m.high_ms / unit)
         if m.extra_bytes is not None and outcome.cell.gradient_bytes >= ENOUGH_BYTES:
-            share = max(m.extra_bytes, ENOUGH_BYTES) / outcome.cell.gradient_bytes
-            yield f"{m.name} / predictions, {m.way}, extra memory", (share, share, share)
+            ratio = max(m.extra_bytes, ENOUGH_BYTES) / outcome.cell.gradient_bytes
+            yield f"{m.name} / predictions, {m.way}, extra memory", (ratio, ratio, ratio)

@@ -1,7 +1,7 @@
-"""How a step runs in each framework: eager or compiled, with or without the gradient, waited for. No loss, no clock.
+"""A step in each framework: eager or compiled, with or without the gradient. Holds neither losses nor clocks.
 
-A step is what a user writes: in PyTorch autograd around the loss, of which torch.compile sees the forward; in JAX and
-TensorFlow one function of value and gradient that is compiled as a whole.
+A step is what a user writes. In PyTorch torch.compile compiles the loss, and autograd runs around it; in JAX and
+TensorFlow value and gradient are one function, which is compiled as a whole.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from lossbridge.backend import Backend
+from lossbridge.frameworks.framework import Framework
 from lossbridge.tools.bench.cells import Cell
 from lossbridge.tools.bench.contenders import Contender
 
@@ -17,14 +17,14 @@ EAGER = "eager"
 Step = Callable[[Any, Any], tuple[Any, Any]]  # (target, pred) -> value, gradient or None
 
 
-def ways(b: Backend, cell: Cell, contender: Contender) -> list[str]:
-    """Eager first."""
+def ways(b: Framework, cell: Cell, contender: Contender) -> list[str]:
+    """In which ways the contender runs: eager first, then the backend's compilers."""
     eager = [EAGER] if cell.ways != "compiled" else []
     return eager if cell.ways == "eager" or contender.eager_only else [*eager, *b.compilers()]
 
 
-def step(b: Backend, contender: Contender, way: str, backward: bool) -> Step:
-    """Make all steps of a cell before the first is called: PyTorch's compiler is reset for each."""
+def step(b: Framework, contender: Contender, way: str, backward: bool) -> Step:
+    """Make all steps of a cell before calling the first: making one resets PyTorch's compiler."""
     compiler = (lambda function: function) if way == EAGER else b.compilers()[way]
     if backward:
         return _WITH_GRADIENT[b.name](contender, compiler)
@@ -83,18 +83,13 @@ _WITH_GRADIENT: dict[str, Callable[[Contender, Any], Step]] = {
 }
 
 
-def leaf(b: Backend, pred: Any, backward: bool) -> Any:
-    """Predictions as the step wants them."""
+def leaf(b: Framework, pred: Any, backward: bool) -> Any:
+    """Predictions that the step can differentiate with respect to."""
     return pred.requires_grad_(backward) if b.name == "torch" else pred
 
 
-def fresh(contender: Contender, pred: Any) -> Any:
-    """Predictions that the contender may overwrite; in PyTorch no leaf, as logits of a model are none."""
-    return pred * 1 if contender.consumes else pred
-
-
-def wait(b: Backend, result: Any, device: str) -> None:
-    """Until the result is there."""
+def wait(b: Framework, result: Any, device: str) -> None:
+    """Returns when the result has been computed."""
     if b.name == "jax":
         import jax
 
@@ -109,8 +104,8 @@ def wait(b: Backend, result: Any, device: str) -> None:
         tf.test.experimental.sync_devices()
 
 
-def planned_bytes(b: Backend, run: Step, target: Any, pred: Any) -> tuple[int, int] | None:
-    """What XLA allots to a compiled function in JAX: temporaries, and results."""
+def planned_bytes(b: Framework, run: Step, target: Any, pred: Any) -> tuple[int, int] | None:
+    """Bytes that XLA plans for a function compiled by JAX: temporaries, and results."""
     if b.name != "jax" or not hasattr(run, "lower"):
         return None
     analysis = run.lower(target, pred).compile().memory_analysis()

@@ -1,6 +1,6 @@
-"""What is to be reached: a ratio of ours to a named peer, in one cell of one backend. Plain data, and the judgement.
+"""The targets: limits on ours over a named peer's, in one cell of one backend, as plain data; and whether they are met.
 
-The limits are goals, not results; the benchmark shows each beside what was measured.
+Limits are goals, not results: the benchmark prints both.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from lossbridge.tools.bench.cells import IMPORT, LM, LM_DENSE, SMALL, Cell
 from lossbridge.tools.bench.contenders import IN_PLACE, OURS
 from lossbridge.tools.bench.results import ENOUGH_BYTES, Measurement, Ratio, Run, quotient
 
-Who = tuple[str, str]  # a contender's name, and the way
-NEVER_ABOVE = 1.05  # of any cell, against the best peer
-_ROUNDING = 0.005  # of memory: pages, and a block or two
+Who = tuple[str, str]  # a contender's name, and the way it runs
+NEVER_ABOVE = 1.05  # the limit for every cell, over the best peer
+_ROUNDING = 0.005  # of a ratio of memory, which is measured in pages
 
 
 @dataclass(frozen=True)
 class Target:
-    """Limits on time and extra memory as ratios; `over_us`: on time as a difference in µs; `error`: on the value."""
+    """`time`, `memory`: limits on ratios; `over_us`: on a difference of times in µs; `error`: on the value's error."""
 
     case: str
     backend: str
@@ -38,7 +38,10 @@ _CE, _CE16, _SMALL = Cell("CE, labels", *LM), Cell("CE, labels", *LM, dtype="bfl
 _DENSE, _KL = Cell("CE, dense", *LM_DENSE), Cell("KL of logits", *LM_DENSE)
 _LOG_LOSS = Cell("log loss", 4096, 1000, backward=False)
 _F, _TF = "F.cross_entropy", "tf.nn.sparse_softmax_cross_entropy"
-_OPTAX = "optax.softmax_cross_entropy"
+_KERAS = "keras.SparseCategoricalCrossentropy"
+_OPTAX, _OPTAX_KL = "optax.softmax_cross_entropy", "optax.kl_divergence_with_log_targets"
+_OPTAX_LABELS = f"{_OPTAX}_with_integer_labels"
+_XLA: Literal["temporary_bytes"] = "temporary_bytes"
 _EAGER, _COMPILE, _JIT, _FUNCTION = (OURS, "eager"), (OURS, "compile"), (OURS, "jit"), (OURS, "function")
 
 TARGETS = (
@@ -50,37 +53,12 @@ TARGETS = (
     Target("CE dense / F.cross_entropy", "torch", _DENSE, _EAGER, (_F, "eager"), 0.45, 0.34),
     Target("KL of logits / F.kl_div", "torch", _KL, _EAGER, ("F.kl_div", "eager"), 0.32, 0.21),
     Target("small batch over F.cross_entropy", "torch", _SMALL, _EAGER, (_F, "eager"), over_us=20),
-    Target(
-        "CE jit / optax",
-        "jax",
-        _CE,
-        _JIT,
-        (f"{_OPTAX}_with_integer_labels", "jit"),
-        1.0,
-        1.0,
-        memory_of="temporary_bytes",
-    ),
-    Target("CE dense jit / optax", "jax", _DENSE, _JIT, (_OPTAX, "jit"), 0.62, 0.02, memory_of="temporary_bytes"),
-    Target(
-        "KL of logits jit / optax",
-        "jax",
-        _KL,
-        _JIT,
-        ("optax.kl_divergence_with_log_targets", "jit"),
-        0.50,
-        0.02,
-        memory_of="temporary_bytes",
-    ),
+    Target("CE jit / optax", "jax", _CE, _JIT, (_OPTAX_LABELS, "jit"), 1.0, 1.0, memory_of=_XLA),
+    Target("CE dense jit / optax", "jax", _DENSE, _JIT, (_OPTAX, "jit"), 0.62, 0.02, memory_of=_XLA),
+    Target("KL of logits jit / optax", "jax", _KL, _JIT, (_OPTAX_KL, "jit"), 0.50, 0.02, memory_of=_XLA),
     Target("CE tf.function / tf.nn in tf.function", "tensorflow", _CE, _FUNCTION, (_TF, "function"), 0.30, 1.0),
     Target("CE tf.function / tf.nn in jit_compile", "tensorflow", _CE, _FUNCTION, (_TF, "jit_compile"), 0.60, 0.50),
-    Target(
-        "small batch / Keras' loss object",
-        "tensorflow",
-        _SMALL,
-        _EAGER,
-        ("keras.SparseCategoricalCrossentropy", "eager"),
-        0.5,
-    ),
+    Target("small batch / Keras' loss object", "tensorflow", _SMALL, _EAGER, (_KERAS, "eager"), 0.5),
     Target("CE value and gradient / plain NumPy", "numpy", _CE, _EAGER, ("textbook", "eager"), 0.25, 0.20),
     Target("log_loss / scikit-learn", "numpy", _LOG_LOSS, _EAGER, ("sklearn.log_loss", "eager"), 0.20, 0.50),
     Target("import lossbridge over import numpy", "numpy", Cell(IMPORT, 0, 0), _EAGER, ("numpy", "eager"), over_us=2e4),
@@ -89,7 +67,7 @@ TARGETS = (
 
 @dataclass(frozen=True)
 class Limit:
-    """One of a target, and what was measured."""
+    """One limit of a target, and what was measured."""
 
     what: str
     most: float
@@ -106,7 +84,7 @@ class Limit:
 class Judgement:
     target: Target
     limits: tuple[Limit, ...]
-    words: str = ""  # why it was not measured
+    words: str = ""  # why it was not measured, if so
 
     @property
     def reached(self) -> bool | None:
@@ -114,7 +92,7 @@ class Judgement:
 
 
 def judge(runs: Iterable[Run]) -> list[Judgement]:
-    """Of the targets on backends that were asked for."""
+    """The targets of the backends that ran."""
     of_backend = {run.backend: run for run in runs}
     return [_judged(target, of_backend[target.backend]) for target in TARGETS if target.backend in of_backend]
 
@@ -142,7 +120,7 @@ def _limits(target: Target, ours: Measurement | None, peer: Measurement | None) 
 
 
 def _memory(target: Target, ours: Measurement, peer: Measurement) -> float | None:
-    """A quotient; temporaries below what is told from noise count as none."""
+    """Ours over the peer's; temporaries below ENOUGH_BYTES count as 0."""
     found = [getattr(m, target.memory_of) for m in (ours, peer)]
     if None in found:
         return None
@@ -151,7 +129,7 @@ def _memory(target: Target, ours: Measurement, peer: Measurement) -> float | Non
 
 
 def above(ratios: Iterable[Ratio], *whats: str) -> list[Ratio]:
-    """Those above the limit for any cell, the worst first: in time, in memory, or where none is named in either."""
+    """The ratios above NEVER_ABOVE in "time" or "memory", or in either where neither is named; the worst first."""
 
     def worst(ratio: Ratio) -> float:
         return max(getattr(ratio, what) or 0.0 for what in whats or ("time", "memory"))

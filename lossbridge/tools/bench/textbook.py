@@ -1,7 +1,7 @@
-"""The losses as plain NumPy writes them: peers on NumPy, and in float64 what every contender's value is held to.
+"""The losses as a textbook writes them, in NumPy: peers on NumPy, and in float64 the exact value for every contender.
 
-Means over (rows, classes) arrays; shares nothing with the losses that it is measured against, and guards no boundary.
-A gradient stands beside its value, because NumPy takes none by itself.
+Means over (rows, classes) arrays, without any care for boundaries. Shares no code with the losses that it is compared
+with. NumPy does not differentiate, so most losses have a function that returns the gradient too.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def _at(labels: Array, x: Array) -> Array:
     return x[np.arange(len(x)), labels]
 
 
-def cross_entropy_of_labels(labels: Array, z: Array) -> Any:
+def sparse_cross_entropy(labels: Array, z: Array) -> Any:
     return -_at(labels, _log_softmax(z)).mean()
 
 
@@ -53,11 +53,11 @@ def distillation(s: Array, z: Array, temperature: float = 2.0) -> Any:
     return temperature**2 * kl_of_logits(s / temperature, z / temperature)
 
 
-def binary_of_logits(t: Array, z: Array) -> Any:
+def bce_of_logits(t: Array, z: Array) -> Any:
     return (_softplus(z) - t * z).mean()
 
 
-def binary(t: Array, p: Array) -> Any:
+def bce(t: Array, p: Array) -> Any:
     return -(t * np.log(p) + (1 - t) * np.log1p(-p)).mean()
 
 
@@ -72,78 +72,78 @@ def focal(t: Array, z: Array, alpha: float = 0.25, gamma: float = 2.0) -> Any:
 
 def binary_focal(t: Array, z: Array, gamma: float = 2.0) -> Any:
     p = _sigmoid(z)
-    of_true = t * p + (1 - t) * (1 - p)
-    return ((1 - of_true) ** gamma * (_softplus(z) - t * z)).mean()
+    p_true = t * p + (1 - t) * (1 - p)
+    return ((1 - p_true) ** gamma * (_softplus(z) - t * z)).mean()
 
 
-def _labels_both(labels: Array, z: Array) -> tuple[Any, Array]:
+def _sparse_cross_entropy_and_gradient(labels: Array, z: Array) -> tuple[Any, Array]:
     log_p = _log_softmax(z)
     gradient = np.exp(log_p)
     gradient[np.arange(len(z)), labels] -= 1
     return -_at(labels, log_p).mean(), gradient / len(z)
 
 
-def _dense_both(t: Array, z: Array) -> tuple[Any, Array]:
+def _cross_entropy_and_gradient(t: Array, z: Array) -> tuple[Any, Array]:
     log_p = _log_softmax(z)
     return -(t * log_p).sum(1).mean(), (np.exp(log_p) * t.sum(1, keepdims=True) - t) / len(z)
 
 
-def _kl_of_logits_both(s: Array, z: Array) -> tuple[Any, Array]:
+def _kl_of_logits_and_gradient(s: Array, z: Array) -> tuple[Any, Array]:
     log_t, log_p = _log_softmax(s), _log_softmax(z)
     t = np.exp(log_t)
     return (t * (log_t - log_p)).sum(1).mean(), (np.exp(log_p) - t) / len(z)
 
 
-def _distillation_both(s: Array, z: Array, temperature: float = 2.0) -> tuple[Any, Array]:
-    value, gradient = _kl_of_logits_both(s / temperature, z / temperature)
+def _distillation_and_gradient(s: Array, z: Array, temperature: float = 2.0) -> tuple[Any, Array]:
+    value, gradient = _kl_of_logits_and_gradient(s / temperature, z / temperature)
     return temperature**2 * value, temperature * gradient
 
 
-def _binary_of_logits_both(t: Array, z: Array) -> tuple[Any, Array]:
-    return binary_of_logits(t, z), (_sigmoid(z) - t) / z.size
+def _bce_of_logits_and_gradient(t: Array, z: Array) -> tuple[Any, Array]:
+    return bce_of_logits(t, z), (_sigmoid(z) - t) / z.size
 
 
-def _kl_both(t: Array, p: Array) -> tuple[Any, Array]:
+def _kl_and_gradient(t: Array, p: Array) -> tuple[Any, Array]:
     return kl(t, p), -t / p / len(p)
 
 
-def _binary_both(t: Array, p: Array) -> tuple[Any, Array]:
-    return binary(t, p), (p - t) / (p * (1 - p)) / p.size
+def _bce_and_gradient(t: Array, p: Array) -> tuple[Any, Array]:
+    return bce(t, p), (p - t) / (p * (1 - p)) / p.size
 
 
-def _log_loss_both(labels: Array, p: Array) -> tuple[Any, Array]:
+def _log_loss_and_gradient(labels: Array, p: Array) -> tuple[Any, Array]:
     gradient = np.zeros_like(p)
     gradient[np.arange(len(p)), labels] = -1 / _at(labels, p) / len(p)
     return log_loss(labels, p), gradient
 
 
-# By the form's name in `cells`.
+# By the name of the form in cells.py.
 VALUES: Mapping[str, Loss] = {
-    "CE, labels": cross_entropy_of_labels,
+    "CE, labels": sparse_cross_entropy,
     "CE, dense": cross_entropy,
     "KL of logits": kl_of_logits,
     "KL of probabilities": kl,
     "distillation": distillation,
-    "BCE of logits": binary_of_logits,
-    "BCE of probabilities": binary,
+    "BCE of logits": bce_of_logits,
+    "BCE of probabilities": bce,
     "log loss": log_loss,
     "focal": focal,
     "binary focal": binary_focal,
 }
 WITH_GRADIENTS: Mapping[str, Loss] = {
-    "CE, labels": _labels_both,
-    "CE, dense": _dense_both,
-    "KL of logits": _kl_of_logits_both,
-    "KL of probabilities": _kl_both,
-    "distillation": _distillation_both,
-    "BCE of logits": _binary_of_logits_both,
-    "BCE of probabilities": _binary_both,
-    "log loss": _log_loss_both,
+    "CE, labels": _sparse_cross_entropy_and_gradient,
+    "CE, dense": _cross_entropy_and_gradient,
+    "KL of logits": _kl_of_logits_and_gradient,
+    "KL of probabilities": _kl_and_gradient,
+    "distillation": _distillation_and_gradient,
+    "BCE of logits": _bce_of_logits_and_gradient,
+    "BCE of probabilities": _bce_and_gradient,
+    "log loss": _log_loss_and_gradient,
 }
 
 
 def exact_value(form: str, target: Array, pred: Array, block: int = 1 << 22) -> float:
-    """The mean in float64, a block of rows at a time."""
+    """The mean in float64, computed in blocks of rows."""
     rows, total = max(1, block // pred.shape[1]), 0.0
     for start in range(0, len(pred), rows):
         t, p = target[start : start + rows], pred[start : start + rows].astype(np.float64)

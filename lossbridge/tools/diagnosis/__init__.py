@@ -1,7 +1,7 @@
-"""Which convention explains a number: `lossbridge.diagnose`. See docs/diagnose.md."""
+"""Which convention explains a number? `lossbridge.diagnose`, described in docs/diagnose.md."""
 
 from __future__ import annotations
 
-from lossbridge.tools.diagnosis.diagnosis import Diagnosis, Explanation, diagnose
+from lossbridge.tools.diagnosis.diagnosis import Diagnosis, Explanation, Probe, diagnose
 
-__all__ = ["Diagnosis", "Explanation", "diagnose"]
+__all__ = ["Diagnosis", "Explanation", "Probe", "diagnose"]

@@ -1,11 +1,12 @@
-"""The call of a library's function that gives a convention's number, as text.
+"""The expression in each library that gives a convention's number, as text: the call of a function.
 
-A call is put together from a convention, and then made on the batch with `lossbridge.compat`: what is printed gives
-the number.
+An expression is put together from a convention, and then evaluated on the batch with `lossbridge.compat`: what is
+printed does give the number. Which convention explains a number is not decided here.
 """
 
 from __future__ import annotations
 
+import ast
 import importlib
 import math
 import warnings
@@ -15,43 +16,45 @@ from typing import Any
 
 import numpy as np
 
-from lossbridge import formulas
-from lossbridge.backends import numpy as b
 from lossbridge.conventions import PEERS, Convention, Peer
-from lossbridge.tools.diagnosis.canonical import BINARY, DIVERGENCES, Setting
-from lossbridge.tools.diagnosis.evaluate import Array, Batch, divisor, rounded, sides, whole
+from lossbridge.frameworks import numpy_ops as b
+from lossbridge.maths import elementary, softmax
+from lossbridge.tools.diagnosis.canonical import BINARY, DIVERGENCES, FOCAL, Setting
+from lossbridge.tools.diagnosis.evaluate import WEIGHTS, Array, Batch, as_read, divisor, rounded, whole
 
-_ONE_ROW_OFF = 2e-5, 2e-6  # relative, absolute: of float32 against float64
+_RTOL, _ATOL = 2e-5, 2e-6  # of a result in float32
 
-# How each library writes what stands around a loss. NumPy's words go with the functions of scikit-learn and SciPy.
-_WORDS: dict[str, dict[str, str]] = {
-    "numpy": {
+# How each library writes an operation around a loss. NumPy's code goes with the functions of scikit-learn and SciPy.
+_METHODS = {
+    "normalise": "{x} / {x}.sum(-1, keepdims=True)",
+    "cast": "{x}.astype('{dtype}').astype('float32')",
+    "sum": "{x}.sum()",
+    "mean": "{x}.mean()",
+    "row sums": "{x}.sum(-1)",
+    "row means": "{x}.mean(-1)",
+}
+_CODE: dict[str, dict[str, str]] = {
+    "numpy": _METHODS
+    | {
         "softmax": "scipy.special.softmax({x}, axis=-1)",
         "log_softmax": "scipy.special.log_softmax({x}, axis=-1)",
         "sigmoid": "scipy.special.expit({x})",
         "log": "np.log({x})",
         "exp": "np.exp({x})",
         "clip": "np.clip({x}, {low}, {high})",
-        "share": "{x} / {x}.sum(-1, keepdims=True)",
         "one_hot": "np.eye({classes})[{x}]",
-        "cast": "{x}.astype('{dtype}').astype('float32')",
-        "sum": "{x}.sum()",
-        "mean": "{x}.mean()",
-        "row sums": "{x}.sum(-1)",
-        "row means": "{x}.mean(-1)",
     },
-    "torch": {
+    "torch": _METHODS
+    | {
         "softmax": "torch.softmax({x}, -1)",
         "log_softmax": "torch.log_softmax({x}, -1)",
         "sigmoid": "torch.sigmoid({x})",
         "log": "torch.log({x})",
         "exp": "torch.exp({x})",
         "clip": "torch.clamp({x}, {low}, {high})",
-        "share": "{x} / {x}.sum(-1, keepdim=True)",
+        "normalise": "{x} / {x}.sum(-1, keepdim=True)",
         "one_hot": "F.one_hot({x}, {classes}).to(y_pred.dtype)",
         "cast": "{x}.to(torch.{dtype}).to(y_pred.dtype)",
-        "row sums": "{x}.sum(-1)",
-        "row means": "{x}.mean(-1)",
     },
     "keras": {
         "softmax": "keras.ops.softmax({x})",
@@ -60,7 +63,7 @@ _WORDS: dict[str, dict[str, str]] = {
         "log": "keras.ops.log({x})",
         "exp": "keras.ops.exp({x})",
         "clip": "keras.ops.clip({x}, {low}, {high})",
-        "share": "{x} / keras.ops.sum({x}, -1, keepdims=True)",
+        "normalise": "{x} / keras.ops.sum({x}, -1, keepdims=True)",
         "one_hot": "keras.ops.one_hot({x}, {classes})",
         "cast": "keras.ops.cast(keras.ops.cast({x}, '{dtype}'), 'float32')",
         "sum": "keras.ops.sum({x})",
@@ -68,20 +71,15 @@ _WORDS: dict[str, dict[str, str]] = {
         "row sums": "keras.ops.sum({x}, -1)",
         "row means": "keras.ops.mean({x}, -1)",
     },
-    "optax": {
+    "optax": _METHODS
+    | {
         "softmax": "jax.nn.softmax({x})",
         "log_softmax": "jax.nn.log_softmax({x})",
         "sigmoid": "jax.nn.sigmoid({x})",
         "log": "jnp.log({x})",
         "exp": "jnp.exp({x})",
         "clip": "jnp.clip({x}, {low}, {high})",
-        "share": "{x} / {x}.sum(-1, keepdims=True)",
         "one_hot": "jax.nn.one_hot({x}, {classes})",
-        "cast": "{x}.astype('{dtype}').astype('float32')",
-        "sum": "{x}.sum()",
-        "mean": "{x}.mean()",
-        "row sums": "{x}.sum(-1)",
-        "row means": "{x}.mean(-1)",
     },
 }
 PREFIXES = {
@@ -92,15 +90,15 @@ PREFIXES = {
     "sklearn": "sklearn.metrics.",
 }
 
-# The same, made.
-_MADE: dict[str, Callable[..., Array]] = {
-    "softmax": lambda x: b.exp(-formulas.softmax_costs(b, x, x.ndim - 1)),
-    "log_softmax": lambda x: -formulas.softmax_costs(b, x, x.ndim - 1),
-    "sigmoid": lambda x: formulas.sigmoid(b, x)[0],
+# The same operations in NumPy.
+_COMPUTE: dict[str, Callable[..., Array]] = {
+    "softmax": lambda x: b.exp(-softmax.neg_log_softmax(b, x, x.ndim - 1)[0]),
+    "log_softmax": lambda x: -softmax.neg_log_softmax(b, x, x.ndim - 1)[0],
+    "sigmoid": lambda x: elementary.sigmoid(b, x)[0],
     "log": np.log,
     "exp": np.exp,
     "clip": lambda x, low, high: np.clip(x, low, high),
-    "share": lambda x: x / x.sum(-1, keepdims=True),
+    "normalise": lambda x: x / x.sum(-1, keepdims=True),
     "one_hot": lambda x, classes: np.eye(classes, dtype=np.float32)[x],
     "cast": lambda x, dtype: rounded(x, dtype).astype(np.float32),
     "sum": np.sum,
@@ -109,8 +107,8 @@ _MADE: dict[str, Callable[..., Array]] = {
     "row means": lambda x: np.mean(x, -1),
 }
 
-# (what the function does to y_pred, what the convention does): what to hand over in place of y_pred.
-_HANDED: dict[tuple[str, str], tuple[str, ...]] = {
+# (the activation that the function applies, the convention's): the operations to apply to the argument first.
+_CONVERSIONS: dict[tuple[str, str], tuple[str, ...]] = {
     ("none", "softmax"): ("softmax",),
     ("none", "sigmoid"): ("sigmoid",),
     ("none", "exp"): ("exp",),
@@ -124,46 +122,41 @@ _HANDED: dict[tuple[str, str], tuple[str, ...]] = {
     ("exp", "softmax twice"): ("softmax", "log_softmax"),
 }
 
-# On TensorFlow Keras' losses take the logits that these functions of its leave behind.
+# Keras attaches the logits to the results of these operations, and on TensorFlow its losses compute with them instead.
 _LEAVE_LOGITS = ("softmax", "sigmoid")
 
-Word = tuple[str, Mapping[str, Any]]
+Operation = tuple[str, Mapping[str, Any]]  # a name in _COMPUTE, and its arguments
 
 
 @dataclass(frozen=True)
-class Call:
-    """A function on y_true and y_pred as its words make them, and what is done to the result."""
+class Expression:
+    """A call of a function, with the operations on its arguments and on its result."""
 
     peer: Peer
-    target: tuple[Word, ...]
-    pred: tuple[Word, ...]
+    target: tuple[Operation, ...]
+    pred: tuple[Operation, ...]
     swapped: bool
     options: Mapping[str, Any] = field(default_factory=dict)  # "class_weight" and "sample_weight" stand for the arrays
-    reduced: str = ""  # a word for what is done to values
+    reduction: str = ""  # an operation's name
     divisor: float = 1.0
     base: float = math.e
     outcome: str = "loss"
 
     def text(self) -> str:
-        """Empty where it would be too long to be read."""
-        words = _WORDS.get(self.peer.library, _WORDS["numpy"])
+        """The code; empty where an array would have to be written twice."""
+        code = _CODE.get(self.peer.library, _CODE["numpy"])
         target, pred = ("y_pred", "y_true") if self.swapped else ("y_true", "y_pred")
-        target, pred = _written(words, self.target, target), _written(words, self.pred, pred)
+        target, pred = _applied(code, self.target, target), _applied(code, self.pred, pred)
         if not (target and pred):
             return ""
         if self.peer.library == "torch" and "labels" in self.peer.targets and not self.target:
             target += ".long()"
-        arguments = [pred] if self.peer.targets == ("none",) else [target, pred]
-        if self.peer.arguments[0] == "pred":
-            arguments.reverse()
-        made = {name: value for name, value in self.options.items() if not (self.peer.is_class and name == _WEIGHT)}
-        called = {name: value for name, value in self.options.items() if name not in made}
-        if self.peer.is_class:
-            text = f"{_name(self.peer)}({_keywords(made)})({', '.join([*arguments, *_keywords(called, split=True)])})"
-        else:
-            text = f"{_name(self.peer)}({', '.join([*arguments, *_keywords(made, split=True)])})"
-        if self.reduced:
-            text = words[self.reduced].format(x=text)
+        arguments = in_order(self.peer, target, pred)
+        constructor, call = self._split_options()
+        text = f"{_name(self.peer)}({', '.join(_keywords(constructor))})" if self.peer.is_class else _name(self.peer)
+        text += f"({', '.join([*arguments, *_keywords(call)])})"
+        if self.reduction:
+            text = code[self.reduction].format(x=text)
         if self.divisor != 1:
             text += f" / {self.divisor:.10g}" if self.divisor > 1 else f" * {1 / self.divisor:.10g}"
         if self.base != math.e and self.outcome != "perplexity":
@@ -172,52 +165,58 @@ class Call:
             return f"math.exp({text})"
         return text if self.outcome == "loss" else f"-({text})" if " / " in text else f"-{text}"
 
-    def made(self, batch: Batch) -> Array:
-        """The number, or the values, with the function of `lossbridge.compat`."""
+    def evaluate(self, batch: Batch) -> Array:
+        """The loss, or the values, with the function of `lossbridge.compat`."""
         target, pred = (batch.y_pred, batch.y_true) if self.swapped else (batch.y_true, batch.y_pred)
-        for name, given in self.target:
-            target = _MADE[name](target, **given)
-        for name, given in self.pred:
-            pred = _MADE[name](pred, **given)
-        options = {name: getattr(batch, x) if x in WEIGHTS else x for name, x in self.options.items()}
-        arguments = [pred] if self.peer.targets == ("none",) else [target, pred]
-        if self.peer.arguments[0] == "pred":
-            arguments.reverse()
-        function = function_of(self.peer)
+        for name, arguments in self.target:
+            target = _COMPUTE[name](target, **arguments)
+        for name, arguments in self.pred:
+            pred = _COMPUTE[name](pred, **arguments)
+        constructor, call = (
+            {name: getattr(batch, x) if x in WEIGHTS else x for name, x in options.items()}
+            for options in self._split_options()
+        )
+        function = our_function(self.peer.library, self.peer.function)
         if self.peer.is_class:
-            weight = options.pop(_WEIGHT, None)
-            value = function(**options)(*arguments, weight)
-        else:
-            value = function(*arguments, **options)
-        if self.reduced:
-            value = _MADE[self.reduced](value)
+            function = function(**constructor)
+        value = function(*in_order(self.peer, target, pred), **call)
+        if self.reduction:
+            value = _COMPUTE[self.reduction](value)
         result = np.asarray(value, np.float64) / self.divisor
         if self.outcome == "perplexity":
             return np.exp(result)
         return result / math.log(self.base) * (-1 if self.outcome == "negated" else 1)
 
+    def _split_options(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The options for a class's constructor, and those for the call."""
+        constructor = {name: x for name, x in self.options.items() if self.peer.is_class and name != "sample_weight"}
+        return constructor, {name: x for name, x in self.options.items() if name not in constructor}
 
-_WEIGHT = "sample_weight"
-WEIGHTS = ("class_weight", _WEIGHT)
+
+def in_order(peer: Peer, target: Any, pred: Any) -> list[Any]:
+    """The positional arguments, in the function's order."""
+    if peer.targets == ("none",):
+        return [pred]
+    return [target, pred] if peer.arguments[0] == "target" else [pred, target]
 
 
-def _written(words: Mapping[str, str], made: Iterable[Word], x: str) -> str:
-    for name, given in made:
-        if name == "share" and "(" in x:
+def _applied(code: Mapping[str, str], operations: Iterable[Operation], x: str) -> str:
+    """`x` with the operations around it; empty where a longer expression would have to be written twice."""
+    for name, arguments in operations:
+        if name == "normalise" and "(" in x:
             return ""
-        shown = {key: value if isinstance(value, str) else f"{value:.10g}" for key, value in given.items()}
-        if name == "clip" and 0 < given["high"] < 1:
-            shown["high"] = f"1 - {given['low']:.10g}"
-        x = words[name].format(x=f"({x})" if name == "clip" and "/" in x else x, **shown)
+        texts = {key: value if isinstance(value, str) else f"{value:.10g}" for key, value in arguments.items()}
+        if name == "clip" and 0 < arguments["high"] < 1:
+            texts["high"] = f"1 - {arguments['low']:.10g}"
+        x = code[name].format(x=f"({x})" if name == "clip" and "/" in x else x, **texts)
     return x
 
 
-def _keywords(options: Mapping[str, Any], *, split: bool = False) -> Any:
+def _keywords(options: Mapping[str, Any]) -> list[str]:
     def text(x: Any) -> str:
         return f"range({len(x)})" if isinstance(x, range) else x if x in WEIGHTS else repr(x)
 
-    texts = [f"{name}={text(x)}" for name, x in options.items()]
-    return texts if split else ", ".join(texts)
+    return [f"{name}={text(x)}" for name, x in options.items()]
 
 
 def _name(peer: Peer) -> str:
@@ -228,18 +227,18 @@ def _name(peer: Peer) -> str:
     return PREFIXES[peer.library] + peer.function
 
 
-def function_of(peer: Peer) -> Callable[..., Any]:
-    """Ours."""
-    module = "lossbridge.losses" if peer.library == "lossbridge" else f"lossbridge.compat.{peer.library}"
-    return getattr(importlib.import_module(module), peer.function)
+def our_function(library: str, function: str) -> Callable[..., Any]:
+    """lossbridge's own function, or that of `lossbridge.compat`."""
+    module = "lossbridge.losses" if library == "lossbridge" else f"lossbridge.compat.{library}"
+    return getattr(importlib.import_module(module), function)
 
 
 def as_rows(batch: Batch) -> Batch:
-    """The arrays that calls are made on: samples along one axis; and halves as float32, in which they are computed."""
+    """The arrays that the calls take: samples along one axis, and float16 as float32, in which losses are computed."""
     changed: dict[str, Any] = {}
     given = dict(batch.given)
     shape = batch.y_pred.shape
-    for name in ("y_true", "y_pred", _WEIGHT):
+    for name in ("y_true", "y_pred", "sample_weight"):
         x = getattr(batch, name)
         if x is None:
             continue
@@ -259,59 +258,58 @@ def as_rows(batch: Batch) -> Batch:
 
 
 def texts(conventions: Iterable[Convention], batch: Batch, setting: Setting) -> dict[str, str]:
-    """In each library the shortest call that gives what one of the conventions gives for this batch, if there is one.
+    """By library the shortest call that gives what one of the conventions gives on this batch, if there is one.
 
-    Of arrays as `as_rows` makes them. For a gradient, the calls of the losses.
+    The calls take the arrays of `as_rows`. For a gradient, they are those of the loss.
     """
     if setting.quantity == "gradient":
         setting = replace(setting, quantity="scalar")
     rows = as_rows(batch)
-    # Further batches may have weights, or something left out, where this one has none.
+    # The setting may be that of several batches: only this one's weights, mask and ignored label are used.
     weights: dict[str, Any] = {name: getattr(batch, name) is not None for name in WEIGHTS}
     mask, ignored = batch.mask is not None, batch.ignored is not None
     row_setting = replace(setting, rank=min(setting.rank, 2), mask=mask, ignored=ignored, **weights)
-    found: dict[str, list[tuple[str, Call, Convention]]] = {}
+    found: dict[str, list[tuple[str, Expression, Convention]]] = {}
     for c in conventions:
-        c = c.but(dtype="exact") if c.dtype == batch.half else c  # what is a half is computed in float32 here
+        c = c.but(dtype="exact") if c.dtype == batch.half else c  # calls compute in float32
         used = c.but(**{name: getattr(c, name) and given for name, given in weights.items()})
         for peer in PEERS:
-            for call in calls(peer, used, batch, rows, row_setting):
-                found.setdefault(peer.library, []).append((call.text(), call, c))
+            for expression in _expressions(peer, used, batch, rows, row_setting):
+                found.setdefault(peer.library, []).append((expression.text(), expression, c))
     values: dict[Convention, Array] = {}
     shortest: dict[str, str] = {}
-    for library, known in found.items():
+    for library, candidates in found.items():
         tried: set[str] = set()
-        for text, call, c in sorted(known, key=lambda one: len(one[0])):
+        for text, expression, c in sorted(candidates, key=lambda candidate: len(candidate[0])):
             if text in tried or not text or len(tried) > 8:
                 continue
             tried.add(text)
             if c not in values:
                 values[c] = whole(batch, c, setting.quantity)
-            if _gives(call, rows, values[c]):
+            if _gives(expression, rows, values[c]):
                 shortest[library] = text
                 break
     return shortest
 
 
-def _gives(call: Call, batch: Batch, values: Array) -> bool:
+def _gives(expression: Expression, batch: Batch, values: Array) -> bool:
     try:
         with np.errstate(all="ignore"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found = call.made(batch)
+            found = expression.evaluate(batch)
     except (ValueError, TypeError, OverflowError, IndexError):
         return False  # the function refuses these arrays
-    relative, absolute = _ONE_ROW_OFF
-    return found.size == values.size and np.allclose(found.ravel(), values.ravel(), relative, absolute)
+    return found.size == values.size and np.allclose(found.ravel(), values.ravel(), _RTOL, _ATOL)
 
 
-def calls(peer: Peer, c: Convention, batch: Batch, rows: Batch, setting: Setting) -> Iterator[Call]:
-    """Those that the function's options, and a word around it, may bring to the convention.
+def _expressions(peer: Peer, c: Convention, batch: Batch, rows: Batch, setting: Setting) -> Iterator[Expression]:
+    """The calls of the function that may give the convention, through options and operations around it.
 
-    Of `rows`; what the sum is divided by is that of the batch as it is. `setting`: of the rows.
+    They take `rows`, which `setting` describes; the divisor is that of `batch`.
     """
     own = peer.convention.resolved(setting.machine_epsilon)
     costs = {own.cost, "cross-entropy"} if own.cost == "divergence" and setting.hard else {own.cost}
-    if own.cost in ("focal", "binary focal"):
+    if own.cost in FOCAL:
         costs.add("cross-entropy" if own.cost == "focal" else "binary")
     if c.cost not in costs or c.axis != -1 or c.dtype in ("float16", "bfloat16", "float32") or c.undefined != "zero":
         return
@@ -323,18 +321,18 @@ def calls(peer: Peer, c: Convention, batch: Batch, rows: Batch, setting: Setting
         return
     outcomes = setting.pred_holds if c.swapped else setting.true_holds
     if peer.library == "keras" and c.cost in BINARY and outcomes != "probabilities":
-        return  # on PyTorch Keras refuses such targets
+        return  # on PyTorch, Keras refuses such targets
     activations = peer.options.get("activation", {})
     for activation in dict.fromkeys([own.activation, *(activations if isinstance(activations, Mapping) else ())]):
         options: dict[str, Any] = {}
         if activation != own.activation:
             assert isinstance(activations, Mapping)
-            options |= _option(activations[activation])
+            options |= option(activations[activation])
         pred = _pred(replace(own.activated(activation), cost=c.cost), c, peer, options)
         target = _target(own, c, peer, options, setting)
         if peer.library == "keras" and any(name in _LEAVE_LOGITS for name, _ in pred or ()):
             continue
-        if pred is None or target is None or not _set(options, peer, own, c, rows, setting):
+        if pred is None or target is None or not _set_options(options, peer, own, c, rows, setting):
             continue
         if c.dtype != "exact":
             cast = ("cast", {"dtype": c.dtype.split()[0]})
@@ -345,61 +343,62 @@ def calls(peer: Peer, c: Convention, batch: Batch, rows: Batch, setting: Setting
             options["axis"] = -1
         if peer.library == "sklearn" and setting.labels and len(np.unique(rows.y_true)) < setting.classes:
             options["labels"] = range(setting.classes)
-        scalar = setting.quantity == "scalar"
-        found = _reduced(peer, own, c, batch, options) if scalar else _kept(peer, own, c, setting, options)
-        if found is None:
+        result: dict[str, Any] | None
+        if setting.quantity == "scalar":
+            result = _reduce_to_loss(peer, own, c, batch, options)
+        else:
+            result = _reduce_to_values(peer, own, c, setting, options)
+        if result is None:
             continue
+        result["base"] = c.base
         if "base" in peer.options and c.base != math.e:
             options["base"] = c.base
-            found["base"] = math.e
-        yield Call(peer, target, pred, c.swapped, options, outcome=c.outcome, **({"base": c.base} | found))
+            result["base"] = math.e
+        yield Expression(peer, target, pred, c.swapped, options, outcome=c.outcome, **result)
 
 
-def _option(text: str) -> dict[str, Any]:
-    """ "reduction='sum'" as a keyword and its value."""
-    if not text:
-        return {}
+def option(text: str) -> dict[str, Any]:
+    """ "reduction='sum'" as a keyword and its value; the names of weights stay texts."""
     name, _, value = text.partition("=")
-    return {name: value if value in WEIGHTS else {"True": True, "False": False}.get(value, value.strip("'"))}
+    return {name: value if value in WEIGHTS else ast.literal_eval(value)} if text else {}
 
 
-def _pred(own: Convention, c: Convention, peer: Peer, options: dict[str, Any]) -> tuple[Word, ...] | None:
-    """What y_pred is made, so that activation, renormalisation and clipping are the convention's."""
-    words: tuple[Word, ...] = ()
+def _pred(own: Convention, c: Convention, peer: Peer, options: dict[str, Any]) -> tuple[Operation, ...] | None:
+    """The operations on y_pred that make activation, renormalisation and clipping the convention's; None if none do."""
+    operations: tuple[Operation, ...] = ()
     if c.logarithm == "twice" or (c.logarithm == "missing" and own.activation != "exp"):
         return None
     if c.logarithm == "missing" and c.activation == "none":
-        return words if _same_clip(own, c) else None
-    wanted = c.activation
-    if c.logarithm == "missing":  # it takes logarithms, and is given none
-        return (("softmax" if "softmax" in wanted else "sigmoid", {}),) if _same_clip(own, c) else None
-    if own.activation != wanted:
-        handed = _HANDED.get((own.activation, wanted))
-        if handed is None:
+        return operations if _same_clip(own, c) else None
+    if c.logarithm == "missing":  # the function takes log-probabilities, and is given probabilities
+        return (("softmax" if "softmax" in c.activation else "sigmoid", {}),) if _same_clip(own, c) else None
+    if own.activation != c.activation:
+        conversion = _CONVERSIONS.get((own.activation, c.activation))
+        if conversion is None:
             return None
-        words = tuple((name, {}) for name in handed)
-        if own.activation == "softmax":  # of logarithms: it renormalises
+        operations = tuple((name, {}) for name in conversion)
+        if own.activation == "softmax":  # softmax of logarithms renormalises
             own = replace(own, renormalise="predictions")
     if _same_clip(own, c):
-        return words
+        return operations
     clips = peer.options.get("clip", {})
-    taken = "epsilon" in peer.options and own.renormalise == c.renormalise and own.clip_first == c.clip_first
-    if taken and isinstance(clips, Mapping) and c.clip in clips and own.clip != "none":
+    has_epsilon = "epsilon" in peer.options and own.renormalise == c.renormalise and own.clip_first == c.clip_first
+    if has_epsilon and isinstance(clips, Mapping) and c.clip in clips and own.clip != "none":
         options["epsilon"] = 0 if c.clip == "none" else c.epsilon
-        return words
+        return operations
     if own.clip != "none" or own.renormalise != "no" or c.clip_first or c.clip in ("floor", "added"):
         return None
-    before: tuple[Word, ...] = ()
+    before: tuple[Operation, ...] = ()
     if c.renormalise == "predictions":
-        before = (("share", {}),)
+        before = (("normalise", {}),)
     elif c.renormalise == "both":
         return None
     if c.clip != "none":
         if c.cost in DIVERGENCES:
             return None  # the targets would have to be clipped too
         before += (("clip", {"low": c.epsilon, "high": 1 if c.clip == "lower" else 1 - float(c.epsilon)}),)
-    last = words[-1:] if words and words[-1][0] == "log" else ()
-    return (*words[: len(words) - len(last)], *before, *last) if own.activation in ("none", "exp") else None
+    last = operations[-1:] if operations and operations[-1][0] == "log" else ()
+    return (*operations[: len(operations) - len(last)], *before, *last) if own.activation in ("none", "exp") else None
 
 
 def _same_clip(own: Convention, c: Convention) -> bool:
@@ -409,27 +408,30 @@ def _same_clip(own: Convention, c: Convention) -> bool:
 
 def _target(
     own: Convention, c: Convention, peer: Peer, options: dict[str, Any], setting: Setting
-) -> tuple[Word, ...] | None:
-    words: tuple[Word, ...] = ()
+) -> tuple[Operation, ...] | None:
+    """The operations on y_true; None if none make its activation the convention's."""
+    operations: tuple[Operation, ...] = ()
     if setting.labels and "labels" not in peer.targets:
-        words = (("one_hot", {"classes": setting.classes}),)
+        operations = (("one_hot", {"classes": setting.classes}),)
     if c.target_activation == own.target_activation:
-        return words
-    known = peer.options.get("target_activation", {})
-    if isinstance(known, Mapping) and c.target_activation in known:
-        options |= _option(known[c.target_activation])
-        return words
-    handed = _HANDED.get((own.target_activation, c.target_activation))
-    return None if handed is None else (*words, *((name, {}) for name in handed))
+        return operations
+    texts = peer.options.get("target_activation", {})
+    if isinstance(texts, Mapping) and c.target_activation in texts:
+        options |= option(texts[c.target_activation])
+        return operations
+    conversion = _CONVERSIONS.get((own.target_activation, c.target_activation))
+    return None if conversion is None else (*operations, *((name, {}) for name in conversion))
 
 
-def _set(options: dict[str, Any], peer: Peer, own: Convention, c: Convention, batch: Batch, setting: Setting) -> bool:
-    """Whether the other fields can be set; they then are."""
+def _set_options(
+    options: dict[str, Any], peer: Peer, own: Convention, c: Convention, batch: Batch, setting: Setting
+) -> bool:
+    """Sets the options for what is left out, smoothing, focal loss and weights. False where the function has none."""
     if setting.left_out and c.left_out != "kept":
-        known = peer.options.get("left_out")
+        texts = peer.options.get("left_out")
         text = None
-        if isinstance(known, Mapping) and batch.mask is None:
-            text = known.get(c.left_out, known.get("removed") if c.left_out == "zero" else None)
+        if isinstance(texts, Mapping) and batch.mask is None:
+            text = texts.get(c.left_out, texts.get("removed") if c.left_out == "zero" else None)
         if text is None:
             return False
         name, _, _ = text.partition("=")
@@ -438,68 +440,70 @@ def _set(options: dict[str, Any], peer: Peer, own: Convention, c: Convention, ba
         if "label_smoothing" not in peer.options:
             return False
         outcomes = 2 if c.cost in BINARY else setting.classes
-        whole = 1.0 if c.smoothing_over == "K" else outcomes / (outcomes - 1)
-        options["label_smoothing"] = round(c.label_smoothing * whole, 10)
-    for name in ("alpha", "gamma", "class_weight", "sample_weight"):
-        wanted, known = getattr(c, name), peer.options.get(name)
-        if wanted == getattr(own, name):
+        factor = 1.0 if c.smoothing_over == "K" else outcomes / (outcomes - 1)
+        options["label_smoothing"] = round(c.label_smoothing * factor, 10)
+    for name in ("alpha", "gamma", *WEIGHTS):
+        value, texts = getattr(c, name), peer.options.get(name)
+        if value == getattr(own, name):
             continue
-        if isinstance(known, Mapping) and wanted in known:
-            options |= _option(known[wanted])
-        elif isinstance(known, str):
-            options[known.partition("=")[0]] = 1.0 if wanted is None else wanted
+        if isinstance(texts, Mapping) and value in texts:
+            options |= option(texts[value])
+        elif isinstance(texts, str):
+            options[texts.partition("=")[0]] = 1.0 if value is None else value
         else:
             return False
     return True
 
 
-def _reduced(peer: Peer, own: Convention, c: Convention, batch: Batch, options: dict[str, Any]) -> dict[str, Any]:
-    """What is done to the result to make it the number; sets the function's own option for it."""
-    side = sides(c, batch)
-    number = divisor(c, side, side.rows(-1))
+def _reduce_to_loss(
+    peer: Peer, own: Convention, c: Convention, batch: Batch, options: dict[str, Any]
+) -> dict[str, Any]:
+    """The reduction and divisor that make the result the loss. Uses the function's own reduction where it has one."""
+    read = as_read(c, batch)
+    number = divisor(c, read, read.rows(-1))
     classes = batch.y_pred.shape[-1]
     events = batch.y_pred.ndim < 2
     if peer.returns == "scalar":
-        known = peer.options.get("divisor", {})
-        assert isinstance(known, Mapping)
+        texts = peer.options.get("divisor", {})
+        assert isinstance(texts, Mapping)
         same = [c.divisor]
         if c.divisor == "samples":
             same += [] if c.class_weight or c.sample_weight else ["weights"]
             same += ["axis 0"] if batch.y_pred.ndim == 2 else ["elements"] if events else []
-        counted = c.left_out == "zero" and "zero" not in peer.options.get("left_out", {"zero": ""})
-        if counted or (c.divisor == "axis 0" and batch.y_pred.ndim > 2):
+        counts_all = c.left_out == "zero" and "zero" not in peer.options.get("left_out", {"zero": ""})
+        if counts_all or (c.divisor == "axis 0" and batch.y_pred.ndim > 2):
             same = []  # the function's own mean divides by another number
         for name in same:
-            if name in known:
-                options |= _option(known[name])
+            if name in texts:
+                options |= option(texts[name])
                 return {}
-        if "one" in known:
-            options |= _option(known["one"])
+        if "one" in texts:
+            options |= option(texts["one"])
             return {"divisor": number}
         if events:
-            return {"divisor": number / len(batch.y_pred)}  # a mean over them
-        options |= _option(known["classes"])  # a sum of means over the classes
+            return {"divisor": number / len(batch.y_pred)}  # of the mean over all outcomes
+        options |= option(texts["classes"])  # the sum of the means over the classes
         return {"divisor": number / classes}
-    rows = own.divisor == "elements" and peer.returns == "samples"  # values are means over the classes
-    natural = "elements" if peer.returns == "elements" or rows else "samples"
-    if c.divisor == natural or (events and c.divisor == "samples"):
-        return {"reduced": "mean"}
-    return {"reduced": "sum", "divisor": number / classes if rows else number}
+    class_means = own.divisor == "elements" and peer.returns == "samples"  # each value is a mean over the classes
+    own_mean = "elements" if peer.returns == "elements" or class_means else "samples"
+    if c.divisor == own_mean or (events and c.divisor == "samples"):
+        return {"reduction": "mean"}
+    return {"reduction": "sum", "divisor": number / classes if class_means else number}
 
 
-def _kept(
+def _reduce_to_values(
     peer: Peer, own: Convention, c: Convention, setting: Setting, options: dict[str, Any]
 ) -> dict[str, Any] | None:
-    """What is done to the result to make it values a sample, or an element; None where it gives no such."""
+    """The reduction and divisor that make the result one value per sample or element; None where none do."""
     if peer.library == "sklearn":
         return None
     if peer.returns == "scalar":
         options["reduction"] = "none"
-    single = setting.quantity == "elements" or setting.rank < 2
+    per_element = setting.quantity == "elements" or setting.rank < 2
     if peer.elementwise:
-        return {} if single else {"reduced": "row means" if c.divisor == "elements" else "row sums"}
-    if single:
+        return {} if per_element else {"reduction": "row means" if c.divisor == "elements" else "row sums"}
+    if per_element:
         return None
-    if own.divisor == "elements":  # means over the classes
+    if own.divisor == "elements":  # each value is a mean over the classes
         return {} if c.divisor == "elements" else {"divisor": 1 / setting.classes}
     return {"divisor": float(setting.classes)} if c.divisor == "elements" else {}

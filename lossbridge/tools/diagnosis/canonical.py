@@ -1,6 +1,7 @@
-"""Which conventions make sense on a kind of data, and which are the same there: each gets one form.
+"""The canonical form of a convention on a kind of data: conventions that give the same number there get the same form.
 
-What no data of the kind can tell apart is one hypothesis to the search, told by its simplest explanation.
+Conventions that no data of the kind tells apart are one hypothesis, explained in the simplest way. Nothing is evaluated
+here.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from lossbridge.conventions import Convention
 from lossbridge.tools.diagnosis.evaluate import Batch, Quantity
 
 BINARY = ("binary", "binary focal")
+FOCAL = ("focal", "binary focal")
 DIVERGENCES = ("divergence", "convex divergence")
 SMOOTHINGS = (0.1, 0.05, 0.2, 0.01)
 Holds = Literal["probabilities", "logits", "log-probabilities"]
@@ -25,7 +27,7 @@ _CLIPS = ("both", "lower")
 
 @dataclass(frozen=True)
 class Setting:
-    """What of a batch, or of several, decides which conventions can be told of it."""
+    """The properties of one or several batches on which the canonical form depends."""
 
     labels: bool
     rank: int
@@ -34,18 +36,18 @@ class Setting:
     true_holds: Holds
     machine_epsilon: float
     hard: bool  # targets are 0 or 1
-    one_hot: bool  # and a single 1 a row
+    one_hot: bool  # and each row has a single 1
     class_weight: bool
     sample_weight: bool
     mask: bool
-    ignored: bool  # some labels are
-    ignored_class: bool  # and they are a class as well
-    finite: bool  # the number to explain is
-    double: bool  # predictions are float64
-    half: str  # their dtype, where it is a half
+    ignored: bool  # there is a label to ignore
+    ignored_class: bool  # and it is one of the classes
+    finite: bool  # the number to explain is finite
+    double: bool  # the predictions are float64
+    half: str  # "float16" or "bfloat16" if the predictions are
     quantity: Quantity
     smoothings: tuple[float, ...] = SMOOTHINGS
-    epsilons: tuple[float, ...] = ()  # beside those that are always tried
+    epsilons: tuple[float, ...] = ()  # in addition to those that are always tried
 
     @staticmethod
     def of(
@@ -57,7 +59,7 @@ class Setting:
         smoothings: Iterable[float] = (),
         epsilons: Iterable[float] = (),
     ) -> Setting:
-        """Of a batch, and further ones of its form."""
+        """The setting of a batch and of further ones of the same form."""
         batches = (batch, *more)
         dtype, ignored = batch.y_pred.dtype, batch.ignored
         hard = all(b.labels or np.isin(b.y_true, (0, 1)).all() for b in batches)
@@ -85,7 +87,7 @@ class Setting:
 
     @property
     def events_only(self) -> bool:
-        """One outcome a sample: no distribution over classes."""
+        """Whether each sample is one outcome, without a distribution over classes."""
         return self.rank < 2 or self.classes == 1
 
     @property
@@ -94,11 +96,11 @@ class Setting:
 
 
 def holds(x: np.ndarray) -> Holds:
-    """What the numbers look like."""
-    known = x[np.isfinite(x)]
-    if ((known >= 0) & (known <= 1)).all():
+    """What the numbers can be, by their range and their sums."""
+    finite = x[np.isfinite(x)]
+    if ((finite >= 0) & (finite <= 1)).all():
         return "probabilities"
-    if x.ndim > 1 and x.shape[-1] > 1 and (known <= 0).all():
+    if x.ndim > 1 and x.shape[-1] > 1 and (finite <= 0).all():
         with np.errstate(over="ignore", invalid="ignore"):
             sums = np.exp(x.astype(np.float64)).sum(-1)
         if (np.abs(sums - 1) < 1e-2).all():
@@ -107,13 +109,13 @@ def holds(x: np.ndarray) -> Holds:
 
 
 def _held(arrays: Iterable[np.ndarray]) -> Holds:
-    """What all of them look like."""
+    """What all of the arrays can be."""
     kinds = {holds(x) for x in arrays}
     return kinds.pop() if len(kinds) == 1 else "logits"
 
 
 def canonical(c: Convention, setting: Setting) -> Convention | None:
-    """`c` with all that does not matter here set to one value; None where it makes no sense here."""
+    """`c` with every field that has no effect here set to one value; None where `c` makes no sense here."""
     rank = max(setting.rank, 1)
     if not -rank <= c.axis < rank:
         return None
@@ -140,11 +142,11 @@ def _sensible(c: Convention, setting: Setting) -> bool:
     if setting.labels and (other_target or c.axis != -1):
         return False
     if c.axis != -1 and (c.class_weight or c.sample_weight or setting.left_out):
-        return False  # those given are of the last axis' rows
+        return False  # weights and masks are given for rows along the last axis
     if setting.events_only and (c.cost not in BINARY or (c.activation in _SOFTMAX and c.logarithm != "once")):
         return False
     if setting.rank < 2 and c.divisor == "classes" and setting.quantity in ("scalar", "gradient"):
-        return False  # there are none: the last axis is that of the samples
+        return False  # a vector has no axis of classes
     if c.cost == "entropy" and (other_target or c.label_smoothing):
         return False
     if c.cost in BINARY and (c.renormalise != "no" or c.target_activation != "none"):
@@ -153,28 +155,28 @@ def _sensible(c: Convention, setting: Setting) -> bool:
         return False
     certain = c.swapped and setting.hard and c.activation == "none" and c.clip == "none"
     if setting.finite and certain and c.logarithm != "missing":
-        return False  # log 0 somewhere
+        return False  # it takes log 0 somewhere
     if setting.quantity != "scalar" and c.outcome == "perplexity":
         return False
     return not (setting.finite and c.undefined != "zero")
 
 
 def _options(c: Convention, setting: Setting) -> Convention:
-    """Options that say nothing without another."""
+    """Resets options that have no effect without another."""
     epsilon = float(c.epsilon)
     if c.clip in ("none", "floor"):
         epsilon = 0.0
     clip = "none" if c.clip in (*_CLIPS, "added") and epsilon == 0 else c.clip
     targets_too = clip in _CLIPS and c.cost == "divergence"
     if clip in (*_CLIPS, "floor") and not targets_too and _smallest(c, setting) > max(epsilon, 1e-40):
-        clip, epsilon = "none", 0.0  # nothing is so small
+        clip, epsilon = "none", 0.0  # no probability is as small
     cost, gamma, alpha = c.cost, c.gamma, c.alpha
-    if cost in ("focal", "binary focal") and gamma == 0 and alpha is None:
+    if cost in FOCAL and gamma == 0 and alpha is None:
         cost = "binary" if cost == "binary focal" else "cross-entropy"
     dtype = c.dtype
     if dtype == f"{setting.half} inputs" or (dtype == "float32" and not setting.double):
-        dtype = "exact"  # they are so already
-    if cost not in ("focal", "binary focal"):
+        dtype = "exact"  # the inputs have that dtype already
+    if cost not in FOCAL:
         gamma, alpha = 0.0, alpha if cost == "poly" else None
     return c.but(
         cost=cost,
@@ -190,16 +192,16 @@ def _options(c: Convention, setting: Setting) -> Convention:
 
 
 def _smallest(c: Convention, setting: Setting) -> float:
-    """A bound that every probability, and its rest, keeps; 0 where there is none."""
+    """A lower bound of p and 1 − p; 0 where there is none."""
     if c.activation == "sigmoid twice":
-        return 0.25  # of numbers in [0, 1]
+        return 0.25  # the second sigmoid is of a number in [0, 1]
     if c.activation == "softmax twice":
         return 1 / (math.e * max(setting.classes, 1)) if not setting.events_only else 0.0
     return 0.0
 
 
 def _costs(c: Convention, setting: Setting) -> Convention:
-    """Formulas that are the same by algebra."""
+    """Replaces formulas by simpler ones that are algebraically equal."""
     renormalise, other_target = c.renormalise, c.target_activation != "none" or c.swapped
     if renormalise == "both" and setting.one_hot and c.axis == -1 and not other_target:
         renormalise = "predictions"
@@ -215,24 +217,20 @@ def _costs(c: Convention, setting: Setting) -> Convention:
     if c.activation == "none" and c.logarithm == "missing" and unclipped and c.cost in ("cross-entropy", "divergence"):
         c = c.but(activation="exp", logarithm="once")
     if c.cost == "divergence" and setting.hard and not other_target and renormalise != "both" and c.clip not in _CLIPS:
-        c = c.but(cost="cross-entropy")  # t·log t is 0
+        c = c.but(cost="cross-entropy")  # t log t = 0
     product = c.activation == "exp" if c.cost == "cross-entropy" else c.logarithm == "missing" and c.cost == "binary"
-    if product and unclipped and plain(c) and c.activation in ("exp", "none"):
-        c = c.but(swapped=False)  # Σ t·x
+    targets_unchanged = c.target_activation == "none" and not c.label_smoothing and not c.class_weight
+    if product and unclipped and targets_unchanged and c.activation in ("exp", "none"):
+        c = c.but(swapped=False)  # Σ t x is symmetric
     return c
 
 
-def plain(c: Convention) -> bool:
-    """Targets are taken as they are."""
-    return c.target_activation == "none" and not c.label_smoothing and not c.class_weight
-
-
 def _axis(c: Convention, setting: Setting) -> Convention:
-    """Of a matrix, where every entry stands for itself, the axis decides what is counted, and nothing else."""
+    """For elementwise costs on a matrix, the axis only decides what the sum is divided by."""
     if setting.rank != 2 or c.axis == -1:
         return c
-    alone = c.activation not in _SOFTMAX and c.target_activation != "softmax" and c.renormalise == "no"
-    if alone and (c.cost in BINARY or not c.label_smoothing):
+    elementwise = c.activation not in _SOFTMAX and c.target_activation != "softmax" and c.renormalise == "no"
+    if elementwise and (c.cost in BINARY or not c.label_smoothing):
         other = {"samples": "classes", "classes": "samples", "axis 0": "samples"}
         return c.but(axis=-1, divisor=other.get(c.divisor, c.divisor))
     return c.but(divisor="classes") if c.divisor == "axis 0" else c
@@ -243,7 +241,7 @@ def _reduction(c: Convention, setting: Setting) -> Convention:
     if setting.quantity in ("scalar", "gradient"):
         if setting.rank < 2 and divisor == "elements":
             divisor = "samples"
-        if divisor == "axis 0" and setting.rank < 3 and c.axis == -1:  # all rows, whatever is left out
+        if divisor == "axis 0" and setting.rank < 3 and c.axis == -1:  # it counts rows that are left out too
             divisor, left_out = "samples", "zero" if left_out == "removed" and setting.left_out else left_out
         if left_out == "zero" and divisor not in ("samples", "elements"):
             left_out = "removed"
@@ -252,9 +250,10 @@ def _reduction(c: Convention, setting: Setting) -> Convention:
             divisor = "samples"
     else:
         divisor = "samples"
-    nothing = c.cost in ("cross-entropy", "focal", "poly") or (c.cost == "divergence" and c.clip not in _CLIPS)
-    unweighed = divisor != "weights" or c.class_weight
-    no_row = not setting.mask and not setting.ignored_class and not c.label_smoothing
-    if left_out == "kept" and no_row and nothing and unweighed:
-        left_out = "zero" if divisor in ("samples", "elements") else "removed"  # a label that is none has a row of 0
+    # The one-hot row of a label that is no class holds zeros only, and so does its loss under these costs.
+    zero_target = not setting.mask and not setting.ignored_class and not c.label_smoothing
+    zero_loss = c.cost in ("cross-entropy", "focal", "poly") or (c.cost == "divergence" and c.clip not in _CLIPS)
+    zero_weight = divisor != "weights" or c.class_weight
+    if left_out == "kept" and zero_target and zero_loss and zero_weight:
+        left_out = "zero" if divisor in ("samples", "elements") else "removed"
     return c.but(divisor=divisor, left_out=left_out)

@@ -1,10 +1,13 @@
-"""`diagnose`: from arrays and a number to its explanations, ranked. The steps are the other files of this package."""
+"""`diagnose`: from arrays and a number to its ranked explanations, and what is shown of them.
+
+The steps are in other files of this folder: reading, hypotheses, search, wording, calls, probes.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -13,17 +16,17 @@ from lossbridge.conventions import Convention
 from lossbridge.tools.diagnosis import calls, probes, reading, wording
 from lossbridge.tools.diagnosis.canonical import Setting, canonical
 from lossbridge.tools.diagnosis.evaluate import Array, Batch, Quantity, whole
-from lossbridge.tools.diagnosis.expected import named
+from lossbridge.tools.diagnosis.expected import find_preset
 from lossbridge.tools.diagnosis.hypotheses import hypotheses
 from lossbridge.tools.diagnosis.search import Fit, Observation, search
 
-_SHOWN = 4  # explanations of the rest
-_ASKED = 40  # explanations that calls and probes are made for
+_SHOWN = 4  # how many indistinguishable explanations are printed
+_USED = 40  # how many explanations calls and probes are made for
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """One convention that gives the number. `changes`: how many things differ from a library's own function."""
+    """A convention that gives the number. `changes`: how many things differ from a library's own function."""
 
     words: str
     changes: int
@@ -32,7 +35,7 @@ class Explanation:
 
 @dataclass(frozen=True)
 class EquivalenceClass:
-    """Conventions that give the same number on this data; the simplest first."""
+    """Conventions that give the same number on this data, the simplest first."""
 
     explanations: tuple[Explanation, ...]
     quantity: Quantity
@@ -44,40 +47,37 @@ class EquivalenceClass:
 
     @cached_property
     def calls(self) -> dict[str, str]:
-        """The exact call that gives the number, a library each: of the arrays as `Diagnosis.arrays` makes them.
+        """By library, the call that gives the number on the arrays of `Diagnosis.arrays`.
 
-        Of a gradient: the call whose gradient for y_pred it is.
+        For a gradient: the call whose gradient with respect to y_pred it is.
         """
         return self._calls()
 
 
 @dataclass(frozen=True, repr=False)
 class Probe:
-    """A small batch on which the conventions that are left differ: compute your loss on it, and diagnose again."""
+    """A small batch on which the remaining explanations differ: compute your loss on it, and diagnose that number."""
 
     y_true: Array
     y_pred: Array
     sample_weight: Array | None
     mask: Array | None
-    predictions: tuple[tuple[str, float], ...]  # what each convention would give
-    of: str  # what the numbers are, in words
+    predictions: tuple[tuple[str, float], ...]  # (explanation, the number it gives)
+    of: str  # what the numbers are; empty for losses
 
     def arrays(self) -> dict[str, Array]:
-        """Those that there are, by name."""
+        """Its arrays by name."""
         named = {name: getattr(self, name) for name in ("y_true", "y_pred", "sample_weight", "mask")}
         return {name: x for name, x in named.items() if x is not None}
 
     def table(self) -> str:
-        """What each convention gives on it, a line a number, the first of those that give it in words."""
+        """One line per number, with the first explanation that gives it."""
         head = [f"  {self.of}:"] if self.of else []
-        known: dict[str, list[str]] = {}
+        explanations: dict[str, list[str]] = {}
         for words, value in self.predictions:
-            known.setdefault(f"{value:.7g}", []).append(words)
-        width = max(map(len, known))
-        lines = (
-            f"  {value:<{width}}  {said[0]}{f' (and {len(said) - 1} more)' if len(said) > 1 else ''}"
-            for value, said in known.items()
-        )
+            explanations.setdefault(f"{value:.7g}", []).append(words)
+        width = max(map(len, explanations))
+        lines = (f"  {value:<{width}}  {words[0]}{_more(words)}" for value, words in explanations.items())
         return "\n".join([*head, *lines])
 
     def __str__(self) -> str:
@@ -88,19 +88,19 @@ class Probe:
 
 @dataclass(frozen=True, repr=False)
 class Diagnosis:
-    """What explains the number. `classes` are ranked; where none fits, `nearest` says what comes closest."""
+    """What explains the number. `classes` are ranked; where there is none, `nearest` says what comes closest."""
 
     classes: tuple[EquivalenceClass, ...]
     nearest: tuple[str, ...]
     warnings: tuple[str, ...]
-    meant: str  # where `expected` was named: what it gives, and the calls that give it
-    tried: int
-    shown: str  # the number, as given
+    meant: str  # if `expected` was given: what it gives, and the calls that give it
+    tried: int  # the number of conventions
+    shown: str  # the observed number, as given
     batches: tuple[Batch, ...]
 
     @cached_property
     def arrays(self) -> Mapping[str, str]:
-        """What NumPy makes of the first batch's arrays for the calls of the first class, if there are any."""
+        """NumPy code that makes the arrays for the calls of the first class from those of the first batch."""
         given = calls.as_rows(self.batches[0]).given if self.fits and self.classes[0].calls else {}
         return {name: text for name, text in given.items() if text != f"np.asarray({name})"}
 
@@ -109,12 +109,12 @@ class Diagnosis:
         return bool(self.classes)
 
     def probe(self) -> Probe | None:
-        """A small batch that tells the explanations apart that the data could not; None where there are not two."""
+        """A small batch that tells apart explanations that the data could not; None where there is none."""
         return self._probe
 
     @cached_property
     def _probe(self) -> Probe | None:
-        left = [explanation for group in self.classes[:3] for explanation in group.explanations][:_ASKED]
+        left = [explanation for group in self.classes[:3] for explanation in group.explanations][:_USED]
         if not self.classes or len(left) < 2:
             return None
         quantity = self.classes[0].quantity
@@ -127,7 +127,7 @@ class Diagnosis:
         return Probe(*batch.as_given(), batch.sample_weight, batch.mask, predictions, of)
 
     def _with_all_weights(self) -> Batch:
-        """The first batch, with such weights, a mask and a label to ignore as any batch has."""
+        """The first batch, with weights, mask and ignored label of the first batch that has them."""
         first = self.batches[0]
         for batch in self.batches[1:]:
             for name in ("sample_weight", "mask", "ignored"):
@@ -151,14 +151,13 @@ class Diagnosis:
         lines += _table(first.calls)
         same = [e.words for e in first.explanations[1:]]
         if same:
-            cure = "probe() gives a batch that can" if self.probe() else "nor can a small batch of the kind"
-            lines.append(f"This data cannot tell it from {len(same)} more ({cure}), such as")
+            hint = "probe() gives a batch that can" if self.probe() else "nor can a small batch of the kind"
+            lines.append(f"This data cannot tell it from {len(same)} more ({hint}), such as")
             lines += [f"  {words}" for words in same[:_SHOWN]]
         if others:
             lines.append("Further explanations:")
             for place, group in enumerate(others[:3], 2):
-                more = f" (and {len(group.explanations) - 1} more)" if len(group.explanations) > 1 else ""
-                lines.append(f"  {place}. {group.explanations[0].words}{more}")
+                lines.append(f"  {place}. {group.explanations[0].words}{_more(group.explanations)}")
             if len(others) > 3:
                 lines.append(f"  and {len(others) - 3} more")
         return lines
@@ -170,6 +169,31 @@ class Diagnosis:
         return [f"{tried}. The nearest:", *(f"  {words}" for words in self.nearest)]
 
     __repr__ = __str__
+
+
+_Given = tuple[Any, Any, Any, dict[str, Any]]  # y_true, y_pred, observed; sample_weight and mask
+
+
+@dataclass(frozen=True)
+class _Request:
+    """The arguments of `diagnose` that concern all batches."""
+
+    expected: str | None
+    quantity: str | None
+    class_weight: Any
+    ignore_class: int | None
+    smoothings: tuple[float, ...]
+    epsilons: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class _Data:
+    """The batches as read, and the number or array observed on each."""
+
+    batches: list[Batch]
+    observed: list[Any]
+    quantities: list[Quantity]  # what all of the observed arrays can be
+    warnings: list[str]
 
 
 def diagnose(
@@ -186,31 +210,31 @@ def diagnose(
     label_smoothing: float | None = None,
     epsilon: float | None = None,
     more: Sequence[tuple[Any, ...]] = (),
-    advance: Callable[[float], None] = lambda share: None,
+    advance: Callable[[float], None] = lambda fraction: None,
 ) -> Diagnosis:
-    """Which convention explains a loss: the libraries' own, then those with one or two things changed.
+    """Finds the conventions that explain a loss: the libraries' own, then those with one or two things changed.
 
     Args:
         y_true: labels, or targets of y_pred's shape; y_pred: probabilities, logits or log-probabilities. Arrays of any
             library, (N, C), (N,) or (N, …, C).
-        observed: the number to explain, whose digits as written are taken to be all that is known of it (a text keeps
-            its zeros: "1.20"); or per-sample values; or an array of y_pred's shape: a gradient, or a value an element.
+        observed: the number to explain, exact to half a unit of its last digit (a text keeps its zeros: "1.20"); or
+            per-sample values; or an array of y_pred's shape: a gradient, or one value per element.
         expected: what you meant, such as "keras.categorical_crossentropy" or "torch.kl_div(reduction='batchmean')".
         quantity: "gradient" or "value", where an array could be either.
         class_weight, sample_weight, mask, ignore_class: those that may have been used; all are tried with and without.
-        label_smoothing: a coefficient that may have been used, beside 0.1, 0.05, 0.2 and 0.01.
-        epsilon: a bound of clipping, or an addend in log(p + ε), that may have been used, beside powers of ten.
-        more: further batches (y_true, y_pred, observed), which narrow the explanations; as a fourth entry a dict with
-            their sample_weight and mask, if any.
-        advance: told the share of the work done, for a progress bar.
+        label_smoothing: a coefficient that may have been used, in addition to 0.1, 0.05, 0.2 and 0.01.
+        epsilon: a bound for clipping, or ε in log(p + ε), that may have been used, in addition to powers of ten.
+        more: further batches (y_true, y_pred, observed), which narrow the explanations down; optionally with a fourth
+            entry, a dict with sample_weight, mask or both.
+        advance: called with the fraction of the work that each step did, for a progress bar.
 
     Returns:
-        A Diagnosis: print it; `.classes` are the explanations in groups that the data cannot tell apart, `.probe()` a
+        A Diagnosis. Print it. `.classes` are groups of explanations that the data cannot tell apart; `.probe()` is a
         small batch that can.
 
     Raises:
-        ValueError: shapes that do not fit, an empty batch, an unknown `expected`, weights that are none, options out of
-            range. TypeError: no arrays of numbers.
+        ValueError: shapes do not fit, a batch is empty, `expected` is unknown, weights are negative or not finite, or
+            an option is out of range. TypeError: an argument is no array of numbers.
 
     >>> y_true, y_pred = [[0, 1, 0], [0, 0, 1]], [[0.05, 0.95, 0.0], [0.1, 0.8, 0.1]]
     >>> print(diagnose(y_true, y_pred, 1.697965).classes[0].explanations[0].words)
@@ -218,22 +242,23 @@ def diagnose(
 
     Source: the conventions of `lossbridge.conventions`; the table in docs/conventions.md.
     """
-    options: dict[str, Any] = {
-        "expected": expected,
-        "quantity": quantity,
-        "class_weight": class_weight,
-        "sample_weight": sample_weight,
-        "mask": mask,
-        "ignore_class": ignore_class,
-        "label_smoothing": label_smoothing,
-        "epsilon": epsilon,
-    }
-    found = _diagnosed(y_true, y_pred, observed, **options, more=more, advance=advance)
-    for other in () if found.fits or more else reading.others(found.batches[0], y_true, y_pred):
+    if quantity not in (None, "gradient", "value"):
+        raise ValueError(f"quantity is {quantity!r}; use 'gradient' or 'value'")
+    smoothings, epsilons = _between("label_smoothing", label_smoothing, 1), _between("epsilon", epsilon, 0.5)
+    request = _Request(expected, quantity, class_weight, ignore_class, smoothings, epsilons)
+    first = (y_true, y_pred, observed, {"sample_weight": sample_weight, "mask": mask})
+    found = _diagnosed(request, [first, *_further(more)], advance=advance)
+    return found if found.fits or more else _with_another_reading(found, request, first)
+
+
+def _with_another_reading(found: Diagnosis, request: _Request, given: _Given) -> Diagnosis:
+    """A diagnosis of the arrays in another interpretation that explains the number; without one, `found`."""
+    y_true, y_pred, observed, options = given
+    for other in reading.others(found.batches[0], y_true, y_pred):
         try:
-            again = _diagnosed(other.y_true, other.y_pred, observed, **options, moved=other.moved)
+            again = _diagnosed(request, [(other.y_true, other.y_pred, observed, options)], moved=other.moved)
         except (ValueError, TypeError):
-            continue  # weights, or an array, of another shape than this reading's
+            continue  # weights, or an observed array, do not fit the shapes of this reading
         if other.for_another_axis:
             another = [group for group in again.classes if group.explanations[0].convention.axis != -1]
             again = replace(again, classes=tuple(another))
@@ -244,82 +269,73 @@ def diagnose(
 
 
 def _diagnosed(
-    y_true: Any,
-    y_pred: Any,
-    observed: Any,
+    request: _Request,
+    given: Sequence[_Given],
     *,
-    expected: str | None,
-    quantity: str | None,
-    class_weight: Any,
-    sample_weight: Any,
-    mask: Any,
-    ignore_class: int | None,
-    label_smoothing: float | None,
-    epsilon: float | None,
     moved: bool = False,
-    more: Sequence[tuple[Any, ...]] = (),
-    advance: Callable[[float], None] = lambda share: None,
+    advance: Callable[[float], None] = lambda fraction: None,
 ) -> Diagnosis:
-    """Of the arrays as `reading.batch_of` takes them."""
-    if quantity not in (None, "gradient", "value"):
-        raise ValueError(f"quantity is {quantity!r}; use 'gradient' or 'value'")
-    smoothings, epsilons = _between("label_smoothing", label_smoothing, 1), _between("epsilon", epsilon, 0.5)
-    batches: list[Batch] = []
-    seen: list[Any] = []
-    kinds: list[Quantity] = []  # what all of the observed arrays can be
-    warnings: list[str] = []
-    own = {"sample_weight": sample_weight, "mask": mask}
-    for place, (true, pred, number, options) in enumerate([(y_true, y_pred, observed, own), *_further(more)]):
-        try:
-            batch, said = reading.batch_of(
-                true, pred, class_weight=class_weight, ignore_class=ignore_class, moved=moved, **options
-            )
-            number, can_be = reading.quantities(number, batch, quantity)
-        except (ValueError, TypeError) as error:
-            raise type(error)(f"further batch {place}: {error}" if place else str(error)) from None
-        if place and batch.form != batches[0].form:
-            raise ValueError(f"further batch {place}: it is of another form than the first; diagnose it on its own")
-        kinds = [kind for kind in can_be if kind in kinds] if batches else can_be
-        warnings += [words if not place else f"further batch {place}: {words}" for words in said]
-        batches.append(batch)
-        seen.append(number)
-    if not kinds:
-        raise ValueError("the batches' observed arrays are of different kinds; diagnose each on its own")
-
-    batch = batches[0]
+    data = _read(request, given, moved)
+    batch, *further = data.batches
     dtype = batch.half or batch.y_pred.dtype.name
-    finite = all(np.isfinite(np.asarray(x, np.float64)).all() for x in seen)
-    settings = [
-        Setting.of(batch, kind, more=batches[1:], finite=finite, smoothings=smoothings, epsilons=epsilons)
-        for kind in kinds
-    ]
-    meant = "" if expected is None else _meant(expected, batch, settings[0])
+    finite = all(np.isfinite(np.asarray(x, np.float64)).all() for x in data.observed)
+    smoothings, epsilons = request.smoothings, request.epsilons
+    settings = {
+        quantity: Setting.of(batch, quantity, more=further, finite=finite, smoothings=smoothings, epsilons=epsilons)
+        for quantity in data.quantities
+    }
+    meant = "" if request.expected is None else _meant(request.expected, batch, settings[data.quantities[0]])
     found: list[tuple[Fit, EquivalenceClass]] = []
     near: list[tuple[tuple[int, float], str]] = []
-    tried = 0
-
-    def step(share: float) -> None:
-        advance(share / len(kinds))
-
-    for kind, setting in zip(kinds, settings, strict=True):
+    count = 0
+    for quantity, setting in settings.items():
         candidates = hypotheses(setting)
-        tried += len(candidates)
-        groups, closest = search(candidates, batches, [Observation.of(x, kind, dtype=dtype) for x in seen], step)
+        count += len(candidates)
+        observations = [Observation.of(x, quantity, dtype=dtype) for x in data.observed]
+        groups, closest = search(
+            candidates, data.batches, observations, lambda fraction: advance(fraction / len(settings))
+        )
         found += [(group[0], _explained(group, batch, setting)) for group in groups]
-        near += [(fit.distance, _near(fit, batch, kind)) for fit in closest]
+        near += [(fit.distance, _near_text(fit, batch, quantity)) for fit in closest]
     found.sort(key=lambda one: (one[0].hypothesis.strangeness, one[0].hypothesis.place))
     return Diagnosis(
         classes=tuple(group for _, group in found),
         nearest=tuple(words for _, words in sorted(near)[:3]),
-        warnings=tuple(dict.fromkeys(warnings)),
+        warnings=tuple(dict.fromkeys(data.warnings)),
         meant=meant,
-        tried=tried,
-        shown=_shown(seen[0]),
-        batches=tuple(batches),
+        tried=count,
+        shown=_shown(data.observed[0]),
+        batches=tuple(data.batches),
     )
 
 
+def _read(request: _Request, given: Sequence[_Given], moved: bool) -> _Data:
+    """Raises ValueError or TypeError; the message names the further batch that is wrong."""
+    batches: list[Batch] = []
+    numbers: list[Any] = []
+    quantities: list[Quantity] = []
+    warnings: list[str] = []
+    for place, (y_true, y_pred, observed, options) in enumerate(given):
+        which = f"further batch {place}: " if place else ""
+        options = {**options, "class_weight": request.class_weight, "ignore_class": request.ignore_class}
+        try:
+            batch, found = reading.batch_of(y_true, y_pred, moved=moved, **options)
+            observed, can_be = reading.quantities(observed, batch, request.quantity)
+        except (ValueError, TypeError) as error:
+            raise type(error)(f"{which}{error}") from None
+        if place and batch.form != batches[0].form:
+            raise ValueError(f"{which}it is of another form than the first; diagnose it on its own")
+        quantities = [quantity for quantity in can_be if quantity in quantities or not place]
+        warnings += [which + words for words in found]
+        batches.append(batch)
+        numbers.append(observed)
+    if not quantities:
+        raise ValueError("the batches' observed arrays are of different kinds; diagnose each on its own")
+    return _Data(batches, numbers, quantities, warnings)
+
+
 def _between(name: str, x: Any, end: float) -> tuple[float, ...]:
+    """A number between 0 and `end`, if one is given."""
     if x is None:
         return ()
     if isinstance(x, bool) or not isinstance(x, int | float | np.floating):
@@ -329,8 +345,8 @@ def _between(name: str, x: Any, end: float) -> tuple[float, ...]:
     return (float(x),)
 
 
-def _further(more: Any) -> Iterator[tuple[Any, Any, Any, dict[str, Any]]]:
-    """(y_true, y_pred, observed, its weights and mask)."""
+def _further(more: Any) -> Iterator[_Given]:
+    """Checks the form of `more`."""
     if not isinstance(more, list | tuple):
         raise TypeError(f"more is {more!r}; pass a list of (y_true, y_pred, observed)")
     for one in more:
@@ -349,19 +365,17 @@ def _explained(fits: Sequence[Fit], batch: Batch, setting: Setting) -> Equivalen
         for f in fits
     )
 
-    def of_the_first() -> dict[str, str]:
-        return _calls([f.hypothesis.convention for f in fits[:_ASKED]], batch, setting)
-
-    return EquivalenceClass(explanations, setting.quantity, of_the_first)
+    conventions = [f.hypothesis.convention for f in fits[:_USED]]
+    return EquivalenceClass(explanations, setting.quantity, partial(_calls, conventions, batch, setting))
 
 
 def _calls(conventions: list[Convention], batch: Batch, setting: Setting) -> dict[str, str]:
-    """In the order of the libraries."""
-    known = calls.texts(conventions, batch, setting)
-    return {library: known[library] for library in wording.LIBRARIES if library in known}
+    """By library, in the order of wording.LIBRARIES."""
+    texts = calls.texts(conventions, batch, setting)
+    return {library: texts[library] for library in wording.LIBRARIES if library in texts}
 
 
-def _near(fit: Fit, batch: Batch, quantity: Quantity) -> str:
+def _near_text(fit: Fit, batch: Batch, quantity: Quantity) -> str:
     words = wording.words(fit.hypothesis, batch, quantity)
     if fit.values:
         return f"{words}: fits {len(fit.values)} of the batches, then {fit.misfit:.2g} off, relatively"
@@ -369,8 +383,8 @@ def _near(fit: Fit, batch: Batch, quantity: Quantity) -> str:
 
 
 def _meant(expected: str, batch: Batch, setting: Setting) -> str:
-    """What the named function gives, and the call of it in each library."""
-    preset, more = named(expected, batch, setting)
+    """What the expected function gives, and how each library is called for it."""
+    preset, more = find_preset(expected, batch, setting)
     c = canonical(preset.convention, setting)
     assert c is not None
     options = f" with {', '.join(more)}" if more else ""
@@ -383,10 +397,14 @@ def _table(texts: dict[str, str]) -> list[str]:
     return [f"  {library:<{width}}  {text}" for library, text in texts.items()]
 
 
-def _shown(seen: Any) -> str:
-    if isinstance(seen, str):
-        return seen
-    return f"{float(seen):.10g}" if np.ndim(seen) == 0 else f"an array of shape {np.shape(seen)}"
+def _shown(observed: Any) -> str:
+    if isinstance(observed, str):
+        return observed
+    return f"{float(observed):.10g}" if np.ndim(observed) == 0 else f"an array of shape {np.shape(observed)}"
+
+
+def _more(group: Sequence[Any]) -> str:
+    return f" (and {len(group) - 1} more)" if len(group) > 1 else ""
 
 
 def _array_text(x: Array) -> str:

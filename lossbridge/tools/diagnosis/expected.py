@@ -1,4 +1,4 @@
-"""What was meant, as a text: a function of the registry with its options, as an explanation or code writes it."""
+"""Reads `expected`, a call as an explanation or code writes it, as a function of the registry with its options."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 
 from lossbridge.conventions import Convention, Peer
 from lossbridge.tools.diagnosis import wording
-from lossbridge.tools.diagnosis.calls import PREFIXES, WEIGHTS, function_of
+from lossbridge.tools.diagnosis.calls import PREFIXES, our_function
 from lossbridge.tools.diagnosis.canonical import Setting, canonical
-from lossbridge.tools.diagnosis.evaluate import Batch
+from lossbridge.tools.diagnosis.evaluate import WEIGHTS, Batch
 from lossbridge.tools.diagnosis.hypotheses import Preset, presets
 
-# How code calls a library's functions: what stands before them, or in their place.
+# What stands before a function's name in code, and the library's name in the registry.
 _PREFIXES = {
     **{prefix: f"{library}." for library, prefix in PREFIXES.items()},
     "tf.keras.losses.": "keras.",
@@ -33,7 +33,7 @@ _MODULES = {
     "torch.BCELoss": "torch.binary_cross_entropy",
     "torch.BCEWithLogitsLoss": "torch.binary_cross_entropy_with_logits",
 }
-# Fields of a convention that an option sets to any number: which make sense.
+# The valid values of the fields that an option sets to any number.
 _RANGES: Mapping[str, Callable[[Any], bool]] = {
     "label_smoothing": lambda x: 0 <= x <= 1,
     "epsilon": lambda x: 0 <= x < 0.5,
@@ -45,25 +45,25 @@ _RANGES: Mapping[str, Callable[[Any], bool]] = {
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A text, read: a function, its options as code writes their values, and what is done to the result."""
+class ParsedCall:
+    """A function, the code of its options' values, and the reduction of its result."""
 
     function: str
     options: Mapping[str, str]
-    after: str  # ".sum()"; a mean goes without saying
+    reduction: str  # ".sum()"; empty for a mean
 
     @staticmethod
-    def of(text: str) -> Asked:
+    def of(text: str) -> ParsedCall:
         try:
             node: ast.expr = ast.parse(text.strip(), mode="eval").body
         except (SyntaxError, ValueError):
             raise ValueError(f"expected is {text!r}, which is no call; pass one, such as 'torch.kl_div'") from None
-        after = ""
+        reduction = ""
         while isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in ("sum", "mean"):
-            after = f".{node.func.attr}({', '.join(map(ast.unparse, node.args))}){after}"
+            reduction = f".{node.func.attr}({', '.join(map(ast.unparse, node.args))}){reduction}"
             node = node.func.value
         options: dict[str, str] = {}
-        while isinstance(node, ast.Call):  # of a class twice: made, and called with arrays, which do not count
+        while isinstance(node, ast.Call):  # twice for a class: its constructor, and the call; arrays do not matter
             for keyword in node.keywords:
                 if keyword.arg in options:
                     raise ValueError(f"expected {text!r} names {keyword.arg} twice; name it once")
@@ -72,55 +72,55 @@ class Asked:
         name = ast.unparse(node)
         prefix = max((p for p in _PREFIXES if name.startswith(p)), key=len, default="")
         name = _PREFIXES.get(prefix, "") + name.removeprefix(prefix)
-        return Asked(_MODULES.get(name, name), options, after.removesuffix(".mean()"))
+        return ParsedCall(_MODULES.get(name, name), options, reduction.removesuffix(".mean()"))
 
 
-def named(expected: Any, batch: Batch, setting: Setting) -> tuple[Preset, list[str]]:
-    """The preset that is meant, and its options that are no preset's. Raises ValueError for what is not known."""
+def find_preset(expected: Any, batch: Batch, setting: Setting) -> tuple[Preset, list[str]]:
+    """The preset that is meant, and the options that it does not have itself. Raises ValueError for an unknown call."""
     if not isinstance(expected, str):
         raise TypeError(f"expected is {expected!r}; pass a text, such as 'torch.kl_div'")
-    asked = Asked.of(expected)
-    for name, value in asked.options.items():
+    meant = ParsedCall.of(expected)
+    for name, value in meant.options.items():
         if value in WEIGHTS and getattr(batch, value) is None:
             raise ValueError(f"expected names {name}={value}, and none is given; pass {value}= too")
-    known: dict[str, None] = {}
+    texts: dict[str, None] = {}
     found: list[tuple[Preset, list[str]]] = []
     for preset in presets(setting):
         if canonical(preset.convention, setting) is None:
             continue
         text = f"{preset.peer.library}.{wording.written(preset.peer, preset.options)}"
-        known[text] = None
-        own = Asked.of(text)
-        same = (own.function, own.after) == (asked.function, asked.after)
-        if not same or not own.options.items() <= asked.options.items():
+        texts[text] = None
+        own = ParsedCall.of(text)
+        same = (own.function, own.reduction) == (meant.function, meant.reduction)
+        if not same or not own.options.items() <= meant.options.items():
             continue
-        rest = {
+        more = {
             name: value
-            for name, value in asked.options.items()
-            if name not in own.options and not _goes_without_saying(preset.peer, name, value, setting)
+            for name, value in meant.options.items()
+            if name not in own.options and not _is_default(preset.peer, name, value, setting)
         }
-        c = _with(preset.convention, rest, preset.peer, batch)
+        c = _with_options(preset.convention, more, preset.peer, batch)
         if c is not None and canonical(c, setting) is not None:
-            found.append((replace(preset, convention=c), [f"{name}={value}" for name, value in rest.items()]))
+            found.append((replace(preset, convention=c), [f"{name}={value}" for name, value in more.items()]))
     if not found:
-        close = " or ".join(difflib.get_close_matches(expected, known, 3, 0))
+        close = " or ".join(difflib.get_close_matches(expected, texts, 3, 0))
         raise ValueError(f"expected {expected!r} is unknown for such arrays; did you mean {close}?")
     return min(found, key=lambda one: len(one[1]))
 
 
-def _goes_without_saying(peer: Peer, name: str, value: str, setting: Setting) -> bool:
-    """The default; and of values that they are not reduced."""
+def _is_default(peer: Peer, name: str, value: str, setting: Setting) -> bool:
+    """Whether the option changes nothing: it has its default, or asks for the values that are observed."""
     if (name, value) == ("reduction", "'none'"):
         return setting.quantity in ("samples", "elements")
-    default = inspect.signature(function_of(peer)).parameters.get(name)
+    default = inspect.signature(our_function(peer.library, peer.function)).parameters.get(name)
     return default is not None and (value == repr(default.default) or (name, value) == ("reduction", "'mean'"))
 
 
-def _with(c: Convention, rest: Mapping[str, str], peer: Peer, batch: Batch) -> Convention | None:
-    """With the options that a peer writes so; None where it has no such."""
+def _with_options(c: Convention, options: Mapping[str, str], peer: Peer, batch: Batch) -> Convention | None:
+    """The convention with the peer's options; None where it does not have one of them."""
     changed: dict[str, Any] = {}
-    for name, value in rest.items():
-        field, key = _meant(peer, name, value)
+    for name, value in options.items():
+        field, key = _field_and_value(peer, name, value)
         if field == "":
             return None
         if field == "left_out":
@@ -136,25 +136,25 @@ def _with(c: Convention, rest: Mapping[str, str], peer: Peer, batch: Batch) -> C
     return replace(c, **changed)
 
 
-def _meant(peer: Peer, name: str, value: str) -> tuple[str, Any]:
-    """The field of a convention that the option sets, and to what; an empty one where there is none."""
-    for field, known in peer.options.items():
-        if isinstance(known, str):
-            if known.partition("=")[0] == name:
+def _field_and_value(peer: Peer, name: str, value: str) -> tuple[str, Any]:
+    """The convention's field that the option sets, and its value; an empty name where there is none."""
+    for field, texts in peer.options.items():
+        if isinstance(texts, str):
+            if texts.partition("=")[0] == name:
                 try:
                     return field, ast.literal_eval(value)
                 except ValueError:
                     return field, None
         elif field in ("left_out", *WEIGHTS):
-            if any(text.partition("=")[0] == name for text in known.values()):
+            if any(text.partition("=")[0] == name for text in texts.values()):
                 return field, None
-        elif f"{name}={value}" in known.values():
-            return field, next(key for key, text in known.items() if text == f"{name}={value}")
+        elif f"{name}={value}" in texts.values():
+            return field, next(key for key, text in texts.items() if text == f"{name}={value}")
     return "", None
 
 
 def _refuse_other_label(name: str, value: str, batch: Batch) -> None:
-    """Labels are left out as they are for all hypotheses; one that does not occur may be named."""
+    """All hypotheses ignore the same label. Another one may be named only if it does not occur."""
     try:
         label = ast.literal_eval(value)
     except ValueError:

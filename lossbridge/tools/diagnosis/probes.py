@@ -1,4 +1,4 @@
-"""Small batches on which conventions give different numbers. Made of plain numbers, which float32 holds too."""
+"""Small batches (probes) on which conventions give different numbers."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from lossbridge.conventions import Convention
 from lossbridge.tools.diagnosis.canonical import Setting, holds
 from lossbridge.tools.diagnosis.evaluate import Batch, Quantity, scalars, whole
 
-# What the target is given: around every ε in use.
+# Probabilities of the true class, around every ε in use.
 _SATURATED = (3e-4, 3e-6, 4e-7, 3e-8, 3e-9, 3e-11, 3e-13, 1e-15, 1e-20)
-_VISIBLE = 1e-4
+_VISIBLE = 1e-4  # the relative difference of two numbers that five printed digits show
 _KINDS = ("ordinary", "saturated", "certain", "zeros", "unnormalised", "logits", "saturated logits", "logarithms")
 
 
 def probes(batch: Batch) -> list[Batch]:
-    """Batches of the form of `batch`, and with its classes, of each of the kinds."""
+    """One batch of each kind, of the form of `batch` and with as many classes."""
     return [_probe(batch, kind, np.random.default_rng(0)) for kind in _KINDS]
 
 
@@ -27,7 +27,7 @@ def _probe(batch: Batch, kind: str, rng: np.random.Generator) -> Batch:
     classes = 1 if vector else batch.y_pred.shape[-1]
     middle = tuple(min(size, 3) for size in batch.y_pred.shape[1:-1])
     count = 5 if kind in ("ordinary", "unnormalised", "logits") else len(_SATURATED)
-    if 1 < classes < 12:  # no class without a row, and not as many rows as classes, even if one is ignored
+    if 1 < classes < 12:  # every class occurs, and there are more rows than classes, even if one is ignored
         count = max(count, classes + 2)
     logits = rng.normal(size=(count, *middle, classes)) * 1.5
     pred = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True) if classes > 1 else 1 / (1 + np.exp(-logits))
@@ -47,14 +47,15 @@ def _probe(batch: Batch, kind: str, rng: np.random.Generator) -> Batch:
             else:
                 pred[spot] = value if labels[spot] else 1 - value
         if kind in ("saturated logits", "logarithms"):
-            rest = np.log1p(-np.minimum(pred, 1 - 1e-16)) if kind == "saturated logits" and classes == 1 else 0.0
-            pred = np.log(pred) - rest + (3 if kind == "saturated logits" and classes > 1 else 0)
-            pred[-1] = np.where(pred[-1] == pred[-1].min(), -200.0, pred[-1])  # beyond a floor of −100
+            of_logits = kind == "saturated logits"
+            log_complement = np.log1p(-np.minimum(pred, 1 - 1e-16)) if of_logits and classes == 1 else 0.0
+            pred = np.log(pred) - log_complement + (3 if of_logits and classes > 1 else 0)
+            pred[-1] = np.where(pred[-1] == pred[-1].min(), -200.0, pred[-1])  # below PyTorch's bound of −100
     return _of_form(batch, pred, labels, rng)
 
 
 def _of_form(batch: Batch, pred: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> Batch:
-    """Targets as those of `batch`: labels, hard or soft; and weights where it has any."""
+    """With targets like those of `batch`, labels, hard or soft, and with weights and a mask where it has them."""
     classes = pred.shape[-1]
     if batch.y_pred.ndim < 2:
         y_true, pred = labels.reshape(-1).astype(float), pred.reshape(-1)
@@ -85,10 +86,10 @@ def _of_form(batch: Batch, pred: np.ndarray, labels: np.ndarray, rng: np.random.
 
 
 def separating(batch: Batch, conventions: Sequence[Convention], quantity: Quantity) -> tuple[Batch, list[float]] | None:
-    """The probe that tells most of the conventions apart, and their numbers; None where none does.
+    """The probe that tells most conventions apart, and their numbers on it; None where none tells any apart.
 
-    Of those whose predictions are of the kind that those of `batch` are, for a loss that refuses others. The numbers
-    are the losses; of values, a sample or an element each, their means.
+    Its predictions hold what those of `batch` hold, because the caller's loss may refuse anything else. The numbers are
+    the losses; where the quantity is an array of values, their mean.
     """
     best: tuple[Batch, list[float]] | None = None
     most = 1
@@ -106,9 +107,9 @@ def separating(batch: Batch, conventions: Sequence[Convention], quantity: Quanti
 
 
 def _distinct(values: Sequence[float]) -> int:
-    """How many numbers there are that a print of five digits tells apart."""
-    kept: list[float] = []
+    """The number of values that five printed digits tell apart."""
+    different: list[float] = []
     for x in values:
-        if not any(x == y or (x != x and y != y) or abs(x - y) <= _VISIBLE * max(abs(x), 1e-2) for y in kept):
-            kept.append(x)
-    return len(kept)
+        if not any(x == y or (x != x and y != y) or abs(x - y) <= _VISIBLE * max(abs(x), 1e-2) for y in different):
+            different.append(x)
+    return len(different)

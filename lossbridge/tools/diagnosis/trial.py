@@ -1,8 +1,8 @@
-"""How often a diagnosis finds the truth: `python -m lossbridge.tools.diagnosis.trial`.
+"""How often a diagnosis finds the true convention: `python -m lossbridge.tools.diagnosis.trial`.
 
-For every convention that the search knows: the number it gives is handed to the search, and the place of the class that
-holds the convention is noted. Once on the probes, whose numbers are exact; once on an ordinary batch of 32 rows and 10
-classes in float32, whose number is rounded to 5 digits.
+Every hypothesis is evaluated, its number is given to the search, and the rank of the class that holds the hypothesis is
+counted: once on the probes, with the exact number; once on an ordinary batch of 32 rows and 10 classes in float32, with
+the number rounded to 5 digits.
 """
 
 from __future__ import annotations
@@ -30,30 +30,26 @@ N, C = 32, 10
 
 @dataclass(frozen=True)
 class Score:
-    """Of one kind of data. All but `tried` are counts of hypotheses."""
+    """Counts of hypotheses on one kind of data."""
 
     kind: str
     tried: int
-    probe_first: int  # on the probes: in the first class
-    probe_simplest: int  # and as simple as its first explanation
-    ordinary: int  # those that give a finite number on the ordinary batch
-    ordinary_three: int  # of these: in the first three classes
+    probe_first: int  # on the probes: found in the first class
+    probe_simplest: int  # and with as few changes as its first explanation
+    ordinary: int  # finite on the ordinary batch
+    ordinary_three: int  # of these: found in the first three classes
 
 
-def ordinary_batches(seed: int = 0) -> Iterator[tuple[str, Batch]]:
-    """What people have: a kind of targets with a kind of predictions."""
-    rng = np.random.default_rng(seed)
+def ordinary_batches() -> Iterator[tuple[str, Batch]]:
+    """Batches as users have them: a kind of targets with a kind of predictions."""
+    rng = np.random.default_rng(0)
     logits = (2 * rng.normal(size=(N, C))).astype(np.float32)
     p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     outcome_p = (1 / (1 + np.exp(-logits))).astype(np.float32)
     labels = rng.integers(0, C, N)
     soft = rng.dirichlet(np.ones(C), N).astype(np.float32)
     events = rng.integers(0, 2, (N, C)).astype(np.float32)
-    weights = {
-        "class_weight": rng.uniform(0.5, 2, C),
-        "sample_weight": rng.uniform(0.5, 2, N),
-        "ignore_class": -1,
-    }
+    weights = {"class_weight": rng.uniform(0.5, 2, C), "sample_weight": rng.uniform(0.5, 2, N), "ignore_class": -1}
     some_ignored = np.where(np.arange(N) % 8 == 0, -1, labels)
     kinds: dict[str, tuple[Array, Array, dict[str, object]]] = {
         "labels, probabilities": (labels, p, {}),
@@ -72,7 +68,7 @@ def ordinary_batches(seed: int = 0) -> Iterator[tuple[str, Batch]]:
 
 
 def score(kind: str, batch: Batch, *, every: int = 1, advance: Callable[[], None] = lambda: None) -> Score:
-    """Of every hypothesis, or of one in `every`."""
+    """Tries one in `every` hypotheses."""
     candidates = hypotheses(Setting.of(batch, "scalar"))
     conventions = [h.convention for h in candidates]
     separating = probes(batch)
@@ -82,22 +78,22 @@ def score(kind: str, batch: Batch, *, every: int = 1, advance: Callable[[], None
     for i in range(0, len(candidates), every):
         h = candidates[i]
         tried += 1
-        observed = [Observation.of(known[i], "scalar") for known in exact]
-        classes, _ = search(candidates, separating, observed, known=exact)
-        if _place(h, classes) == 0:
+        observed = [Observation.of(numbers[i], "scalar") for numbers in exact]
+        classes, _ = search(candidates, separating, observed, values=exact)
+        if _rank(h, classes) == 0:
             first += 1
             simplest += classes[0][0].hypothesis.changes == h.changes
         if np.isfinite(values[i]):
             finite += 1
             rounded = Observation.of(f"{values[i]:.5g}", "scalar", dtype="float32")
-            classes, _ = search(candidates, [batch], [rounded], known=[values])
-            three += _place(h, classes) < 3
+            classes, _ = search(candidates, [batch], [rounded], values=[values])
+            three += _rank(h, classes) < 3
         advance()
     return Score(kind, tried, first, simplest, finite, three)
 
 
-def _place(h: Hypothesis, classes: Sequence[Sequence[Fit]]) -> float:
-    """Of the class that holds it."""
+def _rank(h: Hypothesis, classes: Sequence[Sequence[Fit]]) -> float:
+    """The index of the class that holds `h`; infinite where none does."""
     return next((i for i, group in enumerate(classes) if any(fit.hypothesis is h for fit in group)), math.inf)
 
 
@@ -112,8 +108,8 @@ def main() -> None:
             scores.append(score(kind, batch, advance=partial(progress.advance, bar)))
     total = Score("all", *(sum(getattr(s, f.name) for s in scores) for f in fields(Score)[1:]))
     for s in (*scores, total):
-        shares = (s.probe_first / s.tried, s.probe_simplest / s.tried, s.ordinary_three / s.ordinary)
-        table.add_row(s.kind, str(s.tried), *(f"{math.floor(1000 * share) / 10} %" for share in shares))
+        fractions = (s.probe_first / s.tried, s.probe_simplest / s.tried, s.ordinary_three / s.ordinary)
+        table.add_row(s.kind, str(s.tried), *(f"{math.floor(1000 * x) / 10} %" for x in fractions))
     Console(width=130).print(table)
 
 

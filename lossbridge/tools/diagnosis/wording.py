@@ -1,4 +1,4 @@
-"""Conventions in words. Computes nothing."""
+"""Conventions in words. Evaluates nothing but the divisor that it prints."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import fields
 
 from lossbridge.conventions import Convention, Peer
 from lossbridge.tools.diagnosis.canonical import DIVERGENCES, holds
-from lossbridge.tools.diagnosis.evaluate import Batch, Quantity, divisor, sides
+from lossbridge.tools.diagnosis.evaluate import Batch, Quantity, as_read, divisor
 from lossbridge.tools.diagnosis.hypotheses import Hypothesis, Preset
 
 LIBRARIES = {
@@ -27,7 +27,12 @@ _ACTIVATIONS = {
     "softmax twice": "softmax applied twice",
     "sigmoid twice": "sigmoid applied twice",
 }
-# Where it is known what y_pred holds.
+_TARGET_ACTIVATIONS = {
+    "none": "y_true taken as probabilities",
+    "softmax": "y_true taken as logits (softmax)",
+    "exp": "y_true taken as log-probabilities",
+}
+# By what y_pred holds.
 _MISTAKES = {
     ("probabilities", "softmax"): "softmax applied to y_pred, which holds probabilities already",
     ("probabilities", "sigmoid"): "sigmoid applied to y_pred, which holds probabilities already",
@@ -45,17 +50,17 @@ _LEFT_OUT = {
 
 
 def name(preset: Preset, quantity: Quantity = "scalar") -> str:
-    """PyTorch's `kl_div(reduction='batchmean')` of log(y_pred)."""
-    made = [x for x in (preset.handed, preset.handed_target) if x not in ("y_pred", "y_true")]
-    of = f" of {' and '.join(made)}" if made else ""
+    """Such as: PyTorch's `kl_div(reduction='batchmean')` of log(y_pred)."""
+    expressions = [x for x in (preset.pred, preset.target) if x not in ("y_pred", "y_true")]
+    of = f" of {' and '.join(expressions)}" if expressions else ""
     return f"{LIBRARIES[preset.peer.library]} `{written(preset.peer, preset.options, quantity)}`{of}"
 
 
 def written(peer: Peer, c: Convention, quantity: Quantity = "scalar") -> str:
-    """The function with those of its options that `c` asks for: "kl_div(reduction='batchmean')"."""
-    single = quantity in ("samples", "elements")
-    texts = [text for text in options(peer, c, reduced=not single) if text]
-    if single and peer.returns == "scalar":
+    """The function with the options that set `c`: "kl_div(reduction='batchmean')"."""
+    unreduced = quantity in ("samples", "elements")
+    texts = [text for text in options(peer, c, reduced=not unreduced) if text]
+    if unreduced and peer.returns == "scalar":
         texts.append("reduction='none'")
     call = f"{peer.function}({', '.join(texts)})" if texts else peer.function
     return call + _reduced(peer, c, quantity)
@@ -73,11 +78,11 @@ def _reduced(peer: Peer, c: Convention, quantity: Quantity) -> str:
 
 
 def options(peer: Peer, c: Convention, *, reduced: bool = True) -> list[str]:
-    """How the peer's own options of one-of-several kinds are written for `c`."""
+    """How the options of the peer that choose among named values are written for `c`."""
     texts = []
-    for field, known in peer.options.items():
-        if isinstance(known, Mapping) and field not in ("left_out", "clip") and (reduced or field != "divisor"):
-            texts.append(str(known.get(getattr(c, field), "")))
+    for field, values in peer.options.items():
+        if isinstance(values, Mapping) and field not in ("left_out", "clip") and (reduced or field != "divisor"):
+            texts.append(str(values.get(getattr(c, field), "")))
     return texts
 
 
@@ -85,24 +90,24 @@ def words(h: Hypothesis, batch: Batch, quantity: Quantity) -> str:
     """The whole explanation, in one line."""
     peer, options = h.preset.peer, h.preset.options
     if quantity == "samples" and batch.y_pred.ndim < 2:
-        quantity = "elements"  # they are the same
-    said = [name(h.preset, quantity)]
+        quantity = "elements"  # the values of a vector's samples
+    phrases = [name(h.preset, quantity)]
     if quantity == "elements" and not peer.elementwise:
-        said[0] += " before its sum over the classes"
+        phrases[0] += " before its sum over the classes"
     both = options.divisor == "elements" == h.convention.divisor and quantity in ("scalar", "gradient")
     if both and options.cost in DIVERGENCES:
-        said.append(f": divides by N·C; {_cure(peer, batch)}")
+        phrases.append(f": divides by N·C; {_remedy(peer, batch)}")
     if options.left_out == "zero" == h.convention.left_out:
         counted = "still counted in the mean" if quantity in ("scalar", "gradient") else "0"
-        said.append(f": what is left out is {counted}")
+        phrases.append(f": what is left out is {counted}")
     differing = differences(h.own, h.convention, batch)
     if differing:
-        said.append((", but " if len(said) == 1 else "; and ") + "; ".join(differing))
-    return "".join(said)
+        phrases.append((", but " if len(phrases) == 1 else "; and ") + "; ".join(differing))
+    return "".join(phrases)
 
 
-def _cure(peer: Peer, batch: Batch) -> str:
-    """Of a divergence that was divided by the classes too."""
+def _remedy(peer: Peer, batch: Batch) -> str:
+    """What to do about a divergence that is divided by N·C instead of N."""
     multiply = f"multiply by C = {batch.classes}"
     if peer.library != "torch":
         return multiply
@@ -112,54 +117,50 @@ def _cure(peer: Peer, batch: Batch) -> str:
 
 
 def differences(old: Convention, new: Convention, batch: Batch) -> list[str]:
-    """What is done otherwise under `new`, a phrase a thing."""
+    """What `new` does differently from `old`, one phrase per change."""
     changed = {f.name for f in fields(Convention) if getattr(old, f.name) != getattr(new, f.name)}
     if new.activation != old.activation and old.activated(new.activation).clip == new.clip:
-        changed -= {"clip", "epsilon", "renormalise"}  # from logits nothing is clipped: no news of its own
-    said = []
+        changed -= {"clip", "epsilon", "renormalise"}  # these follow from the activation: logits are not clipped
+    phrases = []
     if "swapped" in changed:
-        said.append("the arguments swapped: y_pred read as targets, y_true as predictions")
+        phrases.append("the arguments swapped: y_pred read as targets, y_true as predictions")
     if "axis" in changed:
-        said.append(f"classes along axis {new.axis}")
+        phrases.append(f"classes along axis {new.axis}")
     if "activation" in changed:
-        said.append(_MISTAKES.get((holds(batch.y_pred), new.activation), _ACTIVATIONS[new.activation]))
+        phrases.append(_MISTAKES.get((holds(batch.y_pred), new.activation), _ACTIVATIONS[new.activation]))
     if "target_activation" in changed:
-        said.append(
-            {
-                "none": "y_true taken as probabilities",
-                "softmax": "y_true taken as logits (softmax)",
-                "exp": "y_true taken as log-probabilities",
-            }[new.target_activation]
-        )
+        phrases.append(_TARGET_ACTIVATIONS[new.target_activation])
     if changed & {"renormalise", "clip_first"}:
         both = "targets and predictions" if new.renormalise == "both" else "rows"
         order = " after clipping" if new.clip_first else ""
-        said.append("rows not renormalised" if new.renormalise == "no" else f"{both} renormalised to sum 1{order}")
+        phrases.append("rows not renormalised" if new.renormalise == "no" else f"{both} renormalised to sum 1{order}")
     if changed & {"clip", "epsilon"}:
-        said.append(clipping(new))
+        phrases.append(clipping(new))
     if "logarithm" in changed:
-        said.append("the logarithm missing" if new.logarithm == "missing" else "the logarithm taken twice")
+        phrases.append("the logarithm missing" if new.logarithm == "missing" else "the logarithm taken twice")
     if changed & {"label_smoothing", "smoothing_over"}:
-        said.append(smoothing(new))
-    said += [f"{sign} = {getattr(new, field)}" for field, sign in (("alpha", "α"), ("gamma", "γ")) if field in changed]
+        phrases.append(smoothing(new))
+    for coefficient, sign in (("alpha", "α"), ("gamma", "γ")):
+        if coefficient in changed:
+            phrases.append(f"{sign} = {getattr(new, coefficient)}")
     if "class_weight" in changed:
-        said.append("the class weights used" if new.class_weight else "the class weights not used")
+        phrases.append("the class weights used" if new.class_weight else "the class weights not used")
     if "sample_weight" in changed:
-        said.append("the sample weights used" if new.sample_weight else "the sample weights not used")
+        phrases.append("the sample weights used" if new.sample_weight else "the sample weights not used")
     if "left_out" in changed:
-        said.append(_LEFT_OUT[new.left_out])
+        phrases.append(_LEFT_OUT[new.left_out])
     if "base" in changed:
-        said.append({2.0: "logarithms to base 2 (bits)", 10.0: "logarithms to base 10"}.get(new.base, "in nats"))
+        phrases.append({2.0: "logarithms to base 2 (bits)", 10.0: "logarithms to base 10"}.get(new.base, "in nats"))
     if "divisor" in changed:
-        said.append(division(new, batch))
+        phrases.append(division(new, batch))
     if "dtype" in changed:
         dtype = "float64" if new.dtype == "exact" else new.dtype.split()[0]
-        said.append(f"inputs rounded to {dtype}" if new.dtype.endswith("inputs") else f"computed in {dtype}")
+        phrases.append(f"inputs rounded to {dtype}" if new.dtype.endswith("inputs") else f"computed in {dtype}")
     if "outcome" in changed:
-        said.append(_OUTCOMES[new.outcome])
+        phrases.append(_OUTCOMES[new.outcome])
     if "undefined" in changed:
-        said.append("0·∞, and a mean over nothing, left undefined")
-    return said
+        phrases.append("0·∞, and a mean over nothing, left undefined")
+    return phrases
 
 
 def clipping(c: Convention) -> str:
@@ -176,21 +177,21 @@ def clipping(c: Convention) -> str:
 def smoothing(c: Convention) -> str:
     if not c.label_smoothing:
         return "no label smoothing"
-    share = "s/K to every class" if c.smoothing_over == "K" else "s/(K − 1) to each wrong class"
-    return f"label smoothing s = {c.label_smoothing:g}, {share}"
+    term = "s/K to every class" if c.smoothing_over == "K" else "s/(K − 1) to each wrong class"
+    return f"label smoothing s = {c.label_smoothing:g}, {term}"
 
 
 def division(c: Convention, batch: Batch) -> str:
-    """What the sum is divided by, with the number."""
+    """What the sum is divided by, in words and as a number."""
     if c.divisor == "one":
         return "summed, not averaged"
-    side = sides(c, batch)
-    number = f"{divisor(c, side, side.rows(c.axis)):.7g}"
-    meant = {
+    read = as_read(c, batch)
+    number = f"{divisor(c, read, read.rows(c.axis)):.7g}"
+    words = {
         "samples": "the number of samples, N",
         "elements": "the number of elements, N·C",
         "weights": "the sum of the weights",
         "classes": "the number of classes, C",
         "axis 0": "the size of axis 0",
     }[c.divisor]
-    return f"divided by {meant} = {number}"
+    return f"divided by {words} = {number}"

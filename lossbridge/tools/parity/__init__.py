@@ -1,1 +1,1 @@
-"""Does every backend agree with the reference? Cases (plain data), the check, worker processes, the report."""
+"""Does every backend agree with the reference? Cases (plain data), check, peers, worker, report, test vectors."""

@@ -1,20 +1,20 @@
-"""The registry of cases: every loss, with its options, dtypes, shapes and boundaries, as plain data.
+"""The registry of cases: every loss with its options, dtypes, shapes and boundaries, as plain data.
 
-Tests, the parity command and the vectors read it. Holds inputs and tolerances, no expected values (the reference gives
-them) and nothing of a backend. A new loss gets its cases by its line in LOSSES.
+The tests, the parity command and the vectors read it. It holds inputs and tolerances; expected values come from the
+reference, and nothing here depends on a backend. A new loss gets its cases from its line in LOSSES.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 
-import lossbridge
+from lossbridge import losses
 from lossbridge.tools.parity import digits
 
 Array = np.ndarray
@@ -24,11 +24,11 @@ DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 @dataclass(frozen=True)
 class Tolerance:
-    """Largest error allowed, in units in the last place.
+    """The largest error allowed, in units in the last place (ULP).
 
-    `value`: of the compute dtype, at the larger of the exact value and `scale`. −log p of a probability near 1 carries
-    the rounding of p, one unit of 1, hence scale 1 there. `gradient`: of the gradient's dtype, at the row's largest
-    entry. 16 units of float32 are a relative 1e-6 to 2e-6.
+    `value`: ULP of the compute dtype, at max(|exact value|, scale). For a probability p near 1, −log p has the absolute
+    error of p's rounding, which is 1 ULP of 1: hence scale 1 there. `gradient`: ULP of the gradient's dtype, at the
+    row's largest entry. 16 ULP of float32 are a relative error between 1e-6 and 2e-6.
     """
 
     value: float = 8
@@ -54,12 +54,12 @@ class Case:
 
     @property
     def axis(self) -> int | None:
-        """The axis of a row; None where every entry is a sample."""
+        """The axis of the classes; None where every entry is a sample of its own."""
         bernoulli = self.loss == "log_loss" and self.y_true.ndim == self.y_pred.ndim
         return None if bernoulli else int(self.options.get("axis", -1))
 
 
-# What a loss takes as its first argument. Labels go with `events` too where the loss takes both.
+# What each loss takes as y_true.
 LOSSES: dict[str, tuple[Target, ...]] = {
     "categorical_crossentropy": ("distributions",),
     "sparse_categorical_crossentropy": ("labels",),
@@ -71,7 +71,7 @@ LOSSES: dict[str, tuple[Target, ...]] = {
     "binary_focal_crossentropy": ("events",),
 }
 
-# Both arguments are of one kind here.
+# y_true and y_pred hold the same kind of numbers.
 DIVERGENCES = ("kl_divergence", "distillation_loss")
 
 KERAS_EXAMPLE = Case(
@@ -85,7 +85,7 @@ KERAS_EXAMPLE = Case(
 
 @functools.cache
 def cases() -> tuple[Case, ...]:
-    """All cases; the Keras example first."""
+    """All cases, the Keras example first."""
     found = (KERAS_EXAMPLE, *(case for loss in LOSSES for case in _cases_of(loss)))
     names = [f"{case.loss}/{case.name}" for case in found]
     assert len(set(names)) == len(names), sorted(name for name in names if names.count(name) > 1)
@@ -93,13 +93,13 @@ def cases() -> tuple[Case, ...]:
 
 
 def options_of(loss: str) -> frozenset[str]:
-    """The names of a loss's keyword-only options, from its signature."""
-    parameters = inspect.signature(getattr(lossbridge, loss)).parameters.values()
+    """The names of a loss's keyword-only parameters."""
+    parameters = inspect.signature(getattr(losses, loss)).parameters.values()
     return frozenset(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
 
 
 def round_to(x: Array, dtype: str) -> Array:
-    """The nearest values that `dtype` holds, as float64 for float64, else float32 (bfloat16 by its bits)."""
+    """Rounds to the nearest numbers of `dtype`. The result is float64 for float64, else float32."""
     if dtype == "float64":
         return x.astype(np.float64)
     if dtype == "bfloat16":
@@ -111,12 +111,12 @@ def round_to(x: Array, dtype: str) -> Array:
 
 
 def usual_tolerance(loss: str, from_logits: bool) -> Tolerance:
-    """Of any input, a user's too. Focal losses and divergences multiply several rounded factors."""
+    """The default. It is doubled for focal losses and divergences, which multiply several rounded factors."""
     factor = 2 if "focal" in loss or loss in DIVERGENCES else 1
     return Tolerance(8 * factor, 16 * factor, scale=0.0 if from_logits else 1.0)
 
 
-# The parts that a loss's cases are put together from.
+# The parts of a loss's cases.
 
 
 def _softmax(x: Array, axis: int = -1) -> Array:
@@ -125,7 +125,7 @@ def _softmax(x: Array, axis: int = -1) -> Array:
 
 
 def _inputs(target: Target, from_logits: bool, pair: bool, shape: tuple[int, ...], axis: int, seed: int) -> Any:
-    """Random (y_true, y_pred) in float64. `pair`: y_true is of y_pred's kind (divergences)."""
+    """Random (y_true, y_pred) in float64. `pair`: y_true holds the same kind of numbers as y_pred (divergences)."""
     rng = np.random.default_rng(seed)
     z, z_true = rng.normal(size=(2, *shape))
     sigmoid = target == "events"
@@ -134,7 +134,7 @@ def _inputs(target: Target, from_logits: bool, pair: bool, shape: tuple[int, ...
         sample_shape = np.delete(np.array(shape), axis)
         return rng.integers(0, shape[axis], size=sample_shape).astype(np.int32), y_pred
     if sigmoid:
-        # Hard outcomes, and a soft one every fourth.
+        # One outcome in four is soft.
         hard = (z_true > 0).astype(float)
         return np.where(rng.random(shape) < 0.25, rng.random(shape), hard), y_pred
     if from_logits and pair:
@@ -151,13 +151,12 @@ def _case(
     dtype: str = "float32",
     shape: tuple[int, ...] = (8, 5),
     seed: int = 0,
-    tolerance: Tolerance | None = None,
     **options: Any,
 ) -> Case:
     y_true, y_pred = _inputs(target, from_logits, loss in DIVERGENCES, shape, options.get("axis", -1), seed)
     if target != "labels":
         y_true = round_to(y_true, dtype)
-    return _given(loss, name, y_true, round_to(y_pred, dtype), from_logits, dtype, tolerance, **options)
+    return _given(loss, name, y_true, round_to(y_pred, dtype), from_logits, dtype, **options)
 
 
 def _given(
@@ -171,7 +170,7 @@ def _given(
     **options: Any,
 ) -> Case:
     if options.get("epsilon") == 1e-7:
-        del options["epsilon"]  # the default
+        del options["epsilon"]  # it is the default
     if "from_logits" in options_of(loss):
         options["from_logits"] = from_logits
         name = f"{name}, {'logits' if from_logits else 'probabilities'}"
@@ -192,10 +191,10 @@ def _cases_of(loss: str) -> Iterator[Case]:
             for dtype in DTYPES:
                 yield case(dtype, dtype=dtype, seed=1)
             yield from _options(loss, case)
-            if from_logits or loss == KERAS_EXAMPLE.loss:  # what no formula knows of: one form is enough
+            if from_logits or loss == KERAS_EXAMPLE.loss:  # shapes and weights do not depend on the form of y_pred
                 yield from _shapes(case, target)
                 yield from _weights(case, loss, target)
-            yield from _BOUNDARIES[target](functools.partial(_given, loss, from_logits=from_logits), loss, from_logits)
+            yield from _boundaries(loss, target, from_logits)
     yield from _digits(loss)
 
 
@@ -209,10 +208,10 @@ def _shapes(case: Any, target: Target) -> Iterator[Case]:
 
 
 def _options(loss: str, case: Any) -> Iterator[Case]:
-    known = options_of(loss)
-    if "label_smoothing" in known:
+    names = options_of(loss)
+    if "label_smoothing" in names:
         yield case("smoothing 0.1", label_smoothing=0.1, seed=9)
-    if "class_weight" in known:
+    if "class_weight" in names:
         weights = np.array([0.5, 1, 2, 0, 3], np.float32)
         yield case("class weights", class_weight=weights, seed=11)
         yield case(
@@ -223,20 +222,20 @@ def _options(loss: str, case: Any) -> Iterator[Case]:
             reduction="mean_with_sample_weight",
             seed=13,
         )
-    if "pos_weight" in known:
+    if "pos_weight" in names:
         yield case("pos_weight", pos_weight=2.5, seed=14)
         yield case("pos_weight per column", pos_weight=np.array([0, 1, 2, 3, 0.5], np.float32), seed=15)
-    if "gamma" in known:
+    if "gamma" in names:
         for gamma in (0.0, 0.5):
             yield case(f"gamma {gamma:g}", gamma=gamma, seed=16)
-    if "apply_class_balancing" in known:
+    if "apply_class_balancing" in names:
         yield case("class balancing", apply_class_balancing=True, alpha=0.3, seed=17)
-    elif "alpha" in known:
+    elif "alpha" in names:
         yield case("alpha per class", alpha=np.array([0.1, 0.2, 0.3, 0.4, 0.5], np.float32), seed=18)
-    if "temperature" in known:
+    if "temperature" in names:
         for temperature in (0.5, 4.0):
             yield case(f"temperature {temperature:g}", temperature=temperature, seed=19)
-    if "ignore_class" in known:
+    if "ignore_class" in names:
         ignoring = case("ignored labels", ignore_class=-1, seed=20)
         ignoring.y_true[::3] = -1
         yield ignoring
@@ -246,14 +245,14 @@ def _options(loss: str, case: Any) -> Iterator[Case]:
 
 
 def _weights(case: Any, loss: str, target: Target) -> Iterator[Case]:
-    """Weights, masks and denominators, with NaN and infinities wherever nothing counts."""
+    """Weights, masks and denominators, with NaN and infinities in entries that do not count."""
     per_entry = target == "events" and loss == "log_loss"
     shape = (8, 5) if per_entry else (8,)
     rng = np.random.default_rng(21)
     weight = np.where(rng.random(shape) < 0.3, 0, rng.uniform(0.1, 3, shape)).astype(np.float32)
     mask = rng.random(shape) < 0.7
 
-    def spoiled(case: Case, dropped: Array) -> Case:
+    def with_nan(case: Case, dropped: Array) -> Case:
         y_pred = case.y_pred.copy()
         y_pred[dropped] = np.nan if per_entry else np.array([np.nan, np.inf, -np.inf, 0, 1])
         y_true = case.y_true.copy()
@@ -261,24 +260,24 @@ def _weights(case: Any, loss: str, target: Target) -> Iterator[Case]:
         return replace(case, y_true=y_true, y_pred=y_pred)
 
     nothing, everything = np.zeros(shape, bool), np.ones(shape, bool)
-    yield spoiled(case("zero weights, NaN there", sample_weight=weight, seed=22), weight == 0)
-    yield spoiled(case("masked, NaN there", mask=mask, seed=23), ~mask)
-    yield spoiled(case("all masked", mask=nothing, seed=26), everything)
+    yield with_nan(case("zero weights, NaN there", sample_weight=weight, seed=22), weight == 0)
+    yield with_nan(case("masked, NaN there", mask=mask, seed=23), ~mask)
+    yield with_nan(case("all masked", mask=nothing, seed=26), everything)
     both = {"sample_weight": weight, "mask": mask}
-    yield spoiled(case("mean by weight", **both, reduction="mean_with_sample_weight", seed=24), ~mask | (weight == 0))
+    yield with_nan(case("mean by weight", **both, reduction="mean_with_sample_weight", seed=24), ~mask | (weight == 0))
     no_weight = {"sample_weight": 0 * weight, "mask": everything}
     yield case("no weight at all", **no_weight, reduction="mean_with_sample_weight", seed=28)
-    yield spoiled(case("normalizer", **both, normalizer=np.float32(10), seed=25), ~mask)
+    yield with_nan(case("normalizer", **both, normalizer=np.float32(10), seed=25), ~mask)
 
 
-# Boundaries. Every builder makes (8, 5) inputs, so that compiled functions serve them all.
+# Boundaries: all of shape (8, 5), so that they share compiled functions.
 
 _ROWS = np.arange(8)
-_EACH = np.array([0, 1, 2, 3, 4, 0, 1, 2])  # the true class of each row
+_LABELS = np.array([0, 1, 2, 3, 4, 0, 1, 2])
 
 
 def _one_hot() -> Array:
-    return np.eye(5)[_EACH]
+    return np.eye(5)[_LABELS]
 
 
 def _boundary_logits() -> Iterator[tuple[str, Array]]:
@@ -288,121 +287,101 @@ def _boundary_logits() -> Iterator[tuple[str, Array]]:
     yield "logits + 10⁴", round_to(1e4 + rng.normal(size=(8, 5)), "float32")
     yield "logits of 1e30", 1e30 * noise
     confident = 0.1 * noise
-    confident[_ROWS, _EACH] = confident.max(-1) + np.array([8, 10, 13, 16, 20, 24, 27, 30])
+    confident[_ROWS, _LABELS] = confident.max(-1) + np.array([8, 10, 13, 16, 20, 24, 27, 30])
     yield "confident rows", confident
     wrong = 0.1 * noise
-    wrong[_ROWS, (_EACH + 1) % 5] += np.linspace(8, 30, 8)
+    wrong[_ROWS, (_LABELS + 1) % 5] += np.linspace(8, 30, 8)
     yield "confidently wrong rows", wrong
     yield "equal logits", np.zeros((8, 5))
     off = noise.copy()
-    off[_ROWS, (_EACH + 2) % 5] = -np.inf
+    off[_ROWS, (_LABELS + 2) % 5] = -np.inf
     yield "−∞ off the target", off
     on = noise.copy()
-    on[_ROWS, _EACH] = -np.inf
+    on[_ROWS, _LABELS] = -np.inf
     yield "−∞ on the target", on
-    strange = noise.copy()
-    strange[0] = -np.inf
-    strange[1, 0] = np.inf
-    strange[2, 0] = np.nan
-    yield "rows without a softmax", strange
+    undefined = noise.copy()
+    undefined[0] = -np.inf
+    undefined[1, 0] = np.inf
+    undefined[2, 0] = np.nan
+    yield "rows without a softmax", undefined
 
 
 def _boundary_probabilities() -> Iterator[tuple[str, Array, float]]:
-    """Name, probabilities, ε."""
+    """(name, probabilities, ε)."""
     rng = np.random.default_rng(31)
-    certain = np.eye(5)[_EACH]
+    certain = _one_hot()
     yield "p = 1 on the target", certain, 1e-7
     yield "p = 1 on the target, ε = 0", certain, 0.0
-    yield "p = 0 on the target", np.eye(5)[(_EACH + 1) % 5], 1e-7
-    yield "p = 0 on the target, ε = 0", np.eye(5)[(_EACH + 1) % 5], 0.0
+    yield "p = 0 on the target", np.eye(5)[(_LABELS + 1) % 5], 1e-7
+    yield "p = 0 on the target, ε = 0", np.eye(5)[(_LABELS + 1) % 5], 0.0
     some = _softmax(rng.normal(size=(8, 5)))
-    some[_ROWS, (_EACH + 2) % 5] = 0
+    some[_ROWS, (_LABELS + 2) % 5] = 0
     yield "p = 0 off the target, ε = 0", some / some.sum(-1, keepdims=True), 0.0
     yield "not normalised", 2 * some + 0.1, 1e-7
     for epsilon in (1e-7, 1e-3):
         at = np.full((8, 5), 0.25)
-        at[_ROWS, _EACH] = np.float32(epsilon)
+        at[_ROWS, _LABELS] = np.float32(epsilon)
         yield f"p = ε = {epsilon:g}", at, epsilon
         near = np.full((8, 5), 0.25)
-        near[_ROWS, _EACH] = np.nextafter(np.float32(epsilon), [0, 1, 0, 1, 0, 1, 0, 1], dtype=np.float32)
+        near[_ROWS, _LABELS] = np.nextafter(np.float32(epsilon), [0, 1, 0, 1, 0, 1, 0, 1], dtype=np.float32)
         yield f"p next to ε = {epsilon:g}", near, epsilon
 
 
-def _distribution_boundaries(given: Any, loss: str, from_logits: bool) -> Iterator[Case]:
-    if loss == "kl_divergence":
-        yield from _divergence_boundaries(given, loss, from_logits)
-    if from_logits and loss == "kl_divergence":
-        return
+def _boundaries(loss: str, target: Target, from_logits: bool) -> Iterator[Case]:
+    def given(name: str, y_true: Array, y_pred: Array, **options: Any) -> Case:
+        return _given(loss, name, y_true, y_pred, from_logits, **options, reduction="none")
+
+    if loss in DIVERGENCES:
+        yield from _divergence_boundaries(given, from_logits)
+        if from_logits:
+            return
+    y_true = _LABELS if target == "labels" else _one_hot()
     if from_logits:
         for name, logits in _boundary_logits():
-            yield given(name, _one_hot(), logits, reduction="none")
+            yield given(name, y_true, logits)
+    else:
+        for name, p, epsilon in _boundary_probabilities():
+            yield given(name, y_true, np.minimum(p, 1) if target == "events" else p, epsilon=epsilon)
+    if target == "events":
+        yield from _event_boundaries(given, from_logits)
+    elif target == "distributions" and from_logits:
         soft = _softmax(np.random.default_rng(32).normal(size=(8, 5)))
-        yield given("soft targets, confident rows", soft, 20 * np.eye(5)[_EACH], reduction="none")
-    else:
-        for name, p, epsilon in _boundary_probabilities():
-            yield given(name, _one_hot(), p, epsilon=epsilon, reduction="none")
+        yield given("soft targets, confident rows", soft, 20 * _one_hot())
 
 
-def _label_boundaries(given: Any, loss: str, from_logits: bool) -> Iterator[Case]:
-    if from_logits:
-        for name, logits in _boundary_logits():
-            yield given(name, _EACH, logits, reduction="none")
-    else:
-        for name, p, epsilon in _boundary_probabilities():
-            yield given(name, _EACH, p, epsilon=epsilon, reduction="none")
-
-
-def _event_boundaries(given: Any, loss: str, from_logits: bool) -> Iterator[Case]:
+def _event_boundaries(given: Callable[..., Case], from_logits: bool) -> Iterator[Case]:
     events = np.tile([0.0, 1.0, 0.0, 1.0, 0.5], (8, 1))
     if from_logits:
-        for name, logits in _boundary_logits():
-            yield given(name, _one_hot(), logits, reduction="none")
-        yield given("large logits", events, np.outer(np.linspace(-40, 40, 8), [1, 1, 0.1, 0.1, 1]), reduction="none")
-        infinite = np.tile([-np.inf, np.inf, np.inf, -np.inf, 0], (8, 1))
-        yield given("infinite logits", events, infinite, reduction="none")
+        yield given("large logits", events, np.outer(np.linspace(-40, 40, 8), [1, 1, 0.1, 0.1, 1]))
+        yield given("infinite logits", events, np.tile([-np.inf, np.inf, np.inf, -np.inf, 0], (8, 1)))
     else:
-        for name, p, epsilon in _boundary_probabilities():
-            yield given(name, _one_hot(), np.minimum(p, 1), epsilon=epsilon, reduction="none")
-        ends = np.tile([0.0, 1.0, 1.0, 0.0, 0.5], (8, 1))
-        yield given("p of 0 and 1", events, ends, epsilon=1e-7, reduction="none")
+        yield given("p of 0 and 1", events, np.tile([0.0, 1.0, 1.0, 0.0, 0.5], (8, 1)), epsilon=1e-7)
 
 
-def _divergence_boundaries(given: Any, loss: str, from_logits: bool) -> Iterator[Case]:
+def _divergence_boundaries(given: Callable[..., Case], from_logits: bool) -> Iterator[Case]:
     rng = np.random.default_rng(33)
     z = rng.normal(size=(8, 5))
     step = rng.normal(size=(8, 5))
     form = (lambda x: x) if from_logits else _softmax
     for distance in (1e-2, 1e-3, 1e-4, 1e-5):
-        yield given(f"rows {distance:g} apart", form(z), form(z + distance * step), reduction="none")
-    yield given("equal rows", form(z), form(z), reduction="none", tolerance=Tolerance(value=0.0))
-    yield given("far rows", form(3 * z), form(3 * step), reduction="none")
+        yield given(f"rows {distance:g} apart", form(z), form(z + distance * step))
+    yield given("equal rows", form(z), form(z), tolerance=Tolerance(value=0.0))
+    yield given("far rows", form(3 * z), form(3 * step))
     if from_logits:
         for name, logits in _boundary_logits():
-            yield given(name, z, logits, reduction="none")
-            yield given(f"both sides: {name}", logits, np.roll(logits, 1, axis=0), reduction="none")
-        both = np.where(np.eye(5)[_EACH] > 0, -np.inf, z)
-        yield given("−∞ on both sides", both, both + 1e-3 * step, reduction="none")
+            yield given(name, z, logits)
+            yield given(f"both sides: {name}", logits, np.roll(logits, 1, axis=0))
+        both = np.where(_one_hot() > 0, -np.inf, z)
+        yield given("−∞ on both sides", both, both + 1e-3 * step)
     else:
         for name, p, epsilon in _boundary_probabilities():
             if name != "not normalised":
-                yield given(f"soft t, {name}", form(z), p, epsilon=epsilon, reduction="none")
-                yield given(f"t = 0, {name}", _one_hot(), p, epsilon=epsilon, reduction="none")
-
-
-def _logit_boundaries(given: Any, loss: str, from_logits: bool) -> Iterator[Case]:
-    yield from _divergence_boundaries(given, loss, True)
-
-
-_BOUNDARIES = {
-    "distributions": _distribution_boundaries,
-    "labels": _label_boundaries,
-    "events": _event_boundaries,
-    "logits": _logit_boundaries,
-}
+                yield given(f"soft t, {name}", form(z), p, epsilon=epsilon)
+                yield given(f"t = 0, {name}", _one_hot(), p, epsilon=epsilon)
 
 
 def _digits(loss: str) -> Iterator[Case]:
-    """A real model's predictions on 1797 real images."""
+    """The predictions of a trained classifier on 1797 images."""
     labels, logits, other_logits = digits.load()
     p, other_p, one_hot = (x.astype(np.float32) for x in (_softmax(logits), _softmax(other_logits), np.eye(10)[labels]))
     for target in LOSSES[loss]:

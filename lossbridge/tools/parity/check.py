@@ -1,4 +1,7 @@
-"""One case on one backend against the reference: value and gradient, in units in the last place."""
+"""One case on one backend: value and gradient compared with the reference, in units in the last place (ULP).
+
+Defines no case (cases.py) and no expected value (lossbridge.reference).
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,8 @@ from typing import Any
 
 import numpy as np
 
-import lossbridge
-from lossbridge import reference
-from lossbridge.backend import Backend
+from lossbridge import losses, reference
+from lossbridge.frameworks.framework import Framework
 from lossbridge.tools.parity.cases import Case
 
 # Explicit mantissa bits and smallest normal exponent of each dtype.
@@ -20,8 +22,8 @@ _FORMATS = {"float16": (10, -14), "bfloat16": (7, -126), "float32": (23, -126), 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came out. Errors are the worst over all entries, `result` is the value if it is a finite scalar, and `fault`
-    says in words what is wrong, or is empty."""
+    """The result of one check. Errors are the largest over all entries; `result` is the value if it is a finite scalar;
+    `fault` says what is wrong, or is empty."""
 
     loss: str
     case: str
@@ -39,7 +41,7 @@ class Outcome:
 
 
 def spacing(x: np.ndarray, dtype: str) -> np.ndarray:
-    """The distance from |x| to the next number of that dtype."""
+    """The distance from |x| to the next larger number of that dtype: 1 ULP."""
     bits, smallest = _FORMATS[dtype]
     with np.errstate(divide="ignore"):
         exponent = np.floor(np.log2(np.abs(x, dtype=np.float64)))
@@ -47,12 +49,12 @@ def spacing(x: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def expected(case: Case) -> reference.Result:
-    """The reference's value and gradients."""
+    """The value and gradients of the reference."""
     return getattr(reference, case.loss)(case.y_true, case.y_pred, **case.options, precision=case.compute_dtype)
 
 
-def placed(b: Backend, case: Case, device: str) -> tuple[Any, Any, dict[str, Any], dict[str, Any]]:
-    """The case's inputs as the backend's arrays: y_true, y_pred, array options; and the options that are no arrays."""
+def placed(b: Framework, case: Case, device: str) -> tuple[Any, Any, dict[str, Any], dict[str, Any]]:
+    """The case on the backend: y_true, y_pred, the options that are arrays, and the options that are not."""
     label_dtype = "int32" if case.y_true.dtype.kind in "iu" else case.dtype
     arrays, static = {}, {}
     for name, option in case.options.items():
@@ -65,9 +67,9 @@ def placed(b: Backend, case: Case, device: str) -> tuple[Any, Any, dict[str, Any
 
 
 class Runner:
-    """Runs cases on one backend and device. Keeps the last compiled function: neighbouring cases share it."""
+    """Runs cases on one backend and device. Keeps the last compiled function, which neighbouring cases share."""
 
-    def __init__(self, b: Backend, device: str = "cpu") -> None:
+    def __init__(self, b: Framework, device: str = "cpu") -> None:
         self.b = b
         self.device = device
         self.compiled: dict[str, tuple[Any, Callable[..., Any]]] = {}
@@ -85,7 +87,7 @@ class Runner:
         return compare(case, mode, value, gradient, dtypes, expected(case))
 
     def outcome(self, case: Case, mode: str) -> Outcome:
-        """`run`, but what it raises is an outcome too."""
+        """As `run`, but an exception becomes the outcome's fault."""
         try:
             return self.run(case, mode)
         except Exception as error:
@@ -93,7 +95,7 @@ class Runner:
             return Outcome(case.loss, case.name, mode, case.dtype, fault=first_line)
 
     def _function(self, case: Case, mode: str, static: dict[str, Any], arrays: tuple[str, ...]) -> Callable[..., Any]:
-        function = functools.partial(lossbridge.value_and_grad(getattr(lossbridge, case.loss)), **static)
+        function = functools.partial(losses.value_and_grad(getattr(losses, case.loss)), **static)
         if mode == "eager":
             return function
         key = compile_key(case)
@@ -103,7 +105,7 @@ class Runner:
 
 
 def compile_key(case: Case) -> tuple[str, ...]:
-    """Cases with equal keys can share one compiled function, whatever their sizes and values."""
+    """Cases with equal keys share one compiled function, whatever their sizes and values."""
     options = {
         name: "array" if isinstance(option, np.ndarray | np.generic) else repr(option)
         for name, option in case.options.items()
@@ -112,7 +114,7 @@ def compile_key(case: Case) -> tuple[str, ...]:
 
 
 def in_order(cases: Iterable[Case]) -> list[Case]:
-    """As given, but those that share a compiled function stand together, at the place of the first."""
+    """Cases that share a compiled function follow one another; otherwise the order is kept."""
     groups: dict[tuple[str, ...], list[Case]] = {}
     for case in cases:
         groups.setdefault(compile_key(case), []).append(case)
@@ -127,22 +129,22 @@ def compare(
     dtypes: tuple[str, str],
     exact: reference.Result,
 ) -> Outcome:
-    """Judges a value and a gradient of the given dtypes against exact ones, by the case's tolerance."""
+    """Compares a value and a gradient of the given dtypes with the exact ones, within the case's tolerance."""
     outcome = functools.partial(Outcome, case.loss, case.name, mode, case.dtype)
-    truth = np.asarray(exact.value)
+    exact_value, exact_gradient = np.asarray(exact.value), np.asarray(exact.gradient)
     if dtypes != (case.compute_dtype, case.dtype):
         return outcome(fault=f"value and gradient are {dtypes}, expected {(case.compute_dtype, case.dtype)}")
-    if value.shape != truth.shape or gradient.shape != case.y_pred.shape:
+    if value.shape != exact_value.shape or gradient.shape != case.y_pred.shape:
         return outcome(fault=f"value and gradient have shapes {value.shape} and {gradient.shape}")
 
-    value_error = _error(value, truth, np.maximum(np.abs(truth), case.tolerance.scale), case.compute_dtype)
-    slope = np.asarray(exact.gradient)
-    comparable = _where_finite(truth, slope.shape, case.axis)
-    slope, gradient = np.where(comparable, slope, 0), np.where(comparable, gradient, 0)
-    largest = np.abs(slope)
-    if slope.size:
-        largest = np.broadcast_to(largest.max(axis=-1 if case.axis is None else case.axis, keepdims=True), slope.shape)
-    gradient_error = _error(gradient, slope, largest, case.dtype)
+    value_error = _error(value, exact_value, np.maximum(np.abs(exact_value), case.tolerance.scale), case.compute_dtype)
+    comparable = _in_finite_rows(exact_value, exact_gradient.shape, case.axis)
+    exact_gradient, gradient = np.where(comparable, exact_gradient, 0), np.where(comparable, gradient, 0)
+    largest = np.abs(exact_gradient)
+    if largest.size:
+        row = -1 if case.axis is None else case.axis
+        largest = np.broadcast_to(largest.max(row, keepdims=True), largest.shape)
+    gradient_error = _error(gradient, exact_gradient, largest, case.dtype)
 
     faults = []
     if not value_error.ulp <= case.tolerance.value:
@@ -159,8 +161,8 @@ def compare(
     )
 
 
-def _where_finite(values: np.ndarray, shape: tuple[int, ...], axis: int | None) -> np.ndarray:
-    """Where gradients are promised: in the rows of finite losses."""
+def _in_finite_rows(values: np.ndarray, shape: tuple[int, ...], axis: int | None) -> np.ndarray:
+    """Where a gradient is defined: in rows whose loss is finite."""
     finite = np.isfinite(values)
     if values.ndim and axis is not None:
         finite = np.expand_dims(finite, axis)
@@ -169,7 +171,7 @@ def _where_finite(values: np.ndarray, shape: tuple[int, ...], axis: int | None) 
 
 @dataclass(frozen=True)
 class _Error:
-    """The worst entry."""
+    """The largest errors, and the entry with the most ULP."""
 
     ulp: float
     relative: float
@@ -177,11 +179,11 @@ class _Error:
 
 
 def _error(got: np.ndarray, exact: np.ndarray, scale: np.ndarray, dtype: str) -> _Error:
-    """In units in the last place at `scale`, and relative to it. NaN and infinities must be the same."""
+    """In ULP at `scale`, and relative to it. NaN must meet NaN, and infinity the same infinity."""
     if not exact.size:
         return _Error(0.0, 0.0, "")
     same = (got == exact) | (np.isnan(got) & np.isnan(exact))
-    # XLA flushes subnormal float32 and float64 numbers to zero.
+    # XLA flushes subnormal float32, bfloat16 and float64 numbers to zero.
     same |= (dtype != "float16") & (got == 0) & (np.abs(exact) < np.exp2(_FORMATS[dtype][1]))
     with np.errstate(all="ignore"):
         difference = np.where(same, 0.0, np.abs(got.astype(np.float64) - exact))

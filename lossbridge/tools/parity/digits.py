@@ -1,7 +1,7 @@
-"""Real input: what two classifiers say of scikit-learn's 1797 handwritten digits.
+"""Real inputs: the logits of two classifiers for scikit-learn's 1797 handwritten digits.
 
-Each image was judged by a model that had not seen it (five folds). `python -m lossbridge.tools.parity.digits` makes the
-file again; it needs scikit-learn.
+Each image's logits come from a model that was not trained on it (five folds).
+`python -m lossbridge.tools.parity.digits` makes the file anew; it needs scikit-learn.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ FILE = Path(__file__).with_name("digits.npz")
 
 
 def load() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Labels (1797,) int32, and logits (1797, 10) float32 of a mild and of a strong regularisation."""
+    """Labels (1797,) int32, and logits (1797, 10) float32 under weak and under strong regularisation."""
     with np.load(FILE, allow_pickle=False) as data:
         return data["labels"], data["logits"], data["other_logits"]
 

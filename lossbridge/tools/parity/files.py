@@ -1,4 +1,4 @@
-"""The user's own arrays: from an .npz file to a case. Never unpickles."""
+"""The caller's own arrays: from an .npz file to a case. Never unpickles."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-import lossbridge
+from lossbridge import losses
 from lossbridge.tools.parity.cases import Case, usual_tolerance
 
 REQUIRED = ("y_true", "y_pred")
@@ -20,11 +20,11 @@ _HOW = "write it with numpy.savez(file, y_true=…, y_pred=…)"
 
 
 class UnusableFile(ValueError):
-    """A file that holds no usable arrays; the message is one line."""
+    """The file holds no usable arrays. The message is one line."""
 
 
 def load_arrays(path: Path, optional: tuple[str, ...] = OPTIONAL) -> dict[str, np.ndarray]:
-    """The arrays y_true and y_pred, and the optional ones that are there."""
+    """y_true and y_pred, and those of the optional arrays that the file holds."""
     try:
         if path.stat().st_size == 0:
             raise UnusableFile(f"{path} is empty; {_HOW}")
@@ -59,10 +59,10 @@ def load_arrays(path: Path, optional: tuple[str, ...] = OPTIONAL) -> dict[str, n
 
 
 def case_of(path: Path, loss: str, options: Mapping[str, Any]) -> Case:
-    """The file's arrays as a case of that loss, tried once on NumPy so that what is wrong is said once."""
+    """The file's arrays as a case of that loss. It is run once on NumPy, so that an error is reported once."""
     arrays = load_arrays(path)
-    known = inspect.signature(getattr(lossbridge, loss)).parameters
-    unknown = [name for name in (*arrays, *options) if name not in known and name not in REQUIRED]
+    parameters = inspect.signature(getattr(losses, loss)).parameters
+    unknown = [name for name in (*arrays, *options) if name not in parameters and name not in REQUIRED]
     if unknown:
         raise UnusableFile(f"{loss} takes no {' or '.join(unknown)}; leave it out")
     y_true, y_pred = arrays.pop("y_true"), arrays.pop("y_pred")
@@ -70,7 +70,7 @@ def case_of(path: Path, loss: str, options: Mapping[str, Any]) -> Case:
     compute = np.float64 if dtype == "float64" else np.float32
     prepared = {name: x if x.dtype == bool else x.astype(compute) for name, x in arrays.items()}
     try:
-        getattr(lossbridge, loss)(y_true, y_pred, **prepared, **options)
+        getattr(losses, loss)(y_true, y_pred, **prepared, **options)
     except (ValueError, TypeError) as error:
         raise UnusableFile(f"{path}: {error}") from None
     labels = y_true.ndim < y_pred.ndim

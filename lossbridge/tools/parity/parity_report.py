@@ -1,33 +1,29 @@
-"""What the parity command shows: the table, the JSON file and the HTML page. Judges nothing."""
+"""The parity command's table, JSON file and HTML page. Decides nothing: outcomes come with their faults."""
 
 from __future__ import annotations
 
 import html
-import io
-import json
 import math
-import platform
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from rich import box
 from rich.table import Table
 
-import lossbridge
 from lossbridge.tools.parity import peers
 from lossbridge.tools.parity.cases import KERAS_EXAMPLE
 from lossbridge.tools.parity.check import Outcome
-from lossbridge.tools.parity.processes import BackendRun
+from lossbridge.tools.processes import BackendRun
+from lossbridge.tools.result_files import facts, page, svg, write_results
 
 Runs = list[BackendRun[Outcome]]
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A loss on a backend: what the table says of it. `good` is None where nothing ran."""
+    """The table's entry for a loss on a backend. `good` is None where nothing ran."""
 
     lines: tuple[str, ...]
     good: bool | None
@@ -35,24 +31,24 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    labels: tuple[str, ...]  # beside the cells' lines
+    labels: tuple[str, ...]  # line by line, as the cells
     cells: tuple[Cell, ...]
 
 
 def rows(runs: Runs) -> list[Row]:
-    """The Keras example first, then a row a loss, in the order of the cases."""
+    """The Keras example, then one row per loss, in the order of the cases."""
     outcomes = [outcome for run in runs for outcome in run.outcomes]
     found = []
     if any(_is_example(outcome) for outcome in outcomes):
         found.append(Row((KERAS_EXAMPLE.name,), tuple(_example_cell(run) for run in runs)))
     for loss in dict.fromkeys(outcome.loss for outcome in outcomes):
-        labels = (loss, "  gradient") if "." not in loss else _in_two(loss)
+        labels = (loss, "  gradient") if "." not in loss else _broken(loss)
         found.append(Row(labels, tuple(_cell(run, loss) for run in runs)))
     return found
 
 
-def _in_two(name: str, width: int = 30) -> tuple[str, ...]:
-    """A long name of a function, broken behind a point or an underscore."""
+def _broken(name: str, width: int = 30) -> tuple[str, ...]:
+    """A function's name; a long one in two lines, broken after a point or an underscore."""
     if len(name) <= width:
         return (name,)
     at = max(name.rfind("_", 0, width), name.rfind(".", 0, width)) + 1
@@ -85,12 +81,11 @@ def _empty_cell(run: BackendRun[Outcome]) -> Cell:
 
 
 def _worst(quantity: str, outcomes: list[Outcome]) -> str:
-    """In units in the last place; and relative, of full precision (half the rounding of float16 is no news)."""
+    """The largest error in ULP, and the largest relative one in float32 and float64 (float16 always has 5e-4)."""
     ulp = max(getattr(o, f"{quantity}_ulp") for o in outcomes)
-    full = [getattr(o, f"{quantity}_relative") for o in outcomes if o.dtype in ("float32", "float64")]
-    return _short(ulp, ".2g" if ulp < 99.5 else ".0f" if ulp < 9999.5 else ".0e") + (
-        f" {_short(max(full), '.0e')}" if full else ""
-    )
+    relative = [getattr(o, f"{quantity}_relative") for o in outcomes if o.dtype in ("float32", "float64")]
+    text = _short(ulp, ".2g" if ulp < 99.5 else ".0f" if ulp < 9999.5 else ".0e")
+    return f"{text} {_short(max(relative), '.0e')}" if relative else text
 
 
 def _short(x: float, form: str) -> str:
@@ -98,7 +93,7 @@ def _short(x: float, form: str) -> str:
 
 
 def table(runs: Runs) -> Table:
-    """Fits into 80 columns with four backends."""
+    """With four backends it fits into 80 columns."""
     shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     shown.add_column("loss", no_wrap=True)
     for run in runs:
@@ -115,7 +110,7 @@ def _coloured(cell: Cell) -> str:
 
 @dataclass(frozen=True)
 class About:
-    """The words around a table."""
+    """A table's title and legend."""
 
     title: str
     legend: str
@@ -125,34 +120,33 @@ CASES = About(
     "Worst error against the reference: units in the last place, relative",
     "Eager and compiled. Units of float32 or float64 for values, at the exact value, or at 1 where probabilities go "
     "in; of the input's dtype for gradients, at the row's largest entry. Relative to the same, in float32 and float64. "
-    "Each case states its own tolerance; float16 and bfloat16 are judged on their rounded inputs.",
+    "Each case states its own tolerance; in float16 and bfloat16 the reference gets the rounded inputs.",
 )
 PEERS = About(
-    "lossbridge.compat beside the libraries' own functions: units in the last place, relative",
-    f"Value above, gradient below, in float32; units as of the losses. Within {peers.ULPS} of the library's own, or "
-    "nearer than it to what it gives in float64, whose distance then counts. Departures: docs/conventions.md.",
+    "lossbridge.compat compared with the libraries' own functions: units in the last place, relative",
+    "Value above, gradient below, in float32; units as for the losses. Ours is within "
+    f"{peers.ULPS} of the library's result, or nearer than that to the library's result in float64, the distance from "
+    "which then counts. Known deviations: docs/conventions.md.",
 )
 
 
-def not_by_a_library(runs: Runs) -> list[str]:
-    """In words, the peers' functions with calls that only the registry's convention has judged."""
-    judged = [o for run in runs for o in run.outcomes if o.mode == peers.BY_CONVENTION]
-    names = dict.fromkeys(outcome.loss for outcome in judged)
-    what = f"{len(judged)} checks, of calls of {', '.join(names)}"
-    return [f"beside the convention alone, without a library's own result: {what}"] if judged else []
+def by_convention_only(runs: Runs) -> list[str]:
+    """One line that names the functions of which some calls were compared with the registry's convention only."""
+    outcomes = [o for run in runs for o in run.outcomes if o.mode == peers.BY_CONVENTION]
+    names = dict.fromkeys(outcome.loss for outcome in outcomes)
+    what = f"{len(outcomes)} checks, of calls of {', '.join(names)}"
+    return [f"compared with the convention only, not with a library's own result: {what}"] if outcomes else []
 
 
 def closing_lines(runs: Runs, named: Iterable[str]) -> list[str]:
-    """Faults, then what did not run, then the verdict."""
+    """Faults, then the backends that did not run, then the verdict."""
     lines = []
     for run in runs:
         for fault in run.faults[:8]:
             lines.append(f"{run.backend}, {fault.mode}: {fault.loss}, {fault.case}, {fault.dtype}: {fault.fault}")
         if len(run.faults) > 8:
             lines.append(f"{run.backend}: and {len(run.faults) - 8} more")
-        if run.status != "ran":
-            asked = " (asked for)" if run.backend in named and run.status == "missing" else ""
-            lines.append(f"{run.backend}: {run.status}{asked}: {run.words}")
+        lines += run.absence(named)
     checks = sum(len(run.outcomes) for run in runs)
     wrong = sum(len(run.faults) for run in runs)
     agreeing = [run.backend for run in runs if run.agreed]
@@ -164,86 +158,15 @@ def write_json(path: Path, runs: Runs, device: str, agreed: bool) -> None:
     content = {
         **facts(device),
         "agreed": agreed,
-        "backends": [
-            {
-                "backend": run.backend,
-                "version": run.version,
-                "status": run.status,
-                "words": run.words,
-                "outcomes": [outcome.as_dict() for outcome in run.outcomes],
-            }
-            for run in runs
-        ],
+        "backends": [{**run.as_dict(), "outcomes": [outcome.as_dict() for outcome in run.outcomes]} for run in runs],
     }
-    dump(path, content)
-
-
-def facts(device: str) -> dict[str, Any]:
-    """What a file of results says of where they are from."""
-    return {
-        "lossbridge": lossbridge.__version__,
-        "machine": platform.platform(),
-        "python": platform.python_version(),
-        "device": device,
-    }
-
-
-def dump(path: Path, content: dict[str, Any]) -> None:
-    text = json.dumps(_finite(content), indent=1, ensure_ascii=False, allow_nan=False)
-    path.write_text(text + "\n", encoding="utf-8")
-
-
-def _finite(x: Any) -> Any:
-    """JSON has no infinity: an error without bound becomes null."""
-    if isinstance(x, dict):
-        return {name: _finite(entry) for name, entry in x.items()}
-    if isinstance(x, list | tuple):
-        return [_finite(entry) for entry in x]
-    return None if isinstance(x, float) and not math.isfinite(x) else x
-
-
-_PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>{title}</title>
-<style>
-body {{ font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem; color: #1b1f24 }}
-table {{ border-collapse: collapse; margin: 1rem 0 }}
-th, td {{ border: 1px solid #d0d7de; padding: .35rem .7rem; text-align: left; vertical-align: top }}
-td {{ white-space: nowrap }}
-th {{ background: #f6f8fa }}
-tr th:first-child::first-line {{ color: #1b1f24 }}
-tr th:first-child {{ color: #57606a; font-weight: 500 }}
-caption {{ text-align: left; white-space: nowrap; padding-bottom: .4rem; color: #57606a }}
-td {{ font-variant-numeric: tabular-nums }}
-td.wrong {{ background: #ffebe9; color: #82071e }}
-td.none {{ color: #6e7781 }}
-small, p.legend {{ color: #57606a }}
-svg {{ max-width: 100%; height: auto }}
-</style>
-<h1>{title}</h1>
-<p>{verdict}</p>
-{content}
-<p><small>lossbridge {version}, {machine}, Python {python}, device {device}</small></p>
-</html>
-"""
-
-
-def page(title: str, verdict: Iterable[str], content: str, device: str) -> str:
-    """An HTML page that needs no other file. `verdict`: lines of text, `content`: HTML."""
-    return _PAGE.format(
-        title=html.escape(title),
-        verdict="<br>".join(html.escape(line) for line in verdict),
-        content=content,
-        version=lossbridge.__version__,
-        machine=html.escape(platform.platform()),
-        python=platform.python_version(),
-        device=html.escape(device),
-    )
+    write_results(path, content)
 
 
 def write_html(
     path: Path, runs: Runs, device: str, named: Iterable[str], about: About, *, more: Iterable[str] = ()
 ) -> None:
-    """One page that needs no other file."""
+    """The table with its legend, and the plot."""
     head = "".join(
         f"<th>{html.escape(run.backend)}<br><small>{html.escape(run.version or run.status)}</small></th>"
         for run in runs
@@ -263,7 +186,7 @@ def write_html(
 
 
 def _plot(runs: Runs) -> str:
-    """Every check as a dot: its error over its loss, a panel for values and one for gradients, as SVG."""
+    """Every check as a dot at its error, one row per loss, one panel for values and one for gradients."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -291,10 +214,3 @@ def _plot(runs: Runs) -> str:
     picture = svg(figure)
     plt.close(figure)
     return picture
-
-
-def svg(figure: Any) -> str:
-    """The picture as a part of a page."""
-    picture = io.StringIO()
-    figure.savefig(picture, format="svg", metadata={"Date": None})
-    return picture.getvalue()[picture.getvalue().index("<svg") :]

@@ -1,4 +1,4 @@
-"""The cases with their exact results as JSON, for implementations in other languages. Format: docs/vectors.md."""
+"""The cases with their exact results as JSON, for other implementations. The format is described in docs/vectors.md."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ VERSION = 1
 
 
 class UnusableVectors(ValueError):
-    """A file that is no vectors file of a known version; the message is one line."""
+    """The file holds no vectors of a known version. The message is one line."""
 
 
 def write(path: Path, chosen: tuple[Case, ...] | None = None) -> int:
-    """Writes every case, and returns how many. One case a line, so that files can be compared and read piecewise."""
+    """Writes the cases, and returns their number. One case per line, so that files can be compared and streamed."""
     chosen = cases() if chosen is None else chosen
     with path.open("w", encoding="utf-8") as file:
         file.write(f'{{"format": "{FORMAT}", "version": {VERSION}, "cases": [\n')
@@ -32,7 +32,7 @@ def write(path: Path, chosen: tuple[Case, ...] | None = None) -> int:
 
 
 def check(path: Path) -> tuple[int, list[str]]:
-    """How many cases the file holds, and a line for each whose results are not what the reference gives."""
+    """The number of cases in the file, and one line per result that differs from the reference."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -63,7 +63,7 @@ def check(path: Path) -> tuple[int, list[str]]:
 
 
 def _same(found: np.ndarray, truth: np.ndarray) -> bool:
-    """Equal but for what another machine's logarithm may round differently."""
+    """Equal up to the rounding of another machine's logarithm."""
     return found.shape == truth.shape and np.allclose(found, truth, rtol=1e-9, atol=1e-15, equal_nan=True)
 
 

@@ -1,4 +1,8 @@
-"""Starts a worker process for each backend, listens to all of them, and survives those that crash or hang."""
+"""Worker processes, one per backend, because torch.compile aborts a process that has imported TensorFlow.
+
+`run_workers` starts them, and survives those that crash or hang. `serve` is a worker's main program: it reads a
+request from standard input and writes one line of JSON per event. What is checked or measured is not known here.
+"""
 
 from __future__ import annotations
 
@@ -11,18 +15,23 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import IO, Any, Generic, Literal, Protocol, TypeVar
+
+from lossbridge.frameworks import FRAMEWORKS
+from lossbridge.frameworks.framework import Framework
 
 Status = Literal["ran", "missing", "no device", "crashed", "hung"]
 
 
 class Reported(Protocol):
-    """What a worker says of one thing that it was asked to do; `fault` says what is wrong, or is empty."""
+    """The outcome of one job. `fault` says what is wrong, or is empty."""
 
     @property
     def fault(self) -> str: ...
+
+    def as_dict(self) -> dict[str, Any]: ...
 
 
 Outcome = TypeVar("Outcome", bound=Reported)
@@ -30,7 +39,7 @@ Outcome = TypeVar("Outcome", bound=Reported)
 
 @dataclass
 class BackendRun(Generic[Outcome]):
-    """What a backend's worker did. `words` says why it did not finish, `facts` what it said of itself."""
+    """What a backend's worker did. `words`: why it did not finish; `facts`: what it reported before the first job."""
 
     backend: str
     status: Status
@@ -47,10 +56,21 @@ class BackendRun(Generic[Outcome]):
     def faults(self) -> list[Outcome]:
         return [outcome for outcome in self.outcomes if outcome.fault]
 
+    def as_dict(self) -> dict[str, Any]:
+        """Without outcomes and facts, whose names differ from command to command."""
+        return {"backend": self.backend, "version": self.version, "status": self.status, "words": self.words}
 
-def installed(backend: str) -> bool:
-    """Whether the framework can be found; does not import it."""
-    return importlib.util.find_spec(backend) is not None
+    def absence(self, named: Iterable[str]) -> list[str]:
+        """One line that says why it did not run; none if it ran. `named`: the backends asked for by name."""
+        if self.status == "ran":
+            return []
+        asked = " (asked for)" if self.backend in named and self.status == "missing" else ""
+        return [f"{self.backend}: {self.status}{asked}: {self.words}"]
+
+
+def installed(library: str) -> bool:
+    """Whether the library can be found; does not import it."""
+    return importlib.util.find_spec(library) is not None
 
 
 def run_workers(
@@ -63,9 +83,10 @@ def run_workers(
     on_total: Callable[[str, int], None] = lambda backend, total: None,
     on_outcome: Callable[[str, Outcome], None] = lambda backend, outcome: None,
 ) -> list[BackendRun[Outcome]]:
-    """Runs the request on each backend, side by side. A worker silent for `timeout` seconds is stopped as hung.
+    """Sends the request to one worker per backend, all at once, and collects their outcomes.
 
-    `worker`: the module that is run; `outcome` makes one of what it says.
+    `worker`: the module to run; `outcome`: makes an outcome from its dict. A worker that is silent for `timeout`
+    seconds is killed and counts as hung.
     """
     messages: queue.Queue[tuple[str, dict[str, Any] | None]] = queue.Queue()
     runs: dict[str, BackendRun[Outcome]] = {name: BackendRun(name, "crashed") for name in backends}
@@ -95,7 +116,7 @@ def run_workers(
                 elif "start" in message:
                     heard.doing = message["start"]
                 elif "total" in message:
-                    run.version, run.facts = message["version"], message.get("facts", {})
+                    run.version, run.facts = message["version"], message["facts"]
                     on_total(name, message["total"])
                 elif "no_device" in message:
                     run.version, run.status, run.words = message["version"], "no device", message["no_device"]
@@ -123,7 +144,7 @@ def _finish(run: BackendRun[Any], worker: _Worker) -> None:
 
 
 class _Worker:
-    """A process, the thread that reads it, and when it was last heard."""
+    """A process, the thread that reads its output, and the time of its last message."""
 
     def __init__(
         self,
@@ -156,7 +177,7 @@ class _Worker:
             with self.process.stdin as stdin:
                 json.dump(request, stdin)
         except BrokenPipeError:
-            pass  # it died at once; its last words tell why
+            pass  # it died at once; its standard error says why
         with self.process.stdout as lines:
             for line in lines:
                 try:
@@ -166,10 +187,48 @@ class _Worker:
         messages.put((self.backend, None))
 
     def close(self) -> str:
-        """Waits for the end of a process that has ended or been killed; the last line of its standard error."""
+        """Waits until the process has ended; returns the last line of its standard error."""
         self.process.wait()
         self.listener.join()
         with self.errors as errors:
             errors.seek(0)
             lines = errors.read().decode("utf-8", errors="replace").strip().splitlines()
         return lines[-1].strip() if lines else ""
+
+
+# In the worker.
+
+Job = tuple[str, Callable[[], Reported]]  # a description, and the work
+
+
+def serve(jobs: Callable[[Framework, dict[str, Any]], tuple[Sequence[Job], Mapping[str, Any]]]) -> None:
+    """A worker's main program. `jobs` makes the request's jobs, and facts to report before the first of them."""
+    # Frameworks print to standard output: they get standard error instead, and the JSON lines keep the original.
+    lines = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
+    os.dup2(2, 1)
+    request = json.load(sys.stdin)
+
+    def say(**message: Any) -> None:
+        print(json.dumps(message), file=lines, flush=True)
+
+    os.environ["KERAS_BACKEND"] = keras_backend(request["backend"])  # before Keras is imported
+    b, device = FRAMEWORKS[request["backend"]](), request["device"]
+    if device not in b.devices():
+        say(no_device=f"no device {device}; present: {', '.join(b.devices())}", version=b.version())
+        return
+    todo, facts = jobs(b, request)
+    say(version=b.version(), total=len(todo), facts=facts)
+    for words, job in todo:
+        say(start=words)
+        say(outcome=job().as_dict())
+    say(done=True)
+
+
+def keras_backend(backend: str) -> str:
+    """The backend that Keras runs on in this backend's worker.
+
+    For NumPy another one, because Keras on NumPy has no gradients, and clips where its other backends do not.
+    """
+    if backend != "numpy":
+        return backend
+    return next((name for name in ("tensorflow", "torch", "jax") if installed(name)), "numpy")

@@ -1,6 +1,6 @@
-"""What Triton compiles for the softmax and Bernoulli losses of formulas.py: functions on the device, then kernels.
+"""What Triton compiles for the softmax, divergence and Bernoulli rules: functions on the device, then kernels.
 
-Nothing of torch here: triton.py launches them. Never run on a GPU so far (see there).
+Nothing of torch here: triton_kernels.py launches them. Never run on a GPU so far (see there).
 
 Layout: arrays are (N, V), the classes next to each other, rows a stride apart. A program holds a tile of R rows and C
 columns. Forward, it walks along its rows once (divergences: twice), every lane keeping the statistics of the columns
@@ -77,13 +77,13 @@ def _gather(m, k, s, inverse):
 
 
 @triton.jit
-def _rows_of(kept, rows, R: tl.constexpr):
-    """The program's rows, in 64 bits since they will be multiplied by a stride, and which of them count."""
+def _rows_of(valid_rows, rows, R: tl.constexpr):
+    """The program's rows, in 64 bits since they will be multiplied by a stride, which exist, and which are valid."""
     row = tl.program_id(0).to(tl.int64) * R + tl.arange(0, R)
     exists = row < rows
     live = exists
-    if kept is not None:
-        live = exists & (tl.load(kept + row, mask=exists, other=0) != 0)
+    if valid_rows is not None:
+        live = exists & (tl.load(valid_rows + row, mask=exists, other=0) != 0)
     return row, exists, live
 
 
@@ -93,12 +93,12 @@ def _load(x, row, stride, column, inside):
 
 
 @triton.jit
-def _weights(target, class_weight, row, stride, column, inside, label, hit, share, LABELS: tl.constexpr):
-    """What each class counts: t·(1 − s) + s/V, `hit` being 1 − s and `share` s/V, times its weight; 0 outside."""
+def _weights(target, class_weight, row, stride, column, inside, label, hit, term, LABELS: tl.constexpr):
+    """The weight of each class: t·(1 − s) + s/V, times its class weight; 0 outside. `hit` is 1 − s, `term` s/V."""
     if LABELS:
-        weight = tl.where(column[None, :] == label[:, None], hit + share, share)
+        weight = tl.where(column[None, :] == label[:, None], hit + term, term)
     else:
-        weight = _load(target, row, stride, column, inside) * hit + share
+        weight = _load(target, row, stride, column, inside) * hit + term
     if class_weight is not None:
         weight = weight * tl.load(class_weight + column[None, :], mask=inside, other=0.0)
     return tl.where(inside, weight, 0.0)
@@ -111,7 +111,7 @@ def _weights(target, class_weight, row, stride, column, inside, label, hit, shar
 def cross_entropy(
     target,
     logits,
-    kept,
+    valid_rows,
     class_weight,
     loss,
     stats,
@@ -121,13 +121,13 @@ def cross_entropy(
     target_stride,
     stride,
     hit,
-    share,
+    term,
     LABELS: tl.constexpr,
     HARD: tl.constexpr,  # one class of each row counts: no weights have to be summed
     R: tl.constexpr,
     C: tl.constexpr,
 ):
-    row, exists, live = _rows_of(kept, rows, R)
+    row, exists, live = _rows_of(valid_rows, rows, R)
     label = tl.zeros([R], tl.int64)
     valid = live
     if LABELS:
@@ -147,7 +147,7 @@ def cross_entropy(
         old = m
         m, k, s = _see(m, k, s, z, column[None, :], 1.0)
         if not HARD:
-            weight = _weights(target, class_weight, row, target_stride, column, inside, label, hit, share, LABELS)
+            weight = _weights(target, class_weight, row, target_stride, column, inside, label, hit, term, LABELS)
             # Where m is −∞, what it will rise by is no number: the lowest one stands for it.
             before, now = tl.maximum(old, _LOWEST), tl.maximum(m, _LOWEST)
             seen = at_top + others
@@ -182,28 +182,28 @@ def cross_entropy(
 
 
 @triton.jit(do_not_specialize=["rows"])
-def cross_entropy_slope(
+def cross_entropy_gradient(
     grad,
     target,
     logits,
-    kept,
+    valid_rows,
     class_weight,
     stats,
     top,
-    slope,
+    gradient,
     rows,
     classes,
     grad_stride,
     target_stride,
     stride,
     hit,
-    share,
+    term,
     LABELS: tl.constexpr,
     R: tl.constexpr,
     C: tl.constexpr,
 ):
     """p_c Σw − w_c; of the largest logit (Σ_{c≠k} w − w_k s)/(1 + s), so that p_k − 1 does not cancel."""
-    row, exists, live = _rows_of(kept, rows, R)
+    row, exists, live = _rows_of(valid_rows, rows, R)
     valid = live
     label = tl.zeros([R], tl.int64)
     if LABELS:
@@ -213,7 +213,7 @@ def cross_entropy_slope(
     within = (column < classes)[None, :]
     inside = valid[:, None] & within
     z = _load(logits, row, stride, column, inside)
-    weight = _weights(target, class_weight, row, target_stride, column, inside, label, hit, share, LABELS)
+    weight = _weights(target, class_weight, row, target_stride, column, inside, label, hit, term, LABELS)
     incoming = tl.load(grad + row * grad_stride, mask=valid, other=0.0)
     m = tl.load(stats + row * 4, mask=valid, other=0.0)[:, None]
     s = tl.load(stats + row * 4 + 1, mask=valid, other=0.0)[:, None]
@@ -224,8 +224,8 @@ def cross_entropy_slope(
     largest = (others - weight * s) / (1.0 + s)
     each = incoming[:, None] * tl.where(column[None, :] == k, largest, usual)
     each = tl.where(inside, each, 0.0)
-    address = slope + row[:, None] * classes + column[None, :]
-    tl.store(address, each.to(slope.dtype.element_ty), mask=exists[:, None] & within)
+    address = gradient + row[:, None] * classes + column[None, :]
+    tl.store(address, each.to(gradient.dtype.element_ty), mask=exists[:, None] & within)
 
 
 # KL(t ‖ p) of t = softmax(u/T), p = softmax(v/T). With δ̂ = δ + η, δ = log(t/p) and η the rounding of the two
@@ -247,7 +247,7 @@ def _log_ratio(u, v, m_t, m_p, shift, inverse):
 def kl(
     target,
     logits,
-    kept,
+    valid_rows,
     loss,
     stats,
     rows,
@@ -258,7 +258,7 @@ def kl(
     R: tl.constexpr,
     C: tl.constexpr,
 ):
-    row, exists, live = _rows_of(kept, rows, R)
+    row, exists, live = _rows_of(valid_rows, rows, R)
     m_t = tl.full([R, C], -_INFINITY, tl.float32)
     k_t = tl.full([R, C], -1, tl.int32)
     s_t = tl.zeros([R, C], tl.float32)
@@ -303,13 +303,13 @@ def kl(
 
 
 @triton.jit(do_not_specialize=["rows"])
-def kl_slope(
+def kl_gradient(
     grad,
     target,
     logits,
-    kept,
+    valid_rows,
     stats,
-    slope,
+    gradient,
     rows,
     classes,
     grad_stride,
@@ -320,7 +320,7 @@ def kl_slope(
     C: tl.constexpr,
 ):
     """(p − t)/T; where they are near each other as t·(exp(−δ) − 1)/T."""
-    row, exists, live = _rows_of(kept, rows, R)
+    row, exists, live = _rows_of(valid_rows, rows, R)
     column = tl.program_id(1) * C + tl.arange(0, C)
     within = (column < classes)[None, :]
     inside = live[:, None] & within
@@ -338,23 +338,23 @@ def kl_slope(
     close = tl.where(near, delta, 0.0)
     each = incoming[:, None] * tl.where(near, t * (_remainder(close) - close), p - t)
     each = tl.where(inside, each, 0.0)
-    address = slope + row[:, None] * classes + column[None, :]
-    tl.store(address, each.to(slope.dtype.element_ty), mask=exists[:, None] & within)
+    address = gradient + row[:, None] * classes + column[None, :]
+    tl.store(address, each.to(gradient.dtype.element_ty), mask=exists[:, None] & within)
 
 
 # Bernoulli trials: mean over a row of t·w·softplus(−x) + (1 − t)·softplus(x), t and 1 − t smoothed, w the weight of t.
 
 
 @triton.jit
-def _outcomes(target, row, stride, column, inside, hit, share, pos_weight):
-    """What counts for the outcome and what against it, `hit` being 1 − s and `share` s/2; 0 outside."""
+def _outcomes(target, row, stride, column, inside, hit, term, pos_weight):
+    """What counts for the outcome and what against it, `hit` being 1 − s and `term` s/2; 0 outside."""
     t = tl.where(inside, _load(target, row, stride, column, inside), 0.0)
-    for_it, against = pos_weight * (t * hit + share), (1.0 - t) * hit + share
+    for_it, against = pos_weight * (t * hit + term), (1.0 - t) * hit + term
     return tl.where(inside, for_it, 0.0), tl.where(inside, against, 0.0)
 
 
 @triton.jit
-def _affordable(weight, cost):
+def _zero_if_unweighted(weight, cost):
     """weight · cost, where what has no weight may cost infinitely much."""
     return tl.where((weight == 0.0) & (cost == _INFINITY), 0.0, weight * cost)
 
@@ -363,61 +363,61 @@ def _affordable(weight, cost):
 def bernoulli(
     target,
     logits,
-    kept,
+    valid_rows,
     loss,
     rows,
     classes,
     target_stride,
     stride,
     hit,
-    share,
+    term,
     pos_weight,
     R: tl.constexpr,
     C: tl.constexpr,
 ):
-    row, exists, live = _rows_of(kept, rows, R)
+    row, exists, live = _rows_of(valid_rows, rows, R)
     total = tl.zeros([R, C], tl.float32)
     for start in range(0, classes, C):
         column = start + tl.arange(0, C)
         inside = live[:, None] & (column < classes)[None, :]
         x = tl.where(inside, _load(logits, row, stride, column, inside), 0.0)
-        positive, negative = _outcomes(target, row, target_stride, column, inside, hit, share, pos_weight)
+        positive, negative = _outcomes(target, row, target_stride, column, inside, hit, term, pos_weight)
         remainder = _log1p(_exp(-tl.abs(x)))
-        total += _affordable(positive, tl.maximum(-x, 0.0) + remainder)
-        total += _affordable(negative, tl.maximum(x, 0.0) + remainder)
+        total += _zero_if_unweighted(positive, tl.maximum(-x, 0.0) + remainder)
+        total += _zero_if_unweighted(negative, tl.maximum(x, 0.0) + remainder)
     tl.store(loss + row, tl.sum(total, 1) / classes, mask=exists)
 
 
 @triton.jit(do_not_specialize=["rows"])
-def bernoulli_slope(
+def bernoulli_gradient(
     grad,
     target,
     logits,
-    kept,
-    slope,
+    valid_rows,
+    gradient,
     rows,
     classes,
     grad_stride,
     target_stride,
     stride,
     hit,
-    share,
+    term,
     pos_weight,
     R: tl.constexpr,
     C: tl.constexpr,
 ):
     """(1 − t)·p − t·w·(1 − p), where p and 1 − p are 1/(1 + a) and a/(1 + a), or the reverse, of a = exp(−|x|)."""
-    row, exists, live = _rows_of(kept, rows, R)
+    row, exists, live = _rows_of(valid_rows, rows, R)
     column = tl.program_id(1) * C + tl.arange(0, C)
     within = (column < classes)[None, :]
     inside = live[:, None] & within
     x = tl.where(inside, _load(logits, row, stride, column, inside), 0.0)
-    positive, negative = _outcomes(target, row, target_stride, column, inside, hit, share, pos_weight)
+    positive, negative = _outcomes(target, row, target_stride, column, inside, hit, term, pos_weight)
     incoming = tl.load(grad + row * grad_stride, mask=live, other=0.0) / classes
     small = _exp(-tl.abs(x))
     up = tl.where(x > 0.0, 1.0, small)
     down = tl.where(x > 0.0, small, 1.0)
     each = incoming[:, None] * ((negative * up - positive * down) / (1.0 + small))
     each = tl.where(inside, each, 0.0)
-    address = slope + row[:, None] * classes + column[None, :]
-    tl.store(address, each.to(slope.dtype.element_ty), mask=exists[:, None] & within)
+    address = gradient + row[:, None] * classes + column[None, :]
+    tl.store(address, each.to(gradient.dtype.element_ty), mask=exists[:, None] & within)

@@ -1,18 +1,19 @@
-"""JAX: the primitives. Eager and under jit, grad, vmap, jacfwd and their compositions. No loss."""
+"""JAX: arithmetic, and how arrays come in. Eager and under jit, grad, vmap, jacfwd and their compositions."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-Array = Any
+from lossbridge.maths.ops import Array, Shape
 
-name = "jax"
+TYPES: tuple[type, ...] = ()  # tracers have types of their own
+DTYPES = {np.dtype(name): name for name in ("float32", "bfloat16", "float16", "float64", "int64", "int32", "bool")}
+quiet = nullcontext
 
 
 # Arrays as they come in.
@@ -39,16 +40,12 @@ def concrete(x: Any) -> np.ndarray | None:
     return np.asarray(x) if all(device.platform == "cpu" for device in x.devices()) else None
 
 
-def shape(x: Array) -> tuple[int | None, ...]:
+def shape(x: Array) -> Shape:
     return tuple(x.shape)
 
 
 def size(x: Array, axis: int, like: Array | None = None) -> Any:
     return x.shape[axis]
-
-
-def at_least_one(size: int) -> int:
-    return size or 1
 
 
 def same_sizes(x: Array, axes: list[int], like: Array, like_axes: list[int], words: str) -> Array:
@@ -88,7 +85,7 @@ def sum(x: Array, axis: int | None = None, keepdims: bool = False) -> Array:
 
 
 def mean(x: Array) -> Array:
-    return jnp.sum(x) / at_least_one(x.size)
+    return jnp.sum(x) / (x.size or 1)
 
 
 def max(x: Array, axis: int) -> Array:
@@ -103,49 +100,27 @@ def take(x: Array, labels: Array, axis: int) -> Array:
     return jnp.take_along_axis(x, jnp.expand_dims(labels, axis), axis=axis, mode="promise_in_bounds").squeeze(axis)
 
 
+def put(x: Array, labels: Array, values: Array, axis: int) -> Array:
+    return jnp.where(one_hot(labels, x, axis), values, x)
+
+
+def sum_but(x: Array, labels: Array, axis: int) -> Array:
+    """A product with 0 at the label, which XLA sums up on a CPU as it goes; it would store what a `where` gives.
+
+    Classes are counted in float32, of which XLA stores nothing either (in float64 it would).
+    """
+    places = jax.lax.broadcasted_iota("float32", x.shape, axis).astype(x.dtype)
+    away = jnp.minimum(jnp.abs(places - jnp.expand_dims(labels, axis).astype(x.dtype)), 1)
+    return jnp.sum(x * away, axis)
+
+
+def lookup(values: Array, labels: Array) -> Array:
+    return values.reshape(-1)[labels]
+
+
 def one_hot(labels: Array, like: Array, axis: int) -> Array:
     return jax.lax.broadcasted_iota(labels.dtype, like.shape, axis) == jnp.expand_dims(labels, axis)
 
 
 def broadcast_to(x: Array, like: Array) -> Array:
     return jnp.broadcast_to(x, like.shape)
-
-
-# Running.
-
-quiet = nullcontext
-
-
-def value_and_grad(function: Callable[[Array], Array], x: Array) -> tuple[Array, Array]:
-    def summed(x: Array) -> tuple[Array, Array]:
-        value = function(x)
-        return value.sum(), value
-
-    (_, value), gradient = jax.value_and_grad(summed, has_aux=True)(x)
-    return value, gradient
-
-
-def compilers() -> Mapping[str, Callable[[Callable[..., Any]], Callable[..., Any]]]:
-    return {"jit": jax.jit}
-
-
-def devices() -> list[str]:
-    kinds = {device.platform for device in jax.devices()} | {"cpu"}
-    return sorted({"gpu": "cuda"}.get(kind, kind) for kind in kinds)
-
-
-def place(x: np.ndarray, dtype: str, device: str) -> Array:
-    return jax.device_put(jnp.asarray(x, dtype=dtype), jax.devices(device)[0])
-
-
-def to_numpy(x: Array) -> np.ndarray:
-    x = np.asarray(x)
-    return x.astype(np.float32) if x.dtype.name == "bfloat16" else x
-
-
-def scope(dtype: str, device: str) -> AbstractContextManager[object]:
-    return jax.enable_x64(True) if dtype in ("float64", "int64") else nullcontext()
-
-
-def version() -> str:
-    return str(jax.__version__)

@@ -1,11 +1,11 @@
-"""NumPy: faster ways to the per-sample losses of formulas.py (see Kernel in lossbridge/backend.py). No loss is defined.
+"""NumPy: losses and their gradients in one pass over blocks of rows that stay in a core's cache.
 
-A kernel sweeps over blocks of rows small enough to stay in a core's cache, in a few scratch arrays, large inputs in
-several threads; a whole array as intermediate result, of which the formulas have dozens, costs more than the arithmetic
-that fills it. Where the gradient is wanted, the same sweep writes it, times what a mean of the losses will pass back.
+A row kernel computes a block in a few scratch arrays, large inputs in several threads; a whole array as intermediate
+result, of which the formulas have dozens, costs more than the arithmetic that fills it. Where the gradient is needed,
+it is written in the same pass, times what a mean of the losses will pass back.
 
-Rows that are out of the ordinary, of which the sweep makes an infinity or NaN, are done again by the formula. A row's
-arithmetic depends on nothing but the row, so that results are the same to the bit however the threads fall.
+Rows of which a row kernel makes an infinity or NaN are computed again by the formula. A row's arithmetic depends on
+nothing but the row, so that results are the same to the bit however the threads fall.
 """
 
 from __future__ import annotations
@@ -13,16 +13,15 @@ from __future__ import annotations
 import math
 import os
 from collections import deque
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from lossbridge import formulas
-from lossbridge.backend import Kernel
-from lossbridge.backends import numpy as b
-
-Array = Any
+from lossbridge.frameworks import numpy_ops as ops
+from lossbridge.maths import bernoulli, divergence, softmax
+from lossbridge.maths.ops import Array
+from lossbridge.spec import Request
 
 # Elements that a thread has in hand, 8 MiB of float32. Fewer would be nearer to the core, but then NumPy's calls would
 # be so short that threads wait for Python's lock.
@@ -30,139 +29,217 @@ CACHE = 1 << 21
 LARGE = 1 << 19  # elements from which threads are worth their start, about 0.1 ms
 
 _NARROW, _WIDE = np.dtype(np.float32), np.dtype(np.float64)
-
-# What a sweep does with a block of rows:
-#
-#     sweep(target, pred, scratch, out, scale, **options) -> losses
-#
-# Targets (or labels) and predictions are never written to; `scratch` has as many arrays as the kernel was told. Where a
-# gradient is wanted, it goes into `out`, times `scale`, one number or one a row. Arrays are contiguous, (rows, classes)
-# each, in the dtype of the computation.
-Sweep = Callable[..., Array]
+Rows = Callable[..., Array]
+Options = Mapping[str, Any]
 
 
-def _kernel(
-    formula: Callable[..., Array], by_hand: Sweep | None = None, scratch: int = 6, *, wide: bool = True
-) -> Kernel:
-    """The kernel of a formula whose blocks are done `by_hand`, or else by the formula too. `wide`: also in float64."""
+class RowKernel(NamedTuple):
+    """What computes a block of rows:
 
-    def kernel(
-        plain: Callable[..., Array], target: Array, pred: Array, axis: int | None, kept: Array | None, **given: Any
-    ) -> Array | None:
-        x = b._value(pred)
-        dtype = _WIDE if x.dtype == _WIDE else _NARROW
-        known = by_hand if wide or dtype == _NARROW else None
-        options = _for_rows(given, x, axis)
-        block = CACHE // (scratch + 3)
-        small = x.size <= min(block, LARGE)
-        if options is None or isinstance(target, b.Variable) or (known is None and small):
-            return None
-        samples, width, inner = x.shape, 1, 1
-        if axis is not None:
-            samples, width, inner = x.shape[:axis] + x.shape[axis + 1 :], x.shape[axis], math.prod(x.shape[axis + 1 :])
-        labels = target.ndim < x.ndim
-        sweep = known or _by_formula(formula, axis)
-        dropped = None if kept is None else ~np.broadcast_to(kept, samples).reshape(-1)
-        count = math.prod(samples)
-        averaged = count if dropped is None else count - np.count_nonzero(dropped)
-        mean = dtype.type(1) / dtype.type(averaged or 1)  # what a mean of the losses passes back to each
+        rows(target, pred, scratch, out, scale, options) -> losses
 
-        def whole(gradient: Array | None) -> Array | None:
-            """All in one block, which needs no care but a look at the result."""
-            t, z = target.reshape(-1), x.reshape(-1, width)
-            if not labels:
-                t = t.astype(dtype, copy=False).reshape(-1, width)
-            out = None if gradient is None else gradient.reshape(-1, width)
-            losses = sweep(t, z, np.empty((scratch, *z.shape), dtype), out, mean, **options)
-            return losses if math.isfinite(np.add.reduce(losses)) else None
+    Targets (or labels) and predictions are never written to; `scratch` holds as many arrays as are asked for. Where a
+    gradient is needed, it goes into `out`, times `scale`, one number or one a row. Arrays are contiguous, (rows,
+    classes) each, in the dtype of the computation.
+    """
 
-        def in_blocks(gradient: Array | None, scale: Array) -> Array:
-            losses = np.empty(count, dtype)
-            rows = _in_rows(x, width, inner)
-            targets = target.reshape(-1) if labels else _in_rows(target, width, inner)
-            gradients = None if gradient is None else _in_rows(gradient, width, inner)
-
-            def work(where: Any, these: slice, buffers: Array) -> None:
-                t = targets[these] if labels else _contiguous(targets[where], dtype, buffers[-1])
-                z = _contiguous(rows[where], dtype, buffers[-2])
-                up = scale[these] if scale.ndim else scale
-                into = None if gradients is None else gradients[where]
-                direct = into is None or (into.dtype == dtype and into.flags.c_contiguous)
-                out = into if direct else buffers[-3][: len(z)]
-                found = sweep(t, z, buffers[:scratch, : len(z)], out, up, **options)
-                odd = ~np.isfinite(found)
-                if dropped is not None:
-                    odd &= ~dropped[these]
-                    found[dropped[these]] = 0
-                    if out is not None:
-                        out[dropped[these]] = 0
-                if known and odd.any():
-                    again = None if out is None else np.empty_like(z[odd])
-                    up = up[odd] if scale.ndim else up
-                    found[odd] = _by_formula(formula, axis)(t[odd], z[odd], None, again, up, **options)
-                    if out is not None:
-                        out[odd] = again
-                if into is not None and not direct:
-                    into[...] = out
-                losses[these] = found
-
-            threads = _cores() if x.size >= LARGE else 1
-            height = max(1, min(block // max(width, 1), -(-count // threads)))
-            _sweep(_blocks(count, inner, height), work, threads, (scratch + 3, height, width), dtype)
-            return losses
-
-        gradient = None if x is pred else np.empty(x.shape, x.dtype)
-        losses = None
-        if small and dropped is None and inner == 1 and x.dtype == dtype and x.flags.c_contiguous:
-            losses = whole(gradient)
-        if losses is None:
-            losses = in_blocks(gradient, mean)
-
-        def pullback(g: Array) -> Array:
-            assert gradient is not None
-            upstream = g.reshape(-1)
-            if dropped is not None:
-                upstream = np.where(dropped, mean, upstream)  # whatever it is, there the gradient is 0
-            if (upstream != mean).any():
-                if small or x.dtype != dtype:
-                    in_blocks(gradient, upstream)
-                else:  # only as it is large multiplied once more, and where no half loses digits by that
-                    factor = (upstream / mean).reshape(samples)
-                    np.multiply(gradient, factor if axis is None else np.expand_dims(factor, axis), out=gradient)
-            return gradient
-
-        losses = losses.reshape(samples)[()]
-        return losses if x is pred else b._record(losses, (pred, pullback))
-
-    return kernel
+    rows: Rows
+    scratch: int = 6
+    wide: bool = True  # also in float64
 
 
-def _by_formula(formula: Callable[..., Array], axis: int | None) -> Sweep:
-    def sweep(target: Array, pred: Array, scratch: Array, out: Array, scale: Array, **options: Any) -> Array:
-        found: list[Array] = []
-
-        def scaled(pred: Array) -> Array:
-            losses = formula(b, target, pred, None if axis is None else 1, **options)
-            found.append(b.squeeze(losses, 1) if axis is None else losses)
-            return found[0] * scale
-
-        if out is None:
-            scaled(pred)
-        else:
-            out[...] = b.value_and_grad(scaled, pred)[1]
-        return b._value(found[0])
-
-    return sweep
+def refuses(r: Request) -> str:
+    """Why no row kernel computes this request; "" if one does."""
+    kernel = row_kernel(r)
+    if kernel is None:
+        return f"no row kernel for {r.rule.name} with these options"
+    if r.dtype == "float64" and not kernel.wide:
+        return f"the row kernel for {r.rule.name} is of float32"
+    return refuses_rows(r)
 
 
-def _for_rows(options: dict[str, Any], pred: np.ndarray, axis: int | None) -> dict[str, Any] | None:
+def refuses_rows(r: Request) -> str:
+    """Why this request is not computed in rows at all."""
+    if isinstance(r.target, ops.Variable):
+        return "the target is differentiated"
+    return "an option is no array of one number a class" if _for_rows(r) is None else ""
+
+
+def losses(r: Request) -> Array:
+    """By the row kernel of the request's rule."""
+    kernel = row_kernel(r)
+    assert kernel is not None
+    return label_entries(r) if kernel.rows is label_entries else _recorded(r, kernel, _rule_rows(r))
+
+
+def rule_losses(r: Request) -> Array:
+    """By the rule or the formula, on each block."""
+    return _recorded(r, RowKernel(_rule_rows(r)), None)
+
+
+def _rule_rows(r: Request) -> Rows:
+    """The rule as the `rows` of a kernel; NumPy's tape differentiates what has no gradients."""
+    rule, axis = r.rule, None if r.axis is None else 1
+
+    def rows(target: Array, pred: Array, scratch: Array, out: Array | None, scale: Array, o: Options) -> Array:
+        on_tape = out is not None and rule.gradients is None
+        leaf = ops.Variable(pred) if on_tape else pred
+        found, residuals = rule.value(ops, target, leaf, axis, **o)
+        if on_tape:
+            upstream = np.broadcast_to(scale if axis else _column(scale), ops.shape(found))
+            out[...] = ops.pulled_back(found, leaf, upstream.astype(pred.dtype))
+        elif out is not None:
+            assert rule.gradients is not None
+            gradient = rule.gradients(ops, target, pred, axis, residuals, (False, True), **o)[1]
+            np.multiply(gradient, _column(scale), out=out)
+        found = ops.value_of(found)
+        return found if axis else found[:, 0]
+
+    return rows
+
+
+# The pass.
+
+
+class _Job(NamedTuple):
+    """A request, laid out in rows."""
+
+    kernel: RowKernel
+    again: Rows | None  # computes rows of which the kernel makes an infinity or NaN
+    options: Options
+    target: np.ndarray
+    pred: np.ndarray
+    axis: int | None
+    samples: tuple[int, ...]
+    width: int  # classes, or 1
+    inner: int  # entries behind the axis
+    invalid: np.ndarray | None  # flat
+    dtype: np.dtype[Any]
+    mean: Any  # what a mean of the losses passes back to each
+
+    @property
+    def labels(self) -> bool:
+        return self.target.ndim < self.pred.ndim
+
+    @property
+    def block(self) -> int:
+        """Elements of a block, for which all arrays in hand stay in the cache."""
+        return CACHE // (self.kernel.scratch + 3)
+
+    @property
+    def small(self) -> bool:
+        return self.pred.size <= min(self.block, LARGE)
+
+
+def _job(r: Request, kernel: RowKernel, again: Rows | None) -> _Job:
+    x, axis = ops.value_of(r.pred), r.axis
+    dtype = _WIDE if x.dtype == _WIDE else _NARROW
+    samples, width, inner = x.shape, 1, 1
+    if axis is not None:
+        samples, width, inner = x.shape[:axis] + x.shape[axis + 1 :], x.shape[axis], math.prod(x.shape[axis + 1 :])
+    invalid = None if r.valid is None else ~np.broadcast_to(r.valid, samples).reshape(-1)
+    count = math.prod(samples)
+    averaged = count if invalid is None else count - np.count_nonzero(invalid)
+    mean = dtype.type(1) / dtype.type(averaged or 1)
+    options = _for_rows(r) or {}
+    return _Job(kernel, again, options, r.target, x, axis, samples, width, inner, invalid, dtype, mean)
+
+
+def _for_rows(r: Request) -> dict[str, Any] | None:
     """The options as a block takes them, arrays of one number a class lying along its rows; None for any others."""
     found = {}
-    for name, x in options.items():
+    for name, x in r.options.items():
         along = type(x) is np.ndarray and x.ndim > 0
-        if type(x) is b.Variable or (along and (axis is None or x.size != pred.shape[axis])):
+        if type(x) is ops.Variable or (along and (r.axis is None or x.size != r.pred.shape[r.axis])):
             return None
         found[name] = x.reshape(1, -1) if along else x
+    return found
+
+
+def _recorded(r: Request, kernel: RowKernel, again: Rows | None) -> Array:
+    """The losses, on the tape if the predictions are."""
+    job = _job(r, kernel, again)
+    gradient = None if job.pred is r.pred else np.empty(job.pred.shape, job.pred.dtype)
+    found = _at_once(job, gradient)
+    if found is None:
+        found = _in_blocks(job, gradient, job.mean)
+    found = found.reshape(job.samples)[()]
+    if gradient is None:
+        return found
+    return ops.record(found, (r.pred, lambda upstream: _pulled_back(job, gradient, upstream)))
+
+
+def _pulled_back(job: _Job, gradient: Array, upstream: Array) -> Array:
+    """The gradient, times what did flow back rather than what a mean passes back."""
+    factor = upstream.reshape(-1)
+    if job.invalid is not None:
+        factor = np.where(job.invalid, job.mean, factor)  # whatever it is, there the gradient is 0
+    if (factor != job.mean).any():
+        if job.small or job.pred.dtype != job.dtype:
+            _in_blocks(job, gradient, factor)
+        else:  # only as it is large multiplied once more, and where no float16 loses digits by that
+            factor = (factor / job.mean).reshape(job.samples)
+            np.multiply(gradient, factor if job.axis is None else np.expand_dims(factor, job.axis), out=gradient)
+    return gradient
+
+
+def _at_once(job: _Job, gradient: Array | None) -> Array | None:
+    """All in one block, which needs no care but a look at the result; None where it has to go in blocks."""
+    x = job.pred
+    plain = job.invalid is None and job.inner == 1 and x.dtype == job.dtype and x.flags.c_contiguous
+    if not (plain and job.small):
+        return None
+    z, target = x.reshape(-1, job.width), job.target.reshape(-1)
+    if not job.labels:
+        target = target.astype(job.dtype, copy=False).reshape(-1, job.width)
+    out = None if gradient is None else gradient.reshape(-1, job.width)
+    scratch = np.empty((job.kernel.scratch, *z.shape), job.dtype)
+    found = job.kernel.rows(target, z, scratch, out, job.mean, job.options)
+    return found if job.again is None or math.isfinite(np.add.reduce(found)) else None
+
+
+def _in_blocks(job: _Job, gradient: Array | None, scale: Array) -> Array:
+    count = math.prod(job.samples)
+    losses = np.empty(count, job.dtype)
+    rows = _in_rows(job.pred, job.width, job.inner)
+    targets = job.target.reshape(-1) if job.labels else _in_rows(job.target, job.width, job.inner)
+    gradients = None if gradient is None else _in_rows(gradient, job.width, job.inner)
+
+    def work(where: Any, these: slice, buffers: Array) -> None:
+        t = targets[these] if job.labels else _contiguous(targets[where], job.dtype, buffers[-1])
+        z = _contiguous(rows[where], job.dtype, buffers[-2])
+        into = None if gradients is None else gradients[where]
+        direct = into is None or (into.dtype == job.dtype and into.flags.c_contiguous)
+        out = into if direct else buffers[-3][: len(z)]
+        up = scale[these] if scale.ndim else scale
+        losses[these] = _block(job, t, z, buffers[: job.kernel.scratch, : len(z)], out, up, these)
+        if into is not None and not direct:
+            into[...] = out
+
+    threads = _cores() if job.pred.size >= LARGE else 1
+    height = max(1, min(job.block // max(job.width, 1), -(-count // threads)))
+    buffers = (job.kernel.scratch + 3, height, job.width)
+    _on_threads(_blocks(count, job.inner, height), work, threads, buffers, job.dtype)
+    return losses
+
+
+def _block(
+    job: _Job, target: Array, pred: Array, scratch: Array, out: Array | None, scale: Array, these: slice
+) -> Array:
+    """The losses of a block, 0 where nothing is valid, and its gradient in `out`."""
+    found = job.kernel.rows(target, pred, scratch, out, scale, job.options)
+    odd = ~np.isfinite(found)
+    if job.invalid is not None:
+        invalid = job.invalid[these]
+        odd &= ~invalid
+        found[invalid] = 0
+        if out is not None:
+            out[invalid] = 0
+    if job.again is not None and odd.any():
+        again = None if out is None else np.empty_like(pred[odd])
+        found[odd] = job.again(target[odd], pred[odd], None, again, scale[odd] if scale.ndim else scale, job.options)
+        if out is not None:
+            out[odd] = again
     return found
 
 
@@ -190,7 +267,7 @@ def _contiguous(x: np.ndarray, dtype: np.dtype[Any], buffer: np.ndarray) -> np.n
     return copy
 
 
-def _sweep(
+def _on_threads(
     blocks: list[tuple[Any, slice]],
     work: Callable[..., None],
     threads: int,
@@ -210,7 +287,7 @@ def _sweep(
             work(where, rows, own)
 
     def helper() -> None:
-        with b.quiet():  # which is a thread's own
+        with ops.quiet():  # which is a thread's own
             worker()
 
     threads = min(threads, len(blocks))
@@ -268,16 +345,8 @@ def _softmax_slope(e: Array, w: Array, k: Array, s: Array, scale: Array) -> Arra
     return others + top
 
 
-def _labels(
-    labels: Array,
-    z: Array,
-    scratch: Array,
-    out: Array,
-    scale: Array,
-    *,
-    class_weight: Array | None = None,
-    **_: Any,
-) -> Array:
+def _labels(labels: Array, z: Array, scratch: Array, out: Array | None, scale: Array, o: Options) -> Array:
+    class_weight = o.get("class_weight")
     e = scratch[0] if out is None else out
     at = np.arange(0, z.size, z.shape[1]) + labels
     k, m, s = _softmax(z, e)
@@ -293,18 +362,9 @@ def _labels(
     return losses
 
 
-def _smoothed_labels(
-    labels: Array,
-    z: Array,
-    scratch: Array,
-    out: Array,
-    scale: Array,
-    *,
-    label_smoothing: float,
-    class_weight: Array | None,
-    **_: Any,
-) -> Array:
+def _smoothed_labels(labels: Array, z: Array, scratch: Array, out: Array | None, scale: Array, o: Options) -> Array:
     """Every class has its `share` of the smoothing, and the label's own `hit` besides."""
+    label_smoothing, class_weight = o.get("label_smoothing", 0.0), o.get("class_weight")
     d, e = scratch
     e = e if out is None else out
     rows, classes = np.arange(0, z.size, z.shape[1]), z.shape[1]
@@ -337,17 +397,8 @@ def _weights(target: Array, out: Array, label_smoothing: float, class_weight: Ar
     return target if class_weight is None else np.multiply(target, class_weight, out=out)
 
 
-def _dense(
-    target: Array,
-    z: Array,
-    scratch: Array,
-    out: Array,
-    scale: Array,
-    *,
-    label_smoothing: float,
-    class_weight: Array | None,
-    **_: Any,
-) -> Array:
+def _dense(target: Array, z: Array, scratch: Array, out: Array | None, scale: Array, o: Options) -> Array:
+    label_smoothing, class_weight = o.get("label_smoothing", 0.0), o.get("class_weight")
     w, d, e = scratch
     e = e if out is None else out
     weights = _weights(target, w, label_smoothing, class_weight)
@@ -363,18 +414,9 @@ def _dense(
     return total * np.log1p(s) - fall
 
 
-def _share(
-    labels: Array,
-    p: Array,
-    scratch: Array,
-    out: Array,
-    scale: Array,
-    *,
-    epsilon: float,
-    class_weight: Array | None,
-    **_: Any,
-) -> Array:
+def _share(labels: Array, p: Array, scratch: Array, out: Array | None, scale: Array, o: Options) -> Array:
     """The logarithm of the sum, whose slope is the same for all classes, less that of the label's own."""
+    epsilon, class_weight = o["epsilon"], o.get("class_weight")
     at = np.arange(0, p.size, p.shape[1]) + labels
     total = np.add.reduce(p, 1)
     share = p.reshape(-1)[at] / total
@@ -390,19 +432,9 @@ def _share(
     return losses
 
 
-def _shares(
-    target: Array,
-    p: Array,
-    scratch: Array,
-    out: Array,
-    scale: Array,
-    *,
-    epsilon: float,
-    label_smoothing: float,
-    class_weight: Array | None,
-    **_: Any,
-) -> Array:
+def _shares(target: Array, p: Array, scratch: Array, out: Array | None, scale: Array, o: Options) -> Array:
     """The gradient is (Σ_j w_j − w_c/p_c)/Σp, over the classes that are not clipped."""
+    epsilon, label_smoothing, class_weight = o["epsilon"], o.get("label_smoothing", 0.0), o.get("class_weight")
     w, share, clipped, costs = scratch
     weights = _weights(target, w, label_smoothing, class_weight)
     total = np.add.reduce(p, 1)
@@ -422,19 +454,9 @@ def _shares(
     return -np.add.reduce(costs, 1)
 
 
-def _focal(
-    target: Array,
-    z: Array,
-    scratch: Array,
-    out: Array,
-    scale: Array,
-    *,
-    alpha: Array,
-    gamma: float,
-    label_smoothing: float,
-    **_: Any,
-) -> Array:
+def _focal(target: Array, z: Array, scratch: Array, out: Array | None, scale: Array, o: Options) -> Array:
     """Σ w (1 − p)^γ c of the costs c = −log p, whose slope has w (1 − p)^(γ−1) (1 − p + γ c p) for a weight."""
+    alpha, gamma, label_smoothing = o["alpha"], o["gamma"], o.get("label_smoothing", 0.0)
     w, costs, rest, power, p, e = scratch
     e = e if out is None else out
     np.multiply(_weights(target, w, label_smoothing, None), alpha, out=w)
@@ -471,9 +493,8 @@ def _power(x: Array, exponent: float, out: Array) -> None:
 _CLOSE, _CLOSEST = 0.25, 0.03
 
 
-def _kl_logits(
-    target: Array, z: Array, scratch: Array, out: Array, scale: Array, *, temperature: float = 1.0, **_: Any
-) -> Array:
+def _kl_logits(target: Array, z: Array, scratch: Array, out: Array | None, scale: Array, o: Options) -> Array:
+    temperature = o.get("temperature", 1.0)
     t, ratio, other, p = scratch
     p = p if out is None else out
     k, m, s = _softmax(target, t, temperature=temperature)
@@ -521,7 +542,7 @@ def _kl_logits(
         wide = [x[closest].astype(np.float64) for x in (target, z)]
         slope = None if out is None else np.empty_like(wide[0])
         scratch = np.empty((4, *wide[0].shape))
-        kl[closest] = _kl_logits(wide[0], wide[1], scratch, slope, _WIDE.type(1 / temperature), temperature=temperature)
+        kl[closest] = _kl_logits(wide[0], wide[1], scratch, slope, _WIDE.type(1 / temperature), o)
         kl[closest] /= temperature**2
         if out is not None:
             out[closest] = slope
@@ -530,8 +551,9 @@ def _kl_logits(
     return (temperature**2 * kl).astype(z.dtype, copy=False)
 
 
-def _kl_shares(target: Array, p: Array, scratch: Array, out: Array, scale: Array, *, epsilon: float, **_: Any) -> Array:
+def _kl_shares(target: Array, p: Array, scratch: Array, out: Array | None, scale: Array, o: Options) -> Array:
     """δ as log1p((t − p)/p), whose rounding is as small as t − p."""
+    epsilon = o["epsilon"]
     t, clipped, ratio = scratch
     target.clip(epsilon, 1, out=t)
     p.clip(epsilon, 1, out=clipped)
@@ -601,18 +623,9 @@ def _softplus_costs(
     np.log1p(part, out=part)
 
 
-def _binary_logits(
-    target: Array,
-    x: Array,
-    scratch: Array,
-    out: Array,
-    scale: Array,
-    *,
-    pos_weight: Array | float | None = None,
-    label_smoothing: float = 0.0,
-    **_: Any,
-) -> Array:
+def _binary_logits(target: Array, x: Array, scratch: Array, out: Array | None, scale: Array, o: Options) -> Array:
     """The slope is r·p − t·(1 − p), with r = 1 − t."""
+    pos_weight, label_smoothing = o.get("pos_weight"), o.get("label_smoothing", 0.0)
     t, rest, low, high, costs, part = scratch
     target = _trials(target, pos_weight, label_smoothing, t, rest)
     _softplus_costs(target, rest, x, low, high, costs, part, shares=out is not None)
@@ -629,18 +642,8 @@ def _binary_logits(
     return _mean(costs)
 
 
-def _binary(
-    target: Array,
-    p: Array,
-    scratch: Array,
-    out: Array,
-    scale: Array,
-    *,
-    epsilon: float,
-    pos_weight: Array | float | None = None,
-    label_smoothing: float = 0.0,
-    **_: Any,
-) -> Array:
+def _binary(target: Array, p: Array, scratch: Array, out: Array | None, scale: Array, o: Options) -> Array:
+    epsilon, pos_weight, label_smoothing = o["epsilon"], o.get("pos_weight"), o.get("label_smoothing", 0.0)
     t, rest, clipped, costs, part = scratch
     target = _trials(target, pos_weight, label_smoothing, t, rest)
     p.clip(epsilon, 1 - epsilon, out=clipped)
@@ -660,25 +663,14 @@ def _binary(
     return -_mean(costs)
 
 
-def _binary_focal(
-    target: Array,
-    x: Array,
-    scratch: Array,
-    out: Array,
-    scale: Array,
-    *,
-    apply_class_balancing: bool,
-    alpha: float,
-    gamma: float,
-    label_smoothing: float,
-    **_: Any,
-) -> Array:
+def _binary_focal(target: Array, x: Array, scratch: Array, out: Array | None, scale: Array, o: Options) -> Array:
     """The mean of u^γ c, u = tq + rp, r = 1 − t, q = 1 − p; the slope is u^(γ−1) · (u (rp − tq) + γ c (r − t) p q)."""
+    alpha, gamma, label_smoothing = o["alpha"], o["gamma"], o.get("label_smoothing", 0.0)
     t, rest, p, q, costs, part = scratch
     target = _trials(target, None, label_smoothing, t, rest)
     _softplus_costs(target, rest, x, p, q, costs, part, shares=True)
     costs += part
-    weight = target * alpha + rest * (1 - alpha) if apply_class_balancing else None
+    weight = target * alpha + rest * (1 - alpha) if o["apply_class_balancing"] else None
     if weight is not None:
         costs *= weight
     total = p + q
@@ -708,76 +700,60 @@ def _binary_focal(
     return _mean(costs)
 
 
-def _entry_alone(plain: Any, labels: Array, pred: Array, axis: int, kept: Array | None, **options: Any) -> Array | None:
+def label_entries(r: Request) -> Array:
     """The log loss of probabilities, which reads no entry but the label's."""
-    x, epsilon = b._value(pred), options["epsilon"]
-    if isinstance(labels, b.Variable):
-        return None
-    at: Any = np.expand_dims(labels, axis)
+    x, axis, epsilon, valid = ops.value_of(r.pred), r.axis, r.options["epsilon"], r.valid
+    labels: Any = np.expand_dims(r.target, axis)
     in_order = axis == x.ndim - 1 and x.flags.c_contiguous
     if in_order:
-        at = np.arange(0, x.size, x.shape[axis]) + labels.reshape(-1)
-        entry = x.reshape(-1)[at].reshape(labels.shape)
+        labels = np.arange(0, x.size, x.shape[axis]) + r.target.reshape(-1)
+        entry = x.reshape(-1)[labels].reshape(r.target.shape)
     else:
-        entry = np.take_along_axis(x, at, axis).squeeze(axis)
+        entry = np.take_along_axis(x, labels, axis).squeeze(axis)
     if entry.dtype != _WIDE:
         entry = entry.astype(_NARROW, copy=False)
-    if kept is not None:
-        entry = np.where(kept, entry, entry.dtype.type(0.5))
+    if valid is not None:
+        entry = np.where(valid, entry, entry.dtype.type(0.5))
     clipped = entry.clip(epsilon, 1 - epsilon)
-    losses = -np.log(clipped)
 
-    def pullback(g: np.ndarray) -> np.ndarray:
-        slope = np.where((entry < clipped) | (entry > clipped), 0, -g / clipped)
-        if kept is not None:
-            slope = np.where(kept, slope, 0)
+    def pullback(upstream: np.ndarray) -> np.ndarray:
+        of_entry = np.where((entry < clipped) | (entry > clipped), 0, -upstream / clipped)
+        if valid is not None:
+            of_entry = np.where(valid, of_entry, 0)
         gradient = np.zeros(x.shape, x.dtype)
         if in_order:
-            gradient.reshape(-1)[at] = slope.reshape(-1)
+            gradient.reshape(-1)[labels] = of_entry.reshape(-1)
         else:
-            np.put_along_axis(gradient, at, np.expand_dims(slope, axis).astype(x.dtype), axis)
+            np.put_along_axis(gradient, labels, np.expand_dims(of_entry, axis).astype(x.dtype), axis)
         return gradient
 
-    return losses if x is pred else b._record(losses, (pred, pullback))
+    found = -np.log(clipped)
+    return found if x is r.pred else ops.record(found, (r.pred, pullback))
 
 
-def _choice(formula: Callable[..., Array], logits: Any, probabilities: Any, smoothed: Any = None) -> Any:
-    """By what the predictions are; the formula, in blocks, for what neither knows of. `smoothed`: labels, of logits."""
-    otherwise = _kernel(formula)
-
-    def kernel(*arrays: Any, from_logits: bool, **options: Any) -> Array | None:
-        chosen = logits if from_logits else probabilities
-        if smoothed and options["label_smoothing"]:
-            chosen = smoothed if from_logits else otherwise
-        elif options.get("weight") is not None or options.get("gamma", 1) < 1:
-            chosen = otherwise
-        return chosen(*arrays, from_logits=from_logits, **options)
-
-    return kernel
+# Which row kernel computes a rule.
 
 
-def _kernels() -> dict[str, Kernel]:
-    f = formulas
-    binary = (_binary_logits, 6), (_binary, 5)
-    by_hand: dict[Callable[..., Array], tuple[Any, ...]] = {
-        f.sparse_categorical_crossentropy: ((_labels, 1), (_share, 1), (_smoothed_labels, 2)),
-        f.categorical_crossentropy: ((_dense, 3), (_shares, 4)),
-        f.binary_crossentropy: binary,
-        f.bernoulli_log_loss: binary,
-        f.categorical_focal_crossentropy: ((_focal, 6), ()),
-        f.binary_focal_crossentropy: ((_binary_focal, 6), ()),
-    }
-    kernels = {
-        formula.__name__: _choice(formula, *(_kernel(formula, *sweep) for sweep in sweeps))
-        for formula, sweeps in by_hand.items()
-    }
-    log_loss, kl, distillation = f.label_log_loss, f.kl_divergence, f.distillation_loss
-    kl_logits, kl_shares = _kernel(kl, _kl_logits, 4, wide=False), _kernel(kl, _kl_shares, 3, wide=False)
-    return kernels | {
-        "label_log_loss": _choice(log_loss, _kernel(log_loss, _labels, 1), _entry_alone),
-        "kl_divergence": _choice(kl, kl_logits, kl_shares),
-        "distillation_loss": _kernel(distillation, _kl_logits, 4, wide=False),
-    }
+def row_kernel(r: Request) -> RowKernel | None:
+    if r.options.get("gamma", 1) < 1:
+        return None
+    name = r.rule.name
+    if r.options.get("label_smoothing") and r.rule in (softmax.LABELS, softmax.LABEL_PROBABILITIES):
+        name += ", smoothed"
+    return KERNELS.get(name)
 
 
-KERNELS = _kernels()
+KERNELS: Mapping[str, RowKernel] = {
+    softmax.LABELS.name: RowKernel(_labels, 1),
+    f"{softmax.LABELS.name}, smoothed": RowKernel(_smoothed_labels, 2),
+    softmax.DISTRIBUTIONS.name: RowKernel(_dense, 3),
+    softmax.LABEL_PROBABILITIES.name: RowKernel(_share, 1),
+    softmax.PROBABILITIES.name: RowKernel(_shares, 4),
+    softmax.LOG_LOSS.name: RowKernel(label_entries),
+    softmax.FOCAL.name: RowKernel(_focal, 6),
+    divergence.LOGITS.name: RowKernel(_kl_logits, 4, wide=False),
+    divergence.PROBABILITIES.name: RowKernel(_kl_shares, 3, wide=False),
+    bernoulli.LOGITS.name: RowKernel(_binary_logits, 6),
+    bernoulli.PROBABILITIES.name: RowKernel(_binary, 5),
+    bernoulli.FOCAL.name: RowKernel(_binary_focal, 6),
+}

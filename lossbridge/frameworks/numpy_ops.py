@@ -1,22 +1,24 @@
-"""NumPy: the primitives, and the small tape that gives them gradients. No loss.
+"""NumPy: arithmetic, the small tape that differentiates it, and how arrays come in.
 
-NumPy has no automatic differentiation. `value_and_grad` hands the loss a `Variable` in place of the array; every
-primitive that meets one notes how a gradient flows back through it. Plain arrays pass through untouched.
+NumPy has no automatic differentiation. `on_numpy.value_and_grad` hands the loss a `Variable` in place of the array;
+every operation that meets one notes how a gradient flows back through it. Plain arrays pass through untouched.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
 
-Array = Any
+from lossbridge.maths.ops import Array, Shape
+
 Pullback = Callable[[np.ndarray], np.ndarray]
 
-name = "numpy"
+TYPES = (np.ndarray,)
+DTYPES = {np.dtype(name): name for name in ("float32", "float64", "float16", "int64", "int32", "uint8", "bool")}
 
 
 class Variable:
@@ -30,6 +32,14 @@ class Variable:
         self.value = value
         self.parents = parents
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.value.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.value.dtype
+
     def __array__(self, *_: object, **__: object) -> np.ndarray:
         raise TypeError("a NumPy function was called inside value_and_grad; build the loss of lossbridge's and + - * /")
 
@@ -37,53 +47,54 @@ class Variable:
         return self.__array__()
 
     def __add__(self, other: Array) -> Array:
-        return _record(self.value + _value(other), (self, lambda g: g), (other, lambda g: g))
+        return record(self.value + value_of(other), (self, lambda g: g), (other, lambda g: g))
 
     def __sub__(self, other: Array) -> Array:
-        return _record(self.value - _value(other), (self, lambda g: g), (other, lambda g: -g))
+        return record(self.value - value_of(other), (self, lambda g: g), (other, lambda g: -g))
 
     def __rsub__(self, other: Array) -> Array:
-        return _record(_value(other) - self.value, (self, lambda g: -g))
+        return record(value_of(other) - self.value, (self, lambda g: -g))
 
     def __mul__(self, other: Array) -> Array:
-        x, y = self.value, _value(other)
-        return _record(x * y, (self, lambda g: g * y), (other, lambda g: g * x))
+        x, y = self.value, value_of(other)
+        return record(x * y, (self, lambda g: g * y), (other, lambda g: g * x))
 
     def __truediv__(self, other: Array) -> Array:
-        x, y = self.value, _value(other)
-        return _record(x / y, (self, lambda g: g / y), (other, lambda g: -g * (x / y) / y))
+        x, y = self.value, value_of(other)
+        return record(x / y, (self, lambda g: g / y), (other, lambda g: -g * (x / y) / y))
 
     def __rtruediv__(self, other: Array) -> Array:
-        x, y = _value(other), self.value
-        return _record(x / y, (self, lambda g: -g * (x / y) / y))
+        x, y = value_of(other), self.value
+        return record(x / y, (self, lambda g: -g * (x / y) / y))
 
     def __neg__(self) -> Array:
-        return _record(-self.value, (self, lambda g: -g))
+        return record(-self.value, (self, lambda g: -g))
 
     __radd__ = __add__
     __rmul__ = __mul__
 
     def __lt__(self, other: Array) -> Array:
-        return self.value < _value(other)
+        return self.value < value_of(other)
 
     def __gt__(self, other: Array) -> Array:
-        return self.value > _value(other)
+        return self.value > value_of(other)
 
     def __ge__(self, other: Array) -> Array:
-        return self.value >= _value(other)
+        return self.value >= value_of(other)
 
     def __eq__(self, other: object) -> Array:
-        return self.value == _value(other)
+        return self.value == value_of(other)
 
     def __ne__(self, other: object) -> Array:
-        return self.value != _value(other)
+        return self.value != value_of(other)
 
 
-def _value(x: Array) -> Array:
+def value_of(x: Array) -> Array:
+    """The array itself, also of a Variable."""
     return x.value if type(x) is Variable else x
 
 
-def _record(value: Array, *inputs: tuple[Array, Pullback]) -> Array:
+def record(value: Array, *inputs: tuple[Array, Pullback]) -> Array:
     """`value` itself if no input is on the tape; else a node that remembers those that are."""
     parents = tuple([parent for parent in inputs if type(parent[0]) is Variable])
     return Variable(np.asarray(value), parents) if parents else value
@@ -96,16 +107,6 @@ def _sum_to(gradient: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     gradient = gradient.sum(axis=tuple(range(gradient.ndim - len(shape))))
     stretched = tuple(i for i, n in enumerate(shape) if n == 1 and gradient.shape[i] != 1)
     return gradient.sum(axis=stretched, keepdims=True)
-
-
-def value_and_grad(function: Callable[[Array], Array], x: np.ndarray) -> tuple[Array, np.ndarray]:
-    leaf = Variable(x)
-    result = function(leaf)
-    if not isinstance(result, Variable):
-        if np.asarray(result).dtype.kind not in "fiub":
-            raise TypeError(f"the loss returned {type(result).__name__}; return one array of numbers")
-        return result, np.zeros_like(x)
-    return result.value[()], pulled_back(result, leaf, np.ones_like(result.value))
 
 
 def pulled_back(result: Array, leaf: Variable, upstream: np.ndarray) -> np.ndarray:
@@ -166,20 +167,16 @@ def asarray(x: Any, like: Array | None = None) -> Array:
 
 
 def concrete(x: Any) -> np.ndarray | None:
-    return np.asarray(_value(x))
+    return np.asarray(value_of(x))
 
 
-def shape(x: Array) -> tuple[int | None, ...]:
-    x = _value(x)
+def shape(x: Array) -> Shape:
+    x = value_of(x)
     return x.shape if type(x) is np.ndarray else np.shape(x)
 
 
 def size(x: Array, axis: int, like: Array | None = None) -> int:
-    return int(_value(x).shape[axis])
-
-
-def at_least_one(size: int) -> int:
-    return size or 1
+    return int(value_of(x).shape[axis])
 
 
 def same_sizes(x: Array, axes: list[int], like: Array, like_axes: list[int], words: str) -> Array:
@@ -187,7 +184,7 @@ def same_sizes(x: Array, axes: list[int], like: Array, like_axes: list[int], wor
 
 
 def dtype(x: Array) -> str:
-    return _name(_value(x).dtype)
+    return _name(value_of(x).dtype)
 
 
 @functools.cache
@@ -196,9 +193,9 @@ def _name(dtype: np.dtype[Any]) -> str:
 
 
 def cast(x: Array, dtype: str) -> Array:
-    if _name(_value(x).dtype) == dtype:
+    if _name(value_of(x).dtype) == dtype:
         return x
-    return _record(_value(x).astype(dtype), (x, lambda g: g))
+    return record(value_of(x).astype(dtype), (x, lambda g: g))
 
 
 def widest(x: Array) -> str:
@@ -208,46 +205,55 @@ def widest(x: Array) -> str:
 # Arithmetic.
 
 
+def quiet() -> AbstractContextManager[object]:
+    return np.errstate(all="ignore")
+
+
 def exp(x: Array) -> Array:
-    y = np.exp(_value(x))
-    return _record(y, (x, lambda g: g * y))
+    y = np.exp(value_of(x))
+    return record(y, (x, lambda g: g * y))
 
 
 def expm1(x: Array) -> Array:
-    v = _value(x)
-    return _record(np.expm1(v), (x, lambda g: g * np.exp(v)))
+    v = value_of(x)
+    return record(np.expm1(v), (x, lambda g: g * np.exp(v)))
 
 
 def log(x: Array) -> Array:
-    v = _value(x)
-    return _record(np.log(v), (x, lambda g: g / v))
+    v = value_of(x)
+    return record(np.log(v), (x, lambda g: g / v))
 
 
 def log1p(x: Array) -> Array:
-    v = _value(x)
-    return _record(np.log1p(v), (x, lambda g: g / (1 + v)))
+    v = value_of(x)
+    return record(np.log1p(v), (x, lambda g: g / (1 + v)))
 
 
 def power(x: Array, exponent: float) -> Array:
-    v = _value(x)
-    return _record(v**exponent, (x, lambda g: g * exponent * v ** (exponent - 1)))
+    v = value_of(x)
+    return record(v**exponent, (x, lambda g: g * exponent * v ** (exponent - 1)))
 
 
 def abs(x: Array) -> Array:
-    v = _value(x)
-    return _record(np.abs(v), (x, lambda g: g * np.sign(v)))
+    v = value_of(x)
+    return record(np.abs(v), (x, lambda g: g * np.sign(v)))
 
 
 def where(condition: Array, x: Array | float, y: Array | float) -> Array:
-    return _record(
-        np.asarray(np.where(condition, _value(x), _value(y)))[()],
+    v, w = value_of(x), value_of(y)
+    if isinstance(w, int | float) and hasattr(v, "dtype"):  # of bfloat16 NumPy would make float64
+        w = v.dtype.type(w)
+    elif isinstance(v, int | float) and hasattr(w, "dtype"):
+        v = w.dtype.type(v)
+    return record(
+        np.asarray(np.where(condition, v, w))[()],
         (x, lambda g: np.where(condition, g, g.dtype.type(0))),
         (y, lambda g: np.where(condition, g.dtype.type(0), g)),
     )
 
 
 def sum(x: Array, axis: int | None = None, keepdims: bool = False) -> Array:
-    v = _value(x)
+    v = value_of(x)
 
     def pullback(g: np.ndarray) -> np.ndarray:
         if axis is None and g.dtype.isbuiltin == 1:
@@ -260,12 +266,12 @@ def sum(x: Array, axis: int | None = None, keepdims: bool = False) -> Array:
     if axis is not None and axis != v.ndim - 1 and v.shape[axis] > 256:
         # NumPy sums pairwise along the last axis alone; elsewhere the rounding of a long sum adds up.
         total = np.sum(np.ascontiguousarray(np.moveaxis(v, axis, -1)), axis=-1)
-        return _record(np.expand_dims(total, axis) if keepdims else total, (x, pullback))
-    return _record(v.sum(axis=axis, keepdims=keepdims), (x, pullback))
+        return record(np.expand_dims(total, axis) if keepdims else total, (x, pullback))
+    return record(v.sum(axis=axis, keepdims=keepdims), (x, pullback))
 
 
 def mean(x: Array) -> Array:
-    return sum(x) / at_least_one(_value(x).size)
+    return sum(x) / (value_of(x).size or 1)
 
 
 def count(condition: Array) -> Array:
@@ -273,82 +279,60 @@ def count(condition: Array) -> Array:
 
 
 def max(x: Array, axis: int) -> Array:
-    return np.max(_value(x), axis=axis, keepdims=True)
+    return np.max(value_of(x), axis=axis, keepdims=True)
 
 
 def argmax(x: Array, axis: int) -> Array:
-    return np.argmax(_value(x), axis=axis)
+    return np.argmax(value_of(x), axis=axis)
 
 
 def take(x: Array, labels: Array, axis: int) -> Array:
-    v, index = _value(x), np.expand_dims(labels, axis)
+    v, index = value_of(x), np.expand_dims(labels, axis)
 
     def pullback(g: np.ndarray) -> np.ndarray:
         gradient = np.zeros(v.shape, g.dtype)
         np.put_along_axis(gradient, index, np.expand_dims(g, axis), axis)
         return gradient
 
-    return _record(np.take_along_axis(v, index, axis).squeeze(axis), (x, pullback))
+    return record(np.take_along_axis(v, index, axis).squeeze(axis), (x, pullback))
+
+
+def put(x: Array, labels: Array, values: Array, axis: int) -> Array:
+    replaced = value_of(x).copy()
+    np.put_along_axis(replaced, np.expand_dims(labels, axis), values, axis)
+    return replaced
+
+
+def sum_but(x: Array, labels: Array, axis: int) -> Array:
+    return sum(where(one_hot(labels, x, axis), 0.0, x), axis)
+
+
+def lookup(values: Array, labels: Array) -> Array:
+    return value_of(values).reshape(-1)[labels]
 
 
 def one_hot(labels: Array, like: Array, axis: int) -> Array:
-    rank = np.ndim(_value(like))
+    rank = np.ndim(value_of(like))
     classes = np.arange(size(like, axis)).reshape([-1 if i == axis else 1 for i in range(rank)])
     return classes == np.expand_dims(labels, axis)
 
 
 def expand_dims(x: Array, axis: int) -> Array:
-    return _record(np.expand_dims(_value(x), axis), (x, lambda g: np.squeeze(g, axis)))
+    return record(np.expand_dims(value_of(x), axis), (x, lambda g: np.squeeze(g, axis)))
 
 
 def squeeze(x: Array, axis: int) -> Array:
-    return _record(np.squeeze(_value(x), axis), (x, lambda g: np.expand_dims(g, axis)))
+    return record(np.squeeze(value_of(x), axis), (x, lambda g: np.expand_dims(g, axis)))
 
 
 def reshape(x: Array, shape: tuple[int, ...]) -> Array:
-    v = _value(x)
-    return _record(v.reshape(shape), (x, lambda g: g.reshape(v.shape)))
+    v = value_of(x)
+    return record(v.reshape(shape), (x, lambda g: g.reshape(v.shape)))
 
 
 def broadcast_to(x: Array, like: Array) -> Array:
-    return _record(np.broadcast_to(_value(x), _value(like).shape), (x, lambda g: g))
+    return record(np.broadcast_to(value_of(x), value_of(like).shape), (x, lambda g: g))
 
 
 def stop_gradient(x: Array) -> Array:
-    return _value(x)
-
-
-# Running.
-
-
-def quiet() -> AbstractContextManager[object]:
-    return np.errstate(all="ignore")
-
-
-def compilers() -> Mapping[str, Callable[[Callable[..., Any]], Callable[..., Any]]]:
-    return {}
-
-
-def devices() -> list[str]:
-    return ["cpu"]
-
-
-def place(x: np.ndarray, dtype: str, device: str) -> Array:
-    if dtype == "bfloat16":
-        import ml_dtypes
-
-        return x.astype(ml_dtypes.bfloat16)
-    return x.astype(dtype)
-
-
-def to_numpy(x: Array) -> np.ndarray:
-    x = np.asarray(x)
-    return x.astype(np.float32) if x.dtype.name == "bfloat16" else x
-
-
-def scope(dtype: str, device: str) -> AbstractContextManager[object]:
-    return nullcontext()
-
-
-def version() -> str:
-    return np.__version__
+    return value_of(x)

@@ -1,4 +1,4 @@
-"""The closed forms for kernels, called directly: every case that they are of, and random rows, by the reference."""
+"""The derivative rules, called directly: every case that they are of, and random rows, by the reference."""
 
 from __future__ import annotations
 
@@ -6,32 +6,25 @@ import numpy as np
 import pytest
 
 from lossbridge import reference
-from lossbridge.kernels import closed
+from lossbridge.maths.ops import Rule
+from lossbridge.spec import LOSSES
 from lossbridge.tools.parity.cases import Case, cases
 
-FORMS = {
-    ("categorical_crossentropy", True): (closed.dense_value, closed.dense_slopes),
-    ("sparse_categorical_crossentropy", True): (closed.dense_value, closed.dense_slopes),
-    ("binary_crossentropy", False): (closed.bernoulli_value, closed.bernoulli_slopes),
-    ("binary_crossentropy", True): (closed.bernoulli_value, closed.bernoulli_slopes),
-    ("log_loss", False): (closed.bernoulli_value, closed.bernoulli_slopes),
-    ("log_loss", True): (closed.bernoulli_value, closed.bernoulli_slopes),
-    ("kl_divergence", False): (closed.kl_value, closed.kl_slopes),
-    ("kl_divergence", True): (closed.kl_of_logits_value, closed.kl_of_logits_slopes),
-    ("distillation_loss", None): (closed.kl_of_logits_value, closed.kl_of_logits_slopes),
-}
 OF_SAMPLES = ("sample_weight", "mask", "normalizer", "ignore_class", "reduction")
 
 
-def key(case: Case) -> tuple[str, bool | None]:
-    return case.loss, case.options.get("from_logits")
+def rule_of(case: Case) -> Rule:
+    loss = LOSSES[case.loss]
+    form = "logits" if case.options.get("from_logits", "probabilities" not in loss.rules) else "probabilities"
+    found = loss.rules[form]
+    labels = case.y_true.ndim < case.y_pred.ndim
+    return next(rule for target, rule in found.items() if len(found) == 1 or (target == "labels") == labels)
 
 
 CASES = [
     case
     for case in cases()
-    if key(case) in FORMS
-    and (case.y_true.ndim == case.y_pred.ndim or case.loss == "sparse_categorical_crossentropy")
+    if rule_of(case).gradients is not None
     and not set(OF_SAMPLES[:4]) & set(case.options)
     and case.dtype in ("float32", "float64")
     and 0 < case.y_pred.size < 10**4
@@ -39,20 +32,17 @@ CASES = [
 
 
 def taken(case: Case) -> dict[str, object]:
-    """The options that its closed form takes."""
-    options = {name: x for name, x in case.options.items() if name not in (*OF_SAMPLES, "axis")}
-    value_of, _ = FORMS[key(case)]
-    if value_of is not closed.bernoulli_value:
-        options.pop("from_logits", None)
-    return {"epsilon": 1e-7} | options if value_of in (closed.bernoulli_value, closed.kl_value) else options
+    """The options that the rule takes."""
+    given = {**LOSSES[case.loss].options, **case.options}
+    return {name: given[name] for name in rule_of(case).options if name in given}
 
 
 def assert_right(lib, case: Case) -> None:
-    b, given = lib.b, {name: x for name, x in case.options.items() if name != "reduction"}
+    b, ops, given = lib.b, lib.b.ops, {name: x for name, x in case.options.items() if name != "reduction"}
     exact = getattr(reference, case.loss)(
         case.y_true, case.y_pred, **given, reduction="none", precision=case.compute_dtype
     )
-    value_of, slopes_of = FORMS[key(case)]
+    rule = rule_of(case)
     unit = 2.0**-52 if case.dtype == "float64" else 2.0**-23
     axis = None if case.axis is None else case.axis % case.y_pred.ndim
     with b.scope(case.dtype, "cpu"), b.quiet():
@@ -64,9 +54,11 @@ def assert_right(lib, case: Case) -> None:
         labels = case.y_true.ndim < case.y_pred.ndim
         target = b.place(case.y_true, "int32" if labels else case.dtype, "cpu")
         pred = b.place(case.y_pred, case.dtype, "cpu")
-        value, known = value_of(b, target, pred, axis, **options)
-        of_target, of_pred = slopes_of(b, target, pred, axis, known, (not labels, True), **options)
-        assert slopes_of(b, target, pred, axis, known, (False, False), **options) == (None, None)
+        value, residuals = rule.value(ops, target, pred, axis, **options)
+        of_target, of_pred = rule.gradients(ops, target, pred, axis, residuals, (not labels, True), **options)
+        if not labels:
+            neither = rule.gradients(ops, target, pred, axis, residuals, (False, False), **options)
+            assert neither == (None, None)
         value, of_pred = b.to_numpy(value).astype(np.float64), b.to_numpy(of_pred).astype(np.float64)
         of_target = None if labels else b.to_numpy(of_target).astype(np.float64)
     truth, finite = np.asarray(exact.value), np.isfinite(exact.value)
@@ -78,14 +70,14 @@ def assert_right(lib, case: Case) -> None:
     size = np.maximum(np.abs(judged), case.tolerance.scale)
     assert (np.abs(value - judged) <= case.tolerance.value * unit * size + 1e-37).all()
     rows = np.ones_like(case.y_pred, bool) & (finite if axis is None else np.expand_dims(finite, axis))
-    # A slope for the target is made of logarithms; XLA's log1p is off by 100 units in float64.
+    # A gradient for the target is made of logarithms; XLA's log1p is off by 100 units in float64.
     of_both = ((of_pred, exact.gradient, 0.0, 1), (of_target, exact.target_gradient, truth, 4))
-    for slope, true_slope, least, factor in of_both[: 1 if labels else 2]:
+    for gradient, exact_gradient, least, factor in of_both[: 1 if labels else 2]:
         with np.errstate(invalid="ignore"):
             least = least if axis is None or np.ndim(least) == 0 else np.expand_dims(least, axis)
-            largest = np.abs(true_slope).max(-1 if axis is None else axis, keepdims=True)
+            largest = np.abs(exact_gradient).max(-1 if axis is None else axis, keepdims=True)
             allowed = factor * case.tolerance.gradient * unit * np.maximum(largest, np.abs(least))
-            off = np.abs(slope - true_slope) - allowed
+            off = np.abs(gradient - exact_gradient) - allowed
             assert not ((off > 1e-37) & rows & np.isfinite(largest)).any()
 
 
@@ -100,7 +92,7 @@ def test_divergences_of_rows_at_any_distance(lib, loss, spread) -> None:
     rng = np.random.default_rng(1)
     z = spread * rng.normal(size=(60, 33))
     x = z + np.logspace(-6, 2, 60)[:, None] * rng.normal(size=(60, 33))
-    template = next(case for case in CASES if case.loss == loss and key(case)[1] in (True, None))
+    template = next(case for case in CASES if case.loss == loss and case.options.get("from_logits", True))
     options = {"from_logits": True} if loss == "kl_divergence" else {"temperature": 2.0}
     z, x = z.astype(np.float32), x.astype(np.float32)
     assert_right(lib, Case("any distance", loss, z, x, options | {"reduction": "none"}, "float32", template.tolerance))
@@ -111,7 +103,7 @@ def test_divergences_of_probabilities_at_any_distance(lib) -> None:
     t = rng.dirichlet(np.full(33, 0.3), 60)
     p = t * np.exp(np.logspace(-6, 1, 60)[:, None] * rng.normal(size=(60, 33)))
     t, p = t.astype(np.float32), (p / p.sum(1, keepdims=True)).astype(np.float32)
-    template = next(case for case in CASES if key(case) == ("kl_divergence", False))
+    template = next(case for case in CASES if case.loss == "kl_divergence" and not case.options["from_logits"])
     assert_right(
         lib,
         Case(

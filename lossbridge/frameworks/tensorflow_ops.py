@@ -1,20 +1,46 @@
-"""TensorFlow: the primitives. Eager, tf.function, XLA, and shapes with unknown (None) sizes. No loss."""
+"""TensorFlow: arithmetic, how arrays come in, and the private interfaces that are asked.
+
+Eager, in a tf.function, under XLA, and with sizes that are unknown (None).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
-from functools import partial
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.python.eager import record  # who watches a tensor; there is no public way
+from tensorflow.python.eager import record
 from tensorflow.python.eager.forwardprop_util import pack_tangents
+from tensorflow.python.framework.ops import EagerTensor
 
-Array = Any
+from lossbridge.maths.ops import Array, Shape
 
-name = "tensorflow"
+# ---- Private interfaces of TensorFlow, tried with 2.21; test_only_tensorflow.py tests the positive answer. ----
+
+is_recorded = record.should_record_backprop  # whether a tape watches one of these tensors
+record_operation = record.record_operation
+
+
+def in_forward_mode(*arrays: Array) -> bool:
+    """Whether tf.autodiff.ForwardAccumulator is at work on them, which a gradient of our own does not serve."""
+    return bool(pack_tangents(list(arrays)).tangents)
+
+
+def in_branch_of_cond() -> bool:
+    """The gradient of such a branch finds nothing of what the branch has handed to a compiled function."""
+    return type(tf.compat.v1.get_default_graph()).__name__ == "CondBranchFuncGraph"
+
+
+# ---- End of the private interfaces. ----
+
+TYPES = (EagerTensor,)
+DTYPES = {
+    getattr(tf, name): name
+    for name in ("float32", "bfloat16", "float16", "float64", "int64", "int32", "int16", "int8", "uint8", "bool")
+}
+quiet = nullcontext
 
 # Up to so many entries a sum costs less than the start of TensorFlow's operations, and of those of its gradient.
 SMALL = 2**14
@@ -41,7 +67,7 @@ def concrete(x: Any) -> np.ndarray | None:
     return x.numpy() if hasattr(x, "numpy") and "CPU" in x.device else None
 
 
-def shape(x: Array) -> tuple[int | None, ...]:
+def shape(x: Array) -> Shape:
     if x.shape.rank is None:
         raise ValueError("found a TensorFlow tensor of unknown rank; give it its rank with set_shape or ensure_shape")
     return tuple(x.shape)
@@ -50,10 +76,6 @@ def shape(x: Array) -> tuple[int | None, ...]:
 def size(x: Array, axis: int, like: Array | None = None) -> Any:
     known = x.shape[axis]
     return tf.cast(tf.shape(x)[axis], (x if like is None else like).dtype) if known is None else known
-
-
-def at_least_one(size: Any) -> Any:
-    return tf.maximum(size, 1) if tf.is_tensor(size) else size or 1
 
 
 def same_sizes(x: Array, axes: list[int], like: Array, like_axes: list[int], words: str) -> Array:
@@ -121,23 +143,18 @@ def on_host(*arrays: Array) -> bool:
     return tf.executing_eagerly() and all("CPU" in x.device for x in arrays)
 
 
-def in_forward_mode(*arrays: Array) -> bool:
-    """Whether it is at work on them: it is not served by gradients of one's own."""
-    return bool(pack_tangents(list(arrays)).tangents)
-
-
-def recorded(result: np.ndarray, x: Array, pulled_back: Callable[[np.ndarray], np.ndarray], slope: Any) -> Array:
-    """What NumPy made of `x`, for tapes: the gradient comes from `pulled_back`; from `slope`, of TensorFlow's
+def recorded(result: np.ndarray, x: Array, pulled_back: Callable[[np.ndarray], np.ndarray], gradient: Any) -> Array:
+    """What NumPy made of `x`, for tapes: the gradient comes from `pulled_back`; from `gradient`, of TensorFlow's
     operations, where it is differentiated in its turn, or traced.
     """
     tensor = tf.convert_to_tensor(result)
 
     def backward(upstream: Array) -> list[Array]:
-        if not on_host(upstream) or record.should_record_backprop([upstream, x]):
-            return [slope(upstream)]
+        if not on_host(upstream) or is_recorded([upstream, x]):
+            return [gradient(upstream)]
         return [tf.convert_to_tensor(pulled_back(np.asarray(upstream)))]
 
-    record.record_operation("lossbridge", [tensor], [x], backward)
+    record_operation("lossbridge", [tensor], [x], backward)
     return tensor
 
 
@@ -145,7 +162,7 @@ def mean(x: Array) -> Array:
     count = x.shape.num_elements()
     if _few(x):
         return _ratio_of_few(x, count or 1)
-    return sum(x) / at_least_one(tf.cast(tf.size(x), x.dtype) if count is None else count)
+    return sum(x) / (tf.maximum(tf.cast(tf.size(x), x.dtype), 1) if count is None else count or 1)
 
 
 def _few(x: Array) -> bool:
@@ -186,6 +203,27 @@ def take(x: Array, labels: Array, axis: int) -> Array:
     return tf.gather(x, labels, axis=rank - 1, batch_dims=rank - 1)
 
 
+def put(x: Array, labels: Array, values: Array, axis: int) -> Array:
+    if x.shape.rank != 2 or axis != 1:
+        return where(one_hot(labels, x, axis), values, x)
+    return tf.tensor_scatter_nd_update(x, _places(labels), values[:, 0])
+
+
+def sum_but(x: Array, labels: Array, axis: int) -> Array:
+    if x.shape.rank != 2 or axis != 1:
+        return sum(where(one_hot(labels, x, axis), 0.0, x), axis)
+    return sum(tf.tensor_scatter_nd_update(x, _places(labels), tf.zeros_like(x[:, 0])), 1)
+
+
+def _places(labels: Array) -> Array:
+    """Row and column of each row's label."""
+    return tf.stack([tf.range(tf.size(labels, out_type=labels.dtype), dtype=labels.dtype), labels], axis=1)
+
+
+def lookup(values: Array, labels: Array) -> Array:
+    return tf.gather(tf.reshape(values, [-1]), labels)
+
+
 def one_hot(labels: Array, like: Array, axis: int) -> Array:
     classes = tf.range(size(like, axis, labels), dtype=labels.dtype)
     return tf.reshape(classes, [-1 if i == axis else 1 for i in range(like.shape.rank)]) == tf.expand_dims(labels, axis)
@@ -193,46 +231,3 @@ def one_hot(labels: Array, like: Array, axis: int) -> Array:
 
 def broadcast_to(x: Array, like: Array) -> Array:
     return tf.broadcast_to(x, tf.shape(like))
-
-
-# Running.
-
-quiet = nullcontext
-
-
-def value_and_grad(function: Callable[[Array], Array], x: Array) -> tuple[Array, Array]:
-    with tf.GradientTape() as tape:
-        tape.watch(x)
-        value = function(x)
-    return value, tape.gradient(value, x, unconnected_gradients=tf.UnconnectedGradients.ZERO)
-
-
-def compilers() -> Mapping[str, Callable[[Callable[..., Any]], Callable[..., Any]]]:
-    return {"function": tf.function, "jit_compile": partial(tf.function, jit_compile=True)}
-
-
-def devices() -> list[str]:
-    kinds = {device.device_type for device in tf.config.list_logical_devices()}
-    return sorted({"GPU": "cuda"}.get(kind, kind.lower()) for kind in kinds)
-
-
-def place(x: np.ndarray, dtype: str, device: str) -> Array:
-    with tf.device(_device_name(device)):
-        return tf.constant(x, dtype=dtype)
-
-
-def _device_name(device: str) -> str:
-    return "GPU" if device == "cuda" else device.upper()
-
-
-def to_numpy(x: Array) -> np.ndarray:
-    x = np.asarray(x)
-    return x.astype(np.float32) if x.dtype.name == "bfloat16" else x
-
-
-def scope(dtype: str, device: str) -> AbstractContextManager[object]:
-    return tf.device(_device_name(device))
-
-
-def version() -> str:
-    return str(tf.__version__)

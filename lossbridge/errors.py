@@ -1,0 +1,251 @@
+"""What is refused, in one line: what is wrong, what was found, what to do.
+
+Checks of options, shapes, dtypes and of values on the host, as plain data; nothing of a framework. A function here
+raises if its check fails, and otherwise says nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from lossbridge.maths.ops import Shape
+from lossbridge.spec import MEANS, NUMBERS, REDUCTIONS, SWITCHES, Names
+
+FLOATS = ("float16", "bfloat16", "float32", "float64")
+
+# Other libraries' names of a reduction: whose, and ours.
+_REDUCTIONS_ELSEWHERE = {
+    "batchmean": ("PyTorch's", "sum_over_batch_size"),
+    "elementwise_mean": ("PyTorch's", "mean"),
+    "auto": ("Keras 2's", "sum_over_batch_size"),
+}
+
+
+# Options.
+
+
+def options(values: Mapping[str, Any]) -> None:
+    """Those of these options that can be judged without the arrays."""
+    if "reduction" in values:
+        reduction_name(values["reduction"], REDUCTIONS, _REDUCTIONS_ELSEWHERE)
+        if values.get("normalizer") is not None and values["reduction"] not in MEANS:
+            raise ValueError(
+                f"normalizer is the denominator of a mean, and reduction={values['reduction']!r} divides by nothing; "
+                'use "mean", or leave out normalizer'
+            )
+    for name in NUMBERS:
+        if name in values:
+            number(name, values[name], *NUMBERS[name])
+    switches({name: values[name] for name in SWITCHES if name in values})
+    ignored_class(values.get("ignore_class"))
+    if "axis" in values:
+        integer_axis(values["axis"])
+    if "alpha" in values and values["alpha"] is None:
+        raise TypeError("alpha is None; pass one number, or one a class")
+    if "apply_class_balancing" in values:
+        fraction("alpha", values["alpha"])
+
+
+def reduction_name(name: object, names: Sequence[str | None], elsewhere: Mapping[Any, tuple[str, str]]) -> None:
+    """`elsewhere`: what other libraries call it, whose name that is, and which of `names` is meant."""
+    known = name is None or isinstance(name, str)
+    if known and name in names:
+        return
+    if known and name in elsewhere:
+        owner, meant = elsewhere[name]
+        raise ValueError(f"reduction {name!r} is {owner} name; here it is {meant!r}")
+    raise ValueError(f"unknown reduction {name!r}; use one of {', '.join(repr(name) for name in names)}")
+
+
+def switches(values: Mapping[str, Any]) -> None:
+    for name, value in values.items():
+        if not isinstance(value, bool | np.bool_):
+            raise TypeError(f"{name} is {value!r}; pass True or False")
+
+
+def fraction(name: str, value: Any) -> None:
+    number(name, value, 0.0, 1.0, "in [0, 1]")
+
+
+def number(name: str, value: Any, low: float, high: float, words: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+        raise TypeError(f"{name} is {type(value).__name__}; pass a Python number {words}")
+    if not low <= value <= high:
+        raise ValueError(f"{name} is {value}; pass a number {words}")
+
+
+def is_float(dtype: str) -> bool:
+    return dtype in FLOATS
+
+
+def integer_axis(axis: Any) -> None:
+    if isinstance(axis, bool) or not isinstance(axis, int | np.integer):
+        raise TypeError(f"axis is {type(axis).__name__}; pass one integer")
+
+
+def axis_of(y_true: Shape, shape: Shape, axis: Any, names: Names, *, at_least: int) -> int:
+    """The non-negative axis of the predictions that holds `at_least` outcomes."""
+    integer_axis(axis)
+    rank = len(shape)
+    if not -rank <= axis < rank:
+        hint = f"use {-rank} to {rank - 1}" if rank else "pass an array with an axis of outcomes"
+        raise ValueError(f"axis {axis} is out of range: {names.pred} has shape {text(shape)}; {hint}")
+    size = shape[axis]
+    if size is not None and size < at_least:
+        hint = "there is nothing to average; name another axis"
+        if at_least > 1:
+            hint = "a distribution needs two classes; one probability an entry is for binary_crossentropy, or log_loss "
+            hint += "on equal shapes"
+        found = f"{names.pred} has shape {text(shape)} and {names.target} {text(y_true)}"
+        raise ValueError(f"axis {axis} has size {size}: {found}; {hint}")
+    return int(axis % rank)
+
+
+def same_shape(y_true: Shape, y_pred: Shape, names: Names, *, labels_fit: bool) -> None:
+    if agree(y_true, y_pred):
+        return
+    found = f"{names.target} has shape {text(y_true)} and {names.pred} {text(y_pred)}, and nothing is broadcast"
+    if len(y_true) + 1 == len(y_pred) and y_pred[-1] == 1 and agree(y_true, y_pred[:-1]):
+        hint = f"reshape one to the other, as with {names.pred}[..., 0]"
+    elif len(y_true) == len(y_pred) + 1 and y_true[-1] == 1 and agree(y_true[:-1], y_pred):
+        hint = f"reshape one to the other, as with {names.target}[..., 0]"
+    elif labels_fit and len(y_true) + 1 == len(y_pred):
+        hint = f"for integer class labels use {names.sparse}"
+    else:
+        hint = "give both the same shape"
+    raise ValueError(f"{found}; {hint}")
+
+
+def label_shape(y_true: Shape, expected: Shape, y_pred: Shape, axis: int, names: Names) -> None:
+    if agree(y_true, expected):
+        return
+    found = (
+        f"{names.target} has shape {text(y_true)} and {names.pred} {text(y_pred)} with its classes along axis {axis}"
+    )
+    if agree(y_true, y_pred):
+        hint = f"one-hot or soft targets go to {names.soft}"
+    elif len(y_true) == len(expected) + 1 and y_true[-1] == 1:
+        hint = f"labels must have shape {text(expected)}: drop the last axis with {names.target}[..., 0]"
+    elif len(y_true) == len(y_pred) + 1 and y_true[-1] == 1:
+        hint = "labels lack the axis of the classes; for trials give both the same shape, as with "
+        hint += f"{names.target}[..., 0]"
+    elif agree(y_true, y_pred[:-1]):
+        hint = f"for classes along the last axis pass {names.classes_last}"
+    else:
+        hint = f"labels must have shape {text(expected)}"
+    raise ValueError(f"{found}; {hint}")
+
+
+def label_dtype(dtype: str, names: Names) -> None:
+    if is_float(dtype):
+        raise TypeError(
+            f"{names.target} has dtype {dtype}, and class labels are integers; convert them, "
+            f"or for one-hot or soft targets use {names.soft}"
+        )
+
+
+def floating(dtype: str, name: str, other: str) -> None:
+    """For losses that, as their framework's own, take no integers as predictions."""
+    if not is_float(dtype):
+        raise TypeError(
+            f"{name} has dtype {dtype}, and logits and probabilities are floating-point; convert it, "
+            f"or swap {name} and {other} if they came in the wrong order"
+        )
+
+
+def ignored_class(value: Any, name: str = "ignore_class") -> None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | np.integer)):
+        raise TypeError(f"{name} is {type(value).__name__}; pass an integer label or None")
+
+
+def representable(label: int, dtype: str) -> bool:
+    """Whether labels of this integer dtype can be that one: unsigned ones are never −1."""
+    if dtype == "bool":
+        return label in (0, 1)
+    bits = int(dtype.lstrip("uint"))
+    unsigned = dtype.startswith("u")
+    low, high = (0, 2**bits) if unsigned else (-(2 ** (bits - 1)), 2 ** (bits - 1))
+    # An unsigned 32-bit label above the signed range is no class, and cannot be told from others that are none.
+    return low <= label < min(high, 2**31 if bits == 32 else 2**63)
+
+
+def all_in_range(labels: np.ndarray, classes: int) -> bool:
+    if labels.dtype.kind == "i":  # seen as unsigned, what is below 0 is above all classes
+        labels = labels.view(f"u{labels.itemsize}")
+    return not labels.size or bool(labels.max() < classes)
+
+
+def labels_in_range(labels: np.ndarray, classes: int, valid: np.ndarray | None, names: Names) -> None:
+    """Refuses the first label that is no class and is not left out."""
+    bad = (labels < 0) | (labels >= classes)
+    if valid is not None:
+        bad = bad & np.broadcast_to(valid, labels.shape)
+    if bad.any():
+        index = tuple(int(i) for i in np.argwhere(bad)[0])
+        raise ValueError(
+            f"label {labels[index]}{_place(index)} is out of range: there are {classes} classes, 0 to {classes - 1}; "
+            f"correct it, or leave it out with {names.leave_out}"
+        )
+
+
+def probabilities_in_range(values: np.ndarray | None, name: str, hint: str) -> None:
+    """Refuses the first that is outside [0, 1], where values can be read. NaN passes: the loss shows it."""
+    if values is None:
+        return
+    bad = (values < 0) | (values > 1)
+    if bad.any():
+        index = tuple(int(i) for i in np.argwhere(bad)[0])
+        raise ValueError(f"{name} holds {values[index]}{_place(index)}, and probabilities lie in [0, 1]; {hint}")
+
+
+def _place(index: tuple[int, ...]) -> str:
+    return f" at index {index[0] if len(index) == 1 else index}" if index else ""
+
+
+def broadcastable(name: str, shape: Shape, onto_name: str, onto: Shape) -> None:
+    """Against the last axes, as NumPy and PyTorch broadcast; `onto` keeps its shape."""
+    last = onto[len(onto) - len(shape) :]
+    if len(shape) > len(onto) or not all(
+        m == 1 or m is None or n is None or m == n for m, n in zip(shape, last, strict=True)
+    ):
+        raise ValueError(
+            f"{name} has shape {text(shape)}, which does not broadcast to {onto_name}'s, {text(onto)}; give it "
+            f"{onto_name}'s shape, or its last axes"
+        )
+
+
+def per_sample_shape(name: str, shape: Shape, sample_shape: Shape) -> None:
+    raise ValueError(
+        f"{name} has shape {text(shape)} and the per-sample losses {text(sample_shape)}; "
+        "give it that shape, its leading axes, or one number"
+    )
+
+
+def per_class_shape(name: str, shape: Shape, y_pred: Shape, axis: int | None, names: Names, *, scalar: bool) -> None:
+    raise ValueError(
+        f"{name} has shape {text(shape)}, and axis {axis} of {names.pred}, of shape {text(y_pred)}, holds the "
+        f"classes; give {name} one number a class{', or a single number' if scalar else ''}"
+    )
+
+
+def scalar(name: str, shape: Shape) -> None:
+    if shape:
+        raise ValueError(f"{name} has shape {text(shape)}; pass one number or a scalar array")
+
+
+def real_numbers(name: str, dtype: str) -> None:
+    if dtype not in (*FLOATS, "bool") and not dtype.startswith(("int", "uint")):
+        hint = "take the real part or the modulus" if dtype.startswith("complex") else "convert it to numbers"
+        raise TypeError(f"{name} has dtype {dtype}, which holds no real numbers that a loss can use; {hint}")
+
+
+def agree(a: Shape, b: Shape) -> bool:
+    """Equal shapes, where an unknown size (None) agrees with any."""
+    return len(a) == len(b) and all(m is None or n is None or m == n for m, n in zip(a, b, strict=True))
+
+
+def text(shape: Shape) -> str:
+    return f"({', '.join(str(n) for n in shape)}{',' if len(shape) == 1 else ''})"

@@ -1,0 +1,80 @@
+"""Which path computes a call, and why not a faster one, in words. Computes no loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from lossbridge.frameworks.framework import Choice
+from lossbridge.maths.ops import Array
+from lossbridge.request import COMMON, framework_of, resolve
+from lossbridge.spec import LOSSES, Loss, Request
+
+
+class Explanation(NamedTuple):
+    """What `explain` found. As a text, one line for each thing."""
+
+    framework: str
+    under: str  # the compiler, or "" for an eager call
+    path: str  # the name of the path, by which tests know it
+    value: str
+    gradient: str
+    why_not: Mapping[str, str]  # of each faster path, why it does not take this call
+
+    def __str__(self) -> str:
+        under = f", under {self.under}" if self.under else ""
+        lines = [
+            f"path: {self.path} ({self.framework}{under})",
+            f"value: {self.value}",
+            f"gradient: {self.gradient}",
+            *(f"not {path}: {reason}" for path, reason in self.why_not.items()),
+        ]
+        return "\n".join(lines)
+
+
+def explain(
+    loss: Callable[..., Any] | str, y_true: Any, y_pred: Any, *, under: str = "", **options: Any
+) -> Explanation:
+    """Which path computes `loss(y_true, y_pred, **options)` and its gradient for y_pred, and why not a faster one.
+
+    Nothing is computed, but the arguments are resolved and refused as in the call itself.
+
+    Args:
+        loss: a loss of lossbridge, or its name.
+        y_true, y_pred, options: as the loss takes them.
+        under: the compiler that the call is made under: "compile" on PyTorch, "function" or "jit_compile" on
+            TensorFlow, "jit" on JAX. Without it the call is made as things are now.
+
+    Returns:
+        An `Explanation`, with `path`, `value`, `gradient` and `why_not`; printed, a line for each.
+
+    Raises:
+        ValueError: an unknown loss or compiler, and what the loss itself raises.
+        TypeError: what the loss itself raises.
+
+    >>> import lossbridge as lb
+    >>> print(lb.explain(lb.log_loss, [1, 0], [[0.3, 0.7], [0.6, 0.4]]))
+    path: blocks (numpy)
+    value: a row kernel, in one pass over blocks that stay in the cache
+    gradient: written in the same pass
+    """
+    record = _record(loss)
+    framework = framework_of(y_pred, record.names.pred)
+    compilers = framework.compilers()
+    if under and under not in compilers:
+        known = ", ".join(repr(name) for name in compilers) or "none"
+        raise ValueError(f"under is {under!r}; {framework.name} has these compilers: {known}")
+
+    def request(y_true: Array, y_pred: Array) -> Request:
+        return resolve(record, y_true, y_pred, record.names, {**COMMON, **record.options, **options})
+
+    choice: Choice = framework.chosen(request, y_true, y_pred, under)
+    path = choice.path
+    return Explanation(framework.name, under, path.name, path.value_words, path.gradient_words, dict(choice.why_not))
+
+
+def _record(loss: Callable[..., Any] | str) -> Loss:
+    name = loss if isinstance(loss, str) else getattr(loss, "__name__", repr(loss))
+    if name not in LOSSES:
+        raise ValueError(f"{name} is no loss of lossbridge; use one of {', '.join(LOSSES)}")
+    return LOSSES[name]

@@ -1,0 +1,44 @@
+"""The frameworks: one `on_X` module each, which says which path computes a call, over the arithmetic in `X_ops`.
+
+The registry. No framework is imported before one of its arrays arrives: each has a function that imports it, because
+torch.compile can trace a literal import, and not importlib.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from lossbridge.frameworks.framework import Framework
+
+
+def _torch() -> Framework:
+    from lossbridge.frameworks import on_torch
+
+    return on_torch
+
+
+def _tensorflow() -> Framework:
+    from lossbridge.frameworks import on_tensorflow
+
+    return on_tensorflow
+
+
+def _jax() -> Framework:
+    from lossbridge.frameworks import on_jax
+
+    return on_jax
+
+
+def _numpy() -> Framework:
+    from lossbridge.frameworks import on_numpy
+
+    return on_numpy
+
+
+# The key is also the name of the framework's top-level module. NumPy stands last: it also takes lists and scalars.
+FRAMEWORKS: Mapping[str, Callable[[], Framework]] = {
+    "torch": _torch,
+    "tensorflow": _tensorflow,
+    "jax": _jax,
+    "numpy": _numpy,
+}

@@ -1,0 +1,123 @@
+"""NumPy: which path computes a request, and how NumPy runs. Defines no loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+
+from lossbridge.frameworks import numpy_blocks
+from lossbridge.frameworks import numpy_ops as ops
+from lossbridge.frameworks.framework import Choice, Path, by_formula, prepared
+from lossbridge.maths.ops import Array
+from lossbridge.reduction import neutralise
+from lossbridge.spec import Request
+
+name = "numpy"
+# How arrays come in.
+asarray, cast, concrete, dtype = ops.asarray, ops.cast, ops.concrete, ops.dtype
+owns, quiet, shape, widest = ops.owns, ops.quiet, ops.shape, ops.widest
+
+
+# The paths, the fastest first.
+
+
+def choose(r: Request) -> Choice:
+    """The first that does not refuse the request."""
+    no_blocks = numpy_blocks.refuses(r)
+    if not no_blocks:
+        return Choice(PATHS["blocks"])
+    no_rule = "" if r.rule.gradients else f"{r.rule.name} leaves its derivative to the tape"
+    if not no_rule:
+        return Choice(PATHS["rule"], (("blocks", no_blocks),))
+    return Choice(PATHS["formula"], (("blocks", no_blocks), ("rule", no_rule)))
+
+
+def chosen(request: Callable[[Array, Array], Request], target: Any, pred: Any, under: str) -> Choice:
+    return choose(request(target, pred))
+
+
+def _over_ops(r: Request) -> Array:
+    """In blocks of rows where that pays, and is possible."""
+    large = ops.value_of(r.pred).size > min(numpy_blocks.CACHE // 9, numpy_blocks.LARGE)
+    if large and not numpy_blocks.refuses_rows(r):
+        return numpy_blocks.rule_losses(r)
+    return by_formula(ops, r, r.target, r.pred) if r.rule.gradients is None else _by_rule(r)
+
+
+def _by_rule(r: Request) -> Array:
+    """One node of the tape for the whole loss."""
+    rule, axis, inputs = r.rule, r.axis, (r.target, r.pred)
+    target, pred = prepared(ops, r, ops.value_of(r.target), ops.value_of(r.pred))
+    found, residuals = rule.value(ops, target, pred, axis, **r.options)
+
+    def pullback(which: int) -> Callable[[Array], Array]:
+        def pulled(upstream: Array) -> Array:
+            assert rule.gradients is not None
+            needs = (which == 0, which == 1)
+            gradient = rule.gradients(ops, target, pred, axis, residuals, needs, **r.options)[which]
+            upstream = upstream if axis is None else np.expand_dims(upstream, axis)
+            return neutralise(ops, gradient * upstream, r.valid, axis, 0.0)
+
+        return pulled
+
+    return ops.record(found, *((x, pullback(which)) for which, x in enumerate(inputs)))
+
+
+PATHS: Mapping[str, Path] = {
+    path.name: path
+    for path in (
+        Path(
+            "blocks",
+            numpy_blocks.losses,
+            "a row kernel, in one pass over blocks that stay in the cache",
+            "written in the same pass",
+        ),
+        Path("rule", _over_ops, "the formula, over NumPy's operations", "the derivative rule, over NumPy's operations"),
+        Path("formula", _over_ops, "the formula, over NumPy's operations", "a tape of NumPy's operations"),
+    )
+}
+
+
+# Running.
+
+
+def value_and_grad(function: Callable[[Array], Array], x: np.ndarray) -> tuple[Array, np.ndarray]:
+    leaf = ops.Variable(x)
+    result = function(leaf)
+    if not isinstance(result, ops.Variable):
+        if np.asarray(result).dtype.kind not in "fiub":
+            raise TypeError(f"the loss returned {type(result).__name__}; return one array of numbers")
+        return result, np.zeros_like(x)
+    return result.value[()], ops.pulled_back(result, leaf, np.ones_like(result.value))
+
+
+def compilers() -> Mapping[str, Callable[[Callable[..., Any]], Callable[..., Any]]]:
+    return {}
+
+
+def devices() -> list[str]:
+    return ["cpu"]
+
+
+def place(x: np.ndarray, dtype: str, device: str) -> Array:
+    if dtype == "bfloat16":
+        import ml_dtypes
+
+        return x.astype(ml_dtypes.bfloat16)
+    return x.astype(dtype)
+
+
+def to_numpy(x: Array) -> np.ndarray:
+    x = np.asarray(x)
+    return x.astype(np.float32) if x.dtype.name == "bfloat16" else x
+
+
+def scope(dtype: str, device: str) -> AbstractContextManager[object]:
+    return nullcontext()
+
+
+def version() -> str:
+    return np.__version__

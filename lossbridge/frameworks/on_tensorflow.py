@@ -1,0 +1,396 @@
+"""TensorFlow: which path computes a request, how a rule is attached, and how TensorFlow runs. Defines no loss.
+
+Outside of a graph, on the host, NumPy's paths read TensorFlow's arrays where they lie: its operations start in 1 µs
+rather than in 15. In a graph a rule is attached as one custom gradient: few passes, few buffers, and where every size
+is known and large, XLA. Higher derivatives are those of the rule's value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from lossbridge.frameworks import numpy_ops, on_numpy
+from lossbridge.frameworks import tensorflow_ops as ops
+from lossbridge.frameworks.framework import Choice, Path, by_formula, prepared
+from lossbridge.maths import softmax
+from lossbridge.maths.elementary import zero_if_unweighted
+from lossbridge.maths.ops import Array
+from lossbridge.spec import Request
+
+name = "tensorflow"
+# How arrays come in.
+asarray, cast, concrete, dtype = ops.asarray, ops.cast, ops.concrete, ops.dtype
+owns, quiet, shape, widest = ops.owns, ops.quiet, ops.shape, ops.widest
+
+_custom_gradient: Callable[[Callable[..., Any]], Callable[..., Any]] = tf.custom_gradient  # for the type checker
+
+# Measured on two cores, 32 to 2048 rows of 10 to 32768 classes: below, calling XLA costs more than it saves.
+XLA_ELEMENTS = 2**16
+# Elements of a block of rows, 1 MiB of float32, and of a part of a sum, both in XLA.
+XLA_BLOCK = 2**18
+XLA_PART = 2**10
+
+
+# The paths, the fastest first.
+
+
+def choose(r: Request) -> Choice:
+    """The first that does not refuse the request."""
+    no_numpy = _refuses_numpy(r)
+    if not no_numpy:
+        return Choice(PATHS["numpy"])
+    no_rule = _refuses_rule(r)
+    if no_rule:
+        return Choice(PATHS["formula"], (("numpy", no_numpy), ("xla", no_rule), ("rule", no_rule)))
+    no_xla = _refuses_xla(r.pred)
+    if not no_xla:
+        return Choice(PATHS["xla"], (("numpy", no_numpy),))
+    return Choice(PATHS["rule"], (("numpy", no_numpy), ("xla", no_xla)))
+
+
+def chosen(request: Callable[[Array, Array], Request], target: Any, pred: Any, under: str) -> Choice:
+    found: list[Choice] = []
+
+    def traced(*arrays: Array) -> None:
+        found.append(choose(request(*arrays)))
+
+    if under:
+        tf.function(traced, autograph=False)(*(ops.asarray(x) for x in (target, pred)))
+    else:
+        traced(target, pred)
+    return found[0]
+
+
+def _refuses_numpy(r: Request) -> str:
+    others = [r.target, *_tensors(r.options)]
+    if ops.in_forward_mode(r.pred, *others):
+        return "forward-mode differentiation is on"
+    if not ops.on_host(r.pred, *others, *([] if r.valid is None else [r.valid])):
+        return "the call is traced" if not tf.executing_eagerly() else "the tensors are not on the CPU"
+    return "the target or a weight is differentiated" if ops.is_recorded(others) else ""
+
+
+def _refuses_rule(r: Request) -> str:
+    if r.rule.gradients is None:
+        return f"{r.rule.name} leaves its derivative to TensorFlow"
+    if ops.in_forward_mode(r.pred, r.target, *_tensors(r.options)):
+        return "forward-mode differentiation is on"
+    plain_labels = r.rule is softmax.LABELS and not r.options.get("label_smoothing")
+    return "a weight is an array" if _tensors(r.options) and not plain_labels else ""
+
+
+def _refuses_xla(pred: Array) -> str:
+    """It pays in a graph whose sizes are known, so that nothing is compiled anew for another call, on a processor.
+
+    On a GPU XLA needs tools that TensorFlow can lack, and a strategy may place the operations anywhere.
+    """
+    count = pred.shape.num_elements()
+    if tf.executing_eagerly() or ops.in_branch_of_cond():
+        return "not in a graph of its own"
+    if not count or count < XLA_ELEMENTS:
+        return f"fewer than {XLA_ELEMENTS} entries, or their number is unknown"
+    on_cpu = all(device.device_type == "CPU" for device in tf.config.list_logical_devices())
+    return "" if on_cpu and not tf.distribute.has_strategy() else "a GPU or a strategy is there"
+
+
+def _tensors(options: Mapping[str, Any]) -> list[Array]:
+    return [x for x in options.values() if tf.is_tensor(x)]
+
+
+def _by_formula(r: Request) -> Array:
+    return by_formula(ops, r, r.target, r.pred)
+
+
+# Outside of a graph.
+
+
+def _by_numpy(r: Request) -> Array:
+    """NumPy's path, on the memory of TensorFlow's arrays."""
+    pred = np.asarray(r.pred)
+    there = r._replace(
+        framework=on_numpy,
+        target=np.asarray(r.target),
+        valid=None if r.valid is None else np.asarray(r.valid),
+        options={key: np.asarray(x) if tf.is_tensor(x) else x for key, x in r.options.items()},
+    )
+
+    def losses(x: Array) -> Array:
+        with numpy_ops.quiet():
+            r = there._replace(pred=x)
+            return on_numpy.choose(r).path.losses(r)
+
+    if not ops.is_recorded([r.pred]):
+        return tf.convert_to_tensor(losses(pred))
+    leaf = numpy_ops.Variable(pred)
+    found = [losses(leaf)]
+
+    def pulled_back(upstream: np.ndarray) -> np.ndarray:
+        once = found.pop() if found else losses(leaf)  # what a path has saved serves once
+        return numpy_ops.pulled_back(once, leaf, upstream)
+
+    return ops.recorded(numpy_ops.value_of(found[0]), r.pred, pulled_back, lambda upstream: _gradient(r, upstream))
+
+
+def _gradient(r: Request, upstream: Array) -> Array:
+    """For the predictions, of the formula: it can be differentiated further."""
+    with tf.GradientTape() as tape:
+        tape.watch(r.pred)
+        losses = by_formula(ops, r, r.target, r.pred)
+    return tape.gradient(losses, r.pred, upstream, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+
+
+# In a graph: one attachment of a derivative, for all rules.
+
+
+def _by_rule(r: Request, *, xla: bool) -> Array:
+    """Computed in rows, by XLA or not. Class weights of labels multiply the losses."""
+    weight = r.options.get("class_weight") if r.rule is softmax.LABELS else None
+    if weight is not None:
+        r = r._replace(options={**r.options, "class_weight": None})
+    losses = _attached(r, xla)
+    if weight is not None:
+        index = tf.where((r.target >= 0) & (r.target < ops.size(r.pred, r.axis, r.target)), r.target, 0)
+        weight = ops.lookup(weight, index)
+        losses = weight * zero_if_unweighted(ops, weight, losses)
+    return losses
+
+
+def _attached(r: Request, xla: bool) -> Array:
+    axis, pred = r.axis, r.pred
+    sizes = tf.shape(pred)
+    samples = sizes if axis is None else tf.concat([sizes[:axis], sizes[axis + 1 :]], 0)
+    valid = () if r.valid is None else (tf.reshape(tf.broadcast_to(r.valid, samples), [-1]),)
+    forward = _compiled(partial(_forward, r, xla), xla)
+    of_labels = not r.target.dtype.is_floating
+
+    @_custom_gradient
+    def differentiable(*floats: Array) -> Any:
+        # Stopped, so that no tape writes down what happens inside.
+        t, z = (tf.stop_gradient(x) for x in ((r.target, *floats) if of_labels else floats))
+        rows = _as_rows(t, axis) if t.shape.rank == z.shape.rank else tf.reshape(t, [-1]), _as_rows(z, axis), *valid
+        found, *residuals = forward(*rows)
+
+        def gradient(which: int, upstream: Array) -> Array:
+            backward = _compiled(partial(_backward, r, xla, which), xla)
+
+            @_custom_gradient
+            def differentiable(upstream: Array, *floats: Array) -> Any:
+                of_rows = backward(tf.reshape(tf.stop_gradient(upstream), [-1]), residuals, *rows)
+                return _like(of_rows, (t, z)[which], axis), partial(_second_gradients, r, which, upstream, *floats)
+
+            return differentiable(upstream, *floats)
+
+        return tf.reshape(found, samples), lambda upstream: [
+            gradient(which, upstream) for which in ((1,) if of_labels else (0, 1))
+        ]
+
+    result = differentiable(*([] if of_labels else [r.target]), pred)
+    shape = list(pred.shape)
+    result.set_shape(shape if axis is None else shape[:axis] + shape[axis + 1 :])
+    return result
+
+
+def _compiled(function: Callable[..., Any], xla: bool) -> Callable[..., Any]:
+    """Not kept: what it traces goes when the graph around it goes."""
+    return tf.function(function, jit_compile=True, autograph=False) if xla else function
+
+
+def _of_rows(r: Request, target: Array, pred: Array, valid: Array | None = None) -> Request:
+    """The request of these rows."""
+    return r._replace(target=target, pred=pred, valid=valid, axis=1)
+
+
+def _forward(r: Request, xla: bool, *rows: Array) -> tuple[Array, ...]:
+    """The losses, and the residuals."""
+    if xla and rows[1].shape.num_elements() > XLA_BLOCK and rows[1].shape[1] > 1:
+        return _in_blocks(r, lambda *block: _value(r, xla, block), rows)
+    return tuple(_value(r, xla, rows))
+
+
+def _value(r: Request, xla: bool, rows: tuple[Array, ...]) -> list[Array]:
+    r = _of_rows(r, *rows)
+    target, pred = prepared(ops, r, r.target, r.pred)
+    losses, residuals = r.rule.value(_IN_XLA if xla else ops, target, pred, 1, **r.options)
+    return [losses, *residuals]
+
+
+def _backward(r: Request, xla: bool, which: int, upstream: Array, residuals: list[Array], *rows: Array) -> Array:
+    """One pass of arithmetic, which writes nothing but the gradient."""
+    r = _of_rows(r, *rows)
+    target, pred = prepared(ops, r, r.target, r.pred)
+    needs = (which == 0, which == 1)
+    assert r.rule.gradients is not None
+    found = r.rule.gradients(_IN_XLA if xla else ops, target, pred, 1, tuple(residuals), needs, **r.options)[which]
+    return tf.cast(found * upstream[:, None], rows[which].dtype)
+
+
+def _second_gradients(r: Request, which: int, upstream: Array, *floats_and_cotangent: Array) -> list[Array]:
+    """Of the gradient for the target or the predictions, for upstream and the floating ones of the two."""
+    *floats, cotangent = floats_and_cotangent
+
+    def losses(*floats: Array) -> Array:
+        return by_formula(ops, r, *(floats if len(floats) == 2 else (r.target, *floats)))
+
+    with tf.GradientTape() as outer:
+        outer.watch([upstream, *floats])
+        with tf.GradientTape() as inner:
+            inner.watch(floats)
+            value = losses(*floats)
+        place = which if len(floats) == 2 else 0
+        zero = tf.UnconnectedGradients.ZERO
+        gradient = inner.gradient(value, floats[place], upstream, unconnected_gradients=zero)
+    found: list[Array] = outer.gradient(gradient, [upstream, *floats], cotangent, unconnected_gradients=zero)
+    return found
+
+
+def _in_blocks(r: Request, function: Callable[..., list[Array]], rows: tuple[Array, ...]) -> tuple[Array, ...]:
+    """Of so many rows at a time as stay in the cache; the last block begins early enough to be as long as the others.
+
+    XLA would store all that it sums up.
+    """
+    count, classes = rows[1].shape
+    size = min(count, max(1, XLA_BLOCK // classes))
+    blocks = -(-count // size)
+
+    def of_block(start: Array) -> Array:
+        found = function(*(tf.slice(x, [start, *[0] * (len(x.shape) - 1)], [size, *x.shape[1:]]) for x in rows))
+        return tf.stack([tf.reshape(x, [size]) for x in found])
+
+    starts = tf.minimum(tf.range(0, blocks * size, size), count - size)
+    found = tf.map_fn(of_block, starts, fn_output_signature=tf.as_dtype(r.dtype))
+    found = tf.reshape(tf.transpose(found, [1, 0, 2]), [-1, blocks * size])
+    again = blocks * size - count
+    found = tf.concat([found[:, : count - size + again], found[:, count - size + 2 * again :]], 1) if again else found
+    losses, *residuals = tf.unstack(found)
+    return losses, *(x[:, None] for x in residuals)
+
+
+def _sum_in_xla(x: Array, axis: int, keepdims: bool = False) -> Array:
+    """As products with ones, and in parts: XLA adds up a row in order, which takes three times as long, and costs 60
+    units in the last place at 32768 classes.
+    """
+    rows, classes = x.shape
+    part = max((n for n in range(1, XLA_PART + 1) if classes % n == 0), default=1)
+    if part < XLA_PART // 16 < classes:  # all but a few classes, and these
+        whole = classes - classes % XLA_PART
+        total = _sum_in_xla(x[:, :whole], axis) + _sum_of_row(x[:, whole:])
+    elif part < classes:
+        parts = tf.reshape(_sum_of_row(tf.reshape(x, [rows * classes // part, part])), [rows, classes // part])
+        total = _sum_in_xla(parts, axis)
+    else:
+        total = _sum_of_row(x)
+    return total[:, None] if keepdims else total
+
+
+def _sum_of_row(x: Array) -> Array:
+    return tf.linalg.matvec(x, tf.ones([x.shape[1]], x.dtype))
+
+
+def _sum_but_in_xla(x: Array, labels: Array, axis: int) -> Array:
+    return _sum_in_xla(ops.where(ops.one_hot(labels, x, axis), 0.0, x), axis)
+
+
+def _put_in_xla(x: Array, labels: Array, values: Array, axis: int) -> Array:
+    return ops.where(ops.one_hot(labels, x, axis), values, x)
+
+
+# What XLA does better in another way: it fuses no scatter.
+_IN_XLA: Any = SimpleNamespace(**{**vars(ops), "sum": _sum_in_xla, "sum_but": _sum_but_in_xla, "put": _put_in_xla})
+
+
+# Rows.
+
+
+def _without(axis: int, rank: int) -> list[int]:
+    return [i for i in range(rank) if i != axis]
+
+
+def _as_rows(x: Array, axis: int | None) -> Array:
+    """(rows, classes); without an axis, rows of one."""
+    if axis is None:
+        return tf.reshape(x, [-1, 1])
+    rank = x.shape.rank
+    if axis != rank - 1:
+        x = tf.transpose(x, [*_without(axis, rank), axis])
+    classes = ops.size(x, rank - 1, tf.constant(0))
+    return tf.reshape(x, [tf.reduce_prod(tf.shape(x)[:-1]), classes])
+
+
+def _like(rows: Array, x: Array, axis: int | None) -> Array:
+    """Undoes _as_rows."""
+    rank = x.shape.rank
+    if axis is None or axis == rank - 1:
+        return tf.reshape(rows, tf.shape(x))
+    moved = tf.reshape(rows, tf.gather(tf.shape(x), [*_without(axis, rank), axis]))
+    back = list(range(rank - 1))
+    back.insert(axis, rank - 1)
+    return tf.transpose(moved, back)
+
+
+PATHS: Mapping[str, Path] = {
+    path.name: path
+    for path in (
+        Path("numpy", _by_numpy, "NumPy's path, on TensorFlow's memory", "NumPy's, on TensorFlow's memory"),
+        Path(
+            "xla",
+            partial(_by_rule, xla=True),
+            "the formula, over TensorFlow's operations, compiled by XLA in blocks of rows",
+            "the derivative rule, compiled by XLA",
+        ),
+        Path(
+            "rule",
+            partial(_by_rule, xla=False),
+            "the formula, over TensorFlow's operations",
+            "the derivative rule, over TensorFlow's operations",
+        ),
+        Path("formula", _by_formula, "the formula, over TensorFlow's operations", "TensorFlow, of the formula"),
+    )
+}
+
+
+# Running.
+
+
+def value_and_grad(function: Callable[[Array], Array], x: Array) -> tuple[Array, Array]:
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        value = function(x)
+    return value, tape.gradient(value, x, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+
+
+def compilers() -> Mapping[str, Callable[[Callable[..., Any]], Callable[..., Any]]]:
+    return {"function": tf.function, "jit_compile": partial(tf.function, jit_compile=True)}
+
+
+def devices() -> list[str]:
+    kinds = {device.device_type for device in tf.config.list_logical_devices()}
+    return sorted({"GPU": "cuda"}.get(kind, kind.lower()) for kind in kinds)
+
+
+def place(x: np.ndarray, dtype: str, device: str) -> Array:
+    with tf.device(_device_name(device)):
+        return tf.constant(x, dtype=dtype)
+
+
+def _device_name(device: str) -> str:
+    return "GPU" if device == "cuda" else device.upper()
+
+
+def to_numpy(x: Array) -> np.ndarray:
+    x = np.asarray(x)
+    return x.astype(np.float32) if x.dtype.name == "bfloat16" else x
+
+
+def scope(dtype: str, device: str) -> AbstractContextManager[object]:
+    return tf.device(_device_name(device))
+
+
+def version() -> str:
+    return str(tf.__version__)

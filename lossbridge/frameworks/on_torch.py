@@ -1,0 +1,200 @@
+"""PyTorch: which path computes a request, and how PyTorch runs. Defines no loss."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lossbridge.frameworks import torch_blocks, torch_small
+from lossbridge.frameworks import torch_ops as ops
+from lossbridge.frameworks.framework import Choice, Path, by_formula, prepared
+from lossbridge.maths.ops import Array
+from lossbridge.spec import Request
+
+name = "torch"
+# How arrays come in.
+asarray, cast, concrete, dtype = ops.asarray, ops.cast, ops.concrete, ops.dtype
+owns, quiet, shape, widest = ops.owns, ops.quiet, ops.shape, ops.widest
+
+# Whether CUDA tensors go to lossbridge.native.triton_kernels, which have never run on a GPU.
+TRITON = os.environ.get("LOSSBRIDGE_TRITON") == "1"
+
+
+# The paths, the fastest first.
+
+
+def choose(r: Request, *, compiled: bool = False) -> Choice:
+    """The first that does not refuse the request. `compiled`: as under torch.compile, which is not at work."""
+    compiled = compiled or torch.compiler.is_compiling()
+    no_triton = _refuses_triton(r)
+    if not no_triton:
+        return Choice(PATHS["triton"])
+    no_cpu = _refuses_eager_cpu(r, compiled)
+    no_small = no_cpu or torch_small.refuses(r)
+    if not no_small:
+        return Choice(PATHS["small"], (("triton", no_triton),))
+    no_blocks = no_cpu or torch_blocks.refuses(r)
+    if not no_blocks:
+        return Choice(PATHS["blocks"], (("triton", no_triton), ("small", no_small)))
+    no_rule = _refuses_rule(r, compiled)
+    slower = (("triton", no_triton), ("small", no_small), ("blocks", no_blocks))
+    if not no_rule:
+        return Choice(PATHS["rule"], slower)
+    return Choice(PATHS["formula"], (*slower, ("rule", no_rule)))
+
+
+def chosen(request: Callable[[Array, Array], Request], target: Any, pred: Any, under: str) -> Choice:
+    if pred.is_floating_point() and not pred.requires_grad:
+        pred = pred.detach().requires_grad_()
+    return choose(request(target, pred), compiled=bool(under))
+
+
+def _refuses_triton(r: Request) -> str:
+    if r.pred.device.type != "cuda":
+        return "the tensors are not on CUDA"
+    if not TRITON:
+        return "the environment does not say LOSSBRIDGE_TRITON=1"
+    from lossbridge.native import triton_kernels
+
+    return triton_kernels.refuses(r)
+
+
+def _refuses_eager_cpu(r: Request, compiled: bool) -> str:
+    if compiled:
+        return "torch.compile fuses the operations of a rule or formula"
+    if r.pred.device.type != "cpu" or r.target.device.type != "cpu":
+        return f"the tensors are on {r.pred.device.type}"
+    return _refuses_ordinary(r)
+
+
+def _refuses_rule(r: Request, compiled: bool) -> str:
+    if r.rule.gradients is None:
+        return f"{r.rule.name} leaves its derivative to autograd"
+    per_class = _per_class(r)
+    if per_class is not None and per_class.requires_grad:
+        return "a weight needs a gradient"
+    if compiled:
+        once = not torch.compiler.is_compiling() or ops.differentiated_once()
+        return "" if once else "further derivatives may be asked of what is compiled"
+    if not torch.is_grad_enabled() or not (r.pred.requires_grad or r.target.requires_grad):
+        return "no gradient is needed"
+    return _refuses_ordinary(r)
+
+
+def _refuses_ordinary(r: Request) -> str:
+    """Whether nothing but reverse-mode differentiation of plain tensors is at work."""
+    if torch.jit.is_tracing() or ops.dispatch_modes():
+        return "the call is traced"
+    if ops.functorch_is_active():
+        return "torch.func transforms the call"
+    tensors = (r.target, r.pred, r.valid, _per_class(r))
+    if not all(x is None or type(x) in ops.TYPES for x in tensors):
+        return "a tensor is of a subclass"
+    if ops.forward_mode_is_on():
+        return "forward-mode differentiation is on"
+    return ""
+
+
+def _per_class(r: Request) -> Tensor | None:
+    return next((x for x in r.options.values() if isinstance(x, Tensor)), None)
+
+
+def _by_triton(r: Request) -> Tensor:
+    from lossbridge.native import triton_kernels
+
+    return triton_kernels.losses(r)
+
+
+def _by_rule(r: Request) -> Tensor:
+    target, pred = prepared(ops, r, r.target, r.pred)
+    per_class = next((name for name, x in r.options.items() if isinstance(x, Tensor)), "")
+    options = {name: x for name, x in r.options.items() if name != per_class}
+    plan = ops.Plan(r.rule, r.axis, options, per_class)
+    losses: Tensor = ops.ByRule.apply(target, pred, r.options.get(per_class), plan)[0]
+    return losses
+
+
+def _by_formula(r: Request) -> Tensor:
+    return by_formula(ops, r, r.target, r.pred)
+
+
+PATHS: Mapping[str, Path] = {
+    path.name: path
+    for path in (
+        Path("triton", _by_triton, "Triton kernels", "Triton kernels"),
+        Path(
+            "small",
+            torch_small.losses,
+            "PyTorch's own function, in float64",
+            "autograd, of PyTorch's own function in float64",
+            mean=torch_small.mean,
+        ),
+        Path(
+            "blocks",
+            torch_blocks.losses,
+            "one pass over blocks of rows that stay in the cache",
+            "written in the same pass",
+        ),
+        Path(
+            "rule", _by_rule, "the formula, over PyTorch's operations", "the derivative rule, over PyTorch's operations"
+        ),
+        Path("formula", _by_formula, "the formula, over PyTorch's operations", "autograd, of the formula"),
+    )
+}
+
+
+# Running.
+
+
+def value_and_grad(function: Callable[[Array], Array], x: Array) -> tuple[Array, Array]:
+    traced = torch.compiler.is_compiling() or ops.functorch_is_active()
+    if not traced and not (torch.is_grad_enabled() and x.requires_grad):
+        leaf = x.detach().requires_grad_()
+        with torch.enable_grad():
+            value = function(leaf)
+            if not value.requires_grad:  # it does not depend on x
+                return value, torch.zeros_like(x)
+            (gradient,) = torch.autograd.grad(value.sum(), leaf, materialize_grads=True)
+        return value.detach(), gradient
+
+    def summed(x: Array) -> tuple[Array, Array]:  # what composes with torch.func, and with an outer graph
+        value = function(x)
+        return value.sum(), value
+
+    gradient, (_, value) = torch.func.grad_and_value(summed, has_aux=True)(x)
+    return value, gradient
+
+
+def compilers() -> Mapping[str, Callable[[Callable[..., Any]], Callable[..., Any]]]:
+    def compile(function: Callable[..., Any]) -> Callable[..., Any]:
+        torch.compiler.reset()  # every function starts cold: compiled ones that share a line of code would add up
+        return torch.compile(function, fullgraph=True)
+
+    return {"compile": compile}
+
+
+def devices() -> list[str]:
+    return ["cpu", *(["cuda"] if torch.cuda.is_available() else []), *(["mps"] if torch.mps.is_available() else [])]
+
+
+def place(x: np.ndarray, dtype: str, device: str) -> Array:
+    return torch.tensor(x, dtype=getattr(torch, dtype), device=device)
+
+
+def to_numpy(x: Array) -> np.ndarray:
+    x = torch.as_tensor(x).detach().cpu()
+    return (x.float() if x.dtype == torch.bfloat16 else x).numpy()
+
+
+def scope(dtype: str, device: str) -> AbstractContextManager[object]:
+    return nullcontext()
+
+
+def version() -> str:
+    return str(torch.__version__)

@@ -1,0 +1,326 @@
+"""PyTorch: arithmetic, how arrays come in, how a derivative is attached, and the private interfaces that are asked."""
+
+from __future__ import annotations
+
+import builtins
+import sys
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.autograd import forward_ad
+
+from lossbridge.maths.ops import Array, Rule, Shape
+
+# ---- Private interfaces of PyTorch, tried with 2.13. test_only_torch.py tests the positive answer of each. ----
+
+functorch_is_active = torch._C._are_functorch_transforms_active
+functorch_depth = torch._C._functorch.get_dynamic_layer_stack_depth
+is_batched = torch._C._functorch.is_batchedtensor
+is_legacy_batched = torch._C._functorch.is_legacy_batchedtensor
+dispatch_modes = torch._C._len_torch_dispatch_stack  # something looks at every operation: make_fx, say
+
+
+def forward_mode_is_on() -> bool:
+    return forward_ad._current_level >= 0
+
+
+def differentiated_once() -> bool:
+    """Whether nobody can ask for more than a first derivative of what is being compiled.
+
+    Of an autograd.Function torch.compile loses further ones without a word, under more than one transform of torch.func
+    and with other compilers than Inductor, which refuses them.
+    """
+    from torch._dynamo.symbolic_convert import InstructionTranslator
+
+    try:
+        compiler = InstructionTranslator.current_tx().output.compiler_fn
+    except AttributeError:  # torch.export without Dynamo
+        return False
+    within = getattr(torch._dynamo.config, "trace_autograd_ops", False)
+    by_inductor = getattr(compiler, "_compiler_name", "") == "inductor"
+    return by_inductor and functorch_depth() <= 1 and not within and not forward_mode_is_on()
+
+
+def is_nested() -> bool:
+    """Whether more than one transform of torch.func is at work."""
+    return bool(functorch_depth() > 1)
+
+
+# As torch.compiler.assume_constant_result does, which imports torch._dynamo. Both are constant: what is compiled
+# has one compiler and one nesting.
+for _function in (differentiated_once, is_nested):
+    _function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+# ---- End of the private interfaces. ----
+
+TYPES = (torch.Tensor, torch.nn.Parameter)
+DTYPES = {
+    getattr(torch, name): name
+    for name in ("float32", "bfloat16", "float16", "float64", "int64", "int32", "int16", "int8", "uint8", "bool")
+}
+quiet = nullcontext
+
+# Arrays as they come in.
+
+
+def owns(x: object) -> bool:
+    return isinstance(x, torch.Tensor | torch.SymInt)  # SymInt: a size that is not known while tracing
+
+
+def asarray(x: Any, like: Array | None = None) -> Array:
+    if isinstance(x, torch.Tensor):
+        return x
+    device = None if like is None else like.device
+    if isinstance(x, int | torch.SymInt) and not isinstance(x, bool):
+        return torch.full((), x, dtype=torch.int64, device=device)  # through NumPy each value would compile anew
+    if isinstance(x, float):
+        return torch.tensor(x, dtype=torch.float64, device=device)
+    x = np.asarray(x)
+    if torch.compiler.is_compiling():
+        return torch.as_tensor(x, device=device)
+    if x.dtype.name == "bfloat16":  # ml_dtypes' bfloat16 is unknown to torch; float32 holds it exactly
+        x = x.astype(np.float32)
+    # A copy: torch shares memory with arrays, and warns of those that cannot be written to.
+    return torch.tensor(x, device=device)
+
+
+def concrete(x: Any) -> np.ndarray | None:
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return None
+    if not isinstance(x, torch.Tensor):
+        return np.asarray(x)
+    if x.device.type != "cpu":
+        return None
+    try:
+        return x.detach().numpy()
+    except (RuntimeError, TypeError):  # inside torch.vmap, a fake tensor, or a dtype that NumPy does not know
+        return None
+
+
+def same_sizes(x: Array, axes: list[int], like: Array, like_axes: list[int], words: str) -> Array:
+    return x  # shapes are always known
+
+
+def widest(x: Array) -> str:
+    return "float32" if x.device.type == "mps" else "float64"
+
+
+# Sizes and dtypes.
+
+
+def shape(x: Array) -> Shape:
+    return tuple(x.shape)
+
+
+def size(x: Array, axis: int, like: Array | None = None) -> Any:
+    return x.shape[axis]
+
+
+def dtype(x: Array) -> str:
+    return str(x.dtype).removeprefix("torch.")
+
+
+def cast(x: Array, dtype: str) -> Array:
+    return x.to(getattr(torch, dtype))
+
+
+# Element by element.
+
+exp = torch.exp
+log = torch.log
+log1p = torch.log1p
+power = torch.pow
+abs = torch.abs
+where = torch.where
+
+
+def expm1(x: Array) -> Array:
+    # torch.compile writes expm1 as exp(x) - 1 on CPUs, which has no digits near 0; this equal has them.
+    return torch.tanh(0.5 * x) * (torch.exp(x) + 1) if torch.compiler.is_compiling() else torch.expm1(x)
+
+
+def stop_gradient(x: Array) -> Array:
+    return x.detach()
+
+
+# Sums.
+
+
+def sum(x: Array, axis: int | None = None, keepdims: bool = False) -> Array:
+    return torch.sum(x) if axis is None else torch.sum(x, dim=axis, keepdim=keepdims)
+
+
+def mean(x: Array) -> Array:
+    count = x.numel()
+    return torch.sum(x) / (torch.sym_max(count, 1) if torch.compiler.is_compiling() else count or 1)
+
+
+def count(condition: Array) -> Array:
+    return torch.sum(condition)
+
+
+def max(x: Array, axis: int) -> Array:
+    return torch.amax(x, dim=axis, keepdim=True)
+
+
+# One class of each row.
+
+
+def argmax(x: Array, axis: int) -> Array:
+    return torch.argmax(x, dim=axis)
+
+
+def take(x: Array, labels: Array, axis: int) -> Array:
+    if torch.compiler.is_compiling():  # a sum fuses with what computes x, and its gradient is no scatter into zeros
+        return torch.sum(torch.where(one_hot(labels, x, axis), x, 0.0), dim=axis)
+    return torch.gather(x, axis, labels.long().unsqueeze(axis)).squeeze(axis)
+
+
+def put(x: Array, labels: Array, values: Array, axis: int) -> Array:
+    return torch.where(one_hot(labels, x, axis), values, x)
+
+
+def sum_but(x: Array, labels: Array, axis: int) -> Array:
+    return torch.sum(torch.where(one_hot(labels, x, axis), 0.0, x), dim=axis)
+
+
+def lookup(values: Array, labels: Array) -> Array:
+    return values.reshape(-1)[labels]
+
+
+def one_hot(labels: Array, like: Array, axis: int) -> Array:
+    classes = torch.arange(like.shape[axis], device=like.device)
+    return classes.reshape([-1 if i == axis else 1 for i in range(like.ndim)]) == labels.unsqueeze(axis)
+
+
+# Shapes.
+
+reshape = torch.reshape
+
+
+def expand_dims(x: Array, axis: int) -> Array:
+    return x.unsqueeze(axis)
+
+
+def squeeze(x: Array, axis: int) -> Array:
+    return x.squeeze(axis)
+
+
+def broadcast_to(x: Array, like: Array) -> Array:
+    return x.expand(like.shape)
+
+
+_OPS: Any = sys.modules[__name__]
+
+# Derivatives. Two attachments: of a gradient that is computed with the losses, and of a rule.
+
+
+class Known(NamedTuple):
+    """Losses, and their gradients times what is expected to flow back to each."""
+
+    losses: Array
+    gradient: Array | None  # None: it has been handed out
+    expected: float
+    axis: int | None
+    again: Callable[[Array, Array], Array | None]  # the same gradient of target and predictions, computed anew
+    formula: Callable[[Array, Array], Array]  # the losses of target and predictions, to be differentiated further
+    in_place: bool  # the gradient lies where the predictions were
+
+
+class WithGradient(torch.autograd.Function):
+    """The losses of `known`, whose gradient serves once; for a second time it is computed again."""
+
+    @staticmethod
+    def forward(ctx: Any, pred: Array, target: Array, valid: Array | None, known: Known) -> Array:
+        ctx.known = known
+        ctx.save_for_backward(None if known.in_place else pred, target, valid)
+        return known.losses
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Array) -> tuple[Array | None, ...]:
+        known = ctx.known
+        ctx.known = known._replace(gradient=None)
+        if known.in_place and (known.gradient is None or torch.is_grad_enabled()):
+            raise RuntimeError(
+                "inplace_gradient=True has written the gradient over the logits, which a second backward or derivative "
+                "needs; leave it out"
+            )
+        pred, target, valid = ctx.saved_tensors  # raises if one has been changed in place
+        if is_legacy_batched(upstream) or is_batched(upstream):  # many at once, as of a vectorised Jacobian
+            with torch.enable_grad():
+                leaf = pred.detach().requires_grad_()
+                found = torch.autograd.grad(known.formula(target, leaf), leaf, upstream)[0]
+        elif torch.is_grad_enabled():  # a second derivative will be asked for
+            found = torch.autograd.grad(known.formula(target, pred), pred, upstream, create_graph=True)[0]
+        else:
+            gradient = known.again(target, pred) if known.gradient is None else known.gradient
+            found = _scaled(gradient, upstream, known, valid)
+        return found, None, None, None
+
+
+def _scaled(gradient: Array, upstream: Array, known: Known, valid: Array | None) -> Array:
+    """The gradient times what did flow back, divided by what was expected, in place."""
+    if valid is not None:
+        upstream = torch.where(valid.expand(upstream.shape), upstream, known.expected)  # whatever it is, there it is 0
+    if bool((upstream == known.expected).all()):
+        return gradient
+    factor = upstream / known.expected
+    factor = factor if known.axis is None else factor.unsqueeze(known.axis)
+    if gradient.dtype == factor.dtype:
+        return gradient.mul_(factor)
+    rows = builtins.max(1, _BLOCK * len(gradient) // gradient.numel())
+    for some, by in zip(gradient.split(rows), factor.split(rows), strict=True):
+        some.copy_(some.to(factor.dtype).mul_(by))  # PyTorch multiplies tensors of two dtypes thirty times slower
+    return gradient
+
+
+_BLOCK = 1 << 19  # elements that stay in the cache
+
+
+class Plan(NamedTuple):
+    """What `ByRule` needs besides tensors."""
+
+    rule: Rule
+    axis: int | None
+    options: dict[str, Any]  # numbers
+    per_class: str  # the name of the option that is a tensor
+
+
+class ByRule(torch.autograd.Function):
+    """The losses of a rule and, not differentiable, its residuals. The derivatives of its gradients are its value's."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(target: Array, pred: Array, per_class: Array | None, plan: Plan) -> tuple[Array, ...]:
+        losses, residuals = plan.rule.value(_OPS, target, pred, plan.axis, **_options(plan, per_class))
+        return losses, *residuals
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Array, ...]) -> None:
+        target, pred, per_class, ctx.plan = inputs
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.save_for_backward(target, pred, per_class, *output[1:])
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Array, *_: Any) -> tuple[Array | None, ...]:
+        target, pred, per_class, *residuals = ctx.saved_tensors
+        plan, needs = ctx.plan, ctx.needs_input_grad[:2]
+        options = _options(plan, per_class)
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # a second derivative will be asked for
+            inputs = [x for x, needed in zip((target, pred), needs, strict=True) if needed]
+            losses = plan.rule.value(_OPS, target, pred, plan.axis, **options)[0]
+            found = iter(torch.autograd.grad(losses, inputs, upstream, create_graph=True, materialize_grads=True))
+            return *(next(found) if needed else None for needed in needs), None, None
+        upstream = upstream if plan.axis is None else upstream.unsqueeze(plan.axis)
+        assert plan.rule.gradients is not None
+        gradients = plan.rule.gradients(_OPS, target, pred, plan.axis, tuple(residuals), needs, **options)
+        return *(None if x is None else upstream * x for x in gradients), None, None
+
+
+def _options(plan: Plan, per_class: Array | None) -> dict[str, Any]:
+    return plan.options if per_class is None else {**plan.options, plan.per_class: per_class}

@@ -1,0 +1,239 @@
+"""The Bernoulli family: log losses of independent outcomes, of logits or probabilities, and focal.
+
+With P = w t (and its smoothing) for the outcome and N = 1 − t against it, along an axis the mean:
+
+1. Of logits P·softplus(−x) + N·softplus(x) = (P + N)·log1p(exp(−|x|)) − P·min(x, 0) + N·max(x, 0); all terms ≥ 0.
+2. Its gradient is N·p − P·(1 − p), where p = sigmoid(x) and 1 − p = sigmoid(−x) are computed each by itself.
+3. Of probabilities, clipped to [ε, 1 − ε], −P·log p − N·log(1 − p), with gradient N/(1 − p) − P/p where not clipped.
+
+axis None: every entry is a sample.
+"""
+
+from __future__ import annotations
+
+import math
+
+from lossbridge.maths.elementary import (
+    clip,
+    neg_log,
+    neg_log_complement,
+    sigmoid,
+    smooth_outcomes,
+    softplus,
+    zero_if_unweighted,
+)
+from lossbridge.maths.ops import Array, Gradients, Ops, Residuals, Rule
+from lossbridge.maths.softmax import modulated
+
+Weight = Array | float | None
+
+
+def log_loss(
+    ops: Ops,
+    target: Array,
+    logits: Array,
+    axis: int | None,
+    *,
+    label_smoothing: float = 0.0,
+    pos_weight: Weight = None,
+) -> tuple[Array, Residuals]:
+    positive, negative = _outcomes(ops, target, label_smoothing, pos_weight)
+    return _mean(ops, _of_logits(ops, positive, negative, logits), axis), ()
+
+
+def log_loss_gradients(
+    ops: Ops,
+    target: Array,
+    logits: Array,
+    axis: int | None,
+    residuals: Residuals,
+    needs_input_grad: tuple[bool, bool],
+    *,
+    label_smoothing: float = 0.0,
+    pos_weight: Weight = None,
+) -> Gradients:
+    positive, negative = _outcomes(ops, target, label_smoothing, pos_weight)
+    of_target = of_logits = None
+    if needs_input_grad[0]:
+        of_positive = zero_if_unweighted(ops, positive, softplus(ops, -logits))
+        of_negative = zero_if_unweighted(ops, negative, softplus(ops, logits))
+        of_target = _target_gradient(of_positive, of_negative, label_smoothing, pos_weight)
+    if needs_input_grad[1]:
+        p, one_minus_p = sigmoid(ops, logits)
+        of_logits = negative * p - positive * one_minus_p
+    return _divided(ops, (of_target, of_logits), logits, axis)
+
+
+def log_loss_of_probabilities(
+    ops: Ops,
+    target: Array,
+    pred: Array,
+    axis: int | None,
+    *,
+    epsilon: float,
+    label_smoothing: float = 0.0,
+    pos_weight: Weight = None,
+) -> tuple[Array, Residuals]:
+    positive, negative = _outcomes(ops, target, label_smoothing, pos_weight)
+    return _mean(ops, _of_probabilities(ops, positive, negative, pred, epsilon), axis), ()
+
+
+def log_loss_of_probabilities_gradients(
+    ops: Ops,
+    target: Array,
+    pred: Array,
+    axis: int | None,
+    residuals: Residuals,
+    needs_input_grad: tuple[bool, bool],
+    *,
+    epsilon: float,
+    label_smoothing: float = 0.0,
+    pos_weight: Weight = None,
+) -> Gradients:
+    positive, negative = _outcomes(ops, target, label_smoothing, pos_weight)
+    p = clip(ops, pred, epsilon, 1 - epsilon)
+    of_target = of_pred = None
+    if needs_input_grad[0]:
+        of_positive, of_negative = neg_log(ops, positive, p), neg_log_complement(ops, negative, p)
+        of_target = _target_gradient(of_positive, of_negative, label_smoothing, pos_weight)
+    if needs_input_grad[1]:
+        of_pred = _quotient(ops, negative, 1 - p) - _quotient(ops, positive, p)
+        inside = (pred >= epsilon) & (pred <= 1 - epsilon)
+        of_pred = ops.where(inside, of_pred, ops.where(p == p, 0.0, p))
+    return _divided(ops, (of_target, of_pred), pred, axis)
+
+
+def focal(
+    ops: Ops,
+    target: Array,
+    logits: Array,
+    axis: int | None,
+    *,
+    gamma: float,
+    alpha: Weight,
+    apply_class_balancing: bool,
+    label_smoothing: float = 0.0,
+) -> tuple[Array, Residuals]:
+    """(1 − p_t)^γ · log loss, p_t being the probability of what is true; balanced, times α t + (1 − α)(1 − t)."""
+    positive, negative = smooth_outcomes(ops, target, label_smoothing)
+    weighted = _balanced(positive, negative, alpha) if apply_class_balancing else (positive, negative)
+    p, one_minus_p = sigmoid(ops, logits)
+    loss = modulated(ops, positive * one_minus_p + negative * p, gamma, _of_logits(ops, *weighted, logits))
+    return _mean(ops, loss, axis), ()
+
+
+def focal_of_probabilities(
+    ops: Ops,
+    target: Array,
+    pred: Array,
+    axis: int | None,
+    *,
+    gamma: float,
+    alpha: Weight,
+    apply_class_balancing: bool,
+    epsilon: float,
+    label_smoothing: float = 0.0,
+) -> tuple[Array, Residuals]:
+    """As in Keras, p_t is not clipped."""
+    positive, negative = smooth_outcomes(ops, target, label_smoothing)
+    weighted = _balanced(positive, negative, alpha) if apply_class_balancing else (positive, negative)
+    loss = modulated(
+        ops,
+        positive * (1 - pred) + negative * pred,
+        gamma,
+        _of_probabilities(ops, *weighted, pred, epsilon),
+    )
+    return _mean(ops, loss, axis), ()
+
+
+def _outcomes(ops: Ops, target: Array, label_smoothing: float, pos_weight: Weight) -> tuple[Array, Array]:
+    """P and N."""
+    positive, negative = smooth_outcomes(ops, target, label_smoothing)
+    return positive if pos_weight is None else pos_weight * positive, negative
+
+
+def _balanced(positive: Array, negative: Array, alpha: Weight) -> tuple[Array, Array]:
+    weight = positive * alpha + negative * (1 - alpha)
+    return weight * positive, weight * negative
+
+
+def _of_logits(ops: Ops, positive: Array, negative: Array, x: Array) -> Array:
+    """(1). At 0 all three terms are differentiated from the left."""
+    above = x > 0
+    low, high = ops.where(above, 0.0, x), ops.where(above, x, 0.0)
+    # 0·∞ = 0, in the argument: a product of 0 and ∞ would also have a NaN gradient.
+    low = ops.where((positive == 0) & (low == -math.inf), 0.0, low)
+    high = ops.where((negative == 0) & (high == math.inf), 0.0, high)
+    small = ops.log1p(ops.exp(ops.where(above, -x, x)))
+    return (positive + negative) * small - positive * low + negative * high
+
+
+def _of_probabilities(ops: Ops, positive: Array, negative: Array, pred: Array, epsilon: float) -> Array:
+    """(3)"""
+    p = clip(ops, pred, epsilon, 1 - epsilon)
+    return positive * neg_log(ops, positive, p) + negative * neg_log_complement(ops, negative, p)
+
+
+def _target_gradient(of_positive: Array, of_negative: Array, label_smoothing: float, pos_weight: Weight) -> Array:
+    if pos_weight is not None:
+        of_positive = pos_weight * of_positive
+    return (of_positive - of_negative) * (1 - label_smoothing)
+
+
+def _quotient(ops: Ops, weight: Array, p: Array) -> Array:
+    """weight / p; 0 / 0 = 0."""
+    neither = (weight == 0) & (p == 0)
+    return ops.where(neither, 0.0, weight / ops.where(neither, 1.0, p))
+
+
+def _mean(ops: Ops, losses: Array, axis: int | None) -> Array:
+    return losses if axis is None else ops.sum(losses, axis) / ops.size(losses, axis)
+
+
+def _divided(ops: Ops, gradients: Gradients, pred: Array, axis: int | None) -> Gradients:
+    """The gradients of a mean."""
+    if axis is None:
+        return gradients
+    count = ops.size(pred, axis)
+    of_target, of_pred = gradients
+    return None if of_target is None else of_target / count, None if of_pred is None else of_pred / count
+
+
+# Where a probability is less than this, PyTorch's binary cross-entropy stops its gradient from growing.
+_TINY = 1e-12
+
+
+def floored_log_loss(ops: Ops, target: Array, p: Array, axis: int | None) -> tuple[Array, Residuals]:
+    """The log loss with logarithms of at least −100 and derivatives of at most 1e12. NaN outside [0, 1].
+
+    The rule of PyTorch's BCELoss: finite everywhere, and at p = 0 not flat, as a clipped logarithm would be.
+    """
+    one_minus_p = 1 - p
+    of_positive = _floored(ops, p, -ops.log(ops.where(p < _TINY, 1.0, p)))
+    of_negative = _floored(ops, one_minus_p, -ops.log1p(-ops.where(one_minus_p < _TINY, 0.0, p)))
+    loss = target * of_positive + (1 - target) * of_negative
+    return ops.where((p < 0) | (p > 1), math.nan, loss), ()
+
+
+def _floored(ops: Ops, p: Array, neg_log_p: Array) -> Array:
+    """−log p, and where p < 1e-12 min(−log p, 100), with the derivative −1e12."""
+    value = ops.stop_gradient(p)
+    floor = -ops.log(ops.where((value > 0) & (value < _TINY), value, 1.0))
+    floor = ops.where((value > 0) & (floor < 100), floor, 100.0)
+    return ops.where(p < _TINY, floor + (value - p) / _TINY, neg_log_p)
+
+
+LOGITS = Rule("Bernoulli of logits", log_loss, log_loss_gradients, ("label_smoothing", "pos_weight"))
+PROBABILITIES = Rule(
+    "Bernoulli of probabilities",
+    log_loss_of_probabilities,
+    log_loss_of_probabilities_gradients,
+    ("epsilon", "label_smoothing", "pos_weight"),
+)
+FOCAL = Rule("focal Bernoulli of logits", focal, options=("gamma", "alpha", "apply_class_balancing", "label_smoothing"))
+FOCAL_PROBABILITIES = Rule(
+    "focal Bernoulli of probabilities",
+    focal_of_probabilities,
+    options=("gamma", "alpha", "apply_class_balancing", "epsilon", "label_smoothing"),
+)
+FLOORED = Rule("floored Bernoulli of probabilities", floored_log_loss)

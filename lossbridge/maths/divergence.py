@@ -1,0 +1,261 @@
+"""The divergence family: Kullback-Leibler of logits and of probabilities, its relatives, and entropies.
+
+Everything here that compares nearly equal distributions rests on one function, `remainder`:
+
+1. f(δ) = δ + exp(−δ) − 1 ≥ 0, of δ = log(t/p): t·f(δ) = t·log(t/p) − t + p. For |δ| ≤ 1 it is the series
+   Σ_{n≥2} (−δ)^n / n!, which keeps all digits of small δ.
+2. Of probabilities, where t is near p, Σ t·log(t/p) = Σ t·f(δ) + Σ (t − p); the differences are exact.
+
+Of logits z (target) and x, t = softmax(z/T), p = softmax(x/T):
+
+3. δ_j = (z_j − z_top)/T − (x_j − x_top)/T + log Σ exp(x − x_top)/T − log Σ exp(z − z_top)/T, with the maxima z_top and
+   x_top. The differences come from whichever order of subtraction goes through the smaller numbers.
+4. The logarithms of the sums are rounded, by the same η for the whole row: δ̂ = δ + η. F = Σ t·f(δ̂) and M = Σ t·δ̂ give
+   F − M = exp(−η) − 1, so KL = M − η = F − g(F − M) with g(x) = x − log1p(x) ≈ x²/2: no first-order error is left.
+5. The gradient is T (p − t), where near each other T t (exp(−δ) − 1), with η taken out of δ̂; for the target
+   T t (δ − KL). Rows sum to 0: a class with more than half of t gets minus the sum of the others, which has its digits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from lossbridge.maths.elementary import clip, neg_log
+from lossbridge.maths.ops import Array, Gradients, Ops, Residuals, Rule
+
+
+def remainder(ops: Ops, delta: Array) -> Array:
+    """δ + exp(−δ) − 1 of |δ| ≤ 1, to full relative accuracy (1)."""
+    coefficients = remainder_series(ops.dtype(delta))
+    series: Array = coefficients[-1]
+    for coefficient in coefficients[-2::-1]:
+        series = series * delta + coefficient
+    return delta * delta * series
+
+
+def remainder_series(dtype: str) -> list[float]:
+    """The coefficients (−1)^n / n! of δ^(n−2)."""
+    return [(-1) ** n / math.factorial(n) for n in range(2, 20 if dtype == "float64" else 12)]
+
+
+# Of logits.
+
+
+def kl_of_logits(
+    ops: Ops, target: Array, logits: Array, axis: int, *, temperature: float = 1.0
+) -> tuple[Array, Residuals]:
+    """T² KL(softmax(target/T) ‖ softmax(logits/T))."""
+    top_t, log_t = _log_sum_exp(ops, target, axis, temperature)
+    top_p, log_p = _log_sum_exp(ops, logits, axis, temperature)
+    shift = log_p - log_t
+    t, p, delta = _sides(ops, target, logits, (top_t, top_p, log_t, shift), temperature)
+    near = (ops.abs(delta) < 1) & (t > 0)
+    first_order = t * delta
+    terms = ops.where(near, t * remainder(ops, ops.where(near, delta, 0.0)), first_order + (p - t))
+    kl = ops.sum(terms, axis, keepdims=True)
+    # (4), where KL is small enough for it to matter.
+    small = kl < 0.25
+    drift = ops.stop_gradient(ops.where(small, kl - ops.sum(first_order, axis, keepdims=True), 0.0))
+    kl = kl - drift * drift * (0.5 - drift * (1 / 3 - drift * 0.25))
+    kl = ops.where(kl < 0, 0.0, kl)
+    return temperature**2 * ops.squeeze(kl, axis), (top_t, top_p, log_t, shift + ops.log1p(drift), kl)
+
+
+def kl_of_logits_gradients(
+    ops: Ops,
+    target: Array,
+    logits: Array,
+    axis: int,
+    residuals: Residuals,
+    needs_input_grad: tuple[bool, bool],
+    *,
+    temperature: float = 1.0,
+) -> Gradients:
+    """(5)"""
+    *rows, kl = residuals
+    t, p, delta = _sides(ops, target, logits, rows, temperature)
+    leads = t > 0.5
+    of_target = of_logits = None
+    if needs_input_grad[0]:
+        of_target = _summing_to_zero(ops, temperature * (t * (delta - kl)), leads, axis)
+    if needs_input_grad[1]:
+        near = (ops.abs(delta) < 1) & (t > 0)
+        of_logits = ops.where(near, t * ops.expm1(-ops.where(near, delta, 0.0)), p - t)
+        of_logits = _summing_to_zero(ops, temperature * of_logits, leads, axis)
+    return of_target, of_logits
+
+
+def _scaled(x: Array, temperature: float) -> Array:
+    return x if temperature == 1 else x / temperature
+
+
+def _log_sum_exp(ops: Ops, x: Array, axis: int, temperature: float) -> tuple[Array, Array]:
+    """The maximum, and log Σ exp((x − maximum) / T)."""
+    top = ops.stop_gradient(ops.max(x, axis))
+    return top, ops.log(ops.sum(ops.exp(_scaled(x - top, temperature)), axis, keepdims=True))
+
+
+def _sides(
+    ops: Ops, target: Array, logits: Array, rows: Sequence[Array], temperature: float
+) -> tuple[Array, Array, Array]:
+    """t, p and δ̂ (3), which is 0 where t = 0.
+
+    `rows`: the two maxima, log Σ exp of the target, and by how much that of the logits is greater.
+    """
+    top_t, top_p, log_t, shift = rows
+    below_t, below_p, across, across_tops = target - top_t, logits - top_p, target - logits, top_t - top_p
+    across_is_smaller = ops.abs(across) + ops.abs(across_tops) < ops.abs(below_t) + ops.abs(below_p)
+    delta = _scaled(ops.where(across_is_smaller, across - across_tops, below_t - below_p), temperature) + shift
+    # (XLA would keep an array of exp(below) beside that of its sum, if the two began alike.)
+    t = ops.exp(_scaled(below_t, temperature) - log_t)
+    p = ops.exp(_scaled(below_p, temperature) - (log_t + shift))
+    return t, p, ops.where(t == 0, 0.0, delta)
+
+
+def _summing_to_zero(ops: Ops, gradient: Array, leads: Array, axis: int) -> Array:
+    others = ops.sum(ops.where(leads, 0.0, gradient), axis, keepdims=True)
+    return ops.where(leads, -others, gradient)
+
+
+# Of probabilities.
+
+
+def kl_of_probabilities(ops: Ops, target: Array, pred: Array, axis: int, *, epsilon: float) -> tuple[Array, Residuals]:
+    """Σ t·log(t/p), both sides clipped to [ε, 1]."""
+    t, p = clip(ops, target, epsilon, 1.0), clip(ops, pred, epsilon, 1.0)
+    return relative_entropy(ops, t, p, axis), ()
+
+
+def kl_of_probabilities_gradients(
+    ops: Ops,
+    target: Array,
+    pred: Array,
+    axis: int,
+    residuals: Residuals,
+    needs_input_grad: tuple[bool, bool],
+    *,
+    epsilon: float,
+) -> Gradients:
+    """log(t/p) + 1 and −t/p, where not clipped."""
+    t, p = clip(ops, target, epsilon, 1.0), clip(ops, pred, epsilon, 1.0)
+    of_target = of_pred = None
+    if needs_input_grad[0]:
+        inside = (target >= epsilon) & (target <= 1) & (t != 0)
+        _, delta = _log_ratio(ops, t, p)
+        of_target = ops.where(inside, delta + 1, ops.where(t == t, 0.0, t))
+    if needs_input_grad[1]:
+        inside = (pred >= epsilon) & (pred <= 1) & (t != 0)
+        of_pred = ops.where(inside, -t / ops.where(t == 0, 1.0, p), ops.where(p == p, 0.0, p))
+    return of_target, of_pred
+
+
+def relative_entropy(ops: Ops, t: Array, p: Array, axis: int) -> Array:
+    """Σ t·log(t/p), with all its digits where t and p are nearly equal (2)."""
+    near, delta = _log_ratio(ops, t, p)
+    terms = t * ops.where(near, remainder(ops, ops.where(near, delta, 0.0)), delta)
+    return ops.sum(terms, axis) - ops.sum(ops.where(near, p - t, 0.0), axis)
+
+
+def _log_ratio(ops: Ops, t: Array, p: Array) -> tuple[Array, Array]:
+    """Where p is within a quarter of t; and log(t/p), there to full relative accuracy. 0 where t = 0."""
+    near = _near(t, p, -0.25, 0.25)
+    apart = near | (t == 0)
+    logs = ops.log(ops.where(apart, 1.0, t)) - ops.log(ops.where(apart, 1.0, p))
+    return near, ops.where(near, -ops.log1p(ops.where(near, p - t, 0.0) / ops.where(near, t, 1.0)), logs)
+
+
+def _near(t: Array, p: Array, low: float, high: float) -> Array:
+    """Where p − t lies between t·low and t·high."""
+    return (p - t > low * t) & (p - t < high * t)
+
+
+def relative_entropy_of_shares(ops: Ops, t: Array, p: Array, axis: int) -> Array:
+    """KL(t/Σt ‖ p/Σp). The terms' first-order parts sum to zero, and are left out: they are rounding alone."""
+    t, p = (x / ops.sum(x, axis, keepdims=True) for x in (t, p))
+    return ops.sum(generalized_kl_terms(ops, t, p), axis)
+
+
+# Element by element.
+
+
+def log_ratio(ops: Ops, t: Array, p: Array) -> Array:
+    """log(t/p) of t, p ≥ 0, to full relative accuracy; 0 where t = 0 or p = 0.
+
+    The gradient is that of log t − log p: of a quotient of small numbers it overflows.
+    """
+    none = ((t == 0) & (p >= 0)) | (p == 0)
+    t, p = ops.where(none, 1.0, t), ops.where(none, 1.0, p)
+    logs = ops.log(t) - ops.log(p)
+    t, p, rough = ops.stop_gradient(t), ops.stop_gradient(p), ops.stop_gradient(logs)
+    near = _near(t, p, -0.5, 1.0)
+    of_near = -ops.log1p(ops.where(near, p - t, 0.0) / ops.where(near, t, 1.0))
+    ratio = t / p
+    in_float_range = (ratio > 1e-30) & (ratio < 1e30)  # of float32
+    exact = ops.where(near, of_near, ops.log(ops.where(in_float_range, ratio, 1.0)))
+    return logs + ops.where(near | in_float_range, exact - rough, 0.0)
+
+
+def relative_entropy_terms(ops: Ops, t: Array, p: Array) -> Array:
+    """t·log(t/p); 0 where t = 0, +∞ where p = 0 < t, or one is negative."""
+    return _unless_impossible(ops, t, p, t * log_ratio(ops, t, p))
+
+
+def generalized_kl_terms(ops: Ops, t: Array, p: Array) -> Array:
+    """t·log(t/p) − t + p, with all its digits; p where t = 0, +∞ as in relative_entropy_terms."""
+    return _unless_impossible(ops, t, p, convex_terms(ops, t, p, log_ratio(ops, t, p)))
+
+
+def convex_terms(ops: Ops, t: Array | float, p: Array, delta: Array) -> Array:
+    """t·δ − t + p = t·f(δ) of δ = log(t/p), without cancellation (1). Where t = 0, any finite δ will do."""
+    near = (ops.abs(delta) < 1) & (t > 0)
+    return ops.where(near, t * remainder(ops, ops.where(near, delta, 0.0)), t * delta + (p - t))
+
+
+def _unless_impossible(ops: Ops, t: Array, p: Array, terms: Array) -> Array:
+    impossible = (t < 0) | (p < 0) | ((t > 0) & (p == 0))
+    return ops.where(impossible & (t == t) & (p == p), math.inf, terms)
+
+
+# Of log-probabilities as they come.
+
+
+def kl_terms(ops: Ops, target: Array, log_p: Array, axis: int | None = None, *, log_target: bool) -> Array:
+    """t·(log t − log p), class by class; `target` is t or log t. 0 where t = 0.
+
+    The logarithms nearly cancel where t and p are nearly equal; the caller's dtype has to have digits to spare.
+    """
+    none = target == (-math.inf if log_target else 0)
+    t = ops.exp(target) if log_target else target
+    log_t = ops.where(none, 0.0, target) if log_target else ops.log(ops.where(none, 1.0, target))
+    return ops.where(none, 0.0, t * (log_t - ops.where(none, 0.0, log_p)))
+
+
+def generalized_kl_from_logs(ops: Ops, t: Array, log_p: Array, axis: int) -> Array:
+    """Σ t·(log t − log p) − t + p."""
+    none = t == 0
+    delta = ops.where(none, 0.0, ops.log(ops.where(none, 1.0, t)) - ops.where(none, 0.0, log_p))
+    return ops.sum(convex_terms(ops, t, ops.exp(log_p), delta), axis)
+
+
+# Entropies.
+
+
+def entropy(ops: Ops, p: Array, axis: int) -> Array:
+    """Σ p (−log p)."""
+    return cross_entropy(ops, p, p, axis)
+
+
+def cross_entropy(ops: Ops, p: Array, q: Array, axis: int) -> Array:
+    """Σ p (−log q)."""
+    return ops.sum(p * neg_log(ops, p, q), axis)
+
+
+def entropy_of_shares(ops: Ops, p: Array, axis: int) -> Array:
+    """The entropy of p/Σp; −∞ where a share is negative."""
+    p = p / ops.sum(p, axis, keepdims=True)
+    return ops.sum(ops.where(p < 0, -math.inf, p * neg_log(ops, p, p)), axis)
+
+
+LOGITS = Rule("divergence of logits", kl_of_logits, kl_of_logits_gradients, ("temperature",))
+PROBABILITIES = Rule("divergence of probabilities", kl_of_probabilities, kl_of_probabilities_gradients, ("epsilon",))

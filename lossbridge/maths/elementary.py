@@ -1,0 +1,66 @@
+"""What the formulas share: clipping, smoothing, and logarithms of what may be 0. No loss.
+
+Two habits keep gradients right where a framework differentiates these lines by itself:
+
+- the argument of a logarithm or a division is made harmless first: a guarded result would still have a NaN gradient;
+- where two large terms would cancel, in a value or in its derivative, the line is written so that they never meet.
+"""
+
+from __future__ import annotations
+
+import math
+
+from lossbridge.maths.ops import Array, Ops
+
+
+def clip(ops: Ops, x: Array, low: float, high: float) -> Array:
+    """x in [low, high]; the gradient is 1 inside and at both bounds, 0 outside (frameworks differ at the bounds)."""
+    return ops.where(x < low, low, ops.where(x > high, high, x))
+
+
+def smooth(ops: Ops, target: Array, outcomes: float | Array, label_smoothing: float) -> Array:
+    """t·(1−s) + s/C."""
+    return target * (1 - label_smoothing) + label_smoothing / outcomes if label_smoothing else target
+
+
+def smooth_outcomes(ops: Ops, target: Array, label_smoothing: float) -> tuple[Array, Array]:
+    """t and 1 − t, each smoothed by itself: 1 − (smoothed t) would lose digits of the smaller."""
+    return smooth(ops, target, 2, label_smoothing), smooth(ops, 1 - target, 2, label_smoothing)
+
+
+def softplus(ops: Ops, x: Array) -> Array:
+    """log(1 + exp x), to full relative accuracy on both sides, with gradient sigmoid(x) also at 0."""
+    positive = x > 0
+    return ops.where(positive, x, 0.0) + ops.log1p(ops.exp(ops.where(positive, -x, x)))
+
+
+def sigmoid(ops: Ops, x: Array) -> tuple[Array, Array]:
+    """p and 1 − p, each to full relative accuracy."""
+    positive = x > 0
+    small = ops.exp(ops.where(positive, -x, x))
+    return ops.where(positive, 1.0, small) / (1 + small), ops.where(positive, small, 1.0) / (1 + small)
+
+
+def in_range(ops: Ops, labels: Array, pred: Array, axis: int) -> tuple[Array, Array]:
+    """Labels that can be used as indices, and where they were in range."""
+    valid = (labels >= 0) & (labels < ops.size(pred, axis, labels))
+    return ops.where(valid, labels, 0), valid
+
+
+# 0·log 0 = 0: where the weight is 0, an infinite −log p does not count. Of probabilities the argument of the logarithm
+# is replaced, so that the gradient is finite too; of logits the loss, whose gradient is finite anyway.
+
+
+def neg_log(ops: Ops, weight: Array | None, p: Array) -> Array:
+    """−log p; 0 where both p and the weight are 0. None stands for a weight that is not 0."""
+    return -ops.log(p if weight is None else ops.where((weight == 0) & (p == 0), 1.0, p))
+
+
+def neg_log_complement(ops: Ops, weight: Array, p: Array) -> Array:
+    """−log(1 − p); 0 where both 1 − p and the weight are 0."""
+    return -ops.log1p(-ops.where((weight == 0) & (p == 1), 0.0, p))
+
+
+def zero_if_unweighted(ops: Ops, weight: Array | None, loss: Array) -> Array:
+    """The loss; 0 in place of an infinity whose weight is 0."""
+    return loss if weight is None else ops.where((weight == 0) & (loss == math.inf), 0.0, loss)

@@ -1,0 +1,344 @@
+"""The softmax family: cross-entropies of logits or of probabilities, for labels or distributions, and focal losses.
+
+Of logits z, with weights ω_j ≥ 0 (targets, smoothed, times class weights) that sum to Ω:
+
+1. m = max z, e_j = exp(z_j − m), S = Σ e. Then −log p_j = log S − (z_j − m), and the loss is Σ_j ω_j (−log p_j).
+2. One class k has more than half of S if S < 2. With R = Σ_{j≠k} e_j its −log p_k = log1p(R / e_k), to the last digit.
+3. The gradient is p_j Ω − ω_j. For the class of (2) it is (Ω − ω_k) − Ω R / S, where Ω − ω_k = Σ_{j≠k} ω_j.
+4. Of one label y, with o = Σ_{j≠y} e_j: −log p_y = log1p(o / e_y) where e_y > o, else log(o + e_y) − (z_y − m). The
+   gradient is e_j / (o + e_y), and −o / (o + e_y) for y.
+
+Nothing cancels in these lines. m is a constant to automatic differentiation.
+"""
+
+from __future__ import annotations
+
+import math
+
+from lossbridge.maths.elementary import clip, in_range, neg_log, smooth, zero_if_unweighted
+from lossbridge.maths.ops import Array, Gradients, Ops, Residuals, Rule
+
+# Logits and distributions.
+
+
+def crossentropy(
+    ops: Ops,
+    target: Array,
+    logits: Array,
+    axis: int,
+    *,
+    label_smoothing: float = 0.0,
+    class_weight: Array | None = None,
+) -> tuple[Array, Residuals]:
+    """Σ_c w_c t_c (−log p_c)."""
+    weight = _class_weights(ops, target, logits, axis, label_smoothing, class_weight)
+    neg_log_p, rows = neg_log_softmax(ops, logits, axis)
+    loss = ops.sum(weight * zero_if_unweighted(ops, weight, neg_log_p), axis)
+    return loss, (*rows, *_masses(ops, weight, logits, rows, axis))
+
+
+def crossentropy_gradients(
+    ops: Ops,
+    target: Array,
+    logits: Array,
+    axis: int,
+    residuals: Residuals,
+    needs_input_grad: tuple[bool, bool],
+    *,
+    label_smoothing: float = 0.0,
+    class_weight: Array | None = None,
+) -> Gradients:
+    m, total, others, *masses = residuals
+    weight = _class_weights(ops, target, logits, axis, label_smoothing, class_weight)
+    of_target = of_logits = None
+    if needs_input_grad[0]:
+        log_total = ops.where(total < 2, ops.log1p(others), ops.log(total))
+        of_target = zero_if_unweighted(ops, weight, (m - logits) + log_total) * (1 - label_smoothing)
+        of_target = of_target if class_weight is None else class_weight * of_target
+    if needs_input_grad[1]:
+        of_logits = _gradient(ops, weight, logits, (m, total, others), (masses[0], masses[1]))
+    return of_target, of_logits
+
+
+def class_mass(
+    ops: Ops, target: Array, pred: Array, axis: int, *, label_smoothing: float, class_weight: Array
+) -> Array:
+    """Σ_c w_c t_c: what a sample counts for when a mean divides by the weights."""
+    return ops.sum(_class_weights(ops, target, pred, axis, label_smoothing, class_weight), axis)
+
+
+def neg_log_softmax(ops: Ops, logits: Array, axis: int) -> tuple[Array, Residuals]:
+    """−log p of every class (1, 2); and m, S and R. NaN in a row whose maximum is infinite or NaN."""
+    m = ops.stop_gradient(ops.max(logits, axis))
+    d = logits - m
+    e = ops.exp(d)
+    top = logits == m  # several, if they share the maximum: then S ≥ 2
+    e_top = ops.sum(ops.where(top, e, 0.0), axis, keepdims=True)
+    others = ops.sum(ops.where(top, 0.0, e), axis, keepdims=True)
+    total = others + e_top
+    one_leads = total < 2
+    of_leading = ops.log1p(others / ops.where(one_leads, e_top, 1.0))
+    return ops.where(top & one_leads, of_leading, ops.log(total) - d), (m, total, others)
+
+
+def _class_weights(
+    ops: Ops, target: Array, pred: Array, axis: int, label_smoothing: float, class_weight: Array | None
+) -> Array:
+    """ω."""
+    weight = smooth(ops, target, ops.size(pred, axis), label_smoothing)
+    return weight if class_weight is None else class_weight * weight
+
+
+def _masses(ops: Ops, weight: Array, logits: Array, rows: Residuals, axis: int) -> Residuals:
+    """Ω, and Ω without the classes that have the maximum."""
+    mass = ops.sum(weight, axis, keepdims=True)
+    return mass, ops.sum(ops.where(logits == rows[0], 0.0, weight), axis, keepdims=True)
+
+
+def _gradient(ops: Ops, weight: Array, logits: Array, rows: Residuals, masses: Residuals) -> Array:
+    """(3)"""
+    m, total, others = rows
+    mass, mass_of_others = masses
+    leading = (logits == m) & (total < 2)
+    return ops.where(leading, mass_of_others - mass * (others / total), ops.exp(logits - m) * (mass / total) - weight)
+
+
+# Logits and labels.
+
+
+def label_crossentropy(
+    ops: Ops,
+    labels: Array,
+    logits: Array,
+    axis: int,
+    *,
+    label_smoothing: float = 0.0,
+    class_weight: Array | None = None,
+) -> tuple[Array, Residuals]:
+    """w_y (−log p_y); smoothed, (1−s) times that and s times the cross-entropy of the uniform distribution.
+
+    NaN for a label out of range.
+    """
+    index, valid = in_range(ops, labels, logits, axis)
+    m = ops.stop_gradient(ops.max(logits, axis))
+    d_label = ops.take(logits, index, axis) - ops.squeeze(m, axis)
+    e_label = ops.exp(d_label)
+    others = ops.sum_but(ops.exp(logits - m), index, axis)
+    leads = e_label > others
+    loss = ops.where(leads, ops.log1p(others / ops.where(leads, e_label, 1.0)), ops.log(others + e_label) - d_label)
+    weight = _label_weight(ops, index, label_smoothing, class_weight)
+    if weight is not None:
+        loss = weight * zero_if_unweighted(ops, weight, loss)
+    rows: Residuals = (m, ops.expand_dims(others + e_label, axis), ops.expand_dims(others, axis))
+    if label_smoothing:
+        share = _smoothing_term(ops, logits, axis, label_smoothing, class_weight)
+        neg_log_p, rows = neg_log_softmax(ops, logits, axis)
+        loss = loss + ops.sum(share * zero_if_unweighted(ops, share, neg_log_p), axis)
+    return ops.where(valid, loss, math.nan), rows
+
+
+def label_crossentropy_gradients(
+    ops: Ops,
+    labels: Array,
+    logits: Array,
+    axis: int,
+    residuals: Residuals,
+    needs_input_grad: tuple[bool, bool],
+    *,
+    label_smoothing: float = 0.0,
+    class_weight: Array | None = None,
+) -> Gradients:
+    m, total, others = residuals
+    index, valid = in_range(ops, labels, logits, axis)
+    valid = ops.expand_dims(valid, axis)
+    weight = _label_weight(ops, index, label_smoothing, class_weight)
+    if not label_smoothing:  # (4)
+        scale = ops.where(valid, 1 / total, 0.0)
+        scale = scale if class_weight is None else scale * ops.expand_dims(weight, axis)
+        return None, ops.put(ops.exp(logits - m) * scale, index, -others * scale, axis)
+    weights = _smoothing_term(ops, logits, axis, label_smoothing, class_weight)
+    of_label = weight if class_weight is None else ops.expand_dims(weight, axis)
+    weights = weights + of_label * ops.cast(ops.one_hot(index, logits, axis), ops.dtype(logits))
+    gradient = _gradient(ops, weights, logits, residuals, _masses(ops, weights, logits, residuals, axis))
+    return None, ops.where(valid, gradient, 0.0)
+
+
+def label_mass(
+    ops: Ops, labels: Array, pred: Array, axis: int, *, label_smoothing: float, class_weight: Array
+) -> Array:
+    """Σ_c w_c t_c of smoothed labels: (1−s)·w_y + s/C·Σ_c w_c."""
+    index, _ = in_range(ops, labels, pred, axis)
+    mass = _label_weight(ops, index, label_smoothing, class_weight)
+    if not label_smoothing:
+        return mass
+    return mass + label_smoothing / ops.size(pred, axis) * ops.sum(class_weight)
+
+
+def _label_weight(ops: Ops, index: Array, label_smoothing: float, class_weight: Array | None) -> Array | float | None:
+    """(1−s)·w_y; None for 1."""
+    if class_weight is None:
+        return 1 - label_smoothing if label_smoothing else None
+    weight = ops.lookup(class_weight, index)
+    return (1 - label_smoothing) * weight if label_smoothing else weight
+
+
+def _smoothing_term(ops: Ops, pred: Array, axis: int, label_smoothing: float, class_weight: Array | None) -> Array:
+    """s/C·w_c"""
+    term = label_smoothing / ops.size(pred, axis)
+    return term if class_weight is None else term * class_weight
+
+
+# Probabilities, renormalised along the axis and clipped to [ε, 1 − ε].
+
+
+def crossentropy_of_probabilities(
+    ops: Ops,
+    target: Array,
+    pred: Array,
+    axis: int,
+    *,
+    epsilon: float,
+    label_smoothing: float = 0.0,
+    class_weight: Array | None = None,
+) -> tuple[Array, Residuals]:
+    """Σ_c w_c t_c (−log p_c)."""
+    weight = _class_weights(ops, target, pred, axis, label_smoothing, class_weight)
+    return ops.sum(weight * neg_log(ops, weight, _probabilities(ops, pred, axis, epsilon)), axis), ()
+
+
+def label_crossentropy_of_probabilities(
+    ops: Ops,
+    labels: Array,
+    pred: Array,
+    axis: int,
+    *,
+    epsilon: float,
+    label_smoothing: float = 0.0,
+    class_weight: Array | None = None,
+) -> tuple[Array, Residuals]:
+    """As `label_crossentropy`."""
+    index, valid = in_range(ops, labels, pred, axis)
+    weight = _label_weight(ops, index, label_smoothing, class_weight)
+    p = ops.take(pred, index, axis) / ops.sum(pred, axis)
+    loss = neg_log(ops, weight, clip(ops, p, epsilon, 1 - epsilon))
+    if weight is not None:
+        loss = weight * loss
+    if label_smoothing:
+        term = _smoothing_term(ops, pred, axis, label_smoothing, class_weight)
+        loss = loss + ops.sum(term * neg_log(ops, term, _probabilities(ops, pred, axis, epsilon)), axis)
+    return ops.where(valid, loss, math.nan), ()
+
+
+def _probabilities(ops: Ops, pred: Array, axis: int, epsilon: float) -> Array:
+    return clip(ops, pred / ops.sum(pred, axis, keepdims=True), epsilon, 1 - epsilon)
+
+
+# Probabilities and log-probabilities of labels as they come.
+
+
+def label_log_loss(ops: Ops, labels: Array, pred: Array, axis: int, *, epsilon: float) -> tuple[Array, Residuals]:
+    """−log p_y, clipped and not renormalised; NaN for a label out of range."""
+    index, valid = in_range(ops, labels, pred, axis)
+    loss = -ops.log(clip(ops, ops.take(pred, index, axis), epsilon, 1 - epsilon))
+    return ops.where(valid, loss, math.nan), ()
+
+
+def negative_log_likelihood(
+    ops: Ops, labels: Array, log_p: Array, axis: int, *, class_weight: Array | None = None
+) -> tuple[Array, Residuals]:
+    """−w_y log p_y; NaN for a label out of range."""
+    index, valid = in_range(ops, labels, log_p, axis)
+    loss = -ops.take(log_p, index, axis)
+    if class_weight is not None:
+        weight = ops.lookup(class_weight, index)
+        loss = weight * zero_if_unweighted(ops, weight, loss)
+    return ops.where(valid, loss, math.nan), ()
+
+
+# Focal: Σ_c α t_c (1 − p_c)^γ (−log p_c).
+
+
+def focal(
+    ops: Ops,
+    target: Array,
+    logits: Array,
+    axis: int,
+    *,
+    alpha: Array,
+    gamma: float,
+    label_smoothing: float = 0.0,
+) -> tuple[Array, Residuals]:
+    weight = alpha * smooth(ops, target, ops.size(logits, axis), label_smoothing)
+    neg_log_p, _ = neg_log_softmax(ops, logits, axis)
+    loss = zero_if_unweighted(ops, weight, neg_log_p)
+    return ops.sum(weight * modulated(ops, complement(ops, loss), gamma, loss), axis), ()
+
+
+def focal_of_probabilities(
+    ops: Ops,
+    target: Array,
+    pred: Array,
+    axis: int,
+    *,
+    alpha: Array,
+    gamma: float,
+    epsilon: float,
+    label_smoothing: float = 0.0,
+) -> tuple[Array, Residuals]:
+    weight = alpha * smooth(ops, target, ops.size(pred, axis), label_smoothing)
+    loss, one_minus_p = _neg_log_and_complement(ops, weight, pred, axis, epsilon)
+    return ops.sum(weight * modulated(ops, one_minus_p, gamma, loss), axis), ()
+
+
+def modulated(ops: Ops, one_minus_p: Array, gamma: float, loss: Array) -> Array:
+    """(1 − p)^γ · loss. Where 1 − p = 0 there is neither loss nor gradient, also for γ < 1."""
+    if gamma == 0:
+        return loss
+    certain = one_minus_p == 0
+    return ops.where(certain, 0.0, ops.power(ops.where(certain, 1.0, one_minus_p), gamma) * loss)
+
+
+def complement(ops: Ops, neg_log_p: Array) -> Array:
+    """1 − p, of −log p, to full relative accuracy, and so is its derivative p (of expm1 frameworks take expm1 + 1)."""
+    near_one = neg_log_p < 0.5
+    return ops.where(near_one, -ops.expm1(-ops.where(near_one, neg_log_p, 0.0)), 1 - ops.exp(-neg_log_p))
+
+
+def _neg_log_and_complement(ops: Ops, weight: Array, pred: Array, axis: int, epsilon: float) -> tuple[Array, Array]:
+    """−log p and 1 − p of every class, to the last digit also where p is nearly 1: there from the sum of the others.
+
+    The quotient p has lost the digits of 1 − p, which a focal loss squares.
+    """
+    top = ops.one_hot(ops.argmax(pred, axis), pred, axis)
+    others = ops.sum(ops.where(top, 0.0, pred), axis, keepdims=True)
+    total = ops.sum(pred, axis, keepdims=True)
+    p = pred / total
+    confident = top & (p > 0.5) & (p < 1 - epsilon)
+    odds = ops.where(confident, others, 0.0) / ops.where(confident, pred, 1.0)
+    clipped = clip(ops, p, epsilon, 1 - epsilon)
+    loss = ops.where(confident, ops.log1p(odds), neg_log(ops, weight, clipped))
+    return loss, ops.where(confident, others / total, 1 - clipped)
+
+
+DISTRIBUTIONS = Rule(
+    "softmax of distributions", crossentropy, crossentropy_gradients, ("label_smoothing", "class_weight")
+)
+LABELS = Rule(
+    "softmax of labels", label_crossentropy, label_crossentropy_gradients, ("label_smoothing", "class_weight")
+)
+PROBABILITIES = Rule(
+    "probabilities of distributions",
+    crossentropy_of_probabilities,
+    options=("epsilon", "label_smoothing", "class_weight"),
+)
+LABEL_PROBABILITIES = Rule(
+    "probabilities of labels",
+    label_crossentropy_of_probabilities,
+    options=("epsilon", "label_smoothing", "class_weight"),
+)
+LOG_LOSS = Rule("log loss of labels", label_log_loss, options=("epsilon",))
+LOG_LIKELIHOOD = Rule("negative log-likelihood", negative_log_likelihood, options=("class_weight",))
+FOCAL = Rule("focal softmax", focal, options=("alpha", "gamma", "label_smoothing"))
+FOCAL_PROBABILITIES = Rule(
+    "focal probabilities", focal_of_probabilities, options=("alpha", "gamma", "epsilon", "label_smoothing")
+)

@@ -1,0 +1,306 @@
+"""A call of a loss: from the caller's arguments to a frozen Request, each thing resolved once; and which path it takes.
+
+`run` is the way of every loss, here and in `lossbridge.compat`: resolve the arguments and refuse what is wrong, then
+reduce the losses that the framework computes. What is as usual passes without a call into `errors` or the framework.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from lossbridge import errors
+from lossbridge.frameworks import FRAMEWORKS
+from lossbridge.frameworks.framework import ArrayOps, Framework
+from lossbridge.maths.ops import Array, Rule, Shape
+from lossbridge.reduction import counting, neutralise, reduce, weighted
+from lossbridge.spec import NUMBERS, PER_CLASS, REDUCTIONS, SWITCHES, Loss, Names, Request, Target
+
+# What all losses take, as where it is not given.
+COMMON: Mapping[str, Any] = {
+    "axis": -1,
+    "sample_weight": None,
+    "mask": None,
+    "normalizer": None,
+    "reduction": "sum_over_batch_size",
+}
+_ARRAYS = ("sample_weight", "mask", "normalizer", *PER_CLASS)
+_CHECKED = ("reduction", "ignore_class", *NUMBERS, *SWITCHES, "alpha")
+
+
+def run(loss: Loss, y_true: Any, y_pred: Any, *, names: Names | None = None, **given: Any) -> Any:
+    """The loss of these arrays. `given`: its options by name, and those of COMMON."""
+    request = resolve(loss, y_true, y_pred, names or loss.names, {**COMMON, **given})
+    with request.framework.ops.quiet():
+        return reduce(request)
+
+
+def resolve(loss: Loss, y_true: Any, y_pred: Any, names: Names, given: Mapping[str, Any]) -> Request:
+    if not all(_usual(name, x) for name, x in given.items() if name in _CHECKED) or given["normalizer"] is not None:
+        errors.options(given)
+    others = {_called(name, names): given[name] for name in _ARRAYS if given.get(name) is not None}
+    framework = common_framework(y_pred, names.pred, {names.target: y_true, **others})
+    ops = framework.ops
+    pred = as_array(ops, names.pred, y_pred)
+    target = as_array(ops, names.target, y_true, pred)
+    kind, rule = _rule(loss, given, len(target.shape) < len(pred.shape))
+    axis = None if kind in loss.elementwise else _axis(loss, target, pred, given["axis"], names)
+    _check_target(ops, loss, kind, (target, pred), (axis, given["axis"]), names)
+    target = held_to(ops, names.target, target, pred, axis if kind == "labels" else None)
+    with ops.quiet():
+        dtype = compute_dtype(ops, pred)
+        request = Request(
+            loss=loss,
+            rule=rule,
+            framework=framework,
+            target=target,
+            pred=pred,
+            axis=axis,
+            dtype=dtype,
+            options=_options(ops, loss, rule, given, (pred, axis, dtype), names),
+            reduction=given["reduction"],
+            inplace_gradient=given.get("inplace_gradient", False),
+        )
+        if not given["sample_weight"] is given["mask"] is given["normalizer"] is None:
+            request = _with_weights(request, given)
+        return _with_labels(request, y_true, given, names) if kind == "labels" else request
+
+
+def _usual(name: str, x: Any) -> bool:
+    """Whether an option needs no further look."""
+    if name in NUMBERS:
+        low, high, _ = NUMBERS[name]
+        return type(x) is float and low <= x <= high
+    if name in SWITCHES:
+        return type(x) is bool
+    if name == "reduction":
+        return x in REDUCTIONS if x is None or type(x) is str else False
+    if name == "alpha":
+        return type(x) is float and 0 <= x <= 1
+    return x is None or type(x) is int
+
+
+def _called(name: str, names: Names) -> str:
+    return names.class_weight if name == "class_weight" else name
+
+
+# Arrays as they come in.
+
+
+_framework_of_type: dict[type, Framework] = {}  # a cache: the framework of a type never changes
+
+
+def framework_of(x: object, name: str = "y_pred") -> Framework:
+    """The framework that an array belongs to; lists and Python numbers are NumPy's.
+
+    Exact types are cached, because a JAX tracer's type is no subclass of jax.Array although isinstance says so.
+    """
+    framework = _framework_of_type.get(type(x))
+    if framework is not None:
+        return framework
+    for module, load in FRAMEWORKS.items():
+        if module in sys.modules and load().ops.owns(x):
+            _framework_of_type[type(x)] = load()
+            return load()
+    raise TypeError(
+        f"{name} is {type(x).__module__}.{type(x).__qualname__}, which is no array of {', '.join(sorted(FRAMEWORKS))}; "
+        "pass an array, a list or a number"
+    )
+
+
+def common_framework(pred: Any, pred_name: str, others: Mapping[str, Any]) -> Framework:
+    """The framework of the predictions; others are its own arrays, or NumPy arrays, lists and numbers to convert."""
+    framework = framework_of(pred, pred_name)
+    for name, x in others.items():
+        if x is not None and type(x) not in (type(pred), float, int):
+            other = framework_of(x, name)
+            if other.name not in (framework.name, "numpy"):
+                raise TypeError(
+                    f"{name} is of {other.name} and {pred_name} of {framework.name}: arrays of two libraries; "
+                    "convert one (NumPy arrays and lists are converted for you)"
+                )
+    return framework
+
+
+def as_array(ops: ArrayOps, name: str, x: Any, like: Array | None = None) -> Array:
+    """`x` as an array of real numbers of this framework."""
+    if type(x) in ops.TYPES and x.dtype in ops.DTYPES:
+        return x
+    if x is None:
+        raise TypeError(f"{name} is None; pass an array")
+    if isinstance(x, np.ma.MaskedArray):
+        raise TypeError(f"{name} is a NumPy masked array; pass its .data, and its mask inverted as mask=")
+    try:
+        array = ops.asarray(x, like)
+    except TypeError:
+        raise TypeError(f"{name} is {type(x).__name__} of no real numbers; convert it to numbers") from None
+    except ValueError:
+        raise ValueError(f"{name} cannot be made an array of numbers; pass rows of equal length") from None
+    errors.real_numbers(name, ops.dtype(array))
+    return array
+
+
+def dtype_of(ops: ArrayOps, x: Array) -> str:
+    """NumPy's name of the dtype."""
+    return ops.DTYPES.get(x.dtype) or ops.dtype(x)
+
+
+def compute_dtype(ops: ArrayOps, pred: Array) -> str:
+    """Of the computation and of the result."""
+    return "float64" if dtype_of(ops, pred) == "float64" else "float32"
+
+
+def number(ops: ArrayOps, name: str, x: Any, pred: Array, dtype: str) -> Array:
+    """`x`, weights or a denominator, in the dtype of the computation."""
+    return ops.cast(as_array(ops, name, x, pred), dtype)
+
+
+# The loss, its axis, and whether the target fits.
+
+
+def _rule(loss: Loss, given: Mapping[str, Any], fewer_axes: bool) -> tuple[Target, Rule]:
+    """Of the form of the predictions; where a loss takes labels and outcomes, labels have fewer axes."""
+    from_logits = given.get("from_logits") or "probabilities" not in loss.rules
+    rules = loss.rules["logits" if from_logits else "probabilities"]
+    kind: Target = ("labels" if fewer_axes else "outcomes") if len(rules) > 1 else next(iter(rules))
+    return kind, rules[kind]
+
+
+def _axis(loss: Loss, target: Array, pred: Array, axis: Any, names: Names) -> int:
+    rank = len(pred.shape)
+    if type(axis) is int and -rank <= axis < rank:
+        size = pred.shape[axis]
+        if size is not None and size >= loss.outcomes:
+            return axis % rank
+    return errors.axis_of(tuple(target.shape), tuple(pred.shape), axis, names, at_least=loss.outcomes)
+
+
+def _check_target(
+    ops: ArrayOps, loss: Loss, kind: Target, arrays: tuple[Array, Array], axes: tuple[int | None, int], names: Names
+) -> None:
+    """`axes`: the axis, and as it was given."""
+    target, pred = (tuple(x.shape) for x in arrays)
+    axis, given = axes
+    if kind == "labels":
+        expected = pred if axis is None else pred[:axis] + pred[axis + 1 :]
+        if target != expected:
+            errors.label_shape(target, expected, pred, given, names)
+        errors.label_dtype(dtype_of(ops, arrays[0]), names)
+    elif target != pred:
+        errors.same_shape(target, pred, names, labels_fit=loss.outcomes > 1)
+
+
+def held_to(ops: ArrayOps, name: str, x: Array, pred: Array, row: int | None, axes: list[int] | None = None) -> Array:
+    """`x`, of the axes of `pred` without `row`, held to their sizes when it runs, where they are unknown until then.
+
+    `axes`: only these; the others are meant to broadcast.
+    """
+    if None not in tuple(x.shape) and None not in tuple(pred.shape):
+        return x
+    pred_axes = [axis for axis in range(len(pred.shape)) if axis != row]
+    held = list(range(len(x.shape))) if axes is None else axes
+    words = f"{name} and the predictions differ in sizes that were unknown until now, and nothing is broadcast"
+    return ops.same_sizes(x, held, pred, [pred_axes[axis] for axis in held], words)
+
+
+# Options, and arrays beside the two.
+
+
+def _options(
+    ops: ArrayOps,
+    loss: Loss,
+    rule: Rule,
+    given: Mapping[str, Any],
+    predictions: tuple[Array, int | None, str],
+    names: Names,
+) -> dict[str, Any]:
+    """What the rule takes by name; arrays of one number a class along the axis. `predictions`: with axis and dtype."""
+    options = {}
+    for name in rule.options:
+        if name not in given and name not in loss.options:
+            continue  # the rule's own default
+        x = given[name] if name in given else loss.options[name]
+        if name in loss.per_class and x is not None and not (loss.scalar_per_class and isinstance(x, int | float)):
+            pred, axis, dtype = predictions
+            x = number(ops, _called(name, names), x, pred, dtype)
+            x = _per_class(ops, _called(name, names), x, (pred, axis), loss.scalar_per_class, names)
+        options[name] = x
+    return options
+
+
+def _per_class(
+    ops: ArrayOps, name: str, x: Array, along: tuple[Array, int | None], scalar: bool, names: Names
+) -> Array:
+    """`x` of shape (C,) reshaped to lie along an axis of the predictions; one number passes where `scalar` says so."""
+    pred, axis = along
+    shape, of_pred = ops.shape(x), ops.shape(pred)
+    if scalar and not shape:
+        return x
+    if axis is None or len(shape) != 1 or not errors.agree(shape, (of_pred[axis],)):
+        errors.per_class_shape(name, shape, of_pred, axis, names, scalar=scalar)
+    assert axis is not None
+    x = ops.reshape(x, tuple(-1 if i == axis else 1 for i in range(len(of_pred))))
+    return held_to(ops, name, x, pred, None, [axis])
+
+
+def _with_labels(r: Request, y_true: Any, given: Mapping[str, Any], names: Names) -> Request:
+    """The request, which has its weights, with labels that are indices, and without those to ignore."""
+    ops = r.framework.ops
+    dtype = dtype_of(ops, r.target)
+    ignored = given.get("ignore_class")
+    if ignored is not None and not errors.representable(ignored, dtype):
+        ignored = None
+    readable, classes = ops.concrete(y_true), None if r.axis is None else r.pred.shape[r.axis]
+    checkable = readable is not None and classes is not None
+    in_range = checkable and errors.all_in_range(readable, classes)
+    if in_range and ignored is not None and not 0 <= ignored < classes:
+        ignored = None  # no label is it
+    # Wide enough that no label wraps round to a class; unsigned ones may turn negative, which is none either.
+    wide = "int64" if dtype in ("int64", "uint64") else "int32"
+    target = r.target if dtype == wide else ops.cast(r.target, wide)
+    if ignored is not None:
+        r = counting(r, target != ignored)
+    if checkable and not in_range:
+        valid = None if r.valid is None else ops.concrete(r.valid)
+        if r.valid is None or valid is not None:  # what is left out of them can be read now
+            errors.labels_in_range(readable, classes, valid, names)
+    if r.valid is not None:
+        target = neutralise(ops, target, r.valid, None, 0)
+    return r if target is r.target else r._replace(target=target)
+
+
+def _with_weights(r: Request, given: Mapping[str, Any]) -> Request:
+    """The request with weights, mask and denominator."""
+    ops = r.framework.ops
+    weight, mask, normalizer = given["sample_weight"], given["mask"], given["normalizer"]
+    if weight is not None:
+        weight = number(ops, "sample_weight", weight, r.pred, r.dtype)
+        r = weighted(r, _per_sample(ops, "sample_weight", weight, r.pred, r.axis))
+    if mask is not None:
+        mask = _per_sample(ops, "mask", as_array(ops, "mask", mask, r.pred), r.pred, r.axis)
+        r = counting(r, ops.cast(mask, "bool"))
+    if normalizer is not None:
+        normalizer = number(ops, "normalizer", normalizer, r.pred, r.dtype)
+        errors.scalar("normalizer", ops.shape(normalizer))
+        r = r._replace(normalizer=normalizer)
+    return r
+
+
+def _per_sample(ops: ArrayOps, name: str, x: Array, pred: Array, row: int | None) -> Array:
+    """`x` reshaped to broadcast against the losses of the samples: their shape, its leading axes, or a scalar."""
+    shape = ops.shape(x)
+    sample_shape: Shape = tuple(size for axis, size in enumerate(ops.shape(pred)) if axis != row)
+    leading = shape
+    while 1 < len(leading) <= len(sample_shape) and leading[-1] == 1:
+        if errors.agree(leading, sample_shape[: len(leading)]):
+            break
+        leading = leading[:-1]
+    if len(shape) > len(sample_shape) or not errors.agree(leading, sample_shape[: len(leading)]):
+        errors.per_sample_shape(name, shape, sample_shape)
+    for _ in range(len(sample_shape) - len(shape) if shape else 0):
+        x = ops.expand_dims(x, len(ops.shape(x)))
+    # Sizes of 1 behind the first axis weight whole rows.
+    return held_to(ops, name, x, pred, row, [i for i, size in enumerate(ops.shape(x)) if i == 0 or size != 1])

@@ -1,0 +1,152 @@
+"""The records: what a loss is, and what a call of it is. Data; no arithmetic, and nothing of a framework.
+
+`LOSSES` is the one registry: the public functions, their checks, the parity cases, the vectors, the benchmark and the
+generated tests read it. A loss that is forgotten somewhere fails a test that names it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
+
+from lossbridge.maths import bernoulli, divergence, softmax
+from lossbridge.maths.ops import Array, Rule
+
+# What a loss takes as its target: integer classes, class distributions, outcomes in [0, 1], or logits.
+Target = Literal["labels", "distributions", "outcomes", "logits"]
+# What it takes as predictions.
+Form = Literal["logits", "probabilities"]
+
+Reduction = Literal["sum_over_batch_size", "mean", "sum", "mean_with_sample_weight", "none"] | None
+MEANS = ("sum_over_batch_size", "mean", "mean_with_sample_weight")
+REDUCTIONS = (*MEANS, "sum", "none", None)
+
+# Options that are numbers: the smallest and the largest allowed, and the range in words.
+NUMBERS: Mapping[str, tuple[float, float, str]] = {
+    "epsilon": (0.0, math.nextafter(0.5, 0.0), "in [0, 0.5); 0 means exact, without clipping"),
+    "label_smoothing": (0.0, 1.0, "in [0, 1]"),
+    "temperature": (math.ulp(0.0), math.nextafter(math.inf, 0.0), "above 0 and finite"),
+    "gamma": (0.0, math.nextafter(math.inf, 0.0), "at least 0 and finite"),
+}
+SWITCHES = ("from_logits", "apply_class_balancing", "inplace_gradient")
+PER_CLASS = ("class_weight", "pos_weight", "alpha")  # arrays of one number a class
+
+
+class Names(NamedTuple):
+    """What a function calls its arguments, for the words of the errors."""
+
+    target: str = "y_true"
+    pred: str = "y_pred"
+    leave_out: str = "ignore_class= or mask="
+    soft: str = "categorical_crossentropy"  # the function of one-hot and soft targets
+    sparse: str = "sparse_categorical_crossentropy"
+    classes_last: str = "axis=-1"  # what to pass where the classes lie along the last axis
+    class_weight: str = "class_weight"
+
+
+class Loss(NamedTuple):
+    """A loss: which rule computes it, of which target and which form of predictions, and what else it takes."""
+
+    name: str
+    rules: Mapping[Form, Mapping[Target, Rule]]
+    options: Mapping[str, Any]  # by name, with their defaults: the public function's, but for what all losses take
+    names: Names = Names()
+    outcomes: int = 2  # the smallest size of the axis
+    elementwise: tuple[Target, ...] = ()  # of these targets every entry is a sample, and the axis means nothing
+    per_class: tuple[str, ...] = PER_CLASS  # options that hold one number a class
+    scalar_per_class: bool = False  # or one number for all
+    # Under "mean_with_sample_weight" a sample counts (ops, target, pred, axis, **options) besides its weight.
+    mass: Callable[..., Array] | None = None
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        return tuple(dict.fromkeys(target for rules in self.rules.values() for target in rules))
+
+
+class Request(NamedTuple):
+    """A call of a loss, each thing resolved once.
+
+    The arrays are the framework's own, as they came: uncast, and whatever they hold where nothing is valid. Labels are
+    indices, and 0 where nothing is valid.
+    """
+
+    loss: Loss
+    rule: Rule
+    framework: Any  # a module of lossbridge.frameworks
+    target: Array
+    pred: Array
+    axis: int | None  # None: every entry is a sample
+    dtype: str  # of the computation and of the result
+    options: Mapping[str, Any]  # what the rule takes by name
+    reduction: Reduction
+    normalizer: Array | None = None
+    # What each sample counts. All three broadcast against the losses; None stands for one or true.
+    weight: Array | None = None
+    counted: Array | None = None  # not masked, not ignored: what a mean divides by
+    valid: Array | None = None  # counted, and of a weight that is not 0: what is read at all
+    inplace_gradient: bool = False  # the gradient may be written over the predictions
+
+
+_PROBABILITIES = {"from_logits": False, "epsilon": 1e-7}
+_SMOOTHED = {**_PROBABILITIES, "label_smoothing": 0.0}
+_OF_LOGITS = Names("teacher_logits", "student_logits")
+
+LOSSES: Mapping[str, Loss] = {
+    loss.name: loss
+    for loss in (
+        Loss(
+            "categorical_crossentropy",
+            {
+                "logits": {"distributions": softmax.DISTRIBUTIONS},
+                "probabilities": {"distributions": softmax.PROBABILITIES},
+            },
+            {**_SMOOTHED, "class_weight": None},
+            mass=softmax.class_mass,
+        ),
+        Loss(
+            "sparse_categorical_crossentropy",
+            {"logits": {"labels": softmax.LABELS}, "probabilities": {"labels": softmax.LABEL_PROBABILITIES}},
+            {**_SMOOTHED, "ignore_class": None, "class_weight": None},
+            mass=softmax.label_mass,
+        ),
+        Loss(
+            "binary_crossentropy",
+            {"logits": {"outcomes": bernoulli.LOGITS}, "probabilities": {"outcomes": bernoulli.PROBABILITIES}},
+            {**_SMOOTHED, "pos_weight": None},
+            outcomes=1,
+            scalar_per_class=True,
+        ),
+        Loss(
+            "log_loss",
+            {
+                "logits": {"labels": softmax.LABELS, "outcomes": bernoulli.LOGITS},
+                "probabilities": {"labels": softmax.LOG_LOSS, "outcomes": bernoulli.PROBABILITIES},
+            },
+            _PROBABILITIES,
+            elementwise=("outcomes",),
+        ),
+        Loss(
+            "kl_divergence",
+            {"probabilities": {"distributions": divergence.PROBABILITIES}, "logits": {"logits": divergence.LOGITS}},
+            _PROBABILITIES,
+        ),
+        Loss("distillation_loss", {"logits": {"logits": divergence.LOGITS}}, {"temperature": 1.0}, names=_OF_LOGITS),
+        Loss(
+            "categorical_focal_crossentropy",
+            {
+                "logits": {"distributions": softmax.FOCAL},
+                "probabilities": {"distributions": softmax.FOCAL_PROBABILITIES},
+            },
+            {"alpha": 0.25, "gamma": 2.0, **_SMOOTHED},
+            scalar_per_class=True,
+        ),
+        Loss(
+            "binary_focal_crossentropy",
+            {"logits": {"outcomes": bernoulli.FOCAL}, "probabilities": {"outcomes": bernoulli.FOCAL_PROBABILITIES}},
+            {"apply_class_balancing": False, "alpha": 0.25, "gamma": 2.0, **_SMOOTHED},
+            outcomes=1,
+            scalar_per_class=True,
+        ),
+    )
+}
