@@ -253,9 +253,9 @@ def _with_labels(r: Request, y_true: Any, given: Mapping[str, Any], names: Names
     ignored = given.get("ignore_class")
     if ignored is not None and not errors.representable(ignored, dtype):
         ignored = None
-    readable, classes = ops.concrete(y_true), None if r.axis is None else r.pred.shape[r.axis]
-    checkable = readable is not None and classes is not None
-    in_range = checkable and errors.all_in_range(readable, classes)
+    readable = ops.concrete(y_true)
+    classes = 0 if r.axis is None or r.pred.shape[r.axis] is None else r.pred.shape[r.axis]
+    in_range = readable is not None and errors.all_in_range(readable, classes)
     if in_range and ignored is not None and not 0 <= ignored < classes:
         ignored = None  # no label is it
     # Wide enough that no label wraps round to a class; unsigned ones may turn negative, which is none either.
@@ -263,7 +263,7 @@ def _with_labels(r: Request, y_true: Any, given: Mapping[str, Any], names: Names
     target = r.target if dtype == wide else ops.cast(r.target, wide)
     if ignored is not None:
         r = counting(r, target != ignored)
-    if checkable and not in_range:
+    if readable is not None and classes and not in_range:
         valid = None if r.valid is None else ops.concrete(r.valid)
         if r.valid is None or valid is not None:  # what is left out of them can be read now
             errors.labels_in_range(readable, classes, valid, names)

@@ -82,17 +82,18 @@ def _rule_rows(r: Request) -> Rows:
     rule, axis = r.rule, None if r.axis is None else 1
 
     def rows(target: Array, pred: Array, scratch: Array, out: Array | None, scale: Array, o: Options) -> Array:
-        on_tape = out is not None and rule.gradients is None
-        leaf = ops.Variable(pred) if on_tape else pred
-        found, residuals = rule.value(ops, target, leaf, axis, **o)
-        if on_tape:
-            upstream = np.broadcast_to(scale if axis else _column(scale), ops.shape(found))
-            out[...] = ops.pulled_back(found, leaf, upstream.astype(pred.dtype))
-        elif out is not None:
-            assert rule.gradients is not None
-            gradient = rule.gradients(ops, target, pred, axis, residuals, (False, True), **o)[1]
+        if out is None:
+            found = rule.value(ops, target, pred, axis, **o)[0]
+        elif rule.gradients is None:
+            leaf = ops.Variable(pred)
+            on_tape = rule.value(ops, target, leaf, axis, **o)[0]
+            found = ops.value_of(on_tape)
+            upstream = np.broadcast_to(scale if axis else _column(scale), found.shape)
+            out[...] = ops.pulled_back(on_tape, leaf, upstream.astype(pred.dtype))
+        else:
+            found, residuals = rule.value(ops, target, pred, axis, **o)
+            gradient: Any = rule.gradients(ops, target, pred, axis, residuals, (False, True), **o)[1]
             np.multiply(gradient, _column(scale), out=out)
-        found = ops.value_of(found)
         return found if axis else found[:, 0]
 
     return rows
@@ -189,9 +190,9 @@ def _at_once(job: _Job, gradient: Array | None) -> Array | None:
     plain = job.invalid is None and job.inner == 1 and x.dtype == job.dtype and x.flags.c_contiguous
     if not (plain and job.small):
         return None
-    z, target = x.reshape(-1, job.width), job.target.reshape(-1)
+    z, target = x.reshape(-1, job.width), job.target.reshape(-1, *(() if job.labels else (job.width,)))
     if not job.labels:
-        target = target.astype(job.dtype, copy=False).reshape(-1, job.width)
+        target = target.astype(job.dtype, copy=False)
     out = None if gradient is None else gradient.reshape(-1, job.width)
     scratch = np.empty((job.kernel.scratch, *z.shape), job.dtype)
     found = job.kernel.rows(target, z, scratch, out, job.mean, job.options)
@@ -703,6 +704,7 @@ def _binary_focal(target: Array, x: Array, scratch: Array, out: Array | None, sc
 def label_entries(r: Request) -> Array:
     """The log loss of probabilities, which reads no entry but the label's."""
     x, axis, epsilon, valid = ops.value_of(r.pred), r.axis, r.options["epsilon"], r.valid
+    assert axis is not None
     labels: Any = np.expand_dims(r.target, axis)
     in_order = axis == x.ndim - 1 and x.flags.c_contiguous
     if in_order:

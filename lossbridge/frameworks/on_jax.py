@@ -22,7 +22,7 @@ import numpy as np
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
-from lossbridge.frameworks import jax_ops as ops
+from lossbridge.frameworks import jax_ops
 from lossbridge.frameworks.framework import Choice, Path, by_formula
 from lossbridge.maths import bernoulli, divergence, softmax
 from lossbridge.maths.ops import Array, Rule
@@ -30,6 +30,7 @@ from lossbridge.reduction import neutralise
 from lossbridge.spec import Request
 
 name = "jax"
+ops = jax_ops
 # How arrays come in.
 asarray, cast, concrete, dtype = ops.asarray, ops.cast, ops.concrete, ops.dtype
 owns, quiet, shape, widest = ops.owns, ops.quiet, ops.shape, ops.widest
@@ -167,8 +168,8 @@ def _gradients_rule(plan: _Plan, needs: Needs, primals: Any, tangents: Any) -> t
     losses, found = _losses_and_gradients(plan, more, *primals)
 
     def gradients(target: Array, pred: Array, weights: Mapping[str, Array]) -> Any:
-        def value(*pair: Array) -> Array:
-            return _value(plan, valid, *pair, weights)
+        def value(target: Array, pred: Array) -> Array:
+            return _value(plan, valid, target, pred, weights)
 
         return _derived(value, needs, *_floating(target, pred))
 
@@ -209,7 +210,7 @@ def _compute(plan: _Plan, needs: Needs | None, target: Array, pred: Array, weigh
             return losses, residuals
         return losses, _gradients_of(plan, needs, target, pred, axis, residuals, weights)
 
-    if not plan.in_blocks:
+    if plan.axis is None or not plan.in_blocks:
         return at_once(target, pred, weights)
     in_blocks = functools.partial(_in_blocks, at_once, plan.axis)
     return lax.platform_dependent(target, pred, weights, cpu=in_blocks, default=at_once)

@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from lossbridge.frameworks import numpy_blocks
-from lossbridge.frameworks import numpy_ops as ops
+from lossbridge.frameworks import numpy_blocks, numpy_ops
 from lossbridge.frameworks.framework import Choice, Path, by_formula, prepared
 from lossbridge.maths.ops import Array
 from lossbridge.reduction import neutralise
 from lossbridge.spec import Request
 
 name = "numpy"
+ops = numpy_ops
 # How arrays come in.
 asarray, cast, concrete, dtype = ops.asarray, ops.cast, ops.concrete, ops.dtype
 owns, quiet, shape, widest = ops.owns, ops.quiet, ops.shape, ops.widest

@@ -16,15 +16,15 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from lossbridge.frameworks import numpy_ops, on_numpy
-from lossbridge.frameworks import tensorflow_ops as ops
+from lossbridge.frameworks import numpy_ops, on_numpy, tensorflow_ops
 from lossbridge.frameworks.framework import Choice, Path, by_formula, prepared
 from lossbridge.maths import softmax
-from lossbridge.maths.elementary import zero_if_unweighted
+from lossbridge.maths.elementary import in_range, zero_if_unweighted
 from lossbridge.maths.ops import Array
 from lossbridge.spec import Request
 
 name = "tensorflow"
+ops = tensorflow_ops
 # How arrays come in.
 asarray, cast, concrete, dtype = ops.asarray, ops.cast, ops.concrete, ops.dtype
 owns, quiet, shape, widest = ops.owns, ops.quiet, ops.shape, ops.widest
@@ -156,8 +156,8 @@ def _by_rule(r: Request, *, xla: bool) -> Array:
         r = r._replace(options={**r.options, "class_weight": None})
     losses = _attached(r, xla)
     if weight is not None:
-        index = tf.where((r.target >= 0) & (r.target < ops.size(r.pred, r.axis, r.target)), r.target, 0)
-        weight = ops.lookup(weight, index)
+        assert r.axis is not None
+        weight = ops.lookup(weight, in_range(ops, r.target, r.pred, r.axis)[0])
         losses = weight * zero_if_unweighted(ops, weight, losses)
     return losses
 

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lossbridge.frameworks import torch_blocks, torch_small
-from lossbridge.frameworks import torch_ops as ops
+from lossbridge.frameworks import torch_blocks, torch_ops, torch_small
 from lossbridge.frameworks.framework import Choice, Path, by_formula, prepared
 from lossbridge.maths.ops import Array
 from lossbridge.spec import Request
 
 name = "torch"
+ops = torch_ops
 # How arrays come in.
 asarray, cast, concrete, dtype = ops.asarray, ops.cast, ops.concrete, ops.dtype
 owns, quiet, shape, widest = ops.owns, ops.quiet, ops.shape, ops.widest

@@ -12,6 +12,8 @@ axis None: every entry is a sample.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 from lossbridge.maths.elementary import (
     clip,
@@ -87,15 +89,14 @@ def log_loss_of_probabilities_gradients(
     needs_input_grad: tuple[bool, bool],
     *,
     epsilon: float,
-    label_smoothing: float = 0.0,
-    pos_weight: Weight = None,
+    **options: Any,
 ) -> Gradients:
-    positive, negative = _outcomes(ops, target, label_smoothing, pos_weight)
+    """(3); `options`: label_smoothing and pos_weight."""
+    positive, negative = _outcomes(ops, target, **options)
     p = clip(ops, pred, epsilon, 1 - epsilon)
     of_target = of_pred = None
     if needs_input_grad[0]:
-        of_positive, of_negative = neg_log(ops, positive, p), neg_log_complement(ops, negative, p)
-        of_target = _target_gradient(of_positive, of_negative, label_smoothing, pos_weight)
+        of_target = _target_gradient(neg_log(ops, positive, p), neg_log_complement(ops, negative, p), **options)
     if needs_input_grad[1]:
         of_pred = _quotient(ops, negative, 1 - p) - _quotient(ops, positive, p)
         inside = (pred >= epsilon) & (pred <= 1 - epsilon)
@@ -103,58 +104,49 @@ def log_loss_of_probabilities_gradients(
     return _divided(ops, (of_target, of_pred), pred, axis)
 
 
-def focal(
-    ops: Ops,
-    target: Array,
-    logits: Array,
-    axis: int | None,
-    *,
-    gamma: float,
-    alpha: Weight,
-    apply_class_balancing: bool,
-    label_smoothing: float = 0.0,
-) -> tuple[Array, Residuals]:
+def focal(ops: Ops, target: Array, logits: Array, axis: int | None, **options: Any) -> tuple[Array, Residuals]:
     """(1 − p_t)^γ · log loss, p_t being the probability of what is true; balanced, times α t + (1 − α)(1 − t)."""
-    positive, negative = smooth_outcomes(ops, target, label_smoothing)
-    weighted = _balanced(positive, negative, alpha) if apply_class_balancing else (positive, negative)
-    p, one_minus_p = sigmoid(ops, logits)
-    loss = modulated(ops, positive * one_minus_p + negative * p, gamma, _of_logits(ops, *weighted, logits))
-    return _mean(ops, loss, axis), ()
+
+    def log_loss(positive: Array, negative: Array) -> Array:
+        return _of_logits(ops, positive, negative, logits)
+
+    return _mean(ops, _modulated(ops, target, sigmoid(ops, logits), log_loss, **options), axis), ()
 
 
 def focal_of_probabilities(
+    ops: Ops, target: Array, pred: Array, axis: int | None, *, epsilon: float, **options: Any
+) -> tuple[Array, Residuals]:
+    """As `focal`. As in Keras, p_t is not clipped."""
+
+    def log_loss(positive: Array, negative: Array) -> Array:
+        return _of_probabilities(ops, positive, negative, pred, epsilon)
+
+    return _mean(ops, _modulated(ops, target, (pred, 1 - pred), log_loss, **options), axis), ()
+
+
+def _modulated(
     ops: Ops,
     target: Array,
-    pred: Array,
-    axis: int | None,
+    probabilities: tuple[Array, Array],
+    log_loss: Callable[[Array, Array], Array],
     *,
     gamma: float,
-    alpha: Weight,
+    alpha: Array | float,
     apply_class_balancing: bool,
-    epsilon: float,
     label_smoothing: float = 0.0,
-) -> tuple[Array, Residuals]:
-    """As in Keras, p_t is not clipped."""
+) -> Array:
+    """`probabilities`: p and 1 − p. `log_loss`: of the weights for the outcome and against it."""
+    p, one_minus_p = probabilities
     positive, negative = smooth_outcomes(ops, target, label_smoothing)
-    weighted = _balanced(positive, negative, alpha) if apply_class_balancing else (positive, negative)
-    loss = modulated(
-        ops,
-        positive * (1 - pred) + negative * pred,
-        gamma,
-        _of_probabilities(ops, *weighted, pred, epsilon),
-    )
-    return _mean(ops, loss, axis), ()
+    balance = positive * alpha + negative * (1 - alpha) if apply_class_balancing else 1
+    loss = log_loss(balance * positive, balance * negative)
+    return modulated(ops, positive * one_minus_p + negative * p, gamma, loss)
 
 
-def _outcomes(ops: Ops, target: Array, label_smoothing: float, pos_weight: Weight) -> tuple[Array, Array]:
+def _outcomes(ops: Ops, target: Array, label_smoothing: float = 0.0, pos_weight: Weight = None) -> tuple[Array, Array]:
     """P and N."""
     positive, negative = smooth_outcomes(ops, target, label_smoothing)
     return positive if pos_weight is None else pos_weight * positive, negative
-
-
-def _balanced(positive: Array, negative: Array, alpha: Weight) -> tuple[Array, Array]:
-    weight = positive * alpha + negative * (1 - alpha)
-    return weight * positive, weight * negative
 
 
 def _of_logits(ops: Ops, positive: Array, negative: Array, x: Array) -> Array:
@@ -174,7 +166,9 @@ def _of_probabilities(ops: Ops, positive: Array, negative: Array, pred: Array, e
     return positive * neg_log(ops, positive, p) + negative * neg_log_complement(ops, negative, p)
 
 
-def _target_gradient(of_positive: Array, of_negative: Array, label_smoothing: float, pos_weight: Weight) -> Array:
+def _target_gradient(
+    of_positive: Array, of_negative: Array, label_smoothing: float = 0.0, pos_weight: Weight = None
+) -> Array:
     if pos_weight is not None:
         of_positive = pos_weight * of_positive
     return (of_positive - of_negative) * (1 - label_smoothing)

@@ -29,6 +29,7 @@ class Library:
     """Calls losses on the backend's arrays; takes and gives NumPy."""
 
     b: Any
+    framework: Any
 
     def array(self, x: Any, dtype: str | None = None) -> Any:
         x = np.asarray(x)
@@ -73,4 +74,6 @@ def lib(pytestconfig: pytest.Config) -> Library:
     name = pytestconfig.getoption("--backend")
     if name not in FRAMEWORKS:
         raise pytest.UsageError(f"--backend {name} is unknown; use one of {', '.join(FRAMEWORKS)}")
-    return Library(Both(FRAMEWORKS[name]()))  # a backend that is not installed fails here: it is never skipped
+    return Library(
+        Both(FRAMEWORKS[name]()), FRAMEWORKS[name]()
+    )  # a backend that is not installed fails here: it is never skipped
