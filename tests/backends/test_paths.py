@@ -99,7 +99,7 @@ def on_torch(form: Form, situation: str) -> str:
     in_blocks = form.rule.gradients is not None
     small = form.rule.name in ("softmax of labels", "softmax of distributions", "Bernoulli of logits")
     small = (small and form.loss != "log_loss") or (form.loss == "log_loss" and form.target == "labels" and form.logits)
-    if situation == "eager" and small:
+    if situation in ("eager", "target") and small:
         return "small"
     if situation in ("eager", "large", "float64"):
         return "blocks" if in_blocks else "formula"
