@@ -63,6 +63,10 @@ class Loss(NamedTuple):
     def targets(self) -> tuple[Target, ...]:
         return tuple(dict.fromkeys(target for rules in self.rules.values() for target in rules))
 
+    def form(self, options: Mapping[str, Any]) -> Form:
+        """What the predictions are, with these options."""
+        return "logits" if options.get("from_logits") or "probabilities" not in self.rules else "probabilities"
+
 
 class Request(NamedTuple):
     """A call of a loss, each thing resolved once.

@@ -149,8 +149,8 @@ FORMS = (
     Form("labels", "log_loss", "labels", LOGITS),
     Form("logits", "kl_divergence", "logits", LOGITS),
     Form("logits", "distillation_loss", "logits", {"temperature": 2.0}),
-    Form("trials", "binary_crossentropy", "events", LOGITS, one_class=True),
-    Form("trials", "log_loss", "events", LOGITS, one_class=True),
+    Form("trials", "binary_crossentropy", "outcomes", LOGITS, one_class=True),
+    Form("trials", "log_loss", "outcomes", LOGITS, one_class=True),
 )
 BEYOND_32_BITS = ("sparse_categorical_crossentropy", "kl_divergence", "binary_crossentropy")
 
@@ -183,14 +183,14 @@ def boundary_case(form: Form, name: str, classes: int, dtype: str) -> Case:
     options: Record = {**form.options, "reduction": "none"}
     if "class_weight" in options:
         options["class_weight"] = rng.uniform(0.5, 2, classes).astype(np.float32)
-    if form.target == "events":
+    if form.target == "outcomes":
         u = np.where(rng.random(u.shape) < 0.5, u > 0, 1 / (1 + np.exp(-u)))
     elif form.target == "logits":
         u = z + 0.1 * u
     if classes > 1:
         padding = slice(classes - classes // 4, classes)
         z[2, padding] = -np.inf
-        u[2, padding] = 0 if form.target == "events" else -np.inf
+        u[2, padding] = 0 if form.target == "outcomes" else -np.inf
         z[3], u[3], labels[3] = np.nan, np.nan, -7
         options |= {"mask": np.arange(5) != 3, "sample_weight": np.array([1, 2, 0.5, 3, 1], np.float32)}
     if form.target == "distributions":

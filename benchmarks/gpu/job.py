@@ -89,7 +89,7 @@ def torch_inputs(card: Card, target: str, shape: tuple[int, int], dtype: str) ->
     pred = torch.randn(shape, **of)
     if target == "labels":
         return torch.randint(shape[1], shape[:1], device=card.device), pred
-    if target == "events":
+    if target == "outcomes":
         return torch.rand(shape, **of), pred
     other = torch.randn(shape, **of)
     return (torch.softmax(other, 1) if target == "distributions" else other), pred

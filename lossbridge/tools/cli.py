@@ -23,7 +23,7 @@ from lossbridge.tools import diagnosis
 from lossbridge.tools.bench import bench_report, plots, results
 from lossbridge.tools.bench import cells as bench_cells
 from lossbridge.tools.parity import parity_report, peers, vectors
-from lossbridge.tools.parity.cases import DTYPES, LOSSES
+from lossbridge.tools.parity.cases import DTYPES, LOSSES, cases
 from lossbridge.tools.parity.check import Outcome
 from lossbridge.tools.parity.files import UnusableFile, case_of, load_arrays
 from lossbridge.tools.processes import BackendRun, installed, run_workers
@@ -144,6 +144,9 @@ def parity(
     temperature: Annotated[float | None, typer.Option(help="With FILE, for distillation_loss.")] = None,
     alpha: Annotated[float | None, typer.Option(help="With FILE, for the focal losses.")] = None,
     gamma: Annotated[float | None, typer.Option(help="With FILE, for the focal losses.")] = None,
+    apply_class_balancing: Annotated[
+        bool | None, typer.Option(help="With FILE, for binary_focal_crossentropy.")
+    ] = None,
     reduction: Annotated[str | None, typer.Option(help="With FILE.")] = None,
 ) -> None:
     """Compare values and gradients of every backend with the reference, eager and compiled.
@@ -162,6 +165,7 @@ def parity(
         "temperature": temperature,
         "alpha": alpha,
         "gamma": gamma,
+        "apply_class_balancing": apply_class_balancing,
         "reduction": reduction,
     }
     options = {name: option for name, option in given.items() if option is not None}
@@ -424,13 +428,17 @@ def _batch(path: Path, observed: list[str], place: int, count: int) -> tuple[Any
 def write_or_check_vectors(
     output: Annotated[Path | None, typer.Option("--out", help="Write the cases with their exact results.")] = None,
     check: Annotated[Path | None, typer.Option(help="Read such a file back and compare it with the reference.")] = None,
+    loss: Annotated[list[str] | None, typer.Option(help="With --out: only this loss; may be repeated.")] = None,
 ) -> None:
     """Write or check the cases with inputs, options and exact results, as JSON for other implementations."""
     if (output is None) == (check is None):
         _refuse("give one of --out FILE.json and --check FILE.json")
+    _refuse_unknown("--loss", loss or [], LOSSES)
+    if check is not None and loss:
+        _refuse("--loss chooses what --out writes; --check compares every case of its file")
     if output is not None:
         try:
-            count = vectors.write(output)
+            count = vectors.write(output, tuple(case for case in cases() if not loss or case.loss in loss))
         except OSError as error:
             _refuse(f"{output} cannot be written: {error.strerror}; name a file in a folder that exists")
         out.print(f"{count} cases written to {output}", highlight=False, soft_wrap=True)

@@ -227,8 +227,8 @@ def serve(jobs: Callable[[Framework, dict[str, Any]], tuple[Sequence[Job], Mappi
 def keras_backend(backend: str) -> str:
     """The backend that Keras runs on in this backend's worker.
 
-    For NumPy another one, because Keras on NumPy has no gradients, and clips where its other backends do not.
+    For NumPy another one, because Keras on NumPy has no gradients, and clips where its other backends do not; so too
+    for a framework that Keras does not run on.
     """
-    if backend != "numpy":
-        return backend
-    return next((name for name in ("tensorflow", "torch", "jax") if installed(name)), "numpy")
+    known = ("tensorflow", "torch", "jax")
+    return backend if backend in known else next((name for name in known if installed(name)), "numpy")

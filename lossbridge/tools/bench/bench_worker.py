@@ -6,13 +6,14 @@ import importlib.metadata
 from functools import partial
 from typing import Any
 
+from lossbridge.frameworks import FRAMEWORKS
 from lossbridge.frameworks.framework import Framework
 from lossbridge.tools.bench.cells import Budget, Cell
 from lossbridge.tools.bench.measure import outcome
 from lossbridge.tools.bench.memory import copy_bandwidth
 from lossbridge.tools.processes import Job, serve
 
-LIBRARIES = ("numpy", "scipy", "scikit-learn", "torch", "tensorflow", "jax", "keras", "optax", "liger-kernel", "triton")
+LIBRARIES = (*FRAMEWORKS, "scipy", "scikit-learn", "keras", "optax", "liger-kernel", "triton")
 
 
 def versions() -> dict[str, str]:

@@ -1,6 +1,7 @@
-"""The registry of what is measured: the form of a loss, its shape and dtype, with or without the gradient. Plain data.
+"""What is measured: the form of a loss, its shape and dtype, with or without the gradient. Plain data.
 
-Nothing here depends on a framework. Peers are in contenders.py, limits in targets.py.
+Nothing here depends on a framework. Losses and their targets come from lossbridge.spec; a loss that has no form here
+gets one. Peers are in contenders.py, limits in targets.py.
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-# What y_true holds: integer labels, rows of probabilities, rows of logits, or outcomes between 0 and 1.
-Target = Literal["labels", "distributions", "logits", "events"]
+from lossbridge.spec import LOSSES, Target
+
 Sweep = Literal["", "N", "V"]
 Ways = Literal["all", "eager", "compiled"]
 ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
@@ -21,27 +22,45 @@ class Form:
     """A loss with the options that decide which formula it computes."""
 
     loss: str
-    target: Target
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def from_logits(self) -> bool:
-        return self.loss == "distillation_loss" or bool(self.options.get("from_logits"))
+        return LOSSES[self.loss].form(self.options) == "logits"
+
+    @property
+    def target(self) -> Target:
+        """What y_true holds; of log_loss, which takes two kinds, the labels."""
+        record = LOSSES[self.loss]
+        return next(iter(record.rules[record.form(self.options)]))
 
 
 _LOGITS = {"from_logits": True}
-FORMS: Mapping[str, Form] = {
-    "CE, labels": Form("sparse_categorical_crossentropy", "labels", _LOGITS),
-    "CE, dense": Form("categorical_crossentropy", "distributions", _LOGITS),
-    "KL of logits": Form("kl_divergence", "logits", _LOGITS),
-    "KL of probabilities": Form("kl_divergence", "distributions"),
-    "distillation": Form("distillation_loss", "logits", {"temperature": 2.0}),
-    "BCE of logits": Form("binary_crossentropy", "events", _LOGITS),
-    "BCE of probabilities": Form("binary_crossentropy", "events"),
-    "log loss": Form("log_loss", "labels"),
-    "focal": Form("categorical_focal_crossentropy", "distributions", _LOGITS),
-    "binary focal": Form("binary_focal_crossentropy", "events", _LOGITS),
+# The forms that textbook.py and most peers have too, by their names in the results.
+NAMED_FORMS: Mapping[str, Form] = {
+    "CE, labels": Form("sparse_categorical_crossentropy", _LOGITS),
+    "CE, dense": Form("categorical_crossentropy", _LOGITS),
+    "KL of logits": Form("kl_divergence", _LOGITS),
+    "KL of probabilities": Form("kl_divergence"),
+    "distillation": Form("distillation_loss", {"temperature": 2.0}),
+    "BCE of logits": Form("binary_crossentropy", _LOGITS),
+    "BCE of probabilities": Form("binary_crossentropy"),
+    "log loss": Form("log_loss"),
+    "focal": Form("categorical_focal_crossentropy", _LOGITS),
+    "binary focal": Form("binary_focal_crossentropy", _LOGITS),
 }
+
+
+def _unnamed_forms() -> Iterator[tuple[str, Form]]:
+    """One of each loss that has none above: of logits, if it takes them."""
+    named = {form.loss for form in NAMED_FORMS.values()}
+    for loss, record in LOSSES.items():
+        if loss not in named:
+            form = "logits" if "logits" in record.rules else "probabilities"
+            yield f"{loss} of {form}", Form(loss, _LOGITS if len(record.rules) > 1 else {})
+
+
+FORMS: Mapping[str, Form] = {**NAMED_FORMS, **dict(_unnamed_forms())}
 IMPORT = "import"  # the form of the cell that measures the package's import instead of a loss
 
 
@@ -108,10 +127,17 @@ def cells(backend: str, *, quick: bool = False) -> list[Cell]:
 
 
 def selected(backend: str, losses: list[str], dtypes: list[str], *, quick: bool = False) -> list[Cell]:
-    """The cells of these losses and dtypes; an empty list names all."""
+    """The cells of these losses and dtypes; an empty list names all. A loss that is named always has a cell."""
+    found = cells(backend, quick=quick)
+    measured = {FORMS[cell.form].loss for cell in found if cell.form != IMPORT}
+    found += [
+        Cell(name, *CLASSIFIER, ways=_main_way(backend))
+        for name, form in FORMS.items()
+        if form.loss in losses and form.loss not in measured
+    ]
     return [
         cell
-        for cell in cells(backend, quick=quick)
+        for cell in found
         if not (losses and (cell.form == IMPORT or FORMS[cell.form].loss not in losses))
         and not (dtypes and (cell.form == IMPORT or cell.dtype not in dtypes))
     ]
@@ -142,8 +168,8 @@ def _full(backend: str) -> Iterator[Cell]:
 
 
 def _quick(backend: str) -> Iterator[Cell]:
-    """Each backend as it is mostly run: TensorFlow and JAX compiled; PyTorch, which compiles for seconds, eager."""
-    main: Ways = "compiled" if backend in ("tensorflow", "jax") else "eager"
+    """Each backend in the way it is mostly run."""
+    main = _main_way(backend)
     if backend == "numpy":
         yield Cell(IMPORT, 0, 0)
         yield Cell("log loss", *CLASSIFIER, backward=False)
@@ -158,3 +184,8 @@ def _quick(backend: str) -> Iterator[Cell]:
         yield Cell("CE, labels", 256, classes, ways=main, sweep="V")
     for rows in (64, 1024, 16384):
         yield Cell("CE, labels", rows, 1024, ways=main, sweep="N")
+
+
+def _main_way(backend: str) -> Ways:
+    """TensorFlow and JAX compiled; PyTorch, which compiles for seconds, and whatever else there is, eager."""
+    return "compiled" if backend in ("tensorflow", "jax") else "eager"

@@ -12,7 +12,7 @@ from typing import Any
 
 from lossbridge import losses
 from lossbridge.tools.bench import textbook
-from lossbridge.tools.bench.cells import FORMS, Cell
+from lossbridge.tools.bench.cells import FORMS, NAMED_FORMS, Cell
 from lossbridge.tools.processes import installed
 
 Loss = Callable[[Any, Any], Any]
@@ -21,7 +21,7 @@ OURS, IN_PLACE = "lossbridge", "lossbridge, inplace_gradient"
 
 @dataclass(frozen=True)
 class Contender:
-    """`with_gradient`: a function that returns value and gradient, for NumPy, which does not differentiate."""
+    """`with_gradient`: a function that returns value and gradient, where the framework has no usual way to one."""
 
     name: str
     loss: Loss
@@ -31,15 +31,14 @@ class Contender:
 
 
 def contenders(backend: str, cell: Cell, device: str = "cpu") -> list[Contender]:
-    """Ours first."""
-    return [_ours(backend, cell), *_PEERS[backend](cell, device)]
+    """Ours first. A framework without known peers, or a form without any, is measured alone."""
+    peers = _PEERS[backend](cell, device) if backend in _PEERS and cell.form in NAMED_FORMS else ()
+    return [_ours(cell), *peers]
 
 
-def _ours(backend: str, cell: Cell) -> Contender:
+def _ours(cell: Cell) -> Contender:
     form = FORMS[cell.form]
     function, options = getattr(losses, form.loss), dict(form.options)
-    if backend != "numpy":
-        return Contender(OURS, lambda target, pred: function(target, pred, **options))
     both = losses.value_and_grad(function)
     return Contender(
         OURS, lambda target, pred: function(target, pred, **options), lambda t, pred: both(t, pred, **options)

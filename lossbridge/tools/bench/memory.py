@@ -22,7 +22,7 @@ Call = Callable[[], Any]
 
 
 def extra_bytes(call: Call, b: Framework, device: str) -> int | None:
-    """None where it cannot be measured: JAX on a GPU does not reset its peak."""
+    """None where it cannot be measured: JAX on a GPU does not reset its peak; others than the three are not known."""
     gc.collect()
     if b.name == "tensorflow" and device in ("cpu", "cuda"):
         return _tensorflow(call, device)
@@ -114,8 +114,13 @@ def _tensorflow(call: Call, device: str) -> int:
 
 
 def copy_bandwidth(b: Framework, device: str, size: int = 1 << 28, rounds: int = 9) -> float:
-    """Bytes per second, read and written, of a copy into allocated memory: no loss can be faster than this."""
+    """Bytes per second, read and written, of a copy into allocated memory: no loss can be faster than this.
+
+    0 on a device of a framework that is not known here.
+    """
     copy = _host_copy(size) if device == "cpu" else _device_copy(b, device, size)
+    if copy is None:
+        return 0.0
     copy()
     seconds = []
     for _ in range(rounds):
@@ -134,9 +139,11 @@ def _host_copy(size: int) -> Call:
     return lambda: list(threads.map(lambda part: np.copyto(*part), parts))
 
 
-def _device_copy(b: Framework, device: str, size: int) -> Call:
+def _device_copy(b: Framework, device: str, size: int) -> Call | None:
     from lossbridge.tools.bench.steps import wait
 
+    if b.name not in ("torch", "tensorflow", "jax"):
+        return None
     source = b.place(np.ones(size // 4, np.float32), "float32", device)
     if b.name == "torch":
         target = source.clone()

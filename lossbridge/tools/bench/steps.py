@@ -1,7 +1,8 @@
 """A step in each framework: eager or compiled, with or without the gradient. Holds neither losses nor clocks.
 
 A step is what a user writes. In PyTorch torch.compile compiles the loss, and autograd runs around it; in JAX and
-TensorFlow value and gradient are one function, which is compiled as a whole.
+TensorFlow value and gradient are one function, which is compiled as a whole. In NumPy, and in a framework that is not
+known here, it is lossbridge.value_and_grad.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ def step(b: Framework, contender: Contender, way: str, backward: bool) -> Step:
     """Make all steps of a cell before calling the first: making one resets PyTorch's compiler."""
     compiler = (lambda function: function) if way == EAGER else b.compilers()[way]
     if backward:
-        return _WITH_GRADIENT[b.name](contender, compiler)
+        return _WITH_GRADIENT.get(b.name, _lossbridge)(contender, compiler)
     run = compiler(contender.loss)
     if b.name != "torch":
         return lambda target, pred: (run(target, pred), None)
@@ -40,9 +41,9 @@ def step(b: Framework, contender: Contender, way: str, backward: bool) -> Step:
     return without_graph
 
 
-def _numpy(contender: Contender, compiler: Any) -> Step:
+def _lossbridge(contender: Contender, compiler: Any) -> Step:
     assert contender.with_gradient is not None
-    return contender.with_gradient
+    return compiler(contender.with_gradient)
 
 
 def _torch(contender: Contender, compiler: Any) -> Step:
@@ -76,7 +77,6 @@ def _jax(contender: Contender, compiler: Any) -> Step:
 
 
 _WITH_GRADIENT: dict[str, Callable[[Contender, Any], Step]] = {
-    "numpy": _numpy,
     "torch": _torch,
     "tensorflow": _tensorflow,
     "jax": _jax,
@@ -94,14 +94,20 @@ def wait(b: Framework, result: Any, device: str) -> None:
         import jax
 
         jax.block_until_ready(result)
-    elif device == "cuda" and b.name == "torch":
-        import torch
+    elif b.name == "torch":
+        if device == "cuda":
+            import torch
 
-        torch.cuda.synchronize()
-    elif device == "cuda" and b.name == "tensorflow":
-        import tensorflow as tf
+            torch.cuda.synchronize()
+    elif b.name == "tensorflow":
+        if device == "cuda":
+            import tensorflow as tf
 
-        tf.test.experimental.sync_devices()
+            tf.test.experimental.sync_devices()
+    elif b.name != "numpy":  # it may be lazy: what is read has been computed
+        for x in result if isinstance(result, tuple) else (result,):
+            if x is not None:
+                b.to_numpy(x)
 
 
 def planned_bytes(b: Framework, run: Step, target: Any, pred: Any) -> tuple[int, int] | None:

@@ -117,7 +117,7 @@ def _log_loss_and_gradient(labels: Array, p: Array) -> tuple[Any, Array]:
     return log_loss(labels, p), gradient
 
 
-# By the name of the form in cells.py.
+# By the name of the form in cells.NAMED_FORMS.
 VALUES: Mapping[str, Loss] = {
     "CE, labels": sparse_cross_entropy,
     "CE, dense": cross_entropy,
@@ -142,10 +142,10 @@ WITH_GRADIENTS: Mapping[str, Loss] = {
 }
 
 
-def exact_value(form: str, target: Array, pred: Array, block: int = 1 << 22) -> float:
-    """The mean in float64, computed in blocks of rows."""
+def exact_value(loss: Loss, target: Array, pred: Array, block: int = 1 << 21) -> float:
+    """The mean of a loss in float64, computed in blocks of rows."""
     rows, total = max(1, block // pred.shape[1]), 0.0
     for start in range(0, len(pred), rows):
         t, p = target[start : start + rows], pred[start : start + rows].astype(np.float64)
-        total += float(VALUES[form](t if t.dtype.kind == "i" else t.astype(np.float64), p)) * len(p)
+        total += float(loss(t if t.dtype.kind == "i" else t.astype(np.float64), p)) * len(p)
     return total / len(pred)

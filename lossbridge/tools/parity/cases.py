@@ -1,24 +1,24 @@
-"""The registry of cases: every loss with its options, dtypes, shapes and boundaries, as plain data.
+"""The cases: every loss with its options, dtypes, shapes and boundaries, as plain data.
 
-The tests, the parity command and the vectors read it. It holds inputs and tolerances; expected values come from the
-reference, and nothing here depends on a backend. A new loss gets its cases from its line in LOSSES.
+The tests, the parity command and the vectors read them. Inputs and tolerances are here; expected values come from the
+reference, and nothing here depends on a backend. A new loss gets its cases from its record in lossbridge.spec.
 """
 
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from lossbridge import losses
+from lossbridge.request import COMMON
+from lossbridge.spec import LOSSES as RECORDS
+from lossbridge.spec import Target
 from lossbridge.tools.parity import digits
 
 Array = np.ndarray
-Target = Literal["distributions", "labels", "events", "logits"]
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 
@@ -55,24 +55,15 @@ class Case:
     @property
     def axis(self) -> int | None:
         """The axis of the classes; None where every entry is a sample of its own."""
-        bernoulli = self.loss == "log_loss" and self.y_true.ndim == self.y_pred.ndim
-        return None if bernoulli else int(self.options.get("axis", -1))
+        elementwise = RECORDS[self.loss].elementwise and self.y_true.ndim == self.y_pred.ndim
+        return None if elementwise else int(self.options.get("axis", -1))
 
 
 # What each loss takes as y_true.
-LOSSES: dict[str, tuple[Target, ...]] = {
-    "categorical_crossentropy": ("distributions",),
-    "sparse_categorical_crossentropy": ("labels",),
-    "binary_crossentropy": ("events",),
-    "log_loss": ("labels", "events"),
-    "kl_divergence": ("distributions",),
-    "distillation_loss": ("logits",),
-    "categorical_focal_crossentropy": ("distributions",),
-    "binary_focal_crossentropy": ("events",),
-}
+LOSSES: dict[str, tuple[Target, ...]] = {name: record.targets for name, record in RECORDS.items()}
 
 # y_true and y_pred hold the same kind of numbers.
-DIVERGENCES = ("kl_divergence", "distillation_loss")
+DIVERGENCES = tuple(name for name, targets in LOSSES.items() if "logits" in targets)
 
 KERAS_EXAMPLE = Case(
     "Keras example",
@@ -94,8 +85,7 @@ def cases() -> tuple[Case, ...]:
 
 def options_of(loss: str) -> frozenset[str]:
     """The names of a loss's keyword-only parameters."""
-    parameters = inspect.signature(getattr(losses, loss)).parameters.values()
-    return frozenset(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
+    return frozenset({*RECORDS[loss].options, *COMMON})
 
 
 def round_to(x: Array, dtype: str) -> Array:
@@ -112,7 +102,7 @@ def round_to(x: Array, dtype: str) -> Array:
 
 def usual_tolerance(loss: str, from_logits: bool) -> Tolerance:
     """The default. It is doubled for focal losses and divergences, which multiply several rounded factors."""
-    factor = 2 if "focal" in loss or loss in DIVERGENCES else 1
+    factor = 2 if "gamma" in options_of(loss) or loss in DIVERGENCES else 1
     return Tolerance(8 * factor, 16 * factor, scale=0.0 if from_logits else 1.0)
 
 
@@ -124,11 +114,11 @@ def _softmax(x: Array, axis: int = -1) -> Array:
     return e / e.sum(axis, keepdims=True)
 
 
-def _inputs(target: Target, from_logits: bool, pair: bool, shape: tuple[int, ...], axis: int, seed: int) -> Any:
-    """Random (y_true, y_pred) in float64. `pair`: y_true holds the same kind of numbers as y_pred (divergences)."""
+def _inputs(target: Target, from_logits: bool, shape: tuple[int, ...], axis: int, seed: int) -> tuple[Array, Array]:
+    """Random (y_true, y_pred) in float64."""
     rng = np.random.default_rng(seed)
     z, z_true = rng.normal(size=(2, *shape))
-    sigmoid = target == "events"
+    sigmoid = target == "outcomes"
     y_pred = z if from_logits else (1 / (1 + np.exp(-z)) if sigmoid else _softmax(z, axis))
     if target == "labels":
         sample_shape = np.delete(np.array(shape), axis)
@@ -137,9 +127,7 @@ def _inputs(target: Target, from_logits: bool, pair: bool, shape: tuple[int, ...
         # One outcome in four is soft.
         hard = (z_true > 0).astype(float)
         return np.where(rng.random(shape) < 0.25, rng.random(shape), hard), y_pred
-    if from_logits and pair:
-        return z_true, y_pred
-    return _softmax(z_true, axis), y_pred
+    return z_true if target == "logits" else _softmax(z_true, axis), y_pred
 
 
 def _case(
@@ -153,7 +141,7 @@ def _case(
     seed: int = 0,
     **options: Any,
 ) -> Case:
-    y_true, y_pred = _inputs(target, from_logits, loss in DIVERGENCES, shape, options.get("axis", -1), seed)
+    y_true, y_pred = _inputs(target, from_logits, shape, options.get("axis", -1), seed)
     if target != "labels":
         y_true = round_to(y_true, dtype)
     return _given(loss, name, y_true, round_to(y_pred, dtype), from_logits, dtype, **options)
@@ -169,12 +157,10 @@ def _given(
     tolerance: Tolerance | None = None,
     **options: Any,
 ) -> Case:
-    if options.get("epsilon") == 1e-7:
-        del options["epsilon"]  # it is the default
     if "from_logits" in options_of(loss):
         options["from_logits"] = from_logits
         name = f"{name}, {'logits' if from_logits else 'probabilities'}"
-    if loss == "log_loss" and y_true.ndim == y_pred.ndim:
+    if RECORDS[loss].elementwise and y_true.ndim == y_pred.ndim:
         name = f"{name}, trials"
     if tolerance is None:
         tolerance = usual_tolerance(loss, from_logits)
@@ -184,18 +170,26 @@ def _given(
 
 
 def _cases_of(loss: str) -> Iterator[Case]:
-    forms = (False, True) if "from_logits" in options_of(loss) else (True,)
-    for target in LOSSES[loss]:
-        for from_logits in forms:
-            case = functools.partial(_case, loss, target, from_logits=from_logits)
-            for dtype in DTYPES:
-                yield case(dtype, dtype=dtype, seed=1)
-            yield from _options(loss, case)
-            if from_logits or loss == KERAS_EXAMPLE.loss:  # shapes and weights do not depend on the form of y_pred
-                yield from _shapes(case, target)
-                yield from _weights(case, loss, target)
-            yield from _boundaries(loss, target, from_logits)
+    logits_too = "logits" in RECORDS[loss].rules
+    for target, from_logits in _forms(loss):
+        case = functools.partial(_case, loss, target, from_logits=from_logits)
+        for dtype in DTYPES:
+            yield case(dtype, dtype=dtype, seed=1)
+        yield from _options(loss, case)
+        # Shapes and weights do not depend on the form of y_pred.
+        if from_logits or not logits_too or loss == KERAS_EXAMPLE.loss:
+            yield from _shapes(case, target)
+            yield from _weights(case, loss, target)
+        yield from _boundaries(loss, target, from_logits)
     yield from _digits(loss)
+
+
+def _forms(loss: str) -> Iterator[tuple[Target, bool]]:
+    """What a loss takes as y_true, and whether y_pred holds logits then."""
+    for target in LOSSES[loss]:
+        for form, rules in sorted(RECORDS[loss].rules.items(), reverse=True):  # probabilities first
+            if target in rules:
+                yield target, form == "logits"
 
 
 def _shapes(case: Any, target: Target) -> Iterator[Case]:
@@ -246,7 +240,7 @@ def _options(loss: str, case: Any) -> Iterator[Case]:
 
 def _weights(case: Any, loss: str, target: Target) -> Iterator[Case]:
     """Weights, masks and denominators, with NaN and infinities in entries that do not count."""
-    per_entry = target == "events" and loss == "log_loss"
+    per_entry = target in RECORDS[loss].elementwise
     shape = (8, 5) if per_entry else (8,)
     rng = np.random.default_rng(21)
     weight = np.where(rng.random(shape) < 0.3, 0, rng.uniform(0.1, 3, shape)).astype(np.float32)
@@ -306,7 +300,16 @@ def _boundary_logits() -> Iterator[tuple[str, Array]]:
     yield "rows without a softmax", undefined
 
 
-def _boundary_probabilities() -> Iterator[tuple[str, Array, float]]:
+def _boundary_probabilities(loss: str) -> Iterator[tuple[str, Array, dict[str, float]]]:
+    """(name, probabilities, options). Without the option ε, only those where it is not what matters."""
+    for name, p, epsilon in _probabilities_at_epsilon():
+        if epsilon == 1e-7:  # the default
+            yield name, p, {}
+        elif "epsilon" in options_of(loss):
+            yield name, p, {"epsilon": epsilon}
+
+
+def _probabilities_at_epsilon() -> Iterator[tuple[str, Array, float]]:
     """(name, probabilities, ε)."""
     rng = np.random.default_rng(31)
     certain = _one_hot()
@@ -332,7 +335,7 @@ def _boundaries(loss: str, target: Target, from_logits: bool) -> Iterator[Case]:
         return _given(loss, name, y_true, y_pred, from_logits, **options, reduction="none")
 
     if loss in DIVERGENCES:
-        yield from _divergence_boundaries(given, from_logits)
+        yield from _divergence_boundaries(loss, given, from_logits)
         if from_logits:
             return
     y_true = _LABELS if target == "labels" else _one_hot()
@@ -340,25 +343,25 @@ def _boundaries(loss: str, target: Target, from_logits: bool) -> Iterator[Case]:
         for name, logits in _boundary_logits():
             yield given(name, y_true, logits)
     else:
-        for name, p, epsilon in _boundary_probabilities():
-            yield given(name, y_true, np.minimum(p, 1) if target == "events" else p, epsilon=epsilon)
-    if target == "events":
-        yield from _event_boundaries(given, from_logits)
+        for name, p, options in _boundary_probabilities(loss):
+            yield given(name, y_true, np.minimum(p, 1) if target == "outcomes" else p, **options)
+    if target == "outcomes":
+        yield from _outcome_boundaries(given, from_logits)
     elif target == "distributions" and from_logits:
         soft = _softmax(np.random.default_rng(32).normal(size=(8, 5)))
         yield given("soft targets, confident rows", soft, 20 * _one_hot())
 
 
-def _event_boundaries(given: Callable[..., Case], from_logits: bool) -> Iterator[Case]:
-    events = np.tile([0.0, 1.0, 0.0, 1.0, 0.5], (8, 1))
+def _outcome_boundaries(given: Callable[..., Case], from_logits: bool) -> Iterator[Case]:
+    outcomes = np.tile([0.0, 1.0, 0.0, 1.0, 0.5], (8, 1))
     if from_logits:
-        yield given("large logits", events, np.outer(np.linspace(-40, 40, 8), [1, 1, 0.1, 0.1, 1]))
-        yield given("infinite logits", events, np.tile([-np.inf, np.inf, np.inf, -np.inf, 0], (8, 1)))
+        yield given("large logits", outcomes, np.outer(np.linspace(-40, 40, 8), [1, 1, 0.1, 0.1, 1]))
+        yield given("infinite logits", outcomes, np.tile([-np.inf, np.inf, np.inf, -np.inf, 0], (8, 1)))
     else:
-        yield given("p of 0 and 1", events, np.tile([0.0, 1.0, 1.0, 0.0, 0.5], (8, 1)), epsilon=1e-7)
+        yield given("p of 0 and 1", outcomes, np.tile([0.0, 1.0, 1.0, 0.0, 0.5], (8, 1)))
 
 
-def _divergence_boundaries(given: Callable[..., Case], from_logits: bool) -> Iterator[Case]:
+def _divergence_boundaries(loss: str, given: Callable[..., Case], from_logits: bool) -> Iterator[Case]:
     rng = np.random.default_rng(33)
     z = rng.normal(size=(8, 5))
     step = rng.normal(size=(8, 5))
@@ -374,19 +377,17 @@ def _divergence_boundaries(given: Callable[..., Case], from_logits: bool) -> Ite
         both = np.where(_one_hot() > 0, -np.inf, z)
         yield given("−∞ on both sides", both, both + 1e-3 * step)
     else:
-        for name, p, epsilon in _boundary_probabilities():
+        for name, p, options in _boundary_probabilities(loss):
             if name != "not normalised":
-                yield given(f"soft t, {name}", form(z), p, epsilon=epsilon)
-                yield given(f"t = 0, {name}", _one_hot(), p, epsilon=epsilon)
+                yield given(f"soft t, {name}", form(z), p, **options)
+                yield given(f"t = 0, {name}", _one_hot(), p, **options)
 
 
 def _digits(loss: str) -> Iterator[Case]:
     """The predictions of a trained classifier on 1797 images."""
     labels, logits, other_logits = digits.load()
     p, other_p, one_hot = (x.astype(np.float32) for x in (_softmax(logits), _softmax(other_logits), np.eye(10)[labels]))
-    for target in LOSSES[loss]:
-        for from_logits in (False, True) if "from_logits" in options_of(loss) else (True,):
-            y_true = {"labels": labels, "events": one_hot, "logits": other_logits, "distributions": one_hot}[target]
-            if loss == "kl_divergence":
-                y_true = other_logits if from_logits else other_p
-            yield _given(loss, "digits", y_true, logits if from_logits else p, from_logits)
+    distributions = other_p if loss in DIVERGENCES else one_hot
+    y_true = {"labels": labels, "outcomes": one_hot, "logits": other_logits, "distributions": distributions}
+    for target, from_logits in _forms(loss):
+        yield _given(loss, "digits", y_true[target], logits if from_logits else p, from_logits)

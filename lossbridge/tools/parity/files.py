@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -12,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from lossbridge import losses
-from lossbridge.tools.parity.cases import Case, usual_tolerance
+from lossbridge.spec import LOSSES
+from lossbridge.tools.parity.cases import Case, options_of, usual_tolerance
 
 REQUIRED = ("y_true", "y_pred")
 OPTIONAL = ("sample_weight", "mask", "class_weight", "pos_weight")
@@ -61,8 +61,7 @@ def load_arrays(path: Path, optional: tuple[str, ...] = OPTIONAL) -> dict[str, n
 def case_of(path: Path, loss: str, options: Mapping[str, Any]) -> Case:
     """The file's arrays as a case of that loss. It is run once on NumPy, so that an error is reported once."""
     arrays = load_arrays(path)
-    parameters = inspect.signature(getattr(losses, loss)).parameters
-    unknown = [name for name in (*arrays, *options) if name not in parameters and name not in REQUIRED]
+    unknown = [name for name in (*arrays, *options) if name not in options_of(loss) and name not in REQUIRED]
     if unknown:
         raise UnusableFile(f"{loss} takes no {' or '.join(unknown)}; leave it out")
     y_true, y_pred = arrays.pop("y_true"), arrays.pop("y_pred")
@@ -74,7 +73,6 @@ def case_of(path: Path, loss: str, options: Mapping[str, Any]) -> Case:
     except (ValueError, TypeError) as error:
         raise UnusableFile(f"{path}: {error}") from None
     labels = y_true.ndim < y_pred.ndim
-    from_logits = bool(options.get("from_logits")) or loss == "distillation_loss"
     return Case(
         path.name,
         loss,
@@ -82,5 +80,5 @@ def case_of(path: Path, loss: str, options: Mapping[str, Any]) -> Case:
         y_pred.astype(compute),
         {**options, **prepared},
         dtype,
-        usual_tolerance(loss, from_logits),
+        usual_tolerance(loss, LOSSES[loss].form(options) == "logits"),
     )

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from lossbridge import reference
-from lossbridge.tools.parity.cases import Case, Tolerance, cases
+from lossbridge.tools.parity.cases import Case, Tolerance
 from lossbridge.tools.parity.check import expected
 
 FORMAT = "lossbridge-vectors"
@@ -20,9 +20,8 @@ class UnusableVectors(ValueError):
     """The file holds no vectors of a known version. The message is one line."""
 
 
-def write(path: Path, chosen: tuple[Case, ...] | None = None) -> int:
+def write(path: Path, chosen: tuple[Case, ...]) -> int:
     """Writes the cases, and returns their number. One case per line, so that files can be compared and streamed."""
-    chosen = cases() if chosen is None else chosen
     with path.open("w", encoding="utf-8") as file:
         file.write(f'{{"format": "{FORMAT}", "version": {VERSION}, "cases": [\n')
         for i, case in enumerate(chosen):
