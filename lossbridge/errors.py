@@ -172,9 +172,12 @@ def representable(label: int, dtype: str) -> bool:
     return low <= label < min(high, 2**31 if bits == 32 else 2**63)
 
 
+_UNSIGNED = {size: np.dtype(f"u{size}") for size in (1, 2, 4, 8)}
+
+
 def all_in_range(labels: np.ndarray, classes: int) -> bool:
     if labels.dtype.kind == "i":  # seen as unsigned, what is below 0 is above all classes
-        labels = labels.view(f"u{labels.itemsize}")
+        labels = labels.view(_UNSIGNED[labels.itemsize])
     return not labels.size or bool(labels.max() < classes)
 
 

@@ -36,10 +36,16 @@ def neutralise(ops: Ops, x: Array, valid: Array | None, axis: int | None, value:
 
 def reduce(r: Request) -> Array:
     """The ratio of a request's losses, which a path of its framework computes."""
-    ops, path = r.framework.ops, r.framework.choose(r).path
-    if path.mean is not None and r.reduction in MEANS and r.weight is r.normalizer is None and not _has_mass(r):
+    plain_mean = r.reduction in MEANS and r.weight is r.normalizer is None and not _has_mass(r)
+    path = r.framework.choose(r).path
+    if plain_mean and path.mean is not None:
         return path.mean(r)
-    losses = path.losses(r)
+    return reduced(r, path.losses(r))
+
+
+def reduced(r: Request, losses: Array) -> Array:
+    """The ratio of these losses of a request."""
+    ops = r.framework.ops
     if r.weight is not None:
         losses = losses * r.weight
     if r.valid is not None:

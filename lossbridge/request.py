@@ -28,7 +28,6 @@ COMMON: Mapping[str, Any] = {
     "reduction": "sum_over_batch_size",
 }
 _ARRAYS = ("sample_weight", "mask", "normalizer", *PER_CLASS)
-_CHECKED = ("reduction", "ignore_class", *NUMBERS, *SWITCHES, "alpha")
 
 
 def run(loss: Loss, y_true: Any, y_pred: Any, *, names: Names | None = None, **given: Any) -> Any:
@@ -39,7 +38,7 @@ def run(loss: Loss, y_true: Any, y_pred: Any, *, names: Names | None = None, **g
 
 
 def resolve(loss: Loss, y_true: Any, y_pred: Any, names: Names, given: Mapping[str, Any]) -> Request:
-    if not all(_usual(name, x) for name, x in given.items() if name in _CHECKED) or given["normalizer"] is not None:
+    if given["normalizer"] is not None or not _are_usual(given):
         errors.options(given)
     others = {_called(name, names): given[name] for name in _ARRAYS if given.get(name) is not None}
     framework = common_framework(y_pred, names.pred, {names.target: y_true, **others})
@@ -69,18 +68,23 @@ def resolve(loss: Loss, y_true: Any, y_pred: Any, names: Names, given: Mapping[s
         return _with_labels(request, y_true, given, names) if kind == "labels" else request
 
 
-def _usual(name: str, x: Any) -> bool:
-    """Whether an option needs no further look."""
-    if name in NUMBERS:
-        low, high, _ = NUMBERS[name]
-        return type(x) is float and low <= x <= high
-    if name in SWITCHES:
-        return type(x) is bool
-    if name == "reduction":
-        return x in REDUCTIONS if x is None or type(x) is str else False
-    if name == "alpha":
-        return type(x) is float and 0 <= x <= 1
-    return x is None or type(x) is int
+def _are_usual(given: Mapping[str, Any]) -> bool:
+    """Whether these options are right at first sight: of the exact type, and in their range."""
+    for name, x in given.items():
+        if name in NUMBERS:
+            low, high, _ = NUMBERS[name]
+            right = type(x) is float and low <= x <= high
+        elif name in SWITCHES:
+            right = type(x) is bool
+        elif name == "reduction":
+            right = x is None or (type(x) is str and x in REDUCTIONS)
+        elif name == "alpha":
+            right = type(x) is float and 0 <= x <= 1
+        else:
+            right = name != "ignore_class" or x is None or type(x) is int
+        if not right:
+            return False
+    return True
 
 
 def _called(name: str, names: Names) -> str:
@@ -182,7 +186,7 @@ def _check_target(
     ops: ArrayOps, loss: Loss, kind: Target, arrays: tuple[Array, Array], axes: tuple[int | None, int], names: Names
 ) -> None:
     """`axes`: the axis, and as it was given."""
-    target, pred = (tuple(x.shape) for x in arrays)
+    target, pred = tuple(arrays[0].shape), tuple(arrays[1].shape)
     axis, given = axes
     if kind == "labels":
         expected = pred if axis is None else pred[:axis] + pred[axis + 1 :]

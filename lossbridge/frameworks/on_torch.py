@@ -36,7 +36,8 @@ def choose(r: Request, *, compiled: bool = False) -> Choice:
     if not no_triton:
         return Choice(PATHS["triton"])
     no_cpu = _refuses_eager_cpu(r, compiled)
-    no_small = no_cpu or torch_small.refuses(r)
+    no_small = no_cpu or ("" if r.pred.numel() <= torch_small.MOST else f"more than {torch_small.MOST} entries")
+    no_small = no_small or torch_small.refuses(r)
     if not no_small:
         return Choice(PATHS["small"], (("triton", no_triton),))
     no_blocks = no_cpu or torch_blocks.refuses(r)
@@ -93,16 +94,19 @@ def _refuses_ordinary(r: Request) -> str:
         return "the call is traced"
     if ops.functorch_is_active():
         return "torch.func transforms the call"
-    tensors = (r.target, r.pred, r.valid, _per_class(r))
-    if not all(x is None or type(x) in ops.TYPES for x in tensors):
-        return "a tensor is of a subclass"
+    for x in (r.target, r.pred, r.valid, _per_class(r)):
+        if x is not None and type(x) not in ops.TYPES:
+            return "a tensor is of a subclass"
     if ops.forward_mode_is_on():
         return "forward-mode differentiation is on"
     return ""
 
 
 def _per_class(r: Request) -> Tensor | None:
-    return next((x for x in r.options.values() if isinstance(x, Tensor)), None)
+    for x in r.options.values():
+        if isinstance(x, Tensor):
+            return x
+    return None
 
 
 def _by_triton(r: Request) -> Tensor:
@@ -140,6 +144,7 @@ PATHS: Mapping[str, Path] = {
             torch_blocks.losses,
             "one pass over blocks of rows that stay in the cache",
             "written in the same pass",
+            mean=torch_blocks.mean,
         ),
         Path(
             "rule", _by_rule, "the formula, over PyTorch's operations", "the derivative rule, over PyTorch's operations"

@@ -11,8 +11,8 @@ row kernel divides by the sum of what it returned, which is nearly 1 and summed 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from torch import Tensor
 from lossbridge.frameworks import torch_ops as ops
 from lossbridge.frameworks.framework import by_formula
 from lossbridge.maths import bernoulli, divergence, softmax
+from lossbridge.reduction import reduced
 from lossbridge.spec import Request
 
 # Elements of a block: 2 MiB of float32, the size of two cores' caches.
@@ -41,10 +42,10 @@ def refuses(r: Request) -> str:
     if not r.pred.numel():
         return "there are no entries"
     per_class = r.options.get("class_weight", r.options.get("pos_weight"))
-    needs = [x for x in (r.target, per_class) if isinstance(x, Tensor) and x.requires_grad]
+    needs = r.target.requires_grad or (isinstance(per_class, Tensor) and per_class.requires_grad)
     if needs and torch.is_grad_enabled():
         return "the target or a weight needs a gradient"
-    return REFUSALS.get(r.rule.name, _takes_all)(r)
+    return REFUSALS[r.rule.name](r) if r.rule.name in REFUSALS else ""
 
 
 def losses(r: Request) -> Tensor:
@@ -59,7 +60,7 @@ def losses(r: Request) -> Tensor:
         found, gradient = _in_blocks(kernel, r, target, pred, expected)
     if needs_gradient:
         rest = r._replace(target=None, pred=None)  # autograd alone holds the arrays
-        known = ops.Known(
+        known = Known(
             losses=found,
             gradient=gradient,
             expected=expected,
@@ -68,8 +69,13 @@ def losses(r: Request) -> Tensor:
             formula=lambda target, pred: by_formula(ops, rest, target, pred),
             in_place=r.inplace_gradient,
         )
-        found = ops.WithGradient.apply(pred, target, valid, known)
+        found = WithGradient.apply(pred, target, valid, known)
     return _weighted(r, target, found)
+
+
+def mean(r: Request) -> Tensor:
+    found = losses(r)
+    return found.sum() / found.numel() if r.valid is None else reduced(r, found)
 
 
 def _weighted(r: Request, target: Tensor, losses: Tensor) -> Tensor:
@@ -138,18 +144,15 @@ def _shapes(pred: Tensor, axis: int | None) -> tuple[tuple[int, ...], tuple[int,
     return ((groups, classes), (groups, 1)) if inner == 1 else ((groups, classes, inner), (groups, 1, inner))
 
 
-def _blocks(shape: tuple[int, ...]) -> Iterator[Block]:
+def _blocks(shape: tuple[int, ...]) -> list[Block]:
     """Slices of the first axis; also of the third, where one step along the first is too large."""
     groups, step = shape[0], math.prod(shape[1:])
     if step > BLOCK and len(shape) == 3:
         size = max(1, BLOCK // shape[1])
-        for group in range(groups):
-            for start in range(0, shape[2], size):
-                yield slice(group, group + 1), slice(None), slice(start, start + size)
-        return
+        columns = [slice(start, start + size) for start in range(0, shape[2], size)]
+        return [(slice(group, group + 1), slice(None), some) for group in range(groups) for some in columns]
     size = max(1, BLOCK // step)
-    for start in range(0, groups, size):
-        yield (slice(start, start + size),)
+    return [(slice(start, start + size),) for start in range(0, groups, size)]
 
 
 def _clear(gradient: Tensor, valid: Tensor) -> None:
@@ -171,6 +174,68 @@ def _refuse_in_place(pred: Tensor) -> None:
             f"inplace_gradient=True writes over the logits, and these have strides {tuple(pred.stride())} for shape "
             f"{tuple(pred.shape)}; leave it out, or pass logits.contiguous()"
         )
+
+
+# The attachment of a gradient that is computed with the losses.
+
+
+class Known(NamedTuple):
+    """Losses, and their gradients times what is expected to flow back to each."""
+
+    losses: Tensor
+    gradient: Tensor | None  # None: it has been handed out
+    expected: float
+    axis: int | None
+    again: Callable[[Tensor, Tensor], Tensor | None]  # the same gradient of target and predictions, computed anew
+    formula: Callable[[Tensor, Tensor], Tensor]  # the losses of target and predictions, to be differentiated further
+    in_place: bool  # the gradient lies where the predictions were
+
+
+class WithGradient(torch.autograd.Function):
+    """The losses of `known`, whose gradient serves once; for a second time it is computed again."""
+
+    @staticmethod
+    def forward(ctx: Any, pred: Tensor, target: Tensor, valid: Tensor | None, known: Known) -> Tensor:
+        ctx.known = known
+        ctx.save_for_backward(None if known.in_place else pred, target, valid)
+        return known.losses
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        known = ctx.known
+        ctx.known = known._replace(gradient=None)
+        if known.in_place and (known.gradient is None or torch.is_grad_enabled()):
+            raise RuntimeError(
+                "inplace_gradient=True has written the gradient over the logits, which a second backward or derivative "
+                "needs; leave it out"
+            )
+        pred, target, valid = ctx.saved_tensors  # raises if one has been changed in place
+        if ops.is_legacy_batched(upstream) or ops.is_batched(upstream):  # many at once, as of a vectorised Jacobian
+            with torch.enable_grad():
+                leaf = pred.detach().requires_grad_()
+                found = torch.autograd.grad(known.formula(target, leaf), leaf, upstream)[0]
+        elif torch.is_grad_enabled():  # a second derivative will be asked for
+            found = torch.autograd.grad(known.formula(target, pred), pred, upstream, create_graph=True)[0]
+        else:
+            gradient = known.again(target, pred) if known.gradient is None else known.gradient
+            found = _scaled(gradient, upstream, known, valid)
+        return found, None, None, None
+
+
+def _scaled(gradient: Tensor, upstream: Tensor, known: Known, valid: Tensor | None) -> Tensor:
+    """The gradient times what did flow back, divided by what was expected, in place."""
+    if valid is not None:
+        upstream = torch.where(valid.expand(upstream.shape), upstream, known.expected)  # whatever it is, there it is 0
+    if bool((upstream == known.expected).all()):
+        return gradient
+    factor = upstream / known.expected
+    factor = factor if known.axis is None else factor.unsqueeze(known.axis)
+    if gradient.dtype == factor.dtype:
+        return gradient.mul_(factor)
+    rows = max(1, BLOCK * len(gradient) // gradient.numel())
+    for some, by in zip(gradient.split(rows), factor.split(rows), strict=True):
+        some.copy_(some.to(factor.dtype).mul_(by))  # PyTorch multiplies tensors of two dtypes thirty times slower
+    return gradient
 
 
 # The row kernels: of a block x, with its gradient in p.
@@ -406,10 +471,6 @@ def _outcomes(t: Tensor, label_smoothing: float, pos_weight: Any) -> tuple[Tenso
 
 
 # Which row kernel computes a rule, and what it does not take.
-
-
-def _takes_all(r: Request) -> str:
-    return ""
 
 
 def _refuses_weighted_smoothing(r: Request) -> str:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import builtins
 import sys
-from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
@@ -216,69 +214,7 @@ def broadcast_to(x: Array, like: Array) -> Array:
 
 _OPS: Any = sys.modules[__name__]
 
-# Derivatives. Two attachments: of a gradient that is computed with the losses, and of a rule.
-
-
-class Known(NamedTuple):
-    """Losses, and their gradients times what is expected to flow back to each."""
-
-    losses: Array
-    gradient: Array | None  # None: it has been handed out
-    expected: float
-    axis: int | None
-    again: Callable[[Array, Array], Array | None]  # the same gradient of target and predictions, computed anew
-    formula: Callable[[Array, Array], Array]  # the losses of target and predictions, to be differentiated further
-    in_place: bool  # the gradient lies where the predictions were
-
-
-class WithGradient(torch.autograd.Function):
-    """The losses of `known`, whose gradient serves once; for a second time it is computed again."""
-
-    @staticmethod
-    def forward(ctx: Any, pred: Array, target: Array, valid: Array | None, known: Known) -> Array:
-        ctx.known = known
-        ctx.save_for_backward(None if known.in_place else pred, target, valid)
-        return known.losses
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Array) -> tuple[Array | None, ...]:
-        known = ctx.known
-        ctx.known = known._replace(gradient=None)
-        if known.in_place and (known.gradient is None or torch.is_grad_enabled()):
-            raise RuntimeError(
-                "inplace_gradient=True has written the gradient over the logits, which a second backward or derivative "
-                "needs; leave it out"
-            )
-        pred, target, valid = ctx.saved_tensors  # raises if one has been changed in place
-        if is_legacy_batched(upstream) or is_batched(upstream):  # many at once, as of a vectorised Jacobian
-            with torch.enable_grad():
-                leaf = pred.detach().requires_grad_()
-                found = torch.autograd.grad(known.formula(target, leaf), leaf, upstream)[0]
-        elif torch.is_grad_enabled():  # a second derivative will be asked for
-            found = torch.autograd.grad(known.formula(target, pred), pred, upstream, create_graph=True)[0]
-        else:
-            gradient = known.again(target, pred) if known.gradient is None else known.gradient
-            found = _scaled(gradient, upstream, known, valid)
-        return found, None, None, None
-
-
-def _scaled(gradient: Array, upstream: Array, known: Known, valid: Array | None) -> Array:
-    """The gradient times what did flow back, divided by what was expected, in place."""
-    if valid is not None:
-        upstream = torch.where(valid.expand(upstream.shape), upstream, known.expected)  # whatever it is, there it is 0
-    if bool((upstream == known.expected).all()):
-        return gradient
-    factor = upstream / known.expected
-    factor = factor if known.axis is None else factor.unsqueeze(known.axis)
-    if gradient.dtype == factor.dtype:
-        return gradient.mul_(factor)
-    rows = builtins.max(1, _BLOCK * len(gradient) // gradient.numel())
-    for some, by in zip(gradient.split(rows), factor.split(rows), strict=True):
-        some.copy_(some.to(factor.dtype).mul_(by))  # PyTorch multiplies tensors of two dtypes thirty times slower
-    return gradient
-
-
-_BLOCK = 1 << 19  # elements that stay in the cache
+# Derivatives: the one attachment of a rule. (torch_blocks attaches gradients that are computed with the losses.)
 
 
 class Plan(NamedTuple):
