@@ -164,7 +164,8 @@ def _clear(gradient: Tensor, valid: Tensor) -> None:
 
 
 def _refuse_in_place(pred: Tensor) -> None:
-    if pred.is_leaf or (pred._base is not None and pred._base.is_leaf):
+    base = ops.base_of(pred)
+    if pred.is_leaf or (base is not None and base.is_leaf):
         raise ValueError(
             "inplace_gradient=True writes over the logits, and these are a leaf, whose values are yours; leave it out, "
             "or pass what a model computed"

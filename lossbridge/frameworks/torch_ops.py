@@ -21,6 +21,11 @@ is_legacy_batched = torch._C._functorch.is_legacy_batchedtensor
 dispatch_modes = torch._C._len_torch_dispatch_stack  # something looks at every operation: make_fx, say
 
 
+def base_of(x: torch.Tensor) -> torch.Tensor | None:
+    """The tensor that `x` is a view of."""
+    return x._base
+
+
 def forward_mode_is_on() -> bool:
     return forward_ad._current_level >= 0
 

@@ -32,9 +32,12 @@ from typing import Any
 
 import keras
 import numpy as np
+
+# ---- Private interfaces of Keras, tried with 3.15. test_keras.py tests what each answers. ----
 from keras.src.backend import get_keras_mask  # Keras' own losses ask here, and there is no public way
 from keras.src.losses.loss import scale_loss_for_distribution  # the trainer undoes this very scaling in its report
 
+# ---- End of the private interfaces. ----
 from lossbridge import errors, losses
 from lossbridge.compat.keras import labels, same_rank, without_last
 from lossbridge.maths.ops import Array, Shape

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import subprocess
 import sys
+import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ import torch
 from problems import EDGES, PROBLEMS
 
 import lossbridge as lb
+from lossbridge.frameworks import torch_ops as ops
 from lossbridge.tools.parity.cases import LOSSES
 
 problems = pytest.mark.parametrize(
@@ -116,3 +120,110 @@ def test_value_and_grad_composes() -> None:
     torch.testing.assert_close(value, expected.detach())
     torch.testing.assert_close(gradient, leaf.grad)
     assert pred.grad is None
+
+
+# The private interfaces that lossbridge.frameworks.torch_ops marks: the positive answer of each. What a new release of
+# PyTorch renames or leaves empty fails here; else it would be a slower path that nobody sees.
+
+
+def test_private_torch_func() -> None:
+    answers = {}
+
+    def ask(x):
+        answers.update(active=ops.functorch_is_active(), depth=ops.functorch_depth(), batched=ops.is_batched(x))
+        return x
+
+    assert (ops.functorch_is_active(), ops.functorch_depth(), ops.is_batched(torch.ones(2))) == (False, 0, False)
+    torch.vmap(torch.vmap(ask))(torch.ones(2, 3))
+    assert answers == {"active": True, "depth": 2, "batched": True}
+
+
+def test_private_batches_of_gradients() -> None:
+    answers = []
+
+    class Ask(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, upstream):
+            answers.append(ops.is_legacy_batched(upstream))
+            return upstream
+
+    x = torch.ones(3, requires_grad=True)
+    torch.autograd.grad(Ask.apply(x), x, torch.ones(3))
+    torch.autograd.grad(Ask.apply(x), x, torch.eye(3), is_grads_batched=True)
+    assert answers == [False, True]
+
+
+def test_private_dispatch_modes() -> None:
+    answers = [ops.dispatch_modes()]
+
+    def ask(x):
+        answers.append(ops.dispatch_modes())
+        return x + 1
+
+    torch.fx.experimental.proxy_tensor.make_fx(ask)(torch.ones(2))
+    assert answers[0] == 0 < answers[1]
+
+
+def test_private_forward_mode() -> None:
+    assert not ops.forward_mode_is_on()
+    with torch.autograd.forward_ad.dual_level():
+        assert ops.forward_mode_is_on()
+
+
+def test_private_base() -> None:
+    x = torch.ones(2, 3)
+    assert ops.base_of(x) is None
+    assert ops.base_of(x[0]) is x
+
+
+@pytest.mark.parametrize(
+    ("compiler", "transform", "once", "nested"),
+    [
+        ("inductor", lambda f: f, True, False),
+        ("inductor", torch.vmap, True, False),
+        ("inductor", lambda f: torch.vmap(torch.vmap(f)), False, True),
+        ("aot_eager", lambda f: f, False, False),
+    ],
+    ids=["alone", "vmap", "nested", "another compiler"],
+)
+def test_private_answers_while_compiling(compiler, transform, once, nested) -> None:
+    def ask(x):
+        return x + (1.0 if ops.differentiated_once() else 0.0) + (2.0 if ops.is_nested() else 0.0)
+
+    torch.compiler.reset()
+    compiled = torch.compile(transform(ask), fullgraph=True, backend=compiler)
+    assert compiled(torch.zeros(2, 3)).unique().item() == once + 2 * nested
+
+
+# The way of one call.
+
+
+def test_the_way_of_a_call_is_short_and_straight() -> None:
+    """categorical_crossentropy and its gradient enter six files at most, none of them twice."""
+    root = str(Path(lb.__file__).parent)
+    target = torch.softmax(torch.zeros(4096, 1000), 1)
+    pred = torch.zeros(4096, 1000, requires_grad=True)
+    entered = []
+
+    def note(frame, event, _):
+        if event == "call" and frame.f_code.co_filename.startswith(root):
+            entered.append(frame.f_code.co_filename.removeprefix(root))
+
+    def call():
+        lb.categorical_crossentropy(target, pred, from_logits=True).backward()
+
+    call()  # what the first call imports
+    threading.setprofile(note)
+    sys.setprofile(note)
+    try:
+        call()
+    finally:
+        sys.setprofile(None)
+        threading.setprofile(None)
+    visits = [file for file, _ in itertools.groupby(entered)]
+    assert len(visits) == len(set(visits)) <= 6
+    assert len(entered) <= 60
