@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import itertools
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -18,12 +18,15 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
+from lossbridge.explanation import explain as paths_of
 from lossbridge.frameworks import FRAMEWORKS
 from lossbridge.tools import diagnosis
 from lossbridge.tools.bench import bench_report, plots, results
 from lossbridge.tools.bench import cells as bench_cells
+from lossbridge.tools.explain_worker import Found, case_of_shape
+from lossbridge.tools.explain_worker import table as explain_table
 from lossbridge.tools.parity import parity_report, peers, vectors
-from lossbridge.tools.parity.cases import DTYPES, LOSSES, cases
+from lossbridge.tools.parity.cases import DTYPES, LOSSES, cases, options_of
 from lossbridge.tools.parity.check import Outcome
 from lossbridge.tools.parity.files import UnusableFile, case_of, load_arrays
 from lossbridge.tools.processes import BackendRun, installed, run_workers
@@ -50,6 +53,23 @@ OwnFile = Annotated[
 Peers = Annotated[
     bool, typer.Option("--peers", help="Compare lossbridge.compat with the libraries' own functions, where installed.")
 ]
+
+# Options of a loss, for commands that call one.
+_PANEL: dict[str, Any] = {"rich_help_panel": "Options of the loss"}
+FromLogits = Annotated[bool | None, typer.Option(help="y_pred holds logits.", **_PANEL)]
+LabelSmoothing = Annotated[float | None, typer.Option(help="In [0, 1].", **_PANEL)]
+Axis = Annotated[int | None, typer.Option(help="The axis of the classes.", **_PANEL)]
+Epsilon = Annotated[float | None, typer.Option(help="The bound that probabilities are clipped to.", **_PANEL)]
+IgnoreClass = Annotated[int | None, typer.Option(help="A label to ignore.", **_PANEL)]
+Temperature = Annotated[float | None, typer.Option(help="Of distillation_loss.", **_PANEL)]
+Alpha = Annotated[float | None, typer.Option(help="Of the focal losses.", **_PANEL)]
+Gamma = Annotated[float | None, typer.Option(help="Of the focal losses.", **_PANEL)]
+ClassBalancing = Annotated[bool | None, typer.Option(help="Of binary_focal_crossentropy.", **_PANEL)]
+Reduction = Annotated[str | None, typer.Option(help="Of the samples' losses.", **_PANEL)]
+_OPTIONS = (
+    *("from_logits", "label_smoothing", "axis", "epsilon", "ignore_class", "temperature", "alpha", "gamma"),
+    *("apply_class_balancing", "reduction"),
+)
 
 Batches = Annotated[
     list[Path],
@@ -108,6 +128,11 @@ def _refuse_unknown(option: str, given: list[str], known: Iterable[str], *, list
             _refuse(f"{option} {name} is unknown; use one of {', '.join(listed or known)}{hint}")
 
 
+def _options(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a command's arguments that are options of a loss, and were given."""
+    return {name: arguments[name] for name in _OPTIONS if arguments[name] is not None}
+
+
 def _print_version(asked: bool) -> None:
     if asked:
         out.print(f"lossbridge {__version__}", highlight=False)
@@ -134,20 +159,16 @@ def parity(
     json: Annotated[Path | None, typer.Option(help="Write every outcome to this JSON file.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write the table and a plot of errors to this HTML page.")] = None,
     timeout: Timeout = 600,
-    from_logits: Annotated[bool | None, typer.Option(help="With FILE: y_pred holds logits.")] = None,
-    label_smoothing: Annotated[float | None, typer.Option(help="With FILE.")] = None,
-    axis: Annotated[int | None, typer.Option(help="With FILE: the axis of the classes.")] = None,
-    epsilon: Annotated[
-        float | None, typer.Option(help="With FILE: the bound that probabilities are clipped to.")
-    ] = None,
-    ignore_class: Annotated[int | None, typer.Option(help="With FILE: a label to ignore.")] = None,
-    temperature: Annotated[float | None, typer.Option(help="With FILE, for distillation_loss.")] = None,
-    alpha: Annotated[float | None, typer.Option(help="With FILE, for the focal losses.")] = None,
-    gamma: Annotated[float | None, typer.Option(help="With FILE, for the focal losses.")] = None,
-    apply_class_balancing: Annotated[
-        bool | None, typer.Option(help="With FILE, for binary_focal_crossentropy.")
-    ] = None,
-    reduction: Annotated[str | None, typer.Option(help="With FILE.")] = None,
+    from_logits: FromLogits = None,
+    label_smoothing: LabelSmoothing = None,
+    axis: Axis = None,
+    epsilon: Epsilon = None,
+    ignore_class: IgnoreClass = None,
+    temperature: Temperature = None,
+    alpha: Alpha = None,
+    gamma: Gamma = None,
+    apply_class_balancing: ClassBalancing = None,
+    reduction: Reduction = None,
 ) -> None:
     """Compare values and gradients of every backend with the reference, eager and compiled.
 
@@ -156,19 +177,7 @@ def parity(
 
     Exit status: 0 if everything asked for ran and agreed, 1 if not, 2 on bad usage.
     """
-    given = {
-        "from_logits": from_logits,
-        "label_smoothing": label_smoothing,
-        "axis": axis,
-        "epsilon": epsilon,
-        "ignore_class": ignore_class,
-        "temperature": temperature,
-        "alpha": alpha,
-        "gamma": gamma,
-        "apply_class_balancing": apply_class_balancing,
-        "reduction": reduction,
-    }
-    options = {name: option for name, option in given.items() if option is not None}
+    options = _options(locals())
     request = _ParityRequest(device, loss or [], dtype or [], file, options, peers)
     _refuse_unknown("--backend", backend or [], FRAMEWORKS)
     request.check_usage()
@@ -342,6 +351,69 @@ def _run_bench(
                 on_outcome=lambda name, outcome: progress.advance(bars[name]),
             )
     return runs
+
+
+@app.command()
+def explain(
+    loss: Annotated[str, typer.Argument(help="The loss that is called.")],
+    file: OwnFile = None,
+    shape: Annotated[str, typer.Option(help="Without FILE: the shape of y_pred.")] = "4096,1000",
+    dtype: Annotated[str, typer.Option(help="Without FILE: the dtype of y_pred.")] = "float32",
+    backend: Backends = None,
+    device: Device = "cpu",
+    timeout: Timeout = 600,
+    from_logits: FromLogits = None,
+    label_smoothing: LabelSmoothing = None,
+    axis: Axis = None,
+    epsilon: Epsilon = None,
+    ignore_class: IgnoreClass = None,
+    temperature: Temperature = None,
+    alpha: Alpha = None,
+    gamma: Gamma = None,
+    apply_class_balancing: ClassBalancing = None,
+    reduction: Reduction = None,
+) -> None:
+    """Say which path computes a call and its gradient in each framework, eager and compiled, and why not a faster one.
+
+    Nothing is computed. Exit status: 0 if every framework answered, 1 if not, 2 on bad usage.
+    """
+    named, options = backend or [], _options(locals())
+    _refuse_unknown("LOSS", [loss], LOSSES)
+    _refuse_unknown("--backend", named, FRAMEWORKS)
+    _refuse_unknown("--dtype", [dtype], DTYPES)
+    _check_timeout(timeout)
+    sizes = _sizes(shape)
+    unknown = [name for name in options if name not in options_of(loss)]
+    if unknown:
+        _refuse(f"{loss} takes no --{unknown[0].replace('_', '-')}; leave it out")
+    try:
+        case = case_of_shape(loss, sizes, dtype, options) if file is None else case_of(file, loss, options)
+        paths_of(loss, case.y_true, case.y_pred, **case.options)
+    except (ValueError, TypeError) as error:
+        _refuse(str(error))
+    request = {"loss": loss, "shape": sizes, "dtype": dtype, "options": options, "device": device}
+    runs = run_workers(
+        list(dict.fromkeys(named or _all_backends())),
+        {**request, "file": None if file is None else str(file)},
+        worker="lossbridge.tools.explain_worker",
+        outcome=lambda found: Found(**found),
+        timeout=timeout,
+    )
+    given = "".join(f", {name}={option!r}" for name, option in options.items())
+    if any(run.outcomes for run in runs):
+        out.print(explain_table(runs, f"{loss}, {case.y_pred.shape} of {case.dtype}{given}"))
+    _print_lines(*(run.absence(named) for run in runs))
+    raise typer.Exit(AGREED if _all_agreed(runs, named) else DISAGREED)
+
+
+def _sizes(shape: str) -> tuple[int, ...]:
+    try:
+        sizes = tuple(int(size) for size in shape.split(",") if size)
+    except ValueError:
+        sizes = (-1,)
+    if not sizes or min(sizes) < 0:
+        _refuse(f"--shape is {shape!r}; give sizes with commas between, as 4096,1000")
+    return sizes
 
 
 @app.command()

@@ -321,3 +321,41 @@ def test_the_command_without_its_extra(tmp_path) -> None:
 
 def test_version() -> None:
     assert lossbridge.__version__ in run("--version").stdout
+
+
+def test_explain_says_the_path_and_why_not_a_faster_one(save) -> None:
+    result = run("explain", "categorical_crossentropy", "--backend", "numpy", "--from-logits", "--shape", "64,10")
+    assert "categorical_crossentropy, (64, 10) of float32, from_logits=True" in result.stdout
+    assert "│ blocks │ value: a row kernel" in result.stdout
+    focal = run("explain", "categorical_focal_crossentropy", "--backend", "numpy")
+    assert "│ formula │" in focal.stdout
+    assert "not blocks: no row kernel for focal probabilities" in focal.stdout
+    own = save(y_true=np.eye(3, dtype=np.float32), y_pred=np.full((3, 3), 1 / 3, np.float32), sample_weight=np.ones(3))
+    assert "kl_divergence, (3, 3) of float32" in run("explain", "kl_divergence", own, "--backend", "numpy").stdout
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_explain_makes_arrays_for_every_loss(loss) -> None:
+    assert "numpy" in run("explain", loss, "--backend", "numpy", "--shape", "2,3,4", "--axis", "1").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["crossentropy"], "LOSS crossentropy is unknown; use one of categorical_crossentropy, "),
+        (["log_loss", "--shape", "4,x"], "--shape is '4,x'; give sizes with commas between, as 4096,1000"),
+        (["log_loss", "--shape", "-4"], "--shape is '-4'; give sizes with commas between, as 4096,1000"),
+        (["log_loss", "--axis", "2"], "axis 2 is out of range: y_pred has shape (4096, 1000); use -2 to 1"),
+        (["log_loss", "--gamma", "2"], "log_loss takes no --gamma; leave it out"),
+        (["log_loss", "--dtype", "int8"], "--dtype int8 is unknown; use one of "),
+        (["log_loss", "nothing.npz"], "nothing.npz cannot be read: "),
+    ],
+)
+def test_explain_refuses(arguments, words) -> None:
+    assert words in run("explain", *arguments, "--backend", "numpy", code=2).stderr
+
+
+def test_explain_on_a_device_that_is_not_there() -> None:
+    result = run("explain", "log_loss", "--backend", "numpy", "--device", "cuda", code=1)
+    assert "numpy: no device: no device cuda; present: cpu" in result.stdout
+    assert "path" not in result.stdout
