@@ -133,12 +133,21 @@ class Worker:
     def __init__(self, command: Sequence[str], request: Record, environment: dict[str, str]) -> None:
         self.messages: queue.Queue[Record | None] = queue.Queue()
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed by close())
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self.errors}
-        self.process = subprocess.Popen(command, env=environment, text=True, encoding="utf-8", **pipes)
+        self.process = subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.errors,
+            text=True,
+            encoding="utf-8",
+        )
         self.listener = threading.Thread(target=self._listen, args=(request,), daemon=True)
         self.listener.start()
 
     def _listen(self, request: Record) -> None:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
         with contextlib.suppress(OSError):  # it died at once; its last words tell why
             self.process.stdin.write(json.dumps(request) + "\n")
             self.process.stdin.flush()  # and stays open: the process ends when it is closed
@@ -160,8 +169,9 @@ class Worker:
             code = self.process.wait()
         self.listener.join(5)
         if not self.listener.is_alive():
-            with contextlib.suppress(OSError), self.process.stdin, self.process.stdout:
-                pass  # closed
+            with contextlib.suppress(OSError):
+                for pipe in filter(None, (self.process.stdin, self.process.stdout)):
+                    pipe.close()
         with self.errors:
             self.errors.seek(0)
             lines = self.errors.read().decode("utf-8", errors="replace").strip().splitlines()

@@ -11,12 +11,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from lossbridge.parity import check
-from lossbridge.parity.cases import KERAS_EXAMPLE, LOSSES, Case, cases, round_to, usual_tolerance
 
 import lossbridge
 from gpu.job import Card, Job, Record, kernels_taken, torch_inputs, with_kernel
 from lossbridge.frameworks import FRAMEWORKS
+from lossbridge.tools.parity import check
+from lossbridge.tools.parity.cases import KERAS_EXAMPLE, LOSSES, Case, cases, round_to, usual_tolerance
 
 REHEARSED = 15  # one case of so many
 
@@ -131,7 +131,7 @@ LAYOUTS = ("contiguous", "offset", "transposed", "strided")
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """`target`: as in lossbridge.bench.cells. `one_class`: whether rows of one class are taken."""
+    """`target`: as in lossbridge.tools.bench.cells. `one_class`: whether rows of one class are taken."""
 
     name: str
     loss: str

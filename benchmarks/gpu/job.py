@@ -43,7 +43,7 @@ def words_of(error: BaseException) -> str:
 
 
 class Taken:
-    """How many calls a Triton kernel did not decline."""
+    """How many calls the Triton kernels computed."""
 
     calls = 0
 
@@ -55,22 +55,19 @@ def kernels_taken(watch: bool) -> Iterator[Taken]:
     if not watch:
         yield taken
         return
-    from lossbridge.kernels import triton
+    from lossbridge.frameworks import on_torch
 
-    def counting(kernel: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*arrays: Any, **options: Any) -> Any:
-            loss = kernel(*arrays, **options)
-            taken.calls += loss is not None
-            return loss
+    own = on_torch.PATHS
 
-        return call
+    def counting(request: Any) -> Any:
+        taken.calls += 1
+        return own["triton"].losses(request)
 
-    own = dict(triton.KERNELS)
-    triton.KERNELS.update({name: counting(kernel) for name, kernel in own.items()})
+    on_torch.PATHS = {**own, "triton": own["triton"]._replace(losses=counting)}
     try:
         yield taken
     finally:
-        triton.KERNELS.update(own)
+        on_torch.PATHS = own
 
 
 def with_kernel(record: Record, taken: Taken) -> Record:
@@ -82,7 +79,7 @@ def with_kernel(record: Record, taken: Taken) -> Record:
 
 
 def torch_inputs(card: Card, target: str, shape: tuple[int, int], dtype: str) -> tuple[Any, Any]:
-    """A random target of this kind (see lossbridge.bench.cells) and predictions, made on the device."""
+    """A random target of this kind (see lossbridge.tools.bench.cells) and predictions, made on the device."""
     import torch
 
     of = {"device": card.device, "dtype": getattr(torch, dtype)}

@@ -1,7 +1,7 @@
 """Times on the card: the device's bandwidth, the losses of lossbridge beside the frameworks' own, memory of each.
 
-Peers are those of lossbridge.bench.contenders. Each result is held to an exact one before it is timed, but a time that
-belongs to a wrong result is written down too: there may be no second run.
+Peers are those of lossbridge.tools.bench.contenders. Each result is held to an exact one before it is timed, but a time
+that belongs to a wrong result is written down too: there may be no second run.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-from lossbridge.bench import contenders, measure, memory, steps
-from lossbridge.bench.cells import FORMS, ITEM_BYTES, Cell, Form
 
 from gpu.job import Card, Job, Record, kernels_taken, torch_inputs, with_kernel, words_of
 from lossbridge import reference
 from lossbridge.frameworks import FRAMEWORKS
+from lossbridge.tools.bench import contenders, measure, memory, steps
+from lossbridge.tools.bench.cells import FORMS, ITEM_BYTES, Cell, Form
 
 # The machine.
 
@@ -43,7 +43,7 @@ def facts(card: Card) -> Iterator[Record]:
     import torch
 
     if card.device != "cuda":
-        found = {"device": platform.processor() or platform.machine()}
+        found: Record = {"device": platform.processor() or platform.machine()}
     elif not torch.cuda.is_available():
         raise RuntimeError(f"torch {torch.__version__} sees no CUDA device; --rehearse runs on a CPU")
     else:
@@ -264,7 +264,7 @@ def torch_cells() -> Iterator[tuple[Cell, tuple[str, ...]]]:
 
 
 def torch_times(card: Card) -> Iterator[Job]:
-    sys.modules["keras"] = None  # for `contenders` it is not installed: to import it takes longer than to race
+    sys.modules["keras"] = None  # type: ignore[assignment]  # for `contenders` it is not installed: to import it takes longer than to race
     for cell, ways in list(torch_cells())[:: REHEARSED if card.rehearsal else 1]:
         if card.rehearsal:
             cell = dataclasses.replace(cell, rows=SMALL[0], classes=SMALL[1])
@@ -387,7 +387,7 @@ def transformers_race(card: Card, shape: tuple[int, int, int], dtype: str) -> It
 
 
 def jax_times(card: Card) -> Iterator[Job]:
-    sys.modules["keras"] = None
+    sys.modules["keras"] = None  # type: ignore[assignment]
     for form, dtype in itertools.product(("CE, labels", "KL of logits", "CE, dense"), ("bfloat16", "float32")):
         cell = Cell(form, *(SMALL if card.rehearsal else LM), dtype=dtype)
         yield Job(f"{cell.name}, jit", functools.partial(jax_race, card, cell), dtype, (cell.rows, cell.classes))
@@ -398,7 +398,7 @@ def jax_race(card: Card, cell: Cell) -> Iterator[Record]:
     y_true, y_pred = measure.arrays(cell)
     labels = y_true.dtype.kind == "i"
     inputs = b.place(y_true, "int32" if labels else cell.dtype, card.device), b.place(y_pred, cell.dtype, card.device)
-    judge = measure.Judge(cell, y_true if labels else b.to_numpy(inputs[0]), b.to_numpy(inputs[1]))
+    judge = measure.Exact(cell, y_true if labels else b.to_numpy(inputs[0]), b.to_numpy(inputs[1]))
     found = contenders.contenders("jax", cell, card.device)
     race = Race(
         {"name": cell.name, "dtype": cell.dtype, "shape": [cell.rows, cell.classes]},

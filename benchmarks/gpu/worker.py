@@ -56,7 +56,7 @@ def run(request: dict[str, Any], say: Say) -> None:
     warnings.simplefilter("ignore")  # what compilers say of their own code, and NumPy of infinities in the interpreter
     if card.rehearsal and card.triton:
         interpret()
-    jobs, explained = list(make(card)), set()
+    jobs, explained = list(make(card)), set[str]()
     for i in range(request["skip"], len(jobs)):
         if time.monotonic() > ends:
             words = f"no time was left for {len(jobs) - i} of {len(jobs)} jobs, from here on"
@@ -84,19 +84,17 @@ def missing(card: Card, library: str) -> str:
 def interpret() -> None:
     """Sends CPU tensors where CUDA tensors go, to kernels that Triton's interpreter runs; Inductor cannot be there."""
     import torch
-    from lossbridge.backends import torch as b
-    from lossbridge.kernels import triton
 
-    from lossbridge import backend
+    from lossbridge.frameworks import on_torch
+    from lossbridge.native import triton_kernels
 
-    backend.KERNELS["torch"] = lambda: triton.KERNELS
-    backend.SHORTCUTS.pop("torch", None)
+    on_torch._refuses_triton = triton_kernels.refuses
 
     def compile(function: Callable[..., Any]) -> Callable[..., Any]:
         torch.compiler.reset()
         return torch.compile(function, fullgraph=True, backend="aot_eager")
 
-    b.compilers = lambda: {"compile": compile}
+    on_torch.compilers = lambda: {"compile": compile}
 
 
 def attempted(job: Job, explained: set[str], say: Say) -> list[Record]:
