@@ -43,7 +43,9 @@ BLOCK = 2**18
 SUMMED_AT_ONCE = 2**15
 
 # Rules without gradients whose arithmetic pays in blocks too; JAX differentiates each block.
-DERIVED_IN_BLOCKS = (softmax.FOCAL, softmax.FOCAL_PROBABILITIES, bernoulli.FOCAL, bernoulli.FOCAL_PROBABILITIES)
+DERIVED_IN_BLOCKS = tuple(
+    rule.name for rule in (softmax.FOCAL, softmax.FOCAL_PROBABILITIES, bernoulli.FOCAL, bernoulli.FOCAL_PROBABILITIES)
+)
 
 
 # The paths, the fastest first.
@@ -69,7 +71,7 @@ def chosen(request: Callable[[Array, Array], Request], target: Any, pred: Any, u
 
 
 def _refuses_rule(r: Request) -> str:
-    if r.rule.gradients is None and r.rule not in DERIVED_IN_BLOCKS:
+    if r.rule.gradients is None and r.rule.name not in DERIVED_IN_BLOCKS:
         return f"{r.rule.name} leaves its derivative to JAX"
     if r.axis is not None and not r.pred.shape[r.axis]:
         return "there are no classes"

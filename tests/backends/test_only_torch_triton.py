@@ -163,6 +163,29 @@ def fast(monkeypatch) -> Kernels:
     return found
 
 
+# The path.
+
+
+@losses
+def interpreted_the_kernels_are_the_path(name, fast, monkeypatch) -> None:
+    """They run, and `lb.explain` says so; without its family this loss takes another, and that is said too."""
+    target, logits = problem(name, 3, 5)
+    loss = LOSSES[name]
+
+    explained = functools.partial(lb.explain, loss.func, target, logits, **loss.keywords)
+    loss(target, logits)
+    assert (explained().path, fast.accepted) == ("triton", 1)
+    families = dict(kernels.KERNELS)
+    missed = []
+    for rule in families:
+        monkeypatch.setattr(kernels, "KERNELS", {name: x for name, x in families.items() if name != rule})
+        if explained().path != "triton":
+            assert explained().why_not["triton"] == f"no Triton kernel for {rule}"
+            loss(target, logits)
+            missed.append(rule)
+    assert (len(missed), fast.accepted) == (1, 1)
+
+
 # The functions on the device.
 
 if INTERPRETED:

@@ -17,6 +17,7 @@ import pytest
 import lossbridge as lb
 from lossbridge.compat import keras as compat_keras
 from lossbridge.compat import optax as compat_optax
+from lossbridge.compat import scipy as compat_scipy
 from lossbridge.compat import sklearn as compat_sklearn
 from lossbridge.compat import torch as compat_torch
 from lossbridge.spec import LOSSES
@@ -268,6 +269,10 @@ def kernels(framework: str) -> dict[str, tuple[Any, str]]:
 
         small = {f"small: {name}": (torch_small, "RULES") for name in torch_small.RULES}
         return small | {f"blocks: {name}": (torch_blocks, "KERNELS") for name in torch_blocks.KERNELS}
+    if framework == "jax":
+        from lossbridge.frameworks import on_jax
+
+        return {f"derived in blocks: {name}": (on_jax, "DERIVED_IN_BLOCKS") for name in on_jax.DERIVED_IN_BLOCKS}
     return {}
 
 
@@ -297,21 +302,17 @@ def test_a_rule_that_is_taken_away_is_missed(lib, monkeypatch) -> None:
     """A loss without its gradients would be differentiated by the framework, in silence."""
     from lossbridge import request
 
-    for form in FORMS.values():
-        if form.rule.gradients is None:
+    situations = TABLE[lib.b.name][1]
+    for name, situation, expected in cells(lib.b.name):
+        form, how = FORMS[name], situations[situation]
+        if (
+            expected != "rule" or form.rule.gradients is None or not how.explained
+        ):  # NumPy's kernels leave some rules nothing to do
             continue
         rule = form.rule._replace(gradients=None)
         with monkeypatch.context() as patch:
             patch.setattr(request, "_rule", lambda loss, given, fewer_axes, form=form, rule=rule: (form.target, rule))
-            missed = [
-                situation
-                for name, situation, expected in cells(lib.b.name)
-                if name == form.name
-                and (how := TABLE[lib.b.name][1][situation]).explained
-                and explained(lib, form, how) != expected
-            ]
-        by_kernel = lib.b.name in ("numpy", "torch")  # where only what the kernels refuse goes to a rule
-        assert missed or by_kernel, form.name
+            assert explained(lib, form, how) != expected, f"{name}, {situation}"
 
 
 # compat takes the paths of the direct call.
@@ -387,3 +388,12 @@ def test_compat_takes_the_path_of_the_direct_call(lib, taken, name) -> None:
     taken.clear()
     other()
     assert taken == expected
+
+
+@pytest.mark.parametrize("name", ["entropy", "rel_entr", "kl_div"])
+def test_compat_scipy_has_formulas_alone(lib, taken, name) -> None:
+    """No loss of lossbridge is equal to one of these."""
+    _, p = arrays(FORMS["categorical_crossentropy, distributions, probabilities"], 64, 33, "float32")
+    p = lib.array(p)
+    lib.b.value_and_grad(lambda q: getattr(compat_scipy, name)(p, q), p)
+    assert taken == [("formula", "relative entropy" if name == "entropy" else name)]
