@@ -160,9 +160,10 @@ def _log_loss(
         epsilon = _MACHINE_EPSILON[ops.dtype(pred)]
 
     values = ops.concrete(y_proba)
-    errors.probabilities_in_range(values, name, "logits go through a softmax or sigmoid first")
-    if values is not None and not one_column and not renormalised:
-        _warn_of_sums(values, name)
+    if values is not None and not _are_distributions(values):
+        errors.probabilities_in_range(values, name, "logits go through a softmax or sigmoid first")
+        if not one_column and not renormalised:
+            _warn_of_sums(values, name)
     columns = _columns(ops, y_true, pred, labels, 2 if one_column else shape[1], name)
     target = as_array(ops, "y_true", columns, pred)
     kind = "matrix" if len(ops.shape(target)) == 2 else "trials" if one_column else "labels"
@@ -180,6 +181,22 @@ def _log_loss(
         epsilon=epsilon,
         reduction="mean_with_sample_weight" if normalize else "sum",
     )
+
+
+_BLOCK = 2**17  # entries that stay in the cache
+
+
+def _are_distributions(p: np.ndarray) -> bool:
+    """Whether all rows clearly lie in [0, 1] and sum to 1: one pass, in blocks that stay in the cache."""
+    if p.ndim != 2 or not p.size:
+        return False
+    dtype = np.float64 if p.dtype == np.float64 else np.float32
+    doubt = 0.5 * _MACHINE_EPSILON.get(p.dtype.name, 2.0**-52) ** 0.5
+    rows = max(1, _BLOCK // p.shape[1])
+    for some in (p[start : start + rows] for start in range(0, len(p), rows)):
+        if not (some.min() >= 0 and some.max() <= 1 and (np.abs(some.sum(1, dtype=dtype) - 1) <= doubt).all()):
+            return False
+    return True
 
 
 def _warn_of_sums(p: np.ndarray, name: str) -> None:

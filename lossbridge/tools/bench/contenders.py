@@ -8,11 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from lossbridge import losses
+from lossbridge.compat import keras as compat_keras
+from lossbridge.compat import optax as compat_optax
+from lossbridge.compat import sklearn as compat_sklearn
+from lossbridge.compat import torch as compat_torch
+from lossbridge.frameworks import FRAMEWORKS
+from lossbridge.frameworks.framework import Framework
 from lossbridge.tools.bench import textbook
-from lossbridge.tools.bench.cells import FORMS, NAMED_FORMS, Cell
+from lossbridge.tools.bench.cells import CLASSIFIER, FORMS, NAMED_FORMS, Cell
 from lossbridge.tools.processes import installed
 
 Loss = Callable[[Any, Any], Any]
@@ -33,7 +40,7 @@ class Contender:
 def contenders(backend: str, cell: Cell, device: str = "cpu") -> list[Contender]:
     """Ours first. A framework without known peers, or a form without any, is measured alone."""
     peers = _PEERS[backend](cell, device) if backend in _PEERS and cell.form in NAMED_FORMS else ()
-    return [_ours(cell), *peers]
+    return [_ours(cell), *peers, *_by_other_names(backend, cell)]
 
 
 def _ours(cell: Cell) -> Contender:
@@ -43,6 +50,33 @@ def _ours(cell: Cell) -> Contender:
     return Contender(
         OURS, lambda target, pred: function(target, pred, **options), lambda t, pred: both(t, pred, **options)
     )
+
+
+def _by_other_names(backend: str, cell: Cell) -> Iterator[Contender]:
+    """lossbridge.compat, of cells of one size: what its views cost beside the direct call."""
+    if (cell.rows, cell.classes, cell.dtype, cell.backward, cell.sweep) != (*CLASSIFIER, "float32", True, ""):
+        return
+    b = FRAMEWORKS[backend]()
+    labels = range(cell.classes)
+    views: dict[str, dict[str, Loss]] = {
+        "CE, labels": {
+            "optax": lambda t, z: b.ops.mean(compat_optax.softmax_cross_entropy_with_integer_labels(z, t)),
+            "torch": lambda t, z: compat_torch.cross_entropy(z, t),
+            "keras": lambda t, z: b.ops.mean(compat_keras.sparse_categorical_crossentropy(t, z, from_logits=True)),
+        },
+        "CE, dense": {
+            "optax": lambda t, z: b.ops.mean(compat_optax.softmax_cross_entropy(z, t)),
+            "torch": lambda t, z: compat_torch.cross_entropy(z, t),
+            "keras": lambda t, z: b.ops.mean(compat_keras.categorical_crossentropy(t, z, from_logits=True)),
+        },
+        "log loss": {"sklearn": lambda t, p: compat_sklearn.log_loss(t, p, labels=labels)},
+    }
+    for library, loss in views.get(cell.form, {}).items():
+        yield Contender(f"{OURS}.compat.{library}", loss, partial(_value_and_grad, b, loss))
+
+
+def _value_and_grad(b: Framework, loss: Loss, target: Any, pred: Any) -> Any:
+    return b.value_and_grad(partial(loss, target), pred)
 
 
 def _numpy(cell: Cell, device: str) -> Iterator[Contender]:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from lossbridge.tools.bench.cells import IMPORT, LM, LM_DENSE, SMALL, Cell
+from lossbridge.tools.bench.cells import CLASSIFIER, IMPORT, LM, LM_DENSE, SMALL, Cell
 from lossbridge.tools.bench.contenders import IN_PLACE, OURS
 from lossbridge.tools.bench.results import ENOUGH_BYTES, Measurement, Ratio, Run, quotient
 
@@ -36,6 +36,7 @@ class Target:
 
 _CE, _CE16, _SMALL = Cell("CE, labels", *LM), Cell("CE, labels", *LM, dtype="bfloat16"), Cell("CE, labels", *SMALL)
 _DENSE, _KL = Cell("CE, dense", *LM_DENSE), Cell("KL of logits", *LM_DENSE)
+_CLASSES, _PROBABILITIES = Cell("CE, dense", *CLASSIFIER), Cell("log loss", *CLASSIFIER)
 _LOG_LOSS = Cell("log loss", 4096, 1000, backward=False)
 _F, _TF = "F.cross_entropy", "tf.nn.sparse_softmax_cross_entropy"
 _KERAS = "keras.SparseCategoricalCrossentropy"
@@ -61,6 +62,10 @@ TARGETS = (
     Target("small batch / Keras' loss object", "tensorflow", _SMALL, _EAGER, (_KERAS, "eager"), 0.5),
     Target("CE value and gradient / plain NumPy", "numpy", _CE, _EAGER, ("textbook", "eager"), 0.25, 0.20),
     Target("log_loss / scikit-learn", "numpy", _LOG_LOSS, _EAGER, ("sklearn.log_loss", "eager"), 0.20, 0.50),
+    *(
+        Target(f"compat.{view} / lossbridge itself", "torch", cell, (f"{OURS}.compat.{view}", "eager"), _EAGER, 1.1)
+        for view, cell in (("torch", _CLASSES), ("optax", _CLASSES), ("keras", _CLASSES), ("sklearn", _PROBABILITIES))
+    ),
     Target("import lossbridge over import numpy", "numpy", Cell(IMPORT, 0, 0), _EAGER, ("numpy", "eager"), over_us=2e4),
 )
 
