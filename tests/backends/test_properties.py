@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
-from lossbridge.tools.parity.cases import LOSSES
+from lossbridge.spec import LOSSES
 
 CLASSES, ROWS = 5, 6  # one shape, so that compiling backends compile once
 
@@ -16,25 +16,17 @@ tried = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCh
 
 @st.composite
 def batches(draw, losses=tuple(LOSSES), from_logits=None):
-    """(loss, y_true, y_pred, options): any loss, from logits or probabilities."""
-    loss = draw(st.sampled_from(losses))
-    logits = draw(st.booleans()) if from_logits is None else from_logits
-    if loss == "distillation_loss":
-        logits, options = True, {}
-    else:
-        options = {"from_logits": logits}
+    """(loss, y_true, y_pred, options): any loss, of any form of targets and predictions that it takes."""
+    loss = LOSSES[draw(st.sampled_from(losses))]
+    form = "logits" if from_logits else draw(st.sampled_from(sorted(loss.rules)))
+    target = draw(st.sampled_from(sorted(loss.rules[form])))
+    options = {"from_logits": form == "logits"} if "from_logits" in loss.options else {}
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     z, z_true = (draw(st.sampled_from([0.1, 1.0, 5.0])) * rng.normal(size=(2, ROWS, CLASSES))).astype(np.float32)
-    binary = "binary" in loss
-    p, t = (1 / (1 + np.exp(-x)) if binary else softmax(x) for x in (z, z_true))
-    y_pred = z if logits else p
-    if loss.startswith("sparse") or (loss == "log_loss" and draw(st.booleans())):
-        y_true = rng.integers(0, CLASSES, ROWS).astype(np.int32)
-    elif logits and loss in ("kl_divergence", "distillation_loss"):
-        y_true = z_true
-    else:
-        y_true = t
-    return loss, y_true, y_pred, options
+    p, t = (1 / (1 + np.exp(-x)) if target == "outcomes" else softmax(x) for x in (z, z_true))
+    labels = rng.integers(0, CLASSES, ROWS).astype(np.int32)
+    y_true = {"labels": labels, "logits": z_true}.get(target, t)
+    return loss.name, y_true, z if form == "logits" else p, options
 
 
 def softmax(z):
@@ -104,7 +96,8 @@ def test_weight_two_equals_a_repeated_row(lib, batch):
     close(value, lib.value(loss, y_true[twice], y_pred[twice], **options))
 
 
-SOFTMAX_LOSSES = tuple(name for name in LOSSES if "binary" not in name)
+SOFTMAX_LOSSES = tuple(name for name, loss in LOSSES.items() if "logits" in loss.rules and "binary" not in name)
+ACTIVATED_LOSSES = tuple(name for name, loss in LOSSES.items() if "from_logits" in loss.options)
 
 
 @seed(5)
@@ -132,7 +125,7 @@ def test_sum_is_mean_times_count(lib, batch):
 
 @seed(7)
 @tried
-@given(batch=batches(tuple(name for name in LOSSES if name != "distillation_loss"), from_logits=True))
+@given(batch=batches(ACTIVATED_LOSSES, from_logits=True))
 def test_from_logits_equals_activation_first(lib, batch):
     loss, y_true, logits, _ = batch
     logits = np.clip(logits, -4, 4)
