@@ -60,7 +60,9 @@ def test_parity_reports_each_kind_of_fault(tmp_path, kind) -> None:
 
 @pytest.mark.parametrize("kind", ["value", "gradient", "reduction"])
 def test_peers_report_it_too(tmp_path, kind) -> None:
-    result, report = parity(tmp_path, FAULTS[kind][0], "--peers", "--loss", "torch.cross_entropy", "--loss", "sklearn")
+    """By functions that run in the row kernels, and by one that is a formula over operations."""
+    functions = ("torch.cross_entropy", "sklearn", "optax.poly_loss_cross_entropy")
+    result, report = parity(tmp_path, FAULTS[kind][0], "--peers", *(x for name in functions for x in ("--loss", name)))
     assert result.returncode == 1
     assert any(outcome["fault"] for outcome in report["outcomes"])
 
