@@ -1,14 +1,16 @@
-"""`python -m nox -s tests` runs everything that CI runs; `python -m nox -l` lists the other sessions."""
+"""`python -m nox -s tests` runs the tests, in less than half an hour; `python -m nox -l` lists the other sessions."""
 
 import nox
 
 nox.options.sessions = ["tests"]
 nox.options.reuse_existing_virtualenvs = True
 
-# The registry decides which backends are tested.
-BACKENDS = "from lossbridge.backend import BACKENDS; print(*BACKENDS)"
+# The registry decides which frameworks are tested.
+FRAMEWORKS = "from lossbridge.frameworks import FRAMEWORKS; print(*FRAMEWORKS)"
 # Two processes of one backend: torch.compile spends its time in Python.
 PARALLEL = ("-n", "2", "--dist", "loadgroup")
+# What `exhaustive` runs alone: more examples of what the others check by a few of each kind.
+BRIEFLY = ("-m", "not exhaustive")
 PROJECT = nox.project.load_toml("pyproject.toml")
 # pip, also where uv is installed: it honours a local build of the pinned torch, which spares GB of CUDA packages.
 nox.options.default_venv_backend = "virtualenv"
@@ -22,14 +24,14 @@ def install(session: nox.Session, *groups: str, extras: str = "all") -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Lint, types, and all tests, each backend in its own process."""
+    """Lint, types, and the tests, each backend in its own process; `exhaustive` has more examples of some."""
     install(session, "dev")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("mypy")
-    session.run("pytest", "tests/core", *session.posargs)
-    for backend in session.run("python", "-c", BACKENDS, silent=True).split():
-        session.run("pytest", "tests/backends", "--backend", backend, *PARALLEL, *session.posargs)
+    session.run("pytest", "tests/core", *PARALLEL, *BRIEFLY, *session.posargs)
+    for backend in session.run("python", "-c", FRAMEWORKS, silent=True).split():
+        session.run("pytest", "tests/backends", "--backend", backend, *PARALLEL, *BRIEFLY, *session.posargs)
 
 
 @nox.session
@@ -37,7 +39,15 @@ def backend(session: nox.Session) -> None:
     """The tests of the backends that are named: `nox -s backend -- torch`."""
     install(session, "dev")
     for name in session.posargs:
-        session.run("pytest", "tests/backends", "--backend", name, *PARALLEL)
+        session.run("pytest", "tests/backends", "--backend", name, *PARALLEL, *BRIEFLY)
+
+
+@nox.session
+def exhaustive(session: nox.Session) -> None:
+    """The examples that `tests` leaves out, on the backends that are named: `nox -s exhaustive -- torch`."""
+    install(session, "dev")
+    for name in session.posargs:
+        session.run("pytest", "tests/backends", "--backend", name, *PARALLEL, "-m", "exhaustive")
 
 
 @nox.session

@@ -198,9 +198,10 @@ class Problem:
             value = mpmath.exp(value * mpmath.log(self.c.base))
         return np.array(-value if self.c.outcome == "negated" else value, object)
 
-    def gradient(self, returns: str = "scalar") -> tuple[np.ndarray, np.ndarray]:
+    def gradient(self, returns: str = "scalar", rows: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Of the sum of the value for the predictions, (rows, classes); and the sum of the sizes of what it is made of:
-        of every term, and of every factor of a product.
+        of every term, and of every factor of a product. `rows`: which of them are wanted, True for each; the others
+        are left 0.
 
         By differences in so many digits that 60 remain. At a bound of clipping the slope is that of the inside.
         """
@@ -208,6 +209,8 @@ class Problem:
         slopes, sizes = np.full((2, self.rows, self.classes), mpmath.mpf(0), object)
         with mpmath.workdps(150):
             for i, weight in self.weights():
+                if rows is not None and not rows[i]:
+                    continue
                 here = [term for entry in self.row(i) for term in entry]
                 p = activated(self.c.activation, self.pred[i])
                 for j in range(self.classes if weight else 0):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import mpmath
 import numpy as np
+import pytest
 
 mpmath.mp.dps = 40
 
@@ -14,8 +15,6 @@ mpmath.mp.dps = 40
 number = np.vectorize(lambda x: mpmath.mpf(float(x)), otypes=[object])
 exp = np.vectorize(mpmath.exp, otypes=[object])
 log = np.vectorize(mpmath.log, otypes=[object])
-
-EXAMPLES = 200  # of hypothesis, a function and its options
 
 
 def value_and_grad(lib: Any, function: Callable[[Any], Any], x: np.ndarray, dtype: str) -> tuple[Any, Any]:
@@ -28,6 +27,11 @@ def value_and_grad(lib: Any, function: Callable[[Any], Any], x: np.ndarray, dtyp
 def near(ours: Any, theirs: Any, *, size: Any = None, ulps: float = 8) -> bool:
     """Whether all entries are within `ulps` units in the last place of float32."""
     return bool(_near(np.asarray(ours, np.float64), np.asarray(theirs, np.float64), size, ulps).all())
+
+
+def near_rows(ours: np.ndarray, theirs: np.ndarray, *, ulps: float = 8) -> np.ndarray:
+    """Which rows are within `ulps` units in the last place of the row's largest entry."""
+    return _near(np.float64(ours), np.float64(theirs), np.abs(theirs).max(1, keepdims=True), ulps).all(1)
 
 
 def _near(ours: np.ndarray, theirs: np.ndarray, size: Any, ulps: float) -> np.ndarray:
@@ -56,6 +60,18 @@ def assert_as_good(ours: Any, theirs: Any, truth: Any, *, size: Any = None, ulps
 def placed(lib: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     """Options with their arrays on the backend under test."""
     return {key: lib.array(v) if isinstance(v, np.ndarray) else v for key, v in options.items()}
+
+
+def to_compile(calls: Sequence[tuple[Any, ...]]) -> list[pytest.ParameterSet]:
+    """Of (function, arguments …, options): a compiler takes seconds for a call, so `tests` has one of each function.
+
+    It is the one with the most options. `exhaustive` has the others.
+    """
+    chosen = {call[0]: i for i, call in sorted(enumerate(calls), key=lambda numbered: len(numbered[1][-1]))}
+    return [
+        pytest.param(*call, id=f"{call[0]}-{i}", marks=[] if chosen[call[0]] == i else [pytest.mark.exhaustive])
+        for i, call in enumerate(calls)
+    ]
 
 
 def compilers(lib: Any) -> Mapping[str, Any]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 
 import lossbridge as lb
+from lossbridge.request import COMMON
 from lossbridge.tools.parity.cases import LOSSES, Case, cases, options_of
 from lossbridge.tools.parity.check import Runner, compile_key, expected, in_order, placed
 
@@ -15,15 +18,54 @@ def runner(lib) -> Runner:
     return Runner(lib.b)
 
 
-def _param(case: Case) -> pytest.ParameterSet:
-    # Cases that share a compiled function go to one process of pytest-xdist.
+def _kinds(case: Case) -> set[tuple[object, ...]]:
+    """What a compiler may treat differently: every option of every loss, and every dtype and rank of both targets.
+
+    What all losses share (weights, masks, reductions) counts once a target.
+    """
+    labels = case.y_true.dtype.kind == "i"
+    kinds: set[tuple[object, ...]] = {(labels, case.dtype), (labels, case.y_true.ndim, case.y_pred.ndim)}
+    for name, option in case.options.items():
+        form = "array" if isinstance(option, np.ndarray) else option if isinstance(option, bool | str) else "number"
+        kinds.add((labels if name in COMMON else case.loss, name, form))
+    return kinds
+
+
+def _covering(cases: Sequence[Case]) -> list[Case]:
+    """A few cases, in which every kind occurs: the one with the most kinds that are missing, again and again."""
+    missing, found = set().union(*map(_kinds, cases)), []
+    while missing:
+        found.append(max(cases, key=lambda case: len(_kinds(case) & missing)))
+        missing -= _kinds(found[-1])
+    return found
+
+
+CASES = in_order(cases())
+
+
+def _name(case: Case) -> str:
+    return f"{case.loss}-{case.name}"
+
+
+COVERING = set(map(_name, _covering(CASES)))
+
+
+def _to_compile(case: Case) -> pytest.ParameterSet:
+    """A compiler takes seconds for a case. Those that share a compiled function go to one process of pytest-xdist."""
     group = pytest.mark.xdist_group("-".join(compile_key(case)))
-    return pytest.param(case, id=f"{case.loss}-{case.name}", marks=group)
+    more = [] if _name(case) in COVERING else [pytest.mark.exhaustive]
+    return pytest.param(case, id=_name(case), marks=[group, *more])
 
 
-@pytest.mark.parametrize("case", [_param(case) for case in in_order(cases())])
+@pytest.mark.parametrize("case", CASES, ids=_name)
 def test_every_case_agrees_with_the_reference(runner: Runner, case: Case) -> None:
-    for mode in runner.modes():
+    outcome = runner.run(case, "eager")
+    assert not outcome.fault, outcome.fault
+
+
+@pytest.mark.parametrize("case", list(map(_to_compile, CASES)))
+def test_compiled_cases_agree_with_the_reference(runner: Runner, case: Case) -> None:
+    for mode in runner.modes()[1:]:
         outcome = runner.run(case, mode)
         assert not outcome.fault, f"{mode}: {outcome.fault}"
 
@@ -35,7 +77,7 @@ WITH_FLOAT_TARGETS = [
 ]
 
 
-@pytest.mark.parametrize("case", WITH_FLOAT_TARGETS, ids=lambda case: f"{case.loss}-{case.name}")
+@pytest.mark.parametrize("case", WITH_FLOAT_TARGETS, ids=_name)
 def test_gradient_with_respect_to_the_targets(lib, case: Case) -> None:
     exact = expected(case)
     with lib.b.scope(case.dtype, "cpu"):

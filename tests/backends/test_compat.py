@@ -5,19 +5,23 @@ The registry of conventions decides what is called. What is particular to a libr
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 from exact import Problem, matrix
-from hypothesis import assume, given, settings
-from hypothesis import strategies as st
-from peers import EXAMPLES, assert_as_good, near
+from peers import assert_as_good, near, near_rows
 
 from lossbridge.frameworks.framework import Framework
 from lossbridge.tools.parity import peers
 
 CALLS = peers.all_calls()
+# Which random problems, of a function and its options.
+EXAMPLES = [
+    pytest.param(range(40), id="some"),
+    pytest.param(range(40, 200), id="more", marks=pytest.mark.exhaustive),
+]
 every_call = pytest.mark.parametrize("call", CALLS, ids=[f"{call.peer.name}-{call.name}" for call in CALLS])
 
 
@@ -50,8 +54,16 @@ def at_a_bound(call: peers.Call, arrays: peers.Problem) -> bool:
     return bool((near_low | (np.abs(p - high) < 2e-7) if c.clip == "both" else near_low).any())
 
 
+def problem(call: peers.Call, seed: int, scales: Sequence[float]) -> peers.Problem:
+    """A random one; the scales take turns."""
+    rng, scale = np.random.default_rng(seed), scales[seed % len(scales)]
+    while at_a_bound(call, arrays := peers.problem(call, rng, scale=scale)):
+        pass
+    return arrays
+
+
 def compiled(b: Framework) -> Any:
-    """The backend's first compiler, where it takes less time than 200 eager calls."""
+    """The backend's first compiler, where it takes less time than the eager calls."""
     return None if b.name == "torch" else next(iter(b.compilers().values()), None)
 
 
@@ -61,7 +73,8 @@ def run(b: Framework, function: Any, call: peers.Call, **options: Any) -> Any:
 
 
 @every_call
-def test_value_and_gradient_are_the_librarys(lib, call: peers.Call) -> None:
+@pytest.mark.parametrize("seeds", EXAMPLES)
+def test_value_and_gradient_are_the_librarys(lib, call: peers.Call, seeds: range) -> None:
     name, returns, axis = (call.peer.library, call.peer.function), call.peer.returns, call.convention.axis
     # The square of a difference that was rounded: ours and theirs are within 10 of the exact value, on either side.
     ulps = 12 if call.convention.cost == "binary focal" else 8
@@ -76,23 +89,24 @@ def test_value_and_gradient_are_the_librarys(lib, call: peers.Call) -> None:
 
     # Of large logits an exponential loses digits, in every library: where there is none, logits are small.
     scales = [0.1, 1.0, 3.0, *([] if theirs is None else [8.0])]
-
-    @settings(max_examples=EXAMPLES, deadline=None, derandomize=True, database=None)
-    @given(seed=st.integers(0, 2**32 - 1), scale=st.sampled_from(scales))
-    def holds(seed: int, scale: float) -> None:
-        arrays = peers.problem(call, np.random.default_rng(seed), scale=scale)
-        assume(not at_a_bound(call, arrays))
-        value, gradient = ours(arrays)
-        their_value, their_gradient = (None, None) if theirs is None else theirs(arrays)
-        size = np.maximum(np.abs(value), unit)
-        if their_value is None or not near(value, their_value, size=size):
-            assert_as_good(
-                value, their_value, exact(call, arrays).value(returns).reshape(value.shape), size=size, ulps=ulps
-            )
-        rows = matrix(gradient, axis)
-        their_rows = None if their_gradient is None else matrix(their_gradient, axis)
-        if their_rows is None or not near(rows, their_rows, size=np.abs(their_rows).max(1, keepdims=True)):
-            slopes, sizes = exact(call, arrays).gradient(returns)
-            assert_as_good(rows, their_rows, slopes, size=sizes.max(1, keepdims=True), ulps=ulps)
-
-    holds()
+    for seed in seeds:
+        arrays = problem(call, seed, scales)
+        try:
+            value, gradient = ours(arrays)
+            their_value, their_gradient = (None, None) if theirs is None else theirs(arrays)
+            size = np.maximum(np.abs(value), unit)
+            if their_value is None or not near(value, their_value, size=size):
+                truth = exact(call, arrays).value(returns).reshape(value.shape)
+                assert_as_good(value, their_value, truth, size=size, ulps=ulps)
+            rows = matrix(gradient, axis)
+            their_rows = None if their_gradient is None else matrix(their_gradient, axis)
+            off = np.ones(len(rows), bool)
+            if their_rows is not None:
+                off = ~near_rows(rows, their_rows)
+            if off.any():  # 50 digits are slow: they judge the rows that need a judge
+                slopes, sizes = exact(call, arrays).gradient(returns, off)
+                others = None if their_rows is None else their_rows[off]
+                assert_as_good(rows[off], others, slopes[off], size=sizes[off].max(1, keepdims=True), ulps=ulps)
+        except AssertionError as error:
+            error.add_note(f"the arrays of seed {seed}")
+            raise

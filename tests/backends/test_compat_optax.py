@@ -83,12 +83,23 @@ def theirs(name):
 
 def of_optax(name, x, target, options):
     """Value, and gradients of its sum for both arguments, in float64."""
-    function = functools.partial(theirs(name), **options)
+    where = {"where": options["where"]} if "where" in options else {}
+    rest = tuple((key, value) for key, value in options.items() if key != "where")
     with jax.enable_x64(True):
         x, target = jax.numpy.asarray(x), jax.numpy.asarray(target)
-        both = (0, 1) if target.dtype.kind == "f" else (0,)
-        slopes = jax.grad(lambda *arrays: function(*arrays).sum(), both)(x, target)
-        return np.asarray(function(x, target)), *(np.asarray(slope) for slope in slopes)
+        return tuple(np.asarray(result) for result in _optax(name, rest)(x, target, where))
+
+
+@functools.cache
+def _optax(name, options):
+    """Optax' function and its gradients as one program: eagerly each of its operations would be compiled by itself."""
+
+    def both(x, target, where):
+        function = functools.partial(theirs(name), **dict(options), **where)
+        arguments = (0, 1) if target.dtype.kind == "f" else (0,)
+        return function(x, target), *jax.grad(lambda *arrays: function(*arrays).sum(), arguments)(x, target)
+
+    return jax.jit(both)
 
 
 def arrays_of(lib, x, target, dtype="float64"):
@@ -113,13 +124,12 @@ def test_value_and_gradients_are_optax(lib, name, x, target, options) -> None:
             np.testing.assert_allclose(lib.b.to_numpy(slope), expected, rtol=1e-10, atol=1e-15)
 
 
-# One call of a function with each of its options: a compiler takes seconds.
+# One call of a function with each of its options.
 TO_COMPILE = {(name, *options): (name, x, target, options) for name, x, target, options in CALLS}
 
 
-@pytest.mark.parametrize("call", TO_COMPILE.values(), ids=["-".join(key) for key in TO_COMPILE])
-def test_compiled(lib, call) -> None:
-    name, x, target, options = call
+@pytest.mark.parametrize(("name", "x", "target", "options"), peers.to_compile(list(TO_COMPILE.values())))
+def test_compiled(lib, name, x, target, options) -> None:
     value, slope, *_ = of_optax(name, x, target, options)
     with lib.b.scope("float64", "cpu"):
         function = functools.partial(getattr(compat, name), **peers.placed(lib, options))

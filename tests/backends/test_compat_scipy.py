@@ -108,10 +108,22 @@ def test_value_and_gradients(lib, name, arrays, options) -> None:
             wanted = slope(name, arrays, options, i)
             known = np.isfinite(wanted)
             np.testing.assert_allclose(slopes[known], wanted[known], rtol=1e-10, atol=1e-13)
-            for compile in compilers(lib).values():
-                compiled = compile(functools.partial(both, i))(*own)
-                np.testing.assert_allclose(lib.b.to_numpy(compiled[0]), expected, rtol=1e-12, atol=1e-15)
-                np.testing.assert_allclose(lib.b.to_numpy(compiled[1]), slopes, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize(("name", "arrays", "options"), peers.to_compile(CALLS))
+def test_compiled(lib, name, arrays, options) -> None:
+    """The value, and the gradients for all arguments, in one program."""
+    ours = functools.partial(getattr(compat, name), **options)
+
+    def all_of_them(*own):
+        return [lib.b.value_and_grad(lambda z, i=i: ours(*own[:i], z, *own[i + 1 :]), own[i]) for i in range(len(own))]
+
+    with lib.b.scope("float64", "cpu"):
+        own = [lib.array(a, "float64") for a in arrays]
+        for compile in compilers(lib).values():
+            for found, wanted in zip(compile(all_of_them)(*own), all_of_them(*own), strict=True):
+                for compiled, eager, atol in zip(found, wanted, (1e-15, 1e-14), strict=True):
+                    np.testing.assert_allclose(lib.b.to_numpy(compiled), lib.b.to_numpy(eager), rtol=1e-12, atol=atol)
 
 
 # Almost the largest and smallest that float32 holds; quotients, and slopes of quotients, leave its range.

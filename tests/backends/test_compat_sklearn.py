@@ -105,10 +105,25 @@ def test_value_and_gradient(lib, name, y_true, y_proba, options) -> None:
         np.testing.assert_allclose(gradient[inside], slope[inside], rtol=1e-6, atol=1e-8)
         if name == "log_loss":
             assert (gradient[(y_proba == 0) | (y_proba == 1)] == 0).all()  # clipped
+
+
+@pytest.mark.parametrize(
+    ("name", "y_true", "y_proba", "options"),
+    peers.to_compile([(name, *call) for name in compat.__all__ for call in CALLS]),
+)
+def test_compiled(lib, name, y_true, y_proba, options) -> None:
+    function = functools.partial(getattr(compat, name), **peers.placed(lib, options))
+
+    def both(y, p):
+        return lib.b.value_and_grad(lambda p: function(y, p), p)
+
+    with lib.b.scope("float64", "cpu"):
+        own = lib.array(y_true, "int64"), lib.array(y_proba, "float64")
+        value, gradient = map(lib.b.to_numpy, both(*own))
         for compile in peers.compilers(lib).values():
-            both = compile(lambda y, p: lib.b.value_and_grad(lambda p: function(y, p), p))(labels, p)
-            np.testing.assert_allclose(lib.b.to_numpy(both[0]), expected, rtol=1e-12)
-            np.testing.assert_allclose(lib.b.to_numpy(both[1]), gradient, rtol=1e-12, atol=1e-15)
+            found = compile(both)(*own)
+            np.testing.assert_allclose(lib.b.to_numpy(found[0]), value, rtol=1e-12)
+            np.testing.assert_allclose(lib.b.to_numpy(found[1]), gradient, rtol=1e-12, atol=1e-15)
 
 
 @names

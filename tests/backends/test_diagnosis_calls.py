@@ -80,14 +80,15 @@ def names(library: str, batch: Batch) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("kind", "quantity"), [*((kind, "scalar") for kind in BATCHES), *ARRAYS])
-def test_calls(lib, kind: str, quantity: Quantity) -> None:
+@pytest.mark.parametrize("every", [9, pytest.param(3, marks=pytest.mark.exhaustive)])
+def test_calls(lib, kind: str, quantity: Quantity, every: int) -> None:
     batch = BATCHES[kind]
     setting = Setting.of(batch, quantity)
     if lib.b.name not in LIBRARIES:
         pytest.skip("Keras' calls are made on PyTorch and JAX")
     found: dict[str, dict[str, Any]] = {library: {} for library in LIBRARIES[lib.b.name]}
     candidates = [h.convention for h in hypotheses(setting)]
-    for c in candidates[::3] if quantity == "scalar" else candidates[:200]:
+    for c in candidates[::every] if quantity == "scalar" else candidates[: 600 // every]:
         exact = replace(c, dtype="exact") if c.dtype == batch.half else c  # calls are made in float32
         value = whole(batch, exact, "scalar" if quantity == "gradient" else quantity)
         if np.isfinite(value).all():

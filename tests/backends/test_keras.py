@@ -15,6 +15,7 @@ from keras.src.backend import set_keras_mask
 import lossbridge as lb
 import lossbridge.keras as lk
 from lossbridge import reference
+from lossbridge.frameworks import FRAMEWORKS
 
 CLASSES = {name: getattr(lk, name) for name in lk.__all__}
 OF_KERAS = [name for name in CLASSES if hasattr(keras.losses, name)]  # has a class of the same name
@@ -415,7 +416,7 @@ def test_swapped_arguments(lib) -> None:
 
 def test_arrays_of_another_library(lib) -> None:
     other = "jax" if lib.b.name == "torch" else "torch"
-    foreign = lb.backend.BACKENDS[other]().place(np.full((2, 2), 0.5), "float32", "cpu")
+    foreign = FRAMEWORKS[other]().place(np.full((2, 2), 0.5), "float32", "cpu")
     own = f"lossbridge.{'torch.CategoricalCrossentropy' if other == 'torch' else 'categorical_crossentropy'}"
     words = f"y_pred is of {other}, and Keras runs on {lib.b.name}; set KERAS_BACKEND={other} .* use {own}"
     with pytest.raises(TypeError, match=words):

@@ -574,7 +574,9 @@ def test_bce_outside_its_range_is_nan_where_it_cannot_be_read() -> None:
     assert compiled(torch.tensor([0.5, 1.5, -0.5]), torch.ones(3)).isnan().tolist() == [False, True, True]
 
 
-@pytest.mark.parametrize("keras_backend", ["torch", "tensorflow", "jax"])
+@pytest.mark.parametrize(
+    "keras_backend", ["torch", *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("tensorflow", "jax"))]
+)
 def test_keras_refuses_a_module(keras_backend) -> None:
     """In a process of its own: Keras runs on one backend."""
     program = f"""

@@ -34,8 +34,9 @@ if INTERPRETED:
     from lossbridge.native import triton_kernels as kernels
 
 
-def test_kernels_under_the_interpreter() -> None:
-    options = ("-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-o", "python_functions=interpreted_*")
+@pytest.mark.parametrize("which", ["not exhaustive", pytest.param("exhaustive", marks=pytest.mark.exhaustive)])
+def test_kernels_under_the_interpreter(which) -> None:
+    options = ("-q", "-m", which, "-p", "no:cacheprovider", "-p", "no:xdist", "-o", "python_functions=interpreted_*")
     # NumPy, which the interpreter computes with, warns of infinities that are selected away.
     command = [sys.executable, "-m", "pytest", *options, "-W", "ignore::RuntimeWarning", "--backend", "torch", __file__]
     run = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
@@ -110,6 +111,11 @@ WITH_KERNELS = (
     "binary_crossentropy",
 )
 losses = pytest.mark.parametrize("name", LOSSES)
+# One of each of the three families of kernels; the others in `exhaustive`.
+FAMILIES = ("smoothed labels", "divergence", "weighted trials")
+mostly_families = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in FAMILIES else [pytest.mark.exhaustive]) for name in LOSSES]
+)
 BY_CLASS = [name for name in LOSSES if "labels" in name or "distributions" in name]  # that take class weights
 
 
@@ -545,7 +551,7 @@ def interpreted_opcheck(name: str, valid) -> None:
         torch.library.opcheck(family.gradient, (torch.rand(3), *call, *statistics), test_utils=CHECKS)
 
 
-@losses
+@mostly_families
 def interpreted_compiled(fast, name: str) -> None:
     target, z = problem(name, 3, 5)
     loss = LOSSES[name]
@@ -560,7 +566,13 @@ def interpreted_compiled(fast, name: str) -> None:
         assert torch.equal(got, wanted)
 
 
-@pytest.mark.parametrize("name", ["smoothed labels", "divergence", "weighted trials"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "divergence",
+        *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("smoothed labels", "weighted trials")),
+    ],
+)
 def interpreted_compiled_transforms(name: str) -> None:
     target, z = problem(name, 3, 5)
     loss = LOSSES[name]
@@ -593,7 +605,7 @@ def interpreted_exported(fast) -> None:
     assert torch.equal(program.module()(target, z), LOSSES["labels"](target, z))
 
 
-@losses
+@mostly_families
 def interpreted_repeatable_without_growth(name: str) -> None:
     target, z = problem(name, 3, 33)
     first = value_and_slope(LOSSES[name], target, z)

@@ -58,7 +58,9 @@ def test_parity_reports_each_kind_of_fault(tmp_path, kind) -> None:
     assert "in full agreement: none" in result.stdout
 
 
-@pytest.mark.parametrize("kind", ["value", "gradient", "reduction"])
+@pytest.mark.parametrize(
+    "kind", ["value", *(pytest.param(kind, marks=pytest.mark.exhaustive) for kind in ("gradient", "reduction"))]
+)
 def test_peers_report_it_too(tmp_path, kind) -> None:
     """By functions that run in the row kernels, and by one that is a formula over operations."""
     functions = ("torch.cross_entropy", "sklearn", "optax.poly_loss_cross_entropy")
