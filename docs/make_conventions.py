@@ -1,4 +1,4 @@
-"""Writes the tables of docs/conventions.md: what each library computes, and where lossbridge.compat departs from it.
+"""Writes the tables of docs/conventions.md: what each library computes, and where lossbridge.compat differs from it.
 
 `python docs/make_conventions.py`, or `nox -s docs`. A test holds the page to what this writes.
 """
@@ -127,7 +127,7 @@ TABLES = {"conventions": conventions, "departures": departures}
 
 
 def filled(page: str) -> str:
-    """The page with its tables written anew."""
+    """The page with its tables replaced."""
     for name, table in TABLES.items():
         between = re.compile(rf"(<!-- generated: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
         assert between.search(page), f"no place for {name}"

@@ -1,7 +1,7 @@
 """DistributedDataParallel on padded sequences: the step of two processes equals the step of one.
 
-Each process holds sequences of other lengths, so each has another number of tokens. A mean in each process, averaged by
-DDP, weighs the tokens of short batches more; with `normalizer` every token counts the same.
+The processes hold sequences of different lengths, and so different numbers of tokens. A mean in each process, averaged
+by DDP, gives the tokens of short batches more weight; with `normalizer` every token has the same weight.
 
     torchrun --standalone --nproc-per-node 2 examples/torch_data_parallel.py
 """
@@ -20,7 +20,7 @@ TOKENS, PADDING = 11, -100
 
 
 def batch(lengths: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids (N, T), and the labels to predict, padded with −100 behind each sequence's end."""
+    """Token ids (N, T), and the labels to predict, padded with −100 after each sequence's end."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(TOKENS, (len(lengths), max(lengths)), generator=generator)
     labels = torch.randint(TOKENS, ids.shape, generator=generator)

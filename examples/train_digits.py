@@ -1,11 +1,11 @@
 """Four frameworks learn the same model: `python examples/train_digits.py`.
 
 A classifier of handwritten digits with one hidden layer is trained in NumPy, PyTorch, TensorFlow and JAX, from the same
-weights, on the same batches, with lossbridge's loss and everything else the framework's own. The losses of every step
-are compared with NumPy's. Needs: pip install 'lossbridge[all]' optax scikit-learn
+weights, on the same batches, with lossbridge's loss and the framework's own layers, gradients and optimiser. The losses
+of every step are compared with NumPy's. Needs: pip install 'lossbridge[all]' optax scikit-learn
 
-Below: the data, the same training step four times, the process that runs one of them, the command. What the runs are
-held to and how they are shown stands in training_report.py.
+Below: the data, the same training step four times, the process that runs one of them, the command. training_report.py
+has the limits that the runs are checked against, the table and the picture.
 """
 
 import json
@@ -54,7 +54,7 @@ def problem(seed: int, steps: int) -> dict[str, np.ndarray]:
 
 
 # The same training step four times. The hidden layer is tanh, not ReLU: where float32 rounds a ReLU's input to the
-# other side of 0, a unit is switched, and from there on two curves differ by more than rounding.
+# other side of 0, the unit is switched on or off, and the curves then differ by more than rounding.
 
 
 def train_in_numpy(w1: np.ndarray, b1: np.ndarray, w2: np.ndarray, b2: np.ndarray, own_loss: bool) -> Trainer:

@@ -1,4 +1,4 @@
-"""What train_digits.py shows: its runs, the limits they are held to, the table and the picture. Trains nothing."""
+"""The results of train_digits.py: its runs, the limits that they are checked against, the table and the picture."""
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -29,7 +29,7 @@ class Run:
     own_loss: bool  # the framework's own, not lossbridge's
     losses: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
-    accuracy: float | None = None  # None until the run has come to its end
+    accuracy: float | None = None  # None until the run has ended
 
     @property
     def label(self) -> str:

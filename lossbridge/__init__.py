@@ -5,7 +5,7 @@
 >>> round(float(lb.categorical_crossentropy(y_true, y_pred)), 7)
 1.1769392
 
-Imports NumPy and no framework: arrays of PyTorch, TensorFlow and JAX are recognised when they arrive.
+Imports NumPy and no framework: arrays of PyTorch, TensorFlow and JAX are recognised by their types.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """`diagnose` is found when it is asked for: it would double the time of the import."""
+    """Imports `diagnose` on first use, because it would double the time of the import."""
     if name == "diagnose":
         from lossbridge.tools.diagnosis import diagnose
 

@@ -1,8 +1,8 @@
 """What libraries compute, as data: a `Convention` is one way to get a number, a `Peer` one library's function.
 
-`lossbridge.diagnose` searches these, the parity command and the tests hold each peer's convention against
-`lossbridge.compat` and the library itself, and the table of docs/conventions.md is generated from them. Nothing is
-computed here, and nothing of ours is imported.
+`lossbridge.diagnose` searches these, the parity command and the tests compare each peer's convention with
+`lossbridge.compat` and the library itself, and the table of docs/conventions.md is generated from them. Data alone:
+nothing of lossbridge is imported.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ Cost = Literal[
     "poly",  # "cross-entropy" + ε₁ Σ_c t_c (1 − p_c)
     "entropy",  # Σ_c p_c (−log p_c), of the predictions alone
 ]
-# What is done to an array before it counts as probabilities. "exp": it holds their logarithms.
+# The function that makes an array probabilities. "exp": it holds their logarithms.
 Activation = Literal["none", "softmax", "sigmoid", "exp", "softmax twice", "sigmoid twice"]
-# p to [ε, 1 − ε]; to [ε, 1]; log(p + ε); log p of at least −100.
+# "both": p to [ε, 1 − ε]; "lower": p to [ε, 1]; "added": log(p + ε); "floor": max(log p, −100).
 Clip = Literal["none", "both", "lower", "added", "floor"]
-# What the sum is divided by. "samples": the number of rows, a row being what lies along the axis of the classes;
-# "classes": the length of one; "elements": both; "weights": the rows' total weight; "axis 0": the first axis' size.
+# What the sum is divided by. "samples": the number of rows, which lie along the axis of the classes; "classes": the
+# size of that axis; "elements": the product; "weights": the sum of the rows' weights; "axis 0": the size of axis 0.
 Divisor = Literal["samples", "elements", "weights", "classes", "axis 0", "one"]
 
 
 @dataclass(frozen=True)
 class Convention:
-    """One way from targets and predictions to a number. Every field is something that libraries, or people, differ in.
+    """How a number is computed from targets and predictions. Libraries, or users, differ in every field.
 
-    The fields after `divisor` are of no library: they are what goes wrong between two of them.
+    No library differs in the fields after `divisor`; they are mistakes that are made between two libraries.
     """
 
     cost: Cost = "cross-entropy"
@@ -49,9 +49,9 @@ class Convention:
     smoothing_over: Literal["K", "K-1"] = "K"  # t (1 − s) + s/K, or s/(K − 1) to each wrong class
     alpha: float | None = None
     gamma: float = 0.0
-    class_weight: bool = False  # those given are used
+    class_weight: bool = False  # whether the given ones are used
     sample_weight: bool = False
-    left_out: Literal["removed", "zero", "kept"] = "removed"  # masked and ignored entries: "zero" still counts them
+    left_out: Literal["removed", "zero", "kept"] = "removed"  # masked and ignored entries; "zero": counted, with loss 0
     base: float = math.e
     axis: int = -1
     divisor: Divisor = "samples"
@@ -64,13 +64,13 @@ class Convention:
     undefined: Literal["zero", "nan"] = "zero"  # 0·∞, and a mean over nothing
 
     def but(self, **changes: Any) -> Convention:
-        """With these fields; itself where nothing changes, which spares most of the time of a search."""
+        """With these fields; itself if none changes, which saves most of the time of a search."""
         if all(getattr(self, name) == value for name, value in changes.items()):
             return self
         return replace(self, **changes)
 
     def activated(self, activation: Activation) -> Convention:
-        """With another activation of the predictions: from logits nothing is clipped, where probabilities are."""
+        """With another activation of the predictions, and without clipping, because logits are not clipped."""
         if activation == self.activation:
             return self
         return replace(self, activation=activation, clip="none", epsilon=0.0, renormalise="no")
@@ -80,7 +80,7 @@ class Convention:
         return replace(self, epsilon=machine_epsilon) if self.epsilon == "machine" else self
 
 
-# A field that a function's option sets: how the option is written for each of its values, or with the value put in.
+# By field of the convention: the code of the option that sets it, for each value, or as a format of the value.
 Options = Mapping[str, Mapping[Any, str] | str]
 Targets = Literal["labels", "distributions", "events", "none"]
 
@@ -92,7 +92,7 @@ class Peer:
     library: str  # a module of lossbridge.compat, or "lossbridge"
     function: str
     targets: tuple[Targets, ...]  # integer labels, distributions over classes, outcomes in [0, 1]
-    arguments: tuple[str, str]  # the first two, in order; "target" and "pred" stand for what they hold
+    arguments: tuple[str, str]  # the order of the first two: "target" and "pred"
     convention: Convention  # with the defaults
     options: Options = field(default_factory=dict)
     returns: Literal["scalar", "samples", "elements", "columns"] = "samples"  # "columns": one value a column
@@ -104,12 +104,12 @@ class Peer:
 
     @property
     def elementwise(self) -> bool:
-        """Whether it gives a value an element, where it is asked not to reduce."""
+        """Whether it returns one value an element if it does not reduce."""
         return self.returns == "elements" or (self.library == "torch" and self.convention.divisor == "elements")
 
     @property
     def is_class(self) -> bool:
-        """Made with its options first, and called with the arrays, and weights, then."""
+        """Whether it is a class: constructed with its options, and called with arrays and weights."""
         return self.function[0].isupper()
 
 
@@ -123,7 +123,7 @@ _SAMPLE_WEIGHT: Mapping[Any, str] = {False: "", True: "sample_weight=sample_weig
 _WEIGHT: Mapping[Any, str] = {False: "", True: "weight=class_weight"}
 _PYTORCH_REDUCTIONS: Mapping[Any, str] = {"elements": "", "one": "reduction='sum'"}
 _OURS: Mapping[Any, str] = {"samples": "", "one": "reduction='sum'", "weights": "reduction='mean_with_sample_weight'"}
-_OUR_CLIP: Mapping[Any, str] = {"both": "", "none": ""}  # epsilon=0 says the second
+_OUR_CLIP: Mapping[Any, str] = {"both": "", "none": ""}  # "none" is epsilon=0
 
 _KERAS_CATEGORICAL = Convention(renormalise="predictions", clip="both", epsilon=1e-7)
 _KERAS_BINARY = Convention("binary", clip="both", epsilon=1e-7, divisor="elements")
@@ -184,7 +184,7 @@ _LOSSBRIDGE = (
 def _keras(
     function: str, cls: str, targets: Targets, convention: Convention, options: Options, note: str = ""
 ) -> tuple[Peer, Peer]:
-    """A function, which gives values a sample, and its class, which reduces them."""
+    """The class, which reduces, and the function, which returns one value a sample."""
     mean = convention.divisor
     reductions = {mean: "", "one" if mean == "samples" else "classes": "reduction='sum'"}
     if mean == "samples":
@@ -476,5 +476,5 @@ _SCIPY = (
     ),
 )
 
-# The best known first: an explanation is given in the words of the first that fits.
+# The best known first: an explanation names the first that fits.
 PEERS: tuple[Peer, ...] = (*_KERAS, *_TORCH, *_SKLEARN, *_OPTAX, *_LOSSBRIDGE, *_SCIPY)

@@ -1,7 +1,7 @@
 """What is refused, in one line: what is wrong, what was found, what to do.
 
-Checks of options, shapes, dtypes and of values on the host, as plain data; nothing of a framework. A function here
-raises if its check fails, and otherwise says nothing.
+Checks of options, shapes, dtypes and of values on the host, given as Python and NumPy data; nothing of a framework. A
+function raises if its check fails, and otherwise returns.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from lossbridge.spec import MEANS, NUMBERS, REDUCTIONS, SWITCHES, Names
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 
-# Other libraries' names of a reduction: whose, and ours.
+# Other libraries' names of a reduction: the library, and our name.
 _REDUCTIONS_ELSEWHERE = {
     "batchmean": ("PyTorch's", "sum_over_batch_size"),
     "elementwise_mean": ("PyTorch's", "mean"),
@@ -28,7 +28,7 @@ _REDUCTIONS_ELSEWHERE = {
 
 
 def options(values: Mapping[str, Any]) -> None:
-    """Those of these options that can be judged without the arrays."""
+    """Checks the options that need no arrays."""
     if "reduction" in values:
         reduction_name(values["reduction"], REDUCTIONS, _REDUCTIONS_ELSEWHERE)
         if values.get("normalizer") is not None and values["reduction"] not in MEANS:
@@ -50,7 +50,7 @@ def options(values: Mapping[str, Any]) -> None:
 
 
 def reduction_name(name: object, names: Sequence[str | None], elsewhere: Mapping[Any, tuple[str, str]]) -> None:
-    """`elsewhere`: what other libraries call it, whose name that is, and which of `names` is meant."""
+    """`elsewhere`: of other libraries' names, the library and the one of `names` that is meant."""
     known = name is None or isinstance(name, str)
     if known and name in names:
         return
@@ -148,7 +148,7 @@ def label_dtype(dtype: str, names: Names) -> None:
 
 
 def floating(dtype: str, name: str, other: str) -> None:
-    """For losses that, as their framework's own, take no integers as predictions."""
+    """For losses that take no integer predictions, as in their framework."""
     if not is_float(dtype):
         raise TypeError(
             f"{name} has dtype {dtype}, and logits and probabilities are floating-point; convert it, "
@@ -162,13 +162,13 @@ def ignored_class(value: Any, name: str = "ignore_class") -> None:
 
 
 def representable(label: int, dtype: str) -> bool:
-    """Whether labels of this integer dtype can be that one: unsigned ones are never −1."""
+    """Whether this integer dtype can hold the label; an unsigned one cannot hold −1."""
     if dtype == "bool":
         return label in (0, 1)
     bits = int(dtype.lstrip("uint"))
     unsigned = dtype.startswith("u")
     low, high = (0, 2**bits) if unsigned else (-(2 ** (bits - 1)), 2 ** (bits - 1))
-    # An unsigned 32-bit label above the signed range is no class, and cannot be told from others that are none.
+    # Labels are cast to int32, in which unsigned labels above its range become negative, and so out of range.
     return low <= label < min(high, 2**31 if bits == 32 else 2**63)
 
 
@@ -176,13 +176,13 @@ _UNSIGNED = {size: np.dtype(f"u{size}") for size in (1, 2, 4, 8)}
 
 
 def all_in_range(labels: np.ndarray, classes: int) -> bool:
-    if labels.dtype.kind == "i":  # seen as unsigned, what is below 0 is above all classes
+    if labels.dtype.kind == "i":  # as unsigned integers, negative labels are above all classes
         labels = labels.view(_UNSIGNED[labels.itemsize])
     return not labels.size or bool(labels.max() < classes)
 
 
 def labels_in_range(labels: np.ndarray, classes: int, valid: np.ndarray | None, names: Names) -> None:
-    """Refuses the first label that is no class and is not left out."""
+    """Raises for the first valid label that is out of range."""
     bad = (labels < 0) | (labels >= classes)
     if valid is not None:
         bad = bad & np.broadcast_to(valid, labels.shape)
@@ -195,7 +195,7 @@ def labels_in_range(labels: np.ndarray, classes: int, valid: np.ndarray | None, 
 
 
 def probabilities_in_range(values: np.ndarray | None, name: str, hint: str) -> None:
-    """Refuses the first that is outside [0, 1], where values can be read. NaN passes: the loss shows it."""
+    """Raises for the first value outside [0, 1], if values can be read. NaN is accepted: the loss is NaN too."""
     if values is None:
         return
     bad = (values < 0) | (values > 1)
@@ -209,7 +209,7 @@ def _place(index: tuple[int, ...]) -> str:
 
 
 def broadcastable(name: str, shape: Shape, onto_name: str, onto: Shape) -> None:
-    """Against the last axes, as NumPy and PyTorch broadcast; `onto` keeps its shape."""
+    """Whether `shape` broadcasts to `onto`, by the rules of NumPy and PyTorch."""
     last = onto[len(onto) - len(shape) :]
     if len(shape) > len(onto) or not all(
         m == 1 or m is None or n is None or m == n for m, n in zip(shape, last, strict=True)

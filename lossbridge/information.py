@@ -1,7 +1,8 @@
 """Entropies of discrete distributions: exact, one value a distribution, in bits unless `base` says otherwise.
 
-Nothing is clipped, renormalised or averaged. Arguments are probabilities along `axis`, arrays of any backend, of equal
-shapes; 0·log 0 = 0. Results are float64 for float64 arguments (the last one decides), else float32.
+Probabilities are neither clipped nor renormalised, and results are not averaged. Arguments are probabilities along
+`axis`, arrays of any backend, of equal shapes; 0·log 0 = 0. Results are float64 if the last argument is float64, else
+float32.
 """
 
 from __future__ import annotations

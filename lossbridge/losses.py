@@ -6,7 +6,7 @@ axis            the axis that holds the classes; it is absent from the per-sampl
 epsilon         probabilities are clipped to [epsilon, 1 - epsilon]; 0 means exact; logits are never clipped
 sample_weight   of the per-sample shape, or its leading axes, or one number; multiplies each loss
 mask            of such a shape; where it is False or 0, the entry reaches neither value, gradient nor denominator
-normalizer      the denominator of a mean, in place of the count (for accumulated gradients and data parallelism)
+normalizer      the denominator of a mean, in place of the count, for accumulated gradients and data parallelism
 reduction       "sum_over_batch_size" or "mean" (divides by the number of unmasked entries), "sum", "none" or None
                 (per-sample values), "mean_with_sample_weight" (divides by the sum of the weights)
 
@@ -203,7 +203,7 @@ def log_loss(
         y_true: of y_pred's shape: the outcomes (0, 1 or between) of independent Bernoulli trials; or of y_pred's shape
             without `axis`: integer class labels.
         y_pred: probabilities, clipped to [epsilon, 1 − epsilon]; with `from_logits`, logits, exact and not clipped.
-        axis: the axis of the classes; has no meaning for Bernoulli trials.
+        axis: the axis of the classes; ignored for Bernoulli trials.
         epsilon, sample_weight, mask, normalizer, reduction: see `lossbridge.losses`.
 
     Returns:
@@ -254,8 +254,8 @@ def kl_divergence(
         axis, epsilon, sample_weight, mask, normalizer, reduction: see `lossbridge.losses`.
 
     Returns:
-        A scalar; the shape of y_pred without `axis` for reduction "none". Nearly equal distributions keep their digits,
-        equal ones give 0.
+        A scalar; the shape of y_pred without `axis` for reduction "none". Accurate for nearly equal
+        distributions; 0 for equal ones.
 
     Raises:
         ValueError: shapes that do not fit, or an option outside its range.
@@ -395,7 +395,7 @@ def binary_focal_crossentropy(
     normalizer: Any = None,
     reduction: Reduction = "sum_over_batch_size",
 ) -> Any:
-    """Binary cross-entropy times (1 − p_t)^γ, p_t being the probability given to what is true; mean over `axis`, nats.
+    """Binary cross-entropy times (1 − p_t)^γ, p_t = t·p + (1 − t)·(1 − p); mean over `axis`, in nats.
 
     Args:
         y_true: targets in [0, 1], of y_pred's shape.
@@ -441,7 +441,7 @@ def value_and_grad(loss: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
     """The loss, and its gradient with respect to the predictions, on every backend (NumPy too).
 
     Args:
-        loss: a function of (y_true, y_pred, **options): a loss of lossbridge, or one built of them by arithmetic.
+        loss: a function of (y_true, y_pred, **options): a loss of lossbridge, or a sum, product, … of them.
 
     Returns:
         A function of the same arguments that returns (value, gradient). The gradient has y_pred's shape and dtype

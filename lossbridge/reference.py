@@ -1,10 +1,10 @@
 """The shared oracle: every loss as a textbook writes it, in NumPy float64, with its gradient in closed form.
 
-It must hold nothing of lossbridge: whoever is judged here shares no code with the judge. Only NumPy and the standard
-library are imported, and no derivative is taken automatically or by differences. Accuracy goes before speed.
+It imports NumPy and the standard library alone, because it must share no code with what it judges. No derivative is
+taken automatically or by differences. Accuracy matters more than speed.
 
-The pipeline: predictions (softmax, shares, probabilities) -> per-sample loss and slopes -> weights -> one ratio.
-Inside, the class axis is always the last one. A "slope" is the derivative of one per-sample loss.
+The pipeline: predictions -> per-sample losses with their gradients -> weights -> one ratio. Inside, the class axis is
+always the last one, and a gradient is that of one per-sample loss until `_reduce` applies weights and denominator.
 """
 
 import math
@@ -35,13 +35,13 @@ class Result:
 
 
 def _times(a: Array, b: Array) -> Array:
-    """a * b, where a zero a takes an infinite b with it: 0 log 0 = 0. A NaN stays a NaN."""
+    """a * b, with 0 * inf = 0, because 0 log 0 = 0. NaN is passed on."""
     return np.where((a == 0) & np.isinf(b), 0.0, a * b)
 
 
 def _others(x: Array) -> Array:
     """The sum over the last axis of every entry but this one, for entries >= 0."""
-    # total - x_j cancels only where x_j is most of the total, so the largest entry gets a sum of its own.
+    # total - x_j cancels only where x_j is most of the total, so the sum for the largest entry is taken without it.
     is_top = np.arange(x.shape[-1]) == np.argmax(x, axis=-1)[..., np.newaxis]
     beside_top: Array = np.where(is_top, 0.0, x).sum(axis=-1, keepdims=True)
     return np.where(is_top, beside_top, x.sum(axis=-1, keepdims=True) - x)
@@ -66,13 +66,13 @@ def _smooth(t: Array, smoothing: float, classes: int) -> Array:
 
 
 class _Prediction(NamedTuple):
-    """Probabilities over the last axis, and the way back from them to y_pred."""
+    """Probabilities over the last axis, and the pullback of their gradient to y_pred."""
 
     p: Array
-    rest: Array  # 1 - p
+    one_minus_p: Array
     nll: Array  # -log p
     inside: NDArray[np.bool_] | bool  # False where clipping stops the gradient
-    pull: Callable[[Array], Array]  # from g_c = -p_c (d loss / d p_c) to d loss / d y_pred
+    pullback: Callable[[Array], Array]  # from g_c = -p_c (d loss / d p_c) to d loss / d y_pred
 
 
 def _softmax(z: Array, temperature: float = 1.0) -> tuple[Array, Array, Array, Array]:
@@ -81,30 +81,30 @@ def _softmax(z: Array, temperature: float = 1.0) -> tuple[Array, Array, Array, A
     NaN for a row of only -inf and for a row with +inf or NaN.
     """
     top = z.max(axis=-1, keepdims=True)
-    behind = np.where(np.isfinite(top), top - z, np.nan)
-    e = np.exp(-behind / temperature)
+    below = np.where(np.isfinite(top), top - z, np.nan)
+    e = np.exp(-below / temperature)
     others = _others(e)
-    s = others.min(axis=-1, keepdims=True)  # what stands beside the largest entry, whose e is exactly 1
-    return behind, np.log1p(s), e / (1.0 + s), others / (1.0 + s)
+    s = others.min(axis=-1, keepdims=True)  # the sum of e without that of the maximum, which is exactly 1
+    return below, np.log1p(s), e / (1.0 + s), others / (1.0 + s)
 
 
 def _from_logits(z: Array) -> _Prediction:
     """p = softmax(z); -log p_j = (max z - z_j) + log1p(s), both >= 0. dp_c/dz_j = p_c ([c = j] - p_j)."""
-    behind, log_total, p, rest = _softmax(z)
-    return _Prediction(p, rest, behind + log_total, True, lambda g: p * _others(g) - g * rest)
+    below, log_total, p, one_minus_p = _softmax(z)
+    return _Prediction(p, one_minus_p, below + log_total, True, lambda g: p * _others(g) - g * one_minus_p)
 
 
-def _from_shares(y: Array, low: float, high: float) -> _Prediction:
-    """p = clip(y / S), S the sum of y. dp_c/dy_j = ([c = j] - p_c) / S."""
+def _from_unnormalised(y: Array, low: float, high: float) -> _Prediction:
+    """p = clip(y / S), S = sum(y). dp_c/dy_j = ([c = j] - p_c) / S."""
     others = _others(y)
     total = y + others
-    share, share_rest = y / total, others / total
-    p, inside = _clip(share, low, high)
-    # The logarithm of a quotient near 1 has lost the digits of 1 - p; log1p of the others' share has them.
-    exact = np.where(share > 0.5, np.log1p(others / y), -np.log(share))
+    ratio = y / total
+    p, inside = _clip(ratio, low, high)
+    # -log(y / S) near 1 loses the digits of 1 - p; log1p((S - y) / y) keeps them.
+    exact = np.where(ratio > 0.5, np.log1p(others / y), -np.log(ratio))
     nll = np.where(inside, exact, -np.log(p))
-    rest = np.where(inside, share_rest, 1.0 - p)
-    return _Prediction(p, rest, nll, inside, lambda g: (_others(g) - _times(g, others / y)) / total)
+    one_minus_p = np.where(inside, others / total, 1.0 - p)
+    return _Prediction(p, one_minus_p, nll, inside, lambda g: (_others(g) - _times(g, others / y)) / total)
 
 
 def _from_probabilities(y: Array, low: float, high: float) -> _Prediction:
@@ -115,64 +115,64 @@ def _from_probabilities(y: Array, low: float, high: float) -> _Prediction:
 
 class _Samples(NamedTuple):
     loss: Array
-    slope: Array  # d loss / d y_pred, one axis more: the class axis, last
-    target_slope: Array | None  # d loss / d y_true
-    mass: Array | float = 1.0  # what a sample counts in mean_with_sample_weight, before its sample weight
-    mass_slope: Array | float = 0.0  # d mass / d y_true
+    gradient: Array  # d loss / d y_pred, one axis more: the class axis, last
+    target_gradient: Array | None  # d loss / d y_true
+    mass: Array | float = 1.0  # the weight of a sample in mean_with_sample_weight, besides its sample_weight
+    mass_gradient: Array | float = 0.0  # d mass / d y_true
 
 
 def _categorical(
     t: Array, prediction: _Prediction, *, weight: Array | float = 1.0, gamma: float = 0.0, smoothing: float = 0.0
 ) -> _Samples:
     """sum_c weight_c t_c (1 - p_c)^gamma (-log p_c), t smoothed; gamma = 0 is the cross-entropy."""
-    p, rest, nll, inside, pull = prediction
+    p, one_minus_p, nll, inside, pullback = prediction
     u = weight * _smooth(t, smoothing, t.shape[-1])
-    focus = rest**gamma
+    focus = one_minus_p**gamma
     loss = _times(u, focus * nll).sum(axis=-1)
     # g = -p d/dp [u (1-p)^gamma (-log p)] = u (1-p)^gamma (gamma p (-log p) / (1-p) + 1), and (-log p) / (1-p) -> 1
-    steepness = np.where(rest == 0, 1.0, nll / rest)
-    g = u * focus * (gamma * _times(p, steepness) + 1.0)
-    target_slope = np.where((u == 0) & np.isinf(nll), 0.0, weight * focus * nll)
-    return _Samples(loss, pull(np.where(inside, g, 0.0)), (1.0 - smoothing) * target_slope)
+    ratio = np.where(one_minus_p == 0, 1.0, nll / one_minus_p)
+    g = u * focus * (gamma * _times(p, ratio) + 1.0)
+    target_gradient = np.where((u == 0) & np.isinf(nll), 0.0, weight * focus * nll)
+    return _Samples(loss, pullback(np.where(inside, g, 0.0)), (1.0 - smoothing) * target_gradient)
 
 
 class _Bernoulli(NamedTuple):
     """The probability p of each label, element by element, with derivatives by y_pred."""
 
     p: Array  # never clipped
-    rest: Array  # 1 - p
-    p_slope: Array
+    one_minus_p: Array
+    p_derivative: Array
     nll: Array  # -log p, of the clipped p
-    nll_slope: Array
-    nll_rest: Array  # -log(1 - p), of the clipped p
-    nll_rest_slope: Array
+    nll_derivative: Array
+    nll_complement: Array  # -log(1 - p), of the clipped p
+    nll_complement_derivative: Array  # by y_pred too
 
 
 def _bernoulli(y: Array, from_logits: bool, epsilon: float, precision: str) -> _Bernoulli:
     if from_logits:
         e = np.exp(-np.abs(y))
         large, small = 1.0 / (1.0 + e), e / (1.0 + e)
-        p, rest = np.where(y >= 0, large, small), np.where(y >= 0, small, large)
+        p, one_minus_p = np.where(y >= 0, large, small), np.where(y >= 0, small, large)
         softplus, softplus_minus = np.maximum(y, 0.0) + np.log1p(e), np.maximum(-y, 0.0) + np.log1p(e)
-        return _Bernoulli(p, rest, p * rest, softplus_minus, -rest, softplus, p)
+        return _Bernoulli(p, one_minus_p, p * one_minus_p, softplus_minus, -one_minus_p, softplus, p)
     p, inside = _clip(y, *_bounds(epsilon, precision))
-    slope, rest_slope = np.where(inside, -1.0 / p, 0.0), np.where(inside, 1.0 / (1.0 - p), 0.0)
-    return _Bernoulli(y, 1.0 - y, np.ones_like(y), -np.log(p), slope, -np.log1p(-p), rest_slope)
+    by_p, by_complement = np.where(inside, -1.0 / p, 0.0), np.where(inside, 1.0 / (1.0 - p), 0.0)
+    return _Bernoulli(y, 1.0 - y, np.ones_like(y), -np.log(p), by_p, -np.log1p(-p), by_complement)
 
 
 def _binary(t: Array, b: _Bernoulli, pos_weight: Array | float = 1.0) -> tuple[Array, Array, Array]:
-    """pos_weight t (-log p) + (1 - t) (-log(1 - p)) of each element, and its slopes by y_pred and by t."""
+    """pos_weight t (-log p) + (1 - t) (-log(1 - p)) of each element, and its derivatives by y_pred and by t."""
     u = pos_weight * t
-    loss = _times(u, b.nll) + _times(1.0 - t, b.nll_rest)
-    slope = _times(u, b.nll_slope) + _times(1.0 - t, b.nll_rest_slope)
-    on = np.where((u == 0) & np.isinf(b.nll), 0.0, pos_weight * b.nll)
-    off = np.where((t == 1) & np.isinf(b.nll_rest), 0.0, b.nll_rest)
-    return loss, slope, on - off
+    loss = _times(u, b.nll) + _times(1.0 - t, b.nll_complement)
+    gradient = _times(u, b.nll_derivative) + _times(1.0 - t, b.nll_complement_derivative)
+    of_positive = np.where((u == 0) & np.isinf(b.nll), 0.0, pos_weight * b.nll)
+    of_negative = np.where((t == 1) & np.isinf(b.nll_complement), 0.0, b.nll_complement)
+    return loss, gradient, of_positive - of_negative
 
 
-def _mean_of_elements(loss: Array, slope: Array, target_slope: Array) -> _Samples:
+def _mean_of_elements(loss: Array, gradient: Array, target_gradient: Array) -> _Samples:
     n = loss.shape[-1]
-    return _Samples(loss.sum(axis=-1) / n, slope / n, target_slope / n)
+    return _Samples(loss.sum(axis=-1) / n, gradient / n, target_gradient / n)
 
 
 def _exp_remainder(u: Array) -> Array:
@@ -183,8 +183,8 @@ def _exp_remainder(u: Array) -> Array:
     return u * u / 2.0 * series
 
 
-# With u = log(q/p), p log(p/q) = -p u = p (exp(u) - 1 - u) + (p - q). The first term is >= 0 and has all its digits
-# for any small u, where the -p u of a row have both signs and cancel. So entries with |u| <= 1 are summed so.
+# With u = log(q/p), p log(p/q) = -p u = p (exp(u) - 1 - u) + (p - q). Entries with |u| <= 1 are summed in the latter
+# form: its first term is >= 0 and exact for small u, whereas the terms -p u of a row have both signs and cancel.
 
 
 def _divergence_terms(p: Array, u: Array) -> tuple[Array, NDArray[np.bool_]]:
@@ -207,23 +207,23 @@ def _divergence_of_logits(a: Array, b: Array, temperature: float = 1.0) -> _Samp
     def gap(u: Array) -> Array:  # q - p
         return np.where(np.abs(u) <= 1.0, p * np.expm1(u), q - p)
 
-    (a_behind, a_log_total, p, _), (b_behind, b_log_total, q, _) = _softmax(a, temperature), _softmax(b, temperature)
-    both_absent = np.isposinf(a_behind) & np.isposinf(b_behind)
+    (a_below, a_log_total, p, _), (b_below, b_log_total, q, _) = _softmax(a, temperature), _softmax(b, temperature)
+    both_absent = np.isposinf(a_below) & np.isposinf(b_below)
     # Differences of logits before anything else: those of float32 logits are exact.
-    u = np.where(both_absent, 0.0, (a_behind - b_behind) / temperature + (a_log_total - b_log_total))
+    u = np.where(both_absent, 0.0, (a_below - b_below) / temperature + (a_log_total - b_log_total))
     # p and q sum to 1; what their computed difference leaves is the rounding of the two log_total.
     u = u - gap(u).sum(axis=-1, keepdims=True)
     terms, near = _divergence_terms(p, u)
     divergence = terms.sum(axis=-1) + np.where(near, 0.0, q - p).sum(axis=-1)
-    a_slope = temperature * _times(p, -u - divergence[..., np.newaxis])
-    return _Samples(temperature**2 * divergence, temperature * gap(u), a_slope)
+    a_gradient = temperature * _times(p, -u - divergence[..., np.newaxis])
+    return _Samples(temperature**2 * divergence, temperature * gap(u), a_gradient)
 
 
 # ------------------------------------------------------------------------------------- reduction and arguments
 
 
 def _per_sample(x: MaybeArray, shape: tuple[int, ...]) -> Array:
-    """A weight or a mask, spread over the per-sample shape: it has that shape, or leading axes of it, or is scalar."""
+    """A weight or a mask, broadcast to the per-sample shape: it has that shape, its leading axes, or is a scalar."""
     values = np.asarray(1.0 if x is None else x, dtype=np.float64)
     lead = values.shape
     while lead != shape[: len(lead)]:
@@ -237,36 +237,36 @@ def _reduce(
     samples: _Samples, axis: int, sample_weight: MaybeArray, mask: MaybeArray, normalizer: MaybeArray,
     reduction: str | None,
 ) -> Result:  # fmt: skip
-    """One ratio: sum(loss * weight * mask) / D; D = 0 gives 0. What has no weight is selected away, NaN or not."""
+    """sum(loss * weight * mask) / D; 0 for D = 0. Entries of weight 0 are selected away, NaN or not."""
     shape = samples.loss.shape
-    keep = _per_sample(mask, shape) != 0
-    weight = np.where(keep, _per_sample(sample_weight, shape), 0.0)
+    valid = _per_sample(mask, shape) != 0
+    weight = np.where(valid, _per_sample(sample_weight, shape), 0.0)
 
-    def weigh(x: Array | float) -> Array:
+    def weighted(x: Array | float) -> Array:
         w = weight if np.ndim(x) <= weight.ndim else weight[..., np.newaxis]
         return np.where(w == 0, 0.0, w * x)
 
     def result(value: Array | np.float64, d: float, quotient: Array | float = 0.0) -> Result:
-        def finish(slope: Array) -> Array:
-            return np.moveaxis(weigh(slope) / d if d != 0 else np.zeros_like(slope), -1, axis)
+        def finish(gradient: Array) -> Array:
+            return np.moveaxis(weighted(gradient) / d if d != 0 else np.zeros_like(gradient), -1, axis)
 
-        target_slope = samples.target_slope
-        return Result(value, finish(samples.slope), None if target_slope is None else finish(target_slope - quotient))
+        of_target = samples.target_gradient
+        return Result(value, finish(samples.gradient), None if of_target is None else finish(of_target - quotient))
 
     if reduction is None or reduction == "none":
-        return result(weigh(samples.loss), 1.0)
+        return result(weighted(samples.loss), 1.0)
     if reduction == "sum":
-        return result(weigh(samples.loss).sum(), 1.0)
+        return result(weighted(samples.loss).sum(), 1.0)
     if reduction not in ("mean", "sum_over_batch_size", "mean_with_sample_weight"):
         raise ValueError(f"unknown reduction {reduction!r}")
     by_weight = reduction == "mean_with_sample_weight" and normalizer is None
     if normalizer is not None:
         d = float(np.asarray(normalizer, dtype=np.float64))
     else:
-        d = float(weigh(samples.mass).sum() if by_weight else keep.sum())
-    value = weigh(samples.loss).sum() / d if d != 0 else np.float64(0.0)
-    # Class weights put the target into D as well: d(A/D) = (dA - (A/D) dD) / D. No dD, no A/D, be it infinite or NaN.
-    quotient = np.where(np.asarray(samples.mass_slope) == 0, 0.0, value * samples.mass_slope)
+        d = float(weighted(samples.mass).sum() if by_weight else valid.sum())
+    value = weighted(samples.loss).sum() / d if d != 0 else np.float64(0.0)
+    # With class weights D depends on the target: d(A/D) = (dA - (A/D) dD) / D. Where dD = 0, A/D may be inf.
+    quotient = np.where(np.asarray(samples.mass_gradient) == 0, 0.0, value * samples.mass_gradient)
     return result(value, d, quotient if by_weight else 0.0)
 
 
@@ -305,12 +305,12 @@ def categorical_crossentropy(
     y_true, y_pred: (..., C), C along axis; class_weight: (C,); per sample: (...). Source: Keras.
     """
     t, y = _dense(y_true, y_pred, axis)
-    prediction = _from_logits(y) if from_logits else _from_shares(y, *_bounds(epsilon, precision))
+    prediction = _from_logits(y) if from_logits else _from_unnormalised(y, *_bounds(epsilon, precision))
     w = np.asarray(1.0 if class_weight is None else class_weight, dtype=np.float64)
     samples = _categorical(t, prediction, weight=w, smoothing=label_smoothing)
     if class_weight is not None:
         mass = (w * _smooth(t, label_smoothing, t.shape[-1])).sum(axis=-1)
-        samples = samples._replace(mass=mass, mass_slope=(1.0 - label_smoothing) * w)
+        samples = samples._replace(mass=mass, mass_gradient=(1.0 - label_smoothing) * w)
     return _reduce(samples, axis, sample_weight, mask, normalizer, reduction)
 
 
@@ -327,12 +327,12 @@ def sparse_categorical_crossentropy(
     y_true: (...) integers; y_pred: (..., C), C along axis; per sample: (...). Source: Keras.
     """
     t, labels = _one_hot(y_true, y_pred, axis), np.asarray(y_true)
-    keep = _per_sample(mask, labels.shape) != 0
+    valid = _per_sample(mask, labels.shape) != 0
     if ignore_class is not None:
-        keep = keep & (labels != ignore_class)
+        valid = valid & (labels != ignore_class)
     result = categorical_crossentropy(
         t, y_pred, from_logits=from_logits, label_smoothing=label_smoothing, axis=axis, epsilon=epsilon,
-        class_weight=class_weight, sample_weight=sample_weight, mask=keep, normalizer=normalizer, reduction=reduction,
+        class_weight=class_weight, sample_weight=sample_weight, mask=valid, normalizer=normalizer, reduction=reduction,
         precision=precision,
     )  # fmt: skip
     return replace(result, target_gradient=None)
@@ -352,8 +352,8 @@ def binary_crossentropy(
     t, y = _dense(y_true, y_pred, axis)
     b = _bernoulli(y, from_logits, epsilon, precision)
     weight = np.asarray(1.0 if pos_weight is None else pos_weight, dtype=np.float64)
-    loss, slope, target_slope = _binary(_smooth(t, label_smoothing, 2), b, weight)
-    samples = _mean_of_elements(loss, slope, (1.0 - label_smoothing) * target_slope)
+    loss, gradient, target_gradient = _binary(_smooth(t, label_smoothing, 2), b, weight)
+    samples = _mean_of_elements(loss, gradient, (1.0 - label_smoothing) * target_gradient)
     return _reduce(samples, axis, sample_weight, mask, normalizer, reduction)
 
 
@@ -375,7 +375,7 @@ def log_loss(
         return Result(r.value, r.gradient[..., 0], None if r.target_gradient is None else r.target_gradient[..., 0])
     t, y = _dense(_one_hot(y_true, y_pred, axis), y_pred, axis)
     prediction = _from_logits(y) if from_logits else _from_probabilities(y, *_bounds(epsilon, precision))
-    samples = _categorical(t, prediction)._replace(target_slope=None)
+    samples = _categorical(t, prediction)._replace(target_gradient=None)
     return _reduce(samples, axis, sample_weight, mask, normalizer, reduction)
 
 
@@ -396,10 +396,10 @@ def kl_divergence(
     low, _ = _bounds(epsilon, precision)
     (t, t_inside), (p, p_inside) = _clip(a, low, 1.0), _clip(b, low, 1.0)
     loss, u = _divergence(t, p)
-    slope = np.where(p_inside, -_times(t, 1.0 / p), 0.0)
-    # At t = 0 (only with epsilon = 0) the term is selected away, so its slope by t is 0, not log 0.
-    target_slope = np.where(t_inside & (t != 0), 1.0 - u, 0.0)
-    return _reduce(_Samples(loss, slope, target_slope), axis, sample_weight, mask, normalizer, reduction)
+    gradient = np.where(p_inside, -_times(t, 1.0 / p), 0.0)
+    # At t = 0 (only with epsilon = 0) the term is selected away, so its derivative by t is 0, not log 0.
+    target_gradient = np.where(t_inside & (t != 0), 1.0 - u, 0.0)
+    return _reduce(_Samples(loss, gradient, target_gradient), axis, sample_weight, mask, normalizer, reduction)
 
 
 @np.errstate(all="ignore")
@@ -431,7 +431,7 @@ def categorical_focal_crossentropy(
     per sample: (...). Source: Lin et al. 2017, as in Keras.
     """
     t, y = _dense(y_true, y_pred, axis)
-    prediction = _from_logits(y) if from_logits else _from_shares(y, *_bounds(epsilon, precision))
+    prediction = _from_logits(y) if from_logits else _from_unnormalised(y, *_bounds(epsilon, precision))
     weight = np.asarray(alpha, dtype=np.float64)
     samples = _categorical(t, prediction, weight=weight, gamma=gamma, smoothing=label_smoothing)
     return _reduce(samples, axis, sample_weight, mask, normalizer, reduction)
@@ -452,18 +452,18 @@ def binary_focal_crossentropy(
     y_true, y = _dense(y_true, y_pred, axis)
     t = _smooth(y_true, label_smoothing, 2)
     b = _bernoulli(y, from_logits, epsilon, precision)
-    bce, bce_slope, bce_target_slope = _binary(t, b)
+    bce, bce_derivative, bce_target_derivative = _binary(t, b)
     balance = t * alpha + (1.0 - t) * (1.0 - alpha) if apply_class_balancing else np.ones_like(t)
     bce = np.where((balance == 0) & np.isinf(bce), 0.0, bce)
     balance_by_t = 2.0 * alpha - 1.0 if apply_class_balancing else 0.0
-    miss = t * b.rest + (1.0 - t) * b.p  # 1 - p_t; by p it is 1 - 2t, by t it is (1 - p) - p
+    miss = t * b.one_minus_p + (1.0 - t) * b.p  # 1 - p_t; by p it is 1 - 2t, by t it is (1 - p) - p
     focus = miss**gamma
-    # At miss = 0 a gamma below 1 has an infinite slope (0 < gamma) or none (gamma = 0): it is selected away.
-    focus_slope = np.where((miss == 0) & (gamma < 1), 0.0, gamma * miss ** (gamma - 1.0))
-    slope = _times(balance, focus_slope * (1.0 - 2.0 * t) * _times(b.p_slope, bce) + focus * bce_slope)
-    target_slope = _times(balance, focus_slope * (b.rest - b.p) * bce + focus * bce_target_slope)
-    target_slope = (1.0 - label_smoothing) * (target_slope + balance_by_t * focus * bce)
-    samples = _mean_of_elements(balance * focus * bce, slope, target_slope)
+    # At miss = 0 the derivative is infinite for 0 < gamma < 1, and 0 for gamma = 0: 0 is selected for both.
+    focus_by_p = np.where((miss == 0) & (gamma < 1), 0.0, gamma * miss ** (gamma - 1.0))
+    gradient = _times(balance, focus_by_p * (1.0 - 2.0 * t) * _times(b.p_derivative, bce) + focus * bce_derivative)
+    target_gradient = _times(balance, focus_by_p * (b.one_minus_p - b.p) * bce + focus * bce_target_derivative)
+    target_gradient = (1.0 - label_smoothing) * (target_gradient + balance_by_t * focus * bce)
+    samples = _mean_of_elements(balance * focus * bce, gradient, target_gradient)
     return _reduce(samples, axis, sample_weight, mask, normalizer, reduction)
 
 

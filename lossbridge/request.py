@@ -1,7 +1,8 @@
-"""A call of a loss: from the caller's arguments to a frozen Request, each thing resolved once; and which path it takes.
+"""A call of a loss: the caller's arguments become a frozen Request, each resolved once.
 
-`run` is the way of every loss, here and in `lossbridge.compat`: resolve the arguments and refuse what is wrong, then
-reduce the losses that the framework computes. What is as usual passes without a call into `errors` or the framework.
+Every loss, here and in `lossbridge.compat`, calls `run`: it resolves the arguments and raises for wrong ones, then
+reduces the losses that the framework computes. Common values are accepted without a call into `errors` or the
+framework.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from lossbridge.maths.ops import Array, Rule, Shape
 from lossbridge.reduction import counting, neutralise, reduce, weighted
 from lossbridge.spec import NUMBERS, PER_CLASS, REDUCTIONS, SWITCHES, Loss, Names, Request, Target
 
-# What all losses take, as where it is not given.
+# The options of all losses, with their defaults.
 COMMON: Mapping[str, Any] = {
     "axis": -1,
     "sample_weight": None,
@@ -38,7 +39,7 @@ def run(loss: Loss, y_true: Any, y_pred: Any, *, names: Names | None = None, **g
 
 
 def resolve(loss: Loss, y_true: Any, y_pred: Any, names: Names, given: Mapping[str, Any]) -> Request:
-    if given["normalizer"] is not None or not _are_usual(given):
+    if given["normalizer"] is not None or not _are_valid(given):
         errors.options(given)
     others = {_called(name, names): given[name] for name in _ARRAYS if given.get(name) is not None}
     framework = common_framework(y_pred, names.pred, {names.target: y_true, **others})
@@ -68,8 +69,8 @@ def resolve(loss: Loss, y_true: Any, y_pred: Any, names: Names, given: Mapping[s
         return _with_labels(request, y_true, given, names) if kind == "labels" else request
 
 
-def _are_usual(given: Mapping[str, Any]) -> bool:
-    """Whether these options are right at first sight: of the exact type, and in their range."""
+def _are_valid(given: Mapping[str, Any]) -> bool:
+    """Whether these options are certainly valid, so that `errors` need not check them."""
     for name, x in given.items():
         if name in NUMBERS:
             low, high, _ = NUMBERS[name]
@@ -91,7 +92,7 @@ def _called(name: str, names: Names) -> str:
     return names.class_weight if name == "class_weight" else name
 
 
-# Arrays as they come in.
+# Arrays.
 
 
 _framework_of_type: dict[type, Framework] = {}  # a cache: the framework of a type never changes
@@ -153,12 +154,12 @@ def dtype_of(ops: ArrayOps, x: Array) -> str:
 
 
 def compute_dtype(ops: ArrayOps, pred: Array) -> str:
-    """Of the computation and of the result."""
+    """The dtype of the computation and of the result."""
     return "float64" if dtype_of(ops, pred) == "float64" else "float32"
 
 
 def number(ops: ArrayOps, name: str, x: Any, pred: Array, dtype: str) -> Array:
-    """`x`, weights or a denominator, in the dtype of the computation."""
+    """Weights or a denominator as an array of this dtype."""
     return ops.cast(as_array(ops, name, x, pred), dtype)
 
 
@@ -166,7 +167,7 @@ def number(ops: ArrayOps, name: str, x: Any, pred: Array, dtype: str) -> Array:
 
 
 def _rule(loss: Loss, given: Mapping[str, Any], fewer_axes: bool) -> tuple[Target, Rule]:
-    """Of the form of the predictions; where a loss takes labels and outcomes, labels have fewer axes."""
+    """The kind of target and its rule. Where a loss takes labels and outcomes, labels have one axis less."""
     from_logits = given.get("from_logits") or "probabilities" not in loss.rules
     rules = loss.rules["logits" if from_logits else "probabilities"]
     kind: Target = ("labels" if fewer_axes else "outcomes") if len(rules) > 1 else next(iter(rules))
@@ -185,7 +186,7 @@ def _axis(loss: Loss, target: Array, pred: Array, axis: Any, names: Names) -> in
 def _check_target(
     ops: ArrayOps, loss: Loss, kind: Target, arrays: tuple[Array, Array], axes: tuple[int | None, int], names: Names
 ) -> None:
-    """`axes`: the axis, and as it was given."""
+    """Raises for a target of wrong shape or dtype. `axes`: the non-negative axis, and the axis as given."""
     target, pred = tuple(arrays[0].shape), tuple(arrays[1].shape)
     axis, given = axes
     if kind == "labels":
@@ -198,9 +199,9 @@ def _check_target(
 
 
 def held_to(ops: ArrayOps, name: str, x: Array, pred: Array, row: int | None, axes: list[int] | None = None) -> Array:
-    """`x`, of the axes of `pred` without `row`, held to their sizes when it runs, where they are unknown until then.
+    """`x`, whose axes are those of `pred` without `row`, with a check at run time of sizes that are unknown before.
 
-    `axes`: only these; the others are meant to broadcast.
+    `axes`: those to check; the others may broadcast.
     """
     if None not in tuple(x.shape) and None not in tuple(pred.shape):
         return x
@@ -210,7 +211,7 @@ def held_to(ops: ArrayOps, name: str, x: Array, pred: Array, row: int | None, ax
     return ops.same_sizes(x, held, pred, [pred_axes[axis] for axis in held], words)
 
 
-# Options, and arrays beside the two.
+# Options, weights, masks and labels.
 
 
 def _options(
@@ -221,7 +222,7 @@ def _options(
     predictions: tuple[Array, int | None, str],
     names: Names,
 ) -> dict[str, Any]:
-    """What the rule takes by name; arrays of one number a class along the axis. `predictions`: with axis and dtype."""
+    """The rule's keyword arguments; per-class arrays lie along the axis. `predictions`: array, axis, dtype."""
     options = {}
     for name in rule.options:
         if name not in given and name not in loss.options:
@@ -251,7 +252,7 @@ def _per_class(
 
 
 def _with_labels(r: Request, y_true: Any, given: Mapping[str, Any], names: Names) -> Request:
-    """The request, which has its weights, with labels that are indices, and without those to ignore."""
+    """The weighted request with labels cast to indices, and without those to ignore."""
     ops = r.framework.ops
     dtype = dtype_of(ops, r.target)
     ignored = given.get("ignore_class")
@@ -261,15 +262,15 @@ def _with_labels(r: Request, y_true: Any, given: Mapping[str, Any], names: Names
     classes = 0 if r.axis is None or r.pred.shape[r.axis] is None else r.pred.shape[r.axis]
     in_range = readable is not None and errors.all_in_range(readable, classes)
     if in_range and ignored is not None and not 0 <= ignored < classes:
-        ignored = None  # no label is it
-    # Wide enough that no label wraps round to a class; unsigned ones may turn negative, which is none either.
+        ignored = None  # no label has this value
+    # Wide enough that no label wraps round to a class. Large unsigned labels become negative, which is out of range.
     wide = "int64" if dtype in ("int64", "uint64") else "int32"
     target = r.target if dtype == wide else ops.cast(r.target, wide)
     if ignored is not None:
         r = counting(r, target != ignored)
     if readable is not None and classes and not in_range:
         valid = None if r.valid is None else ops.concrete(r.valid)
-        if r.valid is None or valid is not None:  # what is left out of them can be read now
+        if r.valid is None or valid is not None:  # then it is known which labels count
             errors.labels_in_range(readable, classes, valid, names)
     if r.valid is not None:
         target = neutralise(ops, target, r.valid, None, 0)
@@ -306,5 +307,5 @@ def _per_sample(ops: ArrayOps, name: str, x: Array, pred: Array, row: int | None
         errors.per_sample_shape(name, shape, sample_shape)
     for _ in range(len(sample_shape) - len(shape) if shape else 0):
         x = ops.expand_dims(x, len(ops.shape(x)))
-    # Sizes of 1 behind the first axis weight whole rows.
+    # Sizes of 1 after the first axis broadcast over whole rows.
     return held_to(ops, name, x, pred, row, [i for i, size in enumerate(ops.shape(x)) if i == 0 or size != 1])

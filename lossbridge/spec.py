@@ -1,7 +1,7 @@
-"""The records: what a loss is, and what a call of it is. Data; no arithmetic, and nothing of a framework.
+"""The records of losses and of calls, as data. No arithmetic, and nothing of a framework.
 
 `LOSSES` is the one registry: the public functions, their checks, the parity cases, the vectors, the benchmark and the
-generated tests read it. A loss that is forgotten somewhere fails a test that names it.
+generated tests read it. A loss that lacks an entry somewhere fails a test that names it.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Any, Literal, NamedTuple
 from lossbridge.maths import bernoulli, divergence, softmax
 from lossbridge.maths.ops import Array, Rule
 
-# What a loss takes as its target: integer classes, class distributions, outcomes in [0, 1], or logits.
+# The target of a loss: integer classes, class distributions, outcomes in [0, 1], or logits.
 Target = Literal["labels", "distributions", "outcomes", "logits"]
-# What it takes as predictions.
+# Its predictions.
 Form = Literal["logits", "probabilities"]
 
 Reduction = Literal["sum_over_batch_size", "mean", "sum", "mean_with_sample_weight", "none"] | None
@@ -34,29 +34,30 @@ PER_CLASS = ("class_weight", "pos_weight", "alpha")  # arrays of one number a cl
 
 
 class Names(NamedTuple):
-    """What a function calls its arguments, for the words of the errors."""
+    """The names of a function's arguments, for the texts of errors."""
 
     target: str = "y_true"
     pred: str = "y_pred"
     leave_out: str = "ignore_class= or mask="
     soft: str = "categorical_crossentropy"  # the function of one-hot and soft targets
     sparse: str = "sparse_categorical_crossentropy"
-    classes_last: str = "axis=-1"  # what to pass where the classes lie along the last axis
+    classes_last: str = "axis=-1"  # the option for classes along the last axis
     class_weight: str = "class_weight"
 
 
 class Loss(NamedTuple):
-    """A loss: which rule computes it, of which target and which form of predictions, and what else it takes."""
+    """A loss: its rules by form of the predictions and kind of target, its options, and what they may hold."""
 
     name: str
     rules: Mapping[Form, Mapping[Target, Rule]]
-    options: Mapping[str, Any]  # by name, with their defaults: the public function's, but for what all losses take
+    options: Mapping[str, Any]  # by name, with their defaults; without those that all losses take
     names: Names = Names()
     outcomes: int = 2  # the smallest size of the axis
-    elementwise: tuple[Target, ...] = ()  # of these targets every entry is a sample, and the axis means nothing
+    elementwise: tuple[Target, ...] = ()  # with these targets every entry is a sample, and axis is ignored
     per_class: tuple[str, ...] = PER_CLASS  # options that hold one number a class
     scalar_per_class: bool = False  # or one number for all
-    # Under "mean_with_sample_weight" a sample counts (ops, target, pred, axis, **options) besides its weight.
+    # mass(ops, target, pred, axis, **options): the weight of each sample in "mean_with_sample_weight", besides its
+    # sample_weight.
     mass: Callable[..., Array] | None = None
 
     @property
@@ -64,15 +65,15 @@ class Loss(NamedTuple):
         return tuple(dict.fromkeys(target for rules in self.rules.values() for target in rules))
 
     def form(self, options: Mapping[str, Any]) -> Form:
-        """What the predictions are, with these options."""
+        """The form of the predictions with these options."""
         return "logits" if options.get("from_logits") or "probabilities" not in self.rules else "probabilities"
 
 
 class Request(NamedTuple):
     """A call of a loss, each thing resolved once.
 
-    The arrays are the framework's own, as they came: uncast, and whatever they hold where nothing is valid. Labels are
-    indices, and 0 where nothing is valid.
+    The arrays are the framework's own and not cast. Where `valid` is false they may hold anything, except labels, which
+    are indices, and 0 there.
     """
 
     loss: Loss
@@ -82,13 +83,13 @@ class Request(NamedTuple):
     pred: Array
     axis: int | None  # None: every entry is a sample
     dtype: str  # of the computation and of the result
-    options: Mapping[str, Any]  # what the rule takes by name
+    options: Mapping[str, Any]  # the rule's keyword arguments
     reduction: Reduction
     normalizer: Array | None = None
-    # What each sample counts. All three broadcast against the losses; None stands for one or true.
+    # These three broadcast against the losses; None stands for 1 or true.
     weight: Array | None = None
     counted: Array | None = None  # not masked, not ignored: what a mean divides by
-    valid: Array | None = None  # counted, and of a weight that is not 0: what is read at all
+    valid: Array | None = None  # counted, and of nonzero weight: only these entries are read
     inplace_gradient: bool = False  # the gradient may be written over the predictions
 
 

@@ -1,6 +1,6 @@
-"""Where `lossbridge.compat` departs from the library on purpose: data, with an example each that a test runs on both.
+"""Where `lossbridge.compat` differs from the library on purpose: data, with an example each that a test runs on both.
 
-No code. The documentation's table of departures is generated from it.
+The table of differences in the documentation is generated from it.
 """
 
 from __future__ import annotations
@@ -12,24 +12,24 @@ from typing import Any, Literal
 
 _INFINITY, _NAN = math.inf, math.nan
 
-# A number, the first of several; a shape; the name of an error; or that the library raises one, or broadcasts.
+# A number (of several the first), a shape, the name of an error; "raises" any error, or "broadcasts".
 Result = float | tuple[int, ...] | Literal["ValueError", "TypeError", "raises", "broadcasts"]
 
 
 @dataclass(frozen=True)
 class Deviation:
-    """One call, and what comes out of each."""
+    """One call, and the results of the two."""
 
     function: str  # "torch.cross_entropy"
     words: str  # the rule, in one line
     arguments: tuple[Any, ...]  # nested lists, in the function's own order
-    theirs: Result | Mapping[str, Result]  # of Keras a result a backend, "elsewhere" for all others
+    theirs: Result | Mapping[str, Result]  # for Keras one a backend; "elsewhere" is any other
     ours: Result
     options: Mapping[str, Any] = field(default_factory=dict)
     dtype: str = "float32"  # of the floating-point arguments
     quantity: Literal["value", "gradient", "shape"] = "value"  # the gradient for the predictions
-    also: tuple[str, ...] = ()  # other functions of which the rule holds
-    always: bool = False  # it holds for all arrays with these options: the two are never compared
+    also: tuple[str, ...] = ()  # other functions with the same rule
+    always: bool = False  # it applies to all arrays with these options, so that the two are never compared
 
     def of_theirs(self, backend: str) -> Result:
         """On this backend of the library's own."""
@@ -57,7 +57,7 @@ KERAS: tuple[Deviation, ...] = (
     ),
     Deviation(
         "keras.categorical_crossentropy",
-        "A logit of −∞ is the probability 0, which costs nothing off the target.",
+        "A logit of −∞ is the probability 0, which costs nothing where the target is 0.",
         ([[1.0, 0.0]], [[0.0, -_INFINITY]]),
         theirs=_NAN,
         ours=0.0,
@@ -102,14 +102,14 @@ KERAS: tuple[Deviation, ...] = (
     ),
     Deviation(
         "keras.CategoricalCrossentropy",
-        "What weighs 0 is selected away, as is what is masked: a NaN there reaches nothing.",
+        "Entries that are masked or have weight 0 are selected away: a NaN there does not count.",
         ([[1.0, 0.0], [0.0, 1.0]], [[0.7, 0.3], [float("nan"), 0.3]], [1.0, 0.0]),
         theirs=_NAN,
         ours=0.1783375,
     ),
     Deviation(
         "keras.CategoricalCrossentropy",
-        "Weights (N,) weigh the rows of losses (N, T).",
+        "Weights (N,) apply to the rows of losses (N, T).",
         ([[[1.0, 0.0], [1.0, 0.0]]] * 2, [[[0.5, 0.5], [0.9, 0.1]]] * 2, [1.0, 2.0]),
         theirs=0.4519341,
         ours=0.5988807,
@@ -132,7 +132,7 @@ KERAS: tuple[Deviation, ...] = (
     ),
     Deviation(
         "keras.CategoricalCrossentropy",
-        "A weight for several losses counts once for each in what mean_with_sample_weight divides by.",
+        "A weight that applies to several losses counts once for each in the denominator of mean_with_sample_weight.",
         ([[[1.0, 0.0]] * 3] * 2, [[[0.5, 0.5]] * 3] * 2, [[1.0], [2.0]]),
         theirs=2.0794415,
         ours=0.6931472,
@@ -147,14 +147,14 @@ KERAS: tuple[Deviation, ...] = (
     ),
     Deviation(
         "keras.sparse_categorical_crossentropy",
-        "So is a fraction.",
+        "A label that is a fraction is an error where it can be read, else NaN.",
         ([1.5], [[0.7, 0.2, 0.1]]),
         theirs=1.6094379,
         ours="ValueError",
     ),
     Deviation(
         "keras.sparse_categorical_crossentropy",
-        "Labels in half precision, which rounds them, are refused.",
+        "Labels in float16 or bfloat16, which round them, are refused.",
         ([1.0], [[0.7, 0.2, 0.1]]),
         theirs={"numpy": 1.6084620, "elsewhere": 1.6094379},
         ours="TypeError",
@@ -162,7 +162,7 @@ KERAS: tuple[Deviation, ...] = (
     ),
     Deviation(
         "keras.SparseCategoricalCrossentropy",
-        "Labels are not cast to the dtype of the loss, in which they may be others'.",
+        "Labels are not cast to the dtype of the loss, which may round them to other labels.",
         ([257], [[0.0] * 257 + [5.0] + [0.0] * 42]),
         theirs={"tensorflow": 6.125, "numpy": 6.0625, "elsewhere": 6.09375},
         ours=1.1034825,
@@ -170,7 +170,7 @@ KERAS: tuple[Deviation, ...] = (
     ),
     Deviation(
         "keras.sparse_categorical_crossentropy",
-        "Any axis will do, on every backend.",
+        "Labels take any axis, on every backend.",
         ([0], [[0.7], [0.2], [0.1]]),
         theirs={"torch": 0.3566749, "elsewhere": "raises"},
         ours=0.3566749,
@@ -211,7 +211,7 @@ KERAS: tuple[Deviation, ...] = (
     ),
     Deviation(
         "keras.binary_crossentropy",
-        "Clipping works in half precision too.",
+        "Clipping works in float16 and bfloat16 too.",
         ([[1.0]], [[1.0]]),
         theirs={"torch": 0.0, "elsewhere": _NAN},
         ours=1.1920930e-7,
@@ -219,7 +219,7 @@ KERAS: tuple[Deviation, ...] = (
     ),
     Deviation(
         "keras.binary_crossentropy",
-        "At the bound of clipping the gradient is that of the inside.",
+        "At the bounds of clipping the gradient is that of the interior.",
         ([[1.0]], [[1e-7]]),
         theirs={"jax": -5e6, "elsewhere": -1e7},
         ours=-1e7,
@@ -275,7 +275,7 @@ KERAS: tuple[Deviation, ...] = (
     ),
     Deviation(
         "keras.CategoricalFocalCrossentropy",
-        "A weight a class lies along axis, not along the last.",
+        "Weights of classes lie along axis, not along the last.",
         ([[1.0, 1.0], [0.0, 0.0]], [[0.6, 0.5], [0.4, 0.5]]),
         theirs=0.3007962,
         ours=0.1275094,
@@ -310,14 +310,14 @@ TORCH: tuple[Deviation, ...] = (
     ),
     Deviation(
         "torch.cross_entropy",
-        "A mean over nothing is 0.",
+        "A mean of no entries is 0.",
         ([[1.0, 0.0]], [-100]),
         theirs=_NAN,
         ours=0.0,
     ),
     Deviation(
         "torch.cross_entropy",
-        "So is one whose weights sum to 0.",
+        "A mean whose weights sum to 0 is 0.",
         ([[1.0, 0.0]], [0], [0.0, 1.0]),
         theirs=_NAN,
         ours=0.0,
@@ -460,7 +460,7 @@ OPTAX: tuple[Deviation, ...] = (
     ),
     Deviation(
         "optax.kl_divergence",
-        "Nor is where, which Optax broadcasts along the last axis.",
+        "where is not broadcast; Optax broadcasts it along the last axis.",
         ([[-0.7, -0.7], [-0.7, -0.7]], [[0.5, 0.5], [0.5, 0.5]]),
         theirs="broadcasts",
         ours="ValueError",
@@ -517,7 +517,7 @@ OPTAX: tuple[Deviation, ...] = (
 SKLEARN: tuple[Deviation, ...] = (
     Deviation(
         "sklearn.log_loss",
-        "The probability of the lesser label keeps its digits where it is nearly 1.",
+        "A probability of the lesser label near 1 keeps its digits.",
         ([0, 0], [1e-5, 3e-6]),
         theirs=6.4969336e-6,
         ours=6.5000272e-6,
@@ -540,7 +540,7 @@ SKLEARN: tuple[Deviation, ...] = (
     ),
     Deviation(
         "sklearn.log_loss",
-        "What weighs 0 is left out, also where it is NaN.",
+        "Samples of weight 0 are left out, also where they are NaN.",
         ([0, 1], [float("nan"), 0.5]),
         theirs="raises",
         ours=0.6931472,
@@ -556,7 +556,7 @@ SKLEARN: tuple[Deviation, ...] = (
     ),
     Deviation(
         "sklearn.log_loss",
-        "So is that of no samples.",
+        "A mean of no samples is 0.",
         ([], []),
         theirs="raises",
         ours=0.0,
@@ -564,7 +564,7 @@ SKLEARN: tuple[Deviation, ...] = (
     ),
     Deviation(
         "sklearn.log_loss",
-        "One number as weight weighs all alike.",
+        "One number as weight is the weight of every sample.",
         ([0, 1], [0.3, 0.6]),
         theirs="raises",
         ours=0.4337503,
@@ -606,7 +606,7 @@ SCIPY: tuple[Deviation, ...] = (
     ),
     Deviation(
         "scipy.rel_entr",
-        "Nothing is broadcast but a single number.",
+        "Only a single number is broadcast.",
         ([[0.5, 0.5], [0.5, 0.5]], [0.5, 0.25]),
         theirs="broadcasts",
         ours="ValueError",
@@ -643,7 +643,7 @@ SCIPY: tuple[Deviation, ...] = (
     ),
     Deviation(
         "scipy.entropy",
-        "SciPy's options for NaN and for axes that stay are left out.",
+        "SciPy's nan_policy and keepdims are left out.",
         ([0.5, 0.5],),
         theirs=0.6931472,
         ours="TypeError",

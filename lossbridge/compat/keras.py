@@ -1,24 +1,25 @@
 """Keras' losses: its names, argument order (y_true, y_pred), defaults and results, on arrays of every backend.
 
-Functions give a loss a sample, of y_pred's shape without `axis`; classes hold a function's options, weigh and reduce.
-A value that Keras computes correctly comes out the same. What differs, on purpose:
+Functions return one loss a sample, of y_pred's shape without `axis`; classes hold the options of a function, apply
+weights and reduce. Where Keras' value is correct, this one is equal. Differences on purpose:
 
 - float16 and bfloat16 input gives a float32 result, not a rounded one; a list is a NumPy array, of float64;
-- logits are exact and never clipped, confident rows and near-equal distributions keep their digits, an infinite cost
-  without weight is 0;
-- what Keras' backends disagree on is settled: sparse labels take any `axis`, on TensorFlow too their probabilities are
-  renormalised before they are clipped, and the gradient at the clipping bound is that of the inside;
+- logits are exact and never clipped, confident rows and nearly equal distributions keep their digits, and an infinite
+  loss of weight 0 is 0;
+- where Keras' backends disagree, one rule holds: sparse labels take any `axis`; their probabilities are renormalised
+  and then clipped, on TensorFlow too; the gradient at the bounds of clipping is that of the interior;
 - labels are never cast to float. One out of range, or a fraction, is an error where it can be read, NaN where not;
-- nothing is broadcast, beyond how the classes align ranks: weights (N,) weigh the rows of losses (N, T), weights (N, 1)
-  leave losses (N,) their shape, and the weights that "mean_with_sample_weight" divides by count once a loss;
-- what is masked, ignored or weighs 0 is selected away, not multiplied: a NaN there reaches nothing, and a mask is no
-  factor, but true or false;
-- nothing that is passed is written to;
-- the mean, and the sum, of an empty batch is 0, not an empty array;
+- nothing is broadcast, except that the classes align ranks: weights (N,) apply to the rows of losses (N, T), weights
+  (N, 1) leave losses (N,) their shape, and "mean_with_sample_weight" divides by each weight once a loss;
+- entries that are masked, ignored or of weight 0 are selected away, not multiplied by 0: a NaN there does not count,
+  and a mask is true or false, not a factor;
+- no argument is written to;
+- the mean and the sum of an empty batch are 0, not an empty array;
 - one class, and options outside their range or of another type, are an error; dtype is a name or a policy; alpha is one
   number, or (C,);
 - Keras' settings of epsilon and floatx are not read (here 1e-7 and float32), nor the logits that its softmax leaves
-  behind on TensorFlow; nothing is divided by the replicas of tf.distribute. Keras' trainer has `lossbridge.keras`.
+  behind on TensorFlow; nothing is divided by the number of replicas of tf.distribute. For Keras' trainer use
+  `lossbridge.keras`.
 
 Losses are in nats.
 """
@@ -61,7 +62,7 @@ def categorical_crossentropy(
         y_pred: probabilities, renormalised and then clipped; with `from_logits`, logits. Shape (…, C, …).
         label_smoothing: s in [0, 1]; targets become t·(1 − s) + s/C, C counted along `axis` (by Keras along the last).
 
-    From logits Keras has false zeros: a logit ahead by 20 costs 2.0612e-9, in Keras 0.
+    From logits Keras has false zeros: a logit that leads by 20 costs 2.0612e-9, in Keras 0.
 
     >>> categorical_crossentropy([[0, 1, 0], [0, 0, 1]], [[0.05, 0.95, 0], [0.1, 0.8, 0.1]]).round(7)
     array([0.0512933, 2.3025851])
@@ -131,7 +132,8 @@ def kl_divergence(y_true: Any, y_pred: Any) -> Any:
         y_true: target distributions, of y_pred's shape.
         y_pred: predicted distributions, of shape (…, C). Both are clipped to [1e-7, 1] and not renormalised.
 
-    Keras loses the digits of near-equal distributions: [.2, .3, .5] and [.2001, .2999, .5] give 5.66e-8, there 6.56e-8.
+    Keras loses the digits of nearly equal distributions: [.2, .3, .5] and [.2001, .2999, .5] give 5.66e-8, there
+    6.56e-8.
 
     >>> kl_divergence([[0.5, 0.5]], [[0.25, 0.75]]).round(7)
     array([0.143841])
@@ -159,7 +161,8 @@ def categorical_focal_crossentropy(
         gamma: γ ≥ 0; 0 leaves α times the cross-entropy.
         label_smoothing: s in [0, 1]; targets become t·(1 − s) + s/C, C counted along `axis` (by Keras along the last).
 
-    Keras clips the softmax of logits, which caps the loss of a class at 16.12 α; a logit behind by 30 costs 30 α here.
+    Keras clips the softmax of logits, which caps the loss of a class at 16.12 α; a logit that trails by 30 costs 30 α
+    here.
 
     >>> categorical_focal_crossentropy([[0, 1, 0], [0, 0, 1]], [[0.05, 0.95, 0], [0.1, 0.8, 0.1]]).round(7)
     array([3.210000e-05, 4.662735e-01])
@@ -190,7 +193,7 @@ def binary_focal_crossentropy(
 ) -> Any:
     """Binary cross-entropy times (1 − p_t)^γ, mean over `axis`, as keras.losses.binary_focal_crossentropy.
 
-    p_t is the probability given to what is true.
+    p_t = t·p + (1 − t)·(1 − p).
 
     Args:
         y_true: targets in [0, 1], of y_pred's shape.
@@ -221,7 +224,7 @@ def binary_focal_crossentropy(
     )
 
 
-# Ranks and labels, as Keras takes them; `lossbridge.keras` too. An array keeps its library, and labels their integers.
+# Ranks and labels as Keras takes them, for `lossbridge.keras` too. Labels are never cast to float.
 
 
 def own(name: str, x: Any) -> Array:
@@ -230,7 +233,7 @@ def own(name: str, x: Any) -> Array:
 
 
 def same_rank(y_true: Array, y_pred: Array) -> tuple[Array, Array]:
-    """Where only one ends in an axis of size 1, a vector gets one too, else that axis goes."""
+    """Both of one rank: where only one ends in an axis of size 1, a vector gets one too, else it is dropped."""
     b_true, b_pred = framework_of(y_true, "y_true").ops, framework_of(y_pred).ops
     true, pred = b_true.shape(y_true), b_pred.shape(y_pred)
     if len(pred) == len(true) + 1 and pred[-1] == 1:
@@ -241,14 +244,14 @@ def same_rank(y_true: Array, y_pred: Array) -> tuple[Array, Array]:
 
 
 def without_last(x: Array, rank: int, name: str = "y_pred") -> Array:
-    """`x` without a last axis of size 1 that is beyond this rank."""
+    """`x` without its last axis, if that has size 1 and `x` one axis more than `rank`."""
     b = framework_of(x, name).ops
     shape = b.shape(x)
     return b.squeeze(x, rank) if len(shape) == rank + 1 and shape[-1] == 1 else x
 
 
 def labels(y_true: Array, y_pred: Array, axis: int) -> Array:
-    """Class labels without an axis of size 1 in the place of the classes, and as integers. Outcomes as they are."""
+    """Class labels as integers, without an axis of size 1 at `axis`. Outcomes unchanged."""
     errors.integer_axis(axis)
     b = framework_of(y_true, "y_true").ops
     true, pred = b.shape(y_true), framework_of(y_pred).ops.shape(y_pred)
@@ -263,7 +266,7 @@ def labels(y_true: Array, y_pred: Array, axis: int) -> Array:
             f"y_true holds fractions ({known[index]} at index {index[0] if len(index) == 1 else index}), and class "
             "labels are integers; use CategoricalCrossentropy for targets"
         )
-    # What is no whole number becomes a label that is no class.
+    # A fraction becomes −2³¹, which is out of range.
     small = b.where(b.abs(y_true) < 2.0**31, y_true, -(2.0**31))
     whole = b.cast(small, "int32")
     return b.where(b.cast(whole, b.dtype(y_true)) == y_true, whole, -(2**31))
@@ -273,9 +276,9 @@ def labels(y_true: Array, y_pred: Array, axis: int) -> Array:
 
 
 class _Loss:
-    """A function of lossbridge.losses with its options: checked when it is made, and kept in Keras' configs.
+    """A function of lossbridge.losses with its options, checked when it is made, and saved in Keras' configs.
 
-    Called, it takes (y_true, y_pred, sample_weight=None, *, mask=None); `call` gives the losses of the samples.
+    A call takes (y_true, y_pred, sample_weight=None, *, mask=None); `call` returns per-sample losses.
     """
 
     name: str
@@ -283,8 +286,8 @@ class _Loss:
     dtype: str
 
     def __init__(self, function: Callable[..., Any], arguments: dict[str, Any]) -> None:
-        """`arguments`: the locals() of a constructor that has nothing but its arguments, so that none is forgotten."""
-        options = {name: _kept(name, x) for name, x in arguments.items() if name not in ("self", "__class__")}
+        """`arguments`: the locals() of a constructor, which are its arguments, so that none is forgotten."""
+        options = {name: _option(name, x) for name, x in arguments.items() if name not in ("self", "__class__")}
         errors.options(options)
         options["name"] = options["name"] or function.__name__
         options["dtype"] = _compute_dtype(options["dtype"])
@@ -294,16 +297,16 @@ class _Loss:
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        if "call" in vars(cls):  # Keras' way to a loss of one's own, but not on the road from __call__
+        if "call" in vars(cls):  # Keras calls `call` from __call__; here it would be ignored
             raise TypeError(f"{cls.__name__} overrides call, which __call__ does not go through; override __call__")
 
     def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None, *, mask: Any = None) -> Any:
-        """The weighed and reduced loss, of y_pred cast to `dtype`.
+        """The weighted and reduced loss, of y_pred cast to `dtype`.
 
         Args:
             sample_weight: of the per-sample shape (a last axis of size 1 may be added), its leading axes, or a number.
-            mask: of such a shape; where it is False, the entry reaches neither value, gradient nor denominator. By
-                default the one that Keras' layers attach to y_pred (JAX's tracers and NumPy's arrays hold none).
+            mask: of such a shape; where it is False, the entry counts in neither value, gradient nor denominator. By
+                default the one that Keras' layers attach to y_pred (JAX's tracers and NumPy's arrays have none).
         """
         if mask is None:
             mask = getattr(y_pred, "_keras_mask", None)
@@ -317,12 +320,12 @@ class _Loss:
         return self._evaluate(y_true, own("y_pred", y_pred), sample_weight=None, mask=None, reduction="none")
 
     def get_config(self) -> dict[str, Any]:
-        """Every argument of the constructor, in plain numbers: for `from_config`, and Keras'."""
+        """Every argument of the constructor, as Python numbers and lists, for `from_config` and Keras'."""
         return {name: _plain(getattr(self, name)) for name in self._arguments}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Any:
-        """The loss of such a config, or of one of Keras' own."""
+        """The loss of a config made here or by Keras."""
         return cls(**config)
 
     def __repr__(self) -> str:
@@ -344,8 +347,8 @@ class _Loss:
         return self._function(y_true, y_pred, sample_weight=sample_weight, mask=mask, reduction=reduction, **options)
 
 
-def _kept(name: str, x: Any) -> Any:
-    """An option as a Python number, and where there is one a class as an array."""
+def _option(name: str, x: Any) -> Any:
+    """An option as a Python number, or an array of one number a class."""
     if isinstance(x, np.generic):
         return x.item()
     return x if name != "alpha" or x is None or isinstance(x, int | float) else own(name, x)
@@ -356,7 +359,7 @@ def _plain(x: Any) -> Any:
 
 
 def _compute_dtype(dtype: Any) -> str:
-    """Of a name, or of Keras' policies; by default float32."""
+    """The dtype of a name or of a Keras policy; by default float32."""
     name = "float32" if dtype is None else getattr(dtype, "compute_dtype", dtype)
     name = name.removeprefix("mixed_") if isinstance(name, str) else repr(name)
     if not errors.is_float(name):
@@ -406,7 +409,7 @@ class SparseCategoricalCrossentropy(_Loss):
         from_logits, axis: see `sparse_categorical_crossentropy`.
         reduction, name, dtype: see `CategoricalCrossentropy`.
 
-    Keras casts labels to `dtype`, in which bfloat16 turns 257 into 256; here they stay.
+    Keras casts labels to `dtype`, and bfloat16 turns 257 into 256; here they are not cast.
 
     >>> loss = SparseCategoricalCrossentropy(ignore_class=-1)
     >>> round(float(loss([1, 2, -1], [[0.05, 0.95, 0], [0.1, 0.8, 0.1], [1, 0, 0]])), 6)

@@ -1,17 +1,17 @@
 """Optax' losses: its names, argument order (logits, labels), defaults and results, on arrays of every backend.
 
-Nothing is reduced: a loss a sample, of logits' shape without `axis`; the sigmoid losses one an element. A value that
-Optax computes correctly comes out the same. What differs, on purpose:
+Nothing is reduced: one loss a sample, of logits' shape without `axis`; the sigmoid losses return one an element. Where
+Optax' value is correct, this one is equal. Differences on purpose:
 
-- float16 and bfloat16 logits give a float32 result, not a rounded one; float32 logits beside float64 labels, too, are
-  computed in float32;
+- float16 and bfloat16 logits give a float32 result, not a rounded one; float32 logits with float64 labels are computed
+  in float32;
 - confident rows, shifted logits and nearly equal distributions keep their digits; divergences are computed in float64;
 - 0·log 0 is 0 in every gradient, and −∞ times a label of 0 is 0;
 - labels are never broadcast to the logits, nor is `where`, which has their shape, or a size of 1 along `axis`; the
   softmax losses also take one without that axis;
 - an integer label that `where` excludes has the probability 0, and costs +∞;
-- integer labels out of range are an error where they can be read, NaN where not;
-- several axes lie side by side; those of integer labels in ascending order;
+- integer labels out of range are an error where they can be read, else NaN;
+- several axes must be neighbours; with integer labels, in ascending order;
 - alpha, gamma and poly's epsilon are Python numbers, alpha in [0, 1] and gamma at least 0; boolean labels are 0 and 1.
 
 Losses are in nats.
@@ -57,7 +57,7 @@ NAMES = Names(
 KL_NAMES = NAMES._replace(target="targets", pred="log_predictions")
 
 
-# The losses of logits are lossbridge's own, but of one class too.
+# lossbridge's own losses of logits, which here also take one class.
 _CLASSES = LOSSES["sparse_categorical_crossentropy"]._replace(outcomes=1)
 _DISTRIBUTIONS = LOSSES["categorical_crossentropy"]._replace(outcomes=1)
 _TRIALS = Loss(
@@ -75,7 +75,8 @@ _FOCAL_TRIALS = Loss(
 def _poly(ops: Ops, target: Array, logits: Array, axis: int, *, coefficient: float) -> tuple[Array, Residuals]:
     """Σ_c t_c (−log p_c + ε (1 − p_c)), ε being the coefficient.
 
-    As (−log p − (1 − p)) + (1 + ε) (1 − p), whose first part is one remainder: for ε = −1 it is all that is left.
+    Computed as (−log p − (1 − p)) + (1 + ε) (1 − p), whose first part is `convex_terms`, so that ε = −1 does not
+    cancel.
     """
     neg_log_p = zero_if_unweighted(ops, target, softmax.neg_log_softmax(ops, logits, axis)[0])
     one_minus_p = softmax.complement(ops, neg_log_p)
@@ -113,9 +114,9 @@ def softmax_cross_entropy(logits: Any, labels: Any, axis: Axis = -1, where: Any 
         labels: target distributions t (one-hot or soft), of logits' shape.
         axis: of the classes; several neighbouring axes, or None for all, count as one.
         where: of logits' shape, or without `axis`: false entries take part neither in the softmax nor in the sum. A row
-            with nothing left is 0.
+            without true entries is 0.
 
-    Optax has false zeros: a logit ahead by 20 costs 2.0612e-9, there 0.
+    A logit that leads by 20 costs 2.0612e-9, in Optax 0.
 
     >>> softmax_cross_entropy([[1.2, -0.8, -0.5], [0.9, -1.2, 1.1]], [[1, 0, 0], [0, 1, 0]]).round(4)
     array([0.2761, 2.9518])
@@ -157,7 +158,7 @@ def safe_softmax_cross_entropy(logits: Any, labels: Any) -> Any:
 
     Args:
         logits: of shape (…, C), floating-point. −∞ where the label is 0 costs nothing, as in `softmax_cross_entropy`;
-            here also in a row of nothing else, which a padded one is.
+            here also in rows of −∞ alone, as padding has.
         labels: target distributions, of logits' shape.
 
     >>> safe_softmax_cross_entropy([[0.0, -math.inf, 0.0]], [[1.0, 0.0, 0.0]]).round(7)
@@ -186,7 +187,7 @@ def poly_loss_cross_entropy(
         epsilon: ε, the coefficient of the first polynomial term; no clipping.
         axis, where: as in `softmax_cross_entropy`.
 
-    Optax loses the digits of confident rows: with ε = −1 a logit ahead by 8 costs 5.624e-8, there 6.295e-8.
+    Optax loses the digits of confident rows: with ε = −1 a logit that leads by 8 costs 5.624e-8, in Optax 6.295e-8.
 
     >>> poly_loss_cross_entropy([[1.2, -0.8, -0.5]], [[1.0, 0.0, 0.0]]).round(4)
     array([0.7587])
@@ -225,7 +226,7 @@ def sigmoid_focal_loss(logits: Any, labels: Any, *, alpha: float | None = None, 
         alpha: in [0, 1]: multiplies by α·t + (1 − α)·(1 − t).
         gamma: γ ≥ 0.
 
-    Of Optax' gradient for labels of exactly 0 or 1 a term is missing.
+    Optax' gradient lacks a term for labels of exactly 0 or 1.
 
     >>> sigmoid_focal_loss([2.0, -1.0], [1.0, 1.0], alpha=0.25).round(7)
     array([0.0004509, 0.1754671])
@@ -326,7 +327,7 @@ def _distributions(
 
 
 def _divergence(loss: Loss, log_predictions: Any, targets: Any, axis: Axis, where: Any, names: Names) -> Any:
-    """In the widest dtype, for which kl_terms asks."""
+    """In the widest dtype, because the logarithms in kl_terms nearly cancel."""
     ops, pred = _predictions(log_predictions, targets, names)
     target = _targets(ops, targets, pred, names, floating=True)
     losses = _losses(ops, loss, (target, ops.cast(pred, ops.widest(pred))), axis, where, names)
@@ -364,17 +365,17 @@ def _losses(
 
 
 def _selection(ops: ArrayOps, where: Array, axis: int) -> tuple[Array, Array]:
-    """Which entries take part, and which rows count. A row with nothing left keeps all, and counts nothing."""
+    """Which entries are summed, and which rows are valid. A row without true entries sums all, and is invalid."""
     left = ops.sum(ops.cast(where, "int32"), axis)
     return where | ops.expand_dims(left == 0, axis), left != 0
 
 
 def _fitting(ops: ArrayOps, where: Array, pred: Array, axes: tuple[int, ...], names: Names) -> Array:
     """`where`, of the shape of the predictions, or with a size of 1 along these axes."""
-    shape, wanted = ops.shape(where), ops.shape(pred)
-    of_size_1 = axes if len(shape) == len(wanted) and all(shape[axis] == 1 for axis in axes) else ()
-    full = tuple(wanted[axis] if axis in of_size_1 else n for axis, n in enumerate(shape))
-    errors.same_shape(full, wanted, Names("where", names.pred), labels_fit=False)
+    shape, full_shape = ops.shape(where), ops.shape(pred)
+    of_size_1 = axes if len(shape) == len(full_shape) and all(shape[axis] == 1 for axis in axes) else ()
+    filled = tuple(full_shape[axis] if axis in of_size_1 else n for axis, n in enumerate(shape))
+    errors.same_shape(filled, full_shape, Names("where", names.pred), labels_fit=False)
     return held_to(ops, "where", where, pred, None, [i for i in range(len(shape)) if i not in of_size_1])
 
 

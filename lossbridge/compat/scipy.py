@@ -1,15 +1,15 @@
 """SciPy's entropies: its names, argument order, defaults and results, on arrays of every backend.
 
-`entropy` is of scipy.stats, `rel_entr` and `kl_div` are of scipy.special. A value that SciPy computes correctly comes
-out the same. What differs, on purpose:
+`entropy` is of scipy.stats, `rel_entr` and `kl_div` are of scipy.special. Where SciPy's value is correct, this
+one is equal. Differences on purpose:
 
 - nearly equal arguments keep their digits;
 - gradients exist, and are finite wherever the value is;
-- nothing is broadcast but a single number;
+- only a single number is broadcast;
 - `axis` is one integer, or None for all entries, and `base` is not 1; `nan_policy` and `keepdims` are left out.
 
-Results are float64 if an argument is float64, or both are integers, else float32. An array of a framework decides for a
-NumPy array or list beside it, whichever comes first. In nats, unless `base` says otherwise.
+Results are float64 if an argument is float64, or both are integers, else float32. A NumPy array or list beside
+an array of a framework is converted to that framework. In nats, unless `base` says otherwise.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def entropy(pk: Any, qk: Any = None, base: float | None = None, axis: int | None
         pk: probabilities, or counts, of shape (C, …) along `axis`.
         qk: of the same shape.
         base: of the logarithm; e if None.
-        axis: of the distribution; the first, if nothing else is said.
+        axis: of the distribution; by default the first.
 
     A negative entry gives −∞, with `qk` +∞. SciPy loses the digits of nearly equal distributions, and gives negative
     values.
@@ -137,10 +137,10 @@ def _pair(x: Any, y: Any, names: Names) -> tuple[ArrayOps, Array, Array]:
         ops = common_framework(y, names.pred, {names.target: x}).ops
     like = as_array(ops, names.target, next(z for z in (x, y) if ops.owns(z)))
     arrays = [as_array(ops, name, z, like) for name, z in ((names.target, x), (names.pred, y))]
-    # What is converted, and Python's numbers, have no say.
-    decide = [ops.owns(z) and type(z) not in (bool, int, float) for z in (x, y)]
+    # Converted arrays and Python's numbers do not decide the dtype.
+    decides = [ops.owns(z) and type(z) not in (bool, int, float) for z in (x, y)]
     floats = {
-        ops.dtype(a) for a, counts in zip(arrays, decide, strict=True) if counts and errors.is_float(ops.dtype(a))
+        ops.dtype(a) for a, counts in zip(arrays, decides, strict=True) if counts and errors.is_float(ops.dtype(a))
     }
     dtype = "float64" if "float64" in floats else "float32" if floats else ops.widest(like)
     return ops, ops.cast(arrays[0], dtype), ops.cast(arrays[1], dtype)

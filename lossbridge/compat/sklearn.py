@@ -1,17 +1,17 @@
 """scikit-learn's log loss: its name, argument order (y_true, y_proba), defaults and result, on arrays of every backend.
 
-`log_loss` clips and does not renormalise, as scikit-learn since 1.5; `log_loss_before_1_5` does both. A value that
-scikit-learn computes correctly comes out the same. What differs, on purpose:
+`log_loss` clips and does not renormalise, as scikit-learn since 1.5; `log_loss_before_1_5` does both. Where
+scikit-learn's value is correct, this one is equal. Differences on purpose:
 
 - the result is a scalar array of y_proba's library, not a Python float, and has gradients;
-- float16 and bfloat16 are clipped at their own machine epsilon, as they come, and computed in float32;
-- the lesser of two labels keeps its digits where its probability is nearly 1;
-- a NaN gives NaN, and a mean over nothing, or whose weights sum to 0, is 0: scikit-learn raises;
-- what weighs 0 is left out, also where it is NaN, and one number as weight weighs all alike;
-- labels that cannot be read on the host (traced, or on an accelerator) are compared with `labels`, or else taken as
-  columns, 0 to C − 1; one that is none of them is NaN;
+- float16 and bfloat16 are clipped at their own machine epsilon and computed in float32;
+- the probability of the lesser of two labels keeps its digits where it is nearly 1;
+- a NaN gives NaN, and a mean of no samples, or whose weights sum to 0, is 0: scikit-learn raises;
+- samples of weight 0 are left out, also where they are NaN, and one number as weight is that of every sample;
+- labels that cannot be read on the host (traced, or on an accelerator) are compared with `labels`, or without those
+  taken as columns, 0 to C − 1; a label that is none of them gives NaN;
 - an indicator matrix needs y_proba of its shape, not one column of probabilities;
-- weights may be NaN or infinite, and so then is the loss; labels that mix texts and numbers are an error;
+- weights may be NaN or infinite, which the loss then is too; labels that mix texts and numbers are an error;
 - y_true may have shape (N, 1), and `y_pred`, the older name of `y_proba`, gives no warning.
 
 Losses are in nats.
@@ -50,7 +50,7 @@ def _renormalised_labels(ops: Ops, labels: Array, p: Array, axis: int, *, epsilo
     return softmax.label_crossentropy_of_probabilities(ops, labels, p, axis, epsilon=0.0)
 
 
-# By what y_true holds, and whether rows are renormalised.
+# By the kind of y_true, and whether rows are renormalised.
 _LOSSES = {
     ("trials", False): Loss(
         "log_loss", {"probabilities": {"outcomes": bernoulli.PROBABILITIES}}, {}, elementwise=("outcomes",)
@@ -171,7 +171,7 @@ def _log_loss(
     if kind == "trials":
         pred = ops.reshape(pred, (-1,))
         errors.same_shape(ops.shape(target), ops.shape(pred), names, labels_fit=True)
-        pred = ops.where((target == 0) | (target == 1), pred, math.nan)  # a label that is none of the two
+        pred = ops.where((target == 0) | (target == 1), pred, math.nan)  # NaN for a label that is neither
     return run(
         _LOSSES[kind, renormalised],
         target,
@@ -209,7 +209,7 @@ def _warn_of_sums(p: np.ndarray, name: str) -> None:
 
 
 def _columns(ops: ArrayOps, y_true: Any, pred: Array, labels: Any, columns: int | None, name: str) -> Array:
-    """The column that each label stands for, (N,); an indicator matrix, (N, C), as it came."""
+    """The column of each label, (N,); an indicator matrix, (N, C), unchanged."""
     if y_true is None:
         raise TypeError("y_true is None; pass labels, or an indicator matrix")
     _refuse_mixed("y_true", y_true)
@@ -233,7 +233,7 @@ def _columns(ops: ArrayOps, y_true: Any, pred: Array, labels: Any, columns: int 
 
 
 def _refuse_mixed(name: str, x: Any) -> None:
-    """Refuses what has no order, and what NumPy would make texts of."""
+    """Raises for labels without an order, and for those that NumPy would convert to texts."""
     while isinstance(x, list | tuple) and len(x) and isinstance(x[0], list | tuple):
         x = [one for row in x for one in row]
     if isinstance(x, list | tuple) or (isinstance(x, np.ndarray) and x.dtype == object):
@@ -272,7 +272,7 @@ def _text(values: np.ndarray) -> np.ndarray:
 
 
 def _found(values: np.ndarray, classes: list[Any] | None, columns: int | None, name: str) -> np.ndarray:
-    """The index of each value among the sorted classes, which are those that are found where none are given."""
+    """The index of each value among the sorted classes; without given classes, among the values found."""
     if values.dtype.kind == "f":
         _refuse(values, values != np.floor(values), "no label; soft targets go to binary_crossentropy")
     found = np.unique(values)
@@ -289,7 +289,7 @@ def _found(values: np.ndarray, classes: list[Any] | None, columns: int | None, n
 
 
 def _compared(ops: ArrayOps, x: Array, pred: Array, classes: list[Any]) -> Array:
-    """As `_found`, of values that cannot be read: −1, which is no column, where they are no class."""
+    """As `_found`, of values that cannot be read; −1, which is out of range, for those that are no class."""
     numbers = as_array(ops, "labels", classes, pred)
     if errors.is_float(ops.dtype(x)) or errors.is_float(ops.dtype(numbers)):
         dtype = compute_dtype(ops, pred)

@@ -1,18 +1,18 @@
 """PyTorch's losses: its names, argument order (input, target), defaults and results, on arrays of every backend.
 
-A value that PyTorch computes correctly comes out the same. What differs, on purpose:
+Where PyTorch's value is correct, this one is equal. Differences on purpose:
 
 - float16 and bfloat16 input gives a float32 result, not a rounded one;
-- float32 input beside a float64 target, too, is computed in float32;
+- float32 input with a float64 target is computed in float32;
 - confident rows keep their digits, and divergences are computed in float64;
-- a mean over nothing (all ignored, an empty batch), or whose weights sum to 0, is 0, not NaN;
+- a mean of no entries (all ignored, an empty batch), or whose weights sum to 0, is 0, not NaN;
 - 0·log 0 is 0 in every gradient, and −∞ times zero weight is 0;
 - `target` is never broadcast to `input`; `weight` and `pos_weight` of the binary losses are, as PyTorch documents;
-- labels out of range, and input outside [0, 1], are an error where they can be read, NaN where not; so is, where it can
-  be read, a target outside [0, 1]. A NaN gives NaN, where PyTorch raises;
+- labels out of range, and input outside [0, 1], are an error where they can be read, else NaN; a target outside [0, 1]
+  is an error where it can be read. A NaN gives NaN, where PyTorch raises;
 - labels of every integer dtype, and arrays of different dtypes, are taken: float64 input gives a float64 result;
 - binary_cross_entropy's gradient for a target is finite where input is 0 or 1;
-- options outside their range are an error. Those after `weight` go by their names; size_average, reduce and
+- options outside their range are an error. Those after `weight` are keyword-only; size_average, reduce and
   "elementwise_mean", which PyTorch deprecates, are left out.
 
 `normalizer`, which PyTorch lacks, is the denominator of a mean: see `lossbridge.losses`. Losses are in nats.
@@ -49,7 +49,7 @@ NAMES = Names(
 
 
 def _label_mass(ops: Ops, labels: Array, pred: Array, axis: int, *, class_weight: Array, **_: Any) -> Array:
-    """w_y: a mean divides by Σ w_y, in which, unlike in the losses, nothing is smoothed."""
+    """w_y: a mean divides by Σ w_y of the labels, without smoothing."""
     return softmax.label_mass(ops, labels, pred, axis, label_smoothing=0.0, class_weight=class_weight)
 
 
@@ -57,7 +57,7 @@ def _kl_terms(ops: Ops, target: Array, log_p: Array, axis: None, *, log_target: 
     return divergence.kl_terms(ops, target, log_p, log_target=log_target), ()
 
 
-# The losses of classes are lossbridge's own, but of one class too.
+# lossbridge's own losses, which here also take one class.
 _CLASSES = LOSSES["sparse_categorical_crossentropy"]._replace(outcomes=1, mass=_label_mass)
 _DISTRIBUTIONS = LOSSES["categorical_crossentropy"]._replace(outcomes=1)
 _LOG_LIKELIHOOD = Loss(
@@ -148,7 +148,7 @@ def cross_entropy(
 
 
 def _holds_probabilities(ops: ArrayOps, target: Array, pred: Array) -> bool:
-    """Whether the target is floating-point; refuses what is neither classes nor probabilities."""
+    """Whether the target is floating-point. Raises if it is neither classes nor probabilities."""
     dtype, shape = ops.dtype(target), ops.shape(pred)
     soft = errors.is_float(dtype)
     if soft and len(ops.shape(target)) + 1 == len(shape):
@@ -236,7 +236,7 @@ def binary_cross_entropy(
 ) -> Any:
     """−t log p − (1 − t) log(1 − p), element by element, as torch.nn.functional.binary_cross_entropy.
 
-    Logarithms are at least −100 and their slopes at most 1e12, as in PyTorch.
+    Logarithms are at least −100 and their derivatives at most 1e12, as in PyTorch.
 
     Args:
         input: probabilities p, of any shape.
@@ -289,7 +289,7 @@ def binary_cross_entropy_with_logits(
 
 
 def _input(input: Any, target: Any) -> tuple[ArrayOps, Array, int]:
-    """The arithmetic of its framework, the input as its array, and the axis of the classes."""
+    """The ops of the framework, the input as its array, and the axis of the classes."""
     ops = common_framework(input, "input", {"target": target}).ops
     pred = as_array(ops, "input", input)
     errors.floating(ops.dtype(pred), "input", "target")

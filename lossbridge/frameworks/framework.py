@@ -1,4 +1,4 @@
-"""What a framework owes the losses: the Protocol of its module, and what all such modules share. No framework."""
+"""The Protocol of a framework's module, and what all such modules share. No framework."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lossbridge.spec import Request
 
 
 class Arrays(Protocol):
-    """How arrays come in."""
+    """Conversion and inspection of arrays."""
 
     def owns(self, x: object) -> bool: ...
     def asarray(self, x: Any, like: Array | None = None) -> Array:
@@ -22,14 +22,14 @@ class Arrays(Protocol):
         ...
 
     def concrete(self, x: Any) -> np.ndarray | None:
-        """The values of `x` (own or NumPy) if they lie on the host, readable now; None if traced or on a device."""
+        """The values of `x` (own or NumPy); None if it is traced or not on the host."""
         ...
 
     def shape(self, x: Array) -> Shape: ...
     def dtype(self, x: Array) -> str: ...
     def cast(self, x: Array, dtype: str) -> Array: ...
     def widest(self, x: Array) -> str:
-        """The widest floating dtype that exists where `x` lies: float64, unless JAX or the device has none."""
+        """The widest floating dtype on the device of `x`: float64, unless JAX or the device lacks it."""
         ...
 
     def quiet(self) -> AbstractContextManager[object]:
@@ -38,14 +38,14 @@ class Arrays(Protocol):
 
 
 class ArrayOps(Arrays, Ops, Protocol):
-    """`X_ops`: a framework's arithmetic, and how arrays come in."""
+    """`X_ops`: a framework's arithmetic, with conversion and inspection of arrays."""
 
-    # What needs no conversion: exact types of arrays, and NumPy's names of the usual dtypes.
+    # Arrays that need no conversion: their exact types, and NumPy's names of the common dtypes.
     TYPES: tuple[type, ...]
     DTYPES: Mapping[Any, str]
 
     def same_sizes(self, x: Array, axes: list[int], like: Array, like_axes: list[int], words: str) -> Array:
-        """`x`, with these axes held to the sizes of those of `like` when it runs, where sizes are unknown before."""
+        """`x`, with a check at run time that these axes have the sizes of `like`'s, if they are unknown before."""
         ...
 
 
@@ -53,10 +53,10 @@ class Path(NamedTuple):
     """A way in which a framework computes the losses of a request and their gradients."""
 
     name: str
-    losses: Callable[[Request], Array]  # of the samples; anything finite where nothing is valid
+    losses: Callable[[Request], Array]  # per-sample losses; any finite number where not valid
     value_words: str  # how the losses are computed, as `lossbridge.explain` says it
     gradient_words: str
-    mean: Callable[[Request], Array] | None = None  # of the losses that count, without weights; where that is quicker
+    mean: Callable[[Request], Array] | None = None  # of the counted losses, without weights, if faster
 
 
 class Choice(NamedTuple):
@@ -67,24 +67,24 @@ class Choice(NamedTuple):
 
 
 class Framework(Arrays, Protocol):
-    """`on_X`: the paths of a framework, and how it runs."""
+    """`on_X`: the paths of a framework, and how functions run and compile on it."""
 
     name: str
     ops: ArrayOps
 
     def choose(self, r: Request) -> Choice:
-        """The if-chain: the path of a request, as things are now (traced, on a device, differentiated)."""
+        """The if-chain: the path of a request in the current context (traced, on a device, differentiated)."""
         ...
 
     def chosen(self, request: Callable[[Array, Array], Request], target: Any, pred: Any, under: str) -> Choice:
-        """The path of request(target, pred) with a gradient for pred, under one of the compilers or as things are."""
+        """The path of request(target, pred) with a gradient for pred, under a compiler or in the current context."""
         ...
 
     def value_and_grad(self, function: Callable[[Array], Array], x: Array) -> tuple[Array, Array]:
         """function(x), and the gradient of its sum with respect to x."""
         ...
 
-    # What the parity command, the benchmark and the tests need to run a framework that they know nothing of.
+    # What the parity command, the benchmark and the tests need to run any framework.
     def compilers(self) -> Mapping[str, Callable[[Callable[..., Any]], Callable[..., Any]]]:
         """The framework's ways to compile a function, by name."""
         ...
@@ -102,21 +102,21 @@ class Framework(Arrays, Protocol):
         ...
 
     def scope(self, dtype: str, device: str) -> AbstractContextManager[object]:
-        """A context in which this dtype can exist (JAX has no float64 outside one) and this device computes."""
+        """A context in which this dtype exists (JAX has float64 only inside one) and this device computes."""
         ...
 
     def version(self) -> str: ...
 
 
 def prepared(ops: Ops, r: Request, target: Array, pred: Array) -> tuple[Array, Array]:
-    """Both in the dtype of the computation, and harmless where nothing is valid. Labels stay as they are."""
+    """Both in the dtype of the computation, with 0.5 where not valid. Labels are unchanged."""
     if len(ops.shape(target)) == len(ops.shape(pred)):
         target = neutralise(ops, ops.cast(target, r.dtype), r.valid, r.axis, 0.5)
     return target, neutralise(ops, ops.cast(pred, r.dtype), r.valid, r.axis, 0.5)
 
 
 def by_formula(ops: Ops, r: Request, target: Array, pred: Array) -> Array:
-    """The losses over ops, for the framework to differentiate."""
+    """The losses by the formula, which the framework differentiates."""
     target, pred = prepared(ops, r, target, pred)
     losses: Array = r.rule.value(ops, target, pred, r.axis, **r.options)[0]
     return losses

@@ -1,4 +1,4 @@
-"""JAX: arithmetic, and how arrays come in. Eager and under jit, grad, vmap, jacfwd and their compositions."""
+"""JAX: arithmetic, and conversion of arrays. Eager and under jit, grad, vmap, jacfwd and their compositions."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import numpy as np
 
 from lossbridge.maths.ops import Array, Shape
 
-TYPES: tuple[type, ...] = ()  # tracers have types of their own
+TYPES: tuple[type, ...] = ()  # the types of tracers are no subclasses of jax.Array
 DTYPES = {np.dtype(name): name for name in ("float32", "bfloat16", "float16", "float64", "int64", "int32", "bool")}
 quiet = nullcontext
 
 
-# Arrays as they come in.
+# Conversion and inspection of arrays.
 
 
 def owns(x: object) -> bool:
@@ -28,7 +28,7 @@ def asarray(x: Any, like: Array | None = None) -> Array:
         return x
     x = np.asarray(x)
     if x.dtype.name in ("int64", "uint64") and not jax.config.jax_enable_x64:
-        x = np.clip(x, -(2**31), 2**31 - 1).astype(np.int32)  # JAX would let them wrap round
+        x = np.clip(x, -(2**31), 2**31 - 1).astype(np.int32)  # in JAX they would wrap round
     return jnp.asarray(x)
 
 
@@ -105,13 +105,13 @@ def put(x: Array, labels: Array, values: Array, axis: int) -> Array:
 
 
 def sum_but(x: Array, labels: Array, axis: int) -> Array:
-    """A product with 0 at the label, which XLA sums up on a CPU as it goes; it would store what a `where` gives.
+    """Σ x·[c ≠ label] as a product, which XLA on a CPU fuses into the sum; the result of a `where` it would store.
 
-    Classes are counted in float32, of which XLA stores nothing either (in float64 it would).
+    Classes are counted in float32, which XLA fuses too; float64 it would store.
     """
-    places = jax.lax.broadcasted_iota("float32", x.shape, axis).astype(x.dtype)
-    away = jnp.minimum(jnp.abs(places - jnp.expand_dims(labels, axis).astype(x.dtype)), 1)
-    return jnp.sum(x * away, axis)
+    classes = jax.lax.broadcasted_iota("float32", x.shape, axis).astype(x.dtype)
+    differs = jnp.minimum(jnp.abs(classes - jnp.expand_dims(labels, axis).astype(x.dtype)), 1)
+    return jnp.sum(x * differs, axis)
 
 
 def lookup(values: Array, labels: Array) -> Array:

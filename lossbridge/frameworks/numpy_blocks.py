@@ -1,11 +1,42 @@
-"""NumPy: losses and their gradients in one pass over blocks of rows that stay in a core's cache.
+"""NumPy: losses and their gradients in one pass over blocks of rows that fit a core's cache.
 
-A row kernel computes a block in a few scratch arrays, large inputs in several threads; a whole array as intermediate
-result, of which the formulas have dozens, costs more than the arithmetic that fills it. Where the gradient is needed,
-it is written in the same pass, times what a mean of the losses will pass back.
+A row kernel computes a block in a few scratch arrays, and large inputs in several threads. The formulas have dozens of
+intermediate arrays of the inputs' size, and allocating one costs more than the arithmetic that fills it. Where the
+gradient is needed, the same pass writes it, times the factor that a mean of the losses passes back.
 
-Rows of which a row kernel makes an infinity or NaN are computed again by the formula. A row's arithmetic depends on
-nothing but the row, so that results are the same to the bit however the threads fall.
+Rows whose loss is infinite or NaN in a row kernel are computed again by the formula. The arithmetic of a row depends on
+that row alone, so that results are equal to the bit with any number of threads.
+
+The kernels' derivations. For a row of logits z, with weights w_c (targets, smoothed, times class weights), W = Σ w_c:
+
+(1) m = max z = z_k, s = Σ_{c≠k} e^(z_c − m). Then −log p_c = log1p(s) + m − z_c and 1 − p_k = s/(1 + s).
+(2) loss = Σ_c w_c (m − z_c) + W·log1p(s); for one label y, log1p(s) + m − z_y.
+(3) gradient_c = W·e^(z_c − m)/(1 + s) − w_c, and for k, where the two would cancel, ((W − w_k) − w_k·s)/(1 + s), with
+    W − w_k summed as Σ_{c≠k} w_c.
+(4) Smoothed labels: w_c = a_c + [c = y]·b, a_c = s/C·class_weight_c, b = (1 − s)·class_weight_y; neither W nor W − w_k
+    needs an array of classes.
+
+Of unnormalised probabilities x, p_c = clip(x_c/Σx, ε, 1 − ε):
+
+(5) loss = Σ_c w_c (−log p_c), gradient_c = (V − w_c/p_c·[not clipped])/Σx, V = Σ w_c over the classes not clipped.
+
+Focal, of logits, with l_c = −log p_c:
+
+(6) loss = Σ_c w_c (1 − p_c)^γ l_c. The gradient is (3) with the weights w_c (1 − p_c)^(γ−1) (1 − p_c + γ p_c l_c).
+
+KL(t ‖ p), δ_c = log(t_c/p_c):
+
+(7) KL = Σ t_c δ_c, which cancels where t and p are close. There KL = Σ t_c (δ_c + e^(−δ_c) − 1), whose terms are ≥ 0,
+    and in which an error of δ that is common to a row counts only by its square. gradient_c = p_c − t_c = t_c (e^(−δ_c)
+    − 1).
+(8) Where t and p are still closer, δ itself has lost its digits, and the row is computed in float64.
+
+Bernoulli, of targets t with P = pos_weight·t and N = 1 − t (both smoothed):
+
+(9) Of logits x: loss = P·max(−x, 0) + N·max(x, 0) + (P + N)·log1p(e^(−|x|)), gradient = N·p − P·(1 − p).
+(10) Of probabilities p: loss = −P·log p − N·log1p(−p), gradient = N/(1 − p) − P/p.
+(11) Focal, of logits, u = 1 − p_t = t·(1 − p) + (1 − t)·p and l the loss (9): loss = u^γ l,
+     gradient = u^(γ−1) (u·dl/dx + γ l (1 − 2t) p (1 − p)).
 """
 
 from __future__ import annotations
@@ -23,10 +54,10 @@ from lossbridge.maths import bernoulli, divergence, softmax
 from lossbridge.maths.ops import Array
 from lossbridge.spec import Request
 
-# Elements that a thread has in hand, 8 MiB of float32. Fewer would be nearer to the core, but then NumPy's calls would
-# be so short that threads wait for Python's lock.
+# Elements of the arrays of one thread, 8 MiB of float32. With fewer, which a nearer cache would hold, NumPy's calls are
+# so short that threads wait for Python's lock.
 CACHE = 1 << 21
-LARGE = 1 << 19  # elements from which threads are worth their start, about 0.1 ms
+LARGE = 1 << 19  # elements from which threads save more than their start costs, about 0.1 ms
 
 _NARROW, _WIDE = np.dtype(np.float32), np.dtype(np.float64)
 Rows = Callable[..., Array]
@@ -38,14 +69,14 @@ class RowKernel(NamedTuple):
 
         rows(target, pred, scratch, out, scale, options) -> losses
 
-    Targets (or labels) and predictions are never written to; `scratch` holds as many arrays as are asked for. Where a
-    gradient is needed, it goes into `out`, times `scale`, one number or one a row. Arrays are contiguous, (rows,
-    classes) each, in the dtype of the computation.
+    target (rows, classes), or labels (rows,); pred (rows, classes); scratch (n, rows, classes), n being the field
+    below; losses (rows,). Where a gradient is needed, it is written to out (rows, classes), times scale, () or (rows,).
+    All are contiguous, in the dtype of the computation. Targets and predictions are never written to.
     """
 
     rows: Rows
-    scratch: int = 6
-    wide: bool = True  # also in float64
+    scratch: int = 6  # arrays
+    wide: bool = True  # also for float64
 
 
 def refuses(r: Request) -> str:
@@ -66,19 +97,19 @@ def refuses_rows(r: Request) -> str:
 
 
 def losses(r: Request) -> Array:
-    """By the row kernel of the request's rule."""
+    """Computed by the row kernel of the request's rule."""
     kernel = row_kernel(r)
     assert kernel is not None
     return label_entries(r) if kernel.rows is label_entries else _recorded(r, kernel, _rule_rows(r))
 
 
 def rule_losses(r: Request) -> Array:
-    """By the rule or the formula, on each block."""
+    """Computed by the rule or the formula, block by block."""
     return _recorded(r, RowKernel(_rule_rows(r)), None)
 
 
 def _rule_rows(r: Request) -> Rows:
-    """The rule as the `rows` of a kernel; NumPy's tape differentiates what has no gradients."""
+    """The rule as the `rows` of a kernel; a rule without gradients is differentiated by the tape."""
     rule, axis = r.rule, None if r.axis is None else 1
 
     def rows(target: Array, pred: Array, scratch: Array, out: Array | None, scale: Array, o: Options) -> Array:
@@ -106,17 +137,17 @@ class _Job(NamedTuple):
     """A request, laid out in rows."""
 
     kernel: RowKernel
-    again: Rows | None  # computes rows of which the kernel makes an infinity or NaN
+    again: Rows | None  # computes the rows whose loss is infinite or NaN in the kernel
     options: Options
     target: np.ndarray
     pred: np.ndarray
     axis: int | None
-    samples: tuple[int, ...]
+    samples: tuple[int, ...]  # the shape of the losses
     width: int  # classes, or 1
-    inner: int  # entries behind the axis
-    invalid: np.ndarray | None  # flat
+    inner: int  # the product of the sizes after the axis
+    invalid: np.ndarray | None  # bool (samples,), flat
     dtype: np.dtype[Any]
-    mean: Any  # what a mean of the losses passes back to each
+    mean: np.floating[Any]  # 1/n, which a mean of the losses passes back to each
 
     @property
     def labels(self) -> bool:
@@ -124,7 +155,7 @@ class _Job(NamedTuple):
 
     @property
     def block(self) -> int:
-        """Elements of a block, for which all arrays in hand stay in the cache."""
+        """Elements of a block, such that all arrays of a thread fit the cache."""
         return CACHE // (self.kernel.scratch + 3)
 
     @property
@@ -140,14 +171,14 @@ def _job(r: Request, kernel: RowKernel, again: Rows | None) -> _Job:
         samples, width, inner = x.shape[:axis] + x.shape[axis + 1 :], x.shape[axis], math.prod(x.shape[axis + 1 :])
     invalid = None if r.valid is None else ~np.broadcast_to(r.valid, samples).reshape(-1)
     count = math.prod(samples)
-    averaged = count if invalid is None else count - np.count_nonzero(invalid)
-    mean = dtype.type(1) / dtype.type(averaged or 1)
+    n = count if invalid is None else count - np.count_nonzero(invalid)
+    mean = dtype.type(1) / dtype.type(n or 1)
     options = _for_rows(r) or {}
     return _Job(kernel, again, options, r.target, x, axis, samples, width, inner, invalid, dtype, mean)
 
 
 def _for_rows(r: Request) -> dict[str, Any] | None:
-    """The options as a block takes them, arrays of one number a class lying along its rows; None for any others."""
+    """The options as a block takes them: numbers, and arrays (C,) as (1, C). None if there are other arrays."""
     found = {}
     for name, x in r.options.items():
         along = type(x) is np.ndarray and x.ndim > 0
@@ -158,7 +189,7 @@ def _for_rows(r: Request) -> dict[str, Any] | None:
 
 
 def _recorded(r: Request, kernel: RowKernel, again: Rows | None) -> Array:
-    """The losses, on the tape if the predictions are."""
+    """The losses, recorded on the tape if the predictions are on it."""
     job = _job(r, kernel, again)
     gradient = None if job.pred is r.pred else np.empty(job.pred.shape, job.pred.dtype)
     found = _at_once(job, gradient)
@@ -171,24 +202,24 @@ def _recorded(r: Request, kernel: RowKernel, again: Rows | None) -> Array:
 
 
 def _pulled_back(job: _Job, gradient: Array, upstream: Array) -> Array:
-    """The gradient, times what did flow back rather than what a mean passes back."""
+    """The gradient for this upstream gradient, where the pass assumed that of a mean."""
     factor = upstream.reshape(-1)
     if job.invalid is not None:
-        factor = np.where(job.invalid, job.mean, factor)  # whatever it is, there the gradient is 0
+        factor = np.where(job.invalid, job.mean, factor)  # the gradient is 0 there for any factor
     if (factor != job.mean).any():
         if job.small or job.pred.dtype != job.dtype:
             _in_blocks(job, gradient, factor)
-        else:  # only as it is large multiplied once more, and where no float16 loses digits by that
+        else:  # one more multiplication costs less than computing a large array again; float16 would lose digits by it
             factor = (factor / job.mean).reshape(job.samples)
             np.multiply(gradient, factor if job.axis is None else np.expand_dims(factor, job.axis), out=gradient)
     return gradient
 
 
 def _at_once(job: _Job, gradient: Array | None) -> Array | None:
-    """All in one block, which needs no care but a look at the result; None where it has to go in blocks."""
+    """The losses as one block, without copies; None if the input does not allow it, or a loss is infinite or NaN."""
     x = job.pred
-    plain = job.invalid is None and job.inner == 1 and x.dtype == job.dtype and x.flags.c_contiguous
-    if not (plain and job.small):
+    direct = job.invalid is None and job.inner == 1 and x.dtype == job.dtype and x.flags.c_contiguous
+    if not (direct and job.small):
         return None
     z, target = x.reshape(-1, job.width), job.target.reshape(-1, *(() if job.labels else (job.width,)))
     if not job.labels:
@@ -227,7 +258,7 @@ def _in_blocks(job: _Job, gradient: Array | None, scale: Array) -> Array:
 def _block(
     job: _Job, target: Array, pred: Array, scratch: Array, out: Array | None, scale: Array, these: slice
 ) -> Array:
-    """The losses of a block, 0 where nothing is valid, and its gradient in `out`."""
+    """The losses of a block, 0 in invalid rows, and its gradient in `out`."""
     found = job.kernel.rows(target, pred, scratch, out, scale, job.options)
     odd = ~np.isfinite(found)
     if job.invalid is not None:
@@ -250,7 +281,7 @@ def _in_rows(x: np.ndarray, width: int, inner: int) -> np.ndarray:
 
 
 def _blocks(count: int, inner: int, height: int) -> list[tuple[Any, slice]]:
-    """Where each block lies in what `_in_rows` gives, and which of the `count` rows those are."""
+    """Of each block its index in the result of `_in_rows`, and which of the `count` rows it has."""
     if inner == 1:
         return [((rows, 0), rows) for rows in (slice(i, min(i + height, count)) for i in range(0, count, height))]
     return [
@@ -288,7 +319,7 @@ def _on_threads(
             work(where, rows, own)
 
     def helper() -> None:
-        with ops.quiet():  # which is a thread's own
+        with ops.quiet():  # NumPy's error state is per thread
             worker()
 
     threads = min(threads, len(blocks))
@@ -297,7 +328,7 @@ def _on_threads(
         return
     from concurrent.futures import ThreadPoolExecutor
 
-    # A pool a call: nothing to share between callers, or to lose in a fork.
+    # A pool for each call: shared by no callers, and safe after a fork.
     with ThreadPoolExecutor(threads - 1) as pool:
         helpers = [pool.submit(helper) for _ in range(threads - 1)]
         worker()
@@ -310,16 +341,15 @@ def _cores() -> int:
 
 
 def _column(x: Array) -> Array:
-    """One number a row, to be multiplied with rows; or one for all."""
+    """(rows,) as (rows, 1), to multiply rows by; () unchanged."""
     return x[:, None] if x.ndim else x
 
 
-# Softmax. Of a row z: k, the index of its maximum m, and s, the sum of exp(z − m) over all classes but k, as in
-# formulas.softmax_costs: −log p is log1p(s) + m − z, and 1 − p_k is s/(1 + s). Indices are those of all the block.
+# Softmax, (1) to (4). Indices are those of the flat block.
 
 
 def _softmax(z: Array, e: Array, d: Array | None = None, temperature: float = 1.0) -> tuple[Array, Array, Array]:
-    """k, m and s; exp((z − m)/T) is left in `e`, but 0 at k; its exponent in `d`, NaN at k where m is infinite."""
+    """(1): k, m and s. Writes e^((z − m)/T) to `e`, 0 at k, and the exponent to `d`, NaN at k for infinite m."""
     d = e if d is None else d
     k = np.arange(0, z.size, z.shape[1]) + z.argmax(1)
     m = z.reshape(-1)[k]
@@ -331,11 +361,8 @@ def _softmax(z: Array, e: Array, d: Array | None = None, temperature: float = 1.
     return k, m, np.add.reduce(e, 1)
 
 
-def _softmax_slope(e: Array, w: Array, k: Array, s: Array, scale: Array) -> Array:
-    """scale · (p Σw − w) into `e`, where `_softmax` left its exponentials, and Σw. Writes to `w`.
-
-    At k as (Σ of the other weights − w_k s)/(1 + s), where nothing cancels.
-    """
+def _softmax_gradient(e: Array, w: Array, k: Array, s: Array, scale: Array) -> Array:
+    """(3), times scale, into `e`, which holds the exponentials of `_softmax`. Returns W. Overwrites `w`."""
     top, total, flat = w.reshape(-1)[k], 1 + s, e.reshape(-1)
     w.reshape(-1)[k] = 0
     others = np.add.reduce(w, 1)
@@ -347,6 +374,7 @@ def _softmax_slope(e: Array, w: Array, k: Array, s: Array, scale: Array) -> Arra
 
 
 def _labels(labels: Array, z: Array, scratch: Array, out: Array | None, scale: Array, o: Options) -> Array:
+    """(2) and (3) of one label."""
     class_weight = o.get("class_weight")
     e = scratch[0] if out is None else out
     at = np.arange(0, z.size, z.shape[1]) + labels
@@ -364,7 +392,7 @@ def _labels(labels: Array, z: Array, scratch: Array, out: Array | None, scale: A
 
 
 def _smoothed_labels(labels: Array, z: Array, scratch: Array, out: Array | None, scale: Array, o: Options) -> Array:
-    """Every class has its `share` of the smoothing, and the label's own `hit` besides."""
+    """(4): a_c is `term`, and b `of_label`."""
     label_smoothing, class_weight = o.get("label_smoothing", 0.0), o.get("class_weight")
     d, e = scratch
     e = e if out is None else out
@@ -372,25 +400,25 @@ def _smoothed_labels(labels: Array, z: Array, scratch: Array, out: Array | None,
     at = rows + labels
     k, m, s = _softmax(z, e, d)
     weight = np.ones((1, classes), z.dtype) if class_weight is None else class_weight
-    share, hit = weight[0] * (label_smoothing / classes), weight[0, labels] * (1 - label_smoothing)
-    shares = np.add.reduce(share, dtype=np.float64)
-    total, norm = hit + shares.astype(z.dtype), 1 + s
-    d *= share
-    losses = hit * (m - z.reshape(-1)[at]) - np.add.reduce(d, 1) + total * np.log1p(s)
+    term, of_label = weight[0] * (label_smoothing / classes), weight[0, labels] * (1 - label_smoothing)
+    terms = np.add.reduce(term, dtype=np.float64)
+    total, norm = of_label + terms.astype(z.dtype), 1 + s
+    d *= term
+    losses = of_label * (m - z.reshape(-1)[at]) - np.add.reduce(d, 1) + total * np.log1p(s)
     if out is not None:
-        flat, of_top = e.reshape(-1), share[k - rows]
-        others = np.where(at == k, 0, hit) + (shares - of_top).astype(z.dtype)
-        top = np.where(at == k, hit, 0) + of_top
+        flat, of_top = e.reshape(-1), term[k - rows]
+        others = np.where(at == k, 0, of_label) + (terms - of_top).astype(z.dtype)
+        top = np.where(at == k, of_label, 0) + of_top
         e *= (total / norm)[:, None]
-        e -= share
-        flat[at] -= hit
+        e -= term
+        flat[at] -= of_label
         flat[k] = (others - top * s) / norm
         e *= _column(scale)
     return losses
 
 
 def _weights(target: Array, out: Array, label_smoothing: float, class_weight: Array | None) -> Array:
-    """w_c t_c, the targets smoothed; in `out`, if it is another array than `target`."""
+    """w_c: the targets, smoothed and times class weights. Written to `out`, unless it is `target` itself."""
     if label_smoothing:
         np.multiply(target, 1 - label_smoothing, out=out)
         out += label_smoothing / target.shape[1]
@@ -399,85 +427,86 @@ def _weights(target: Array, out: Array, label_smoothing: float, class_weight: Ar
 
 
 def _dense(target: Array, z: Array, scratch: Array, out: Array | None, scale: Array, o: Options) -> Array:
+    """(2) and (3)."""
     label_smoothing, class_weight = o.get("label_smoothing", 0.0), o.get("class_weight")
     w, d, e = scratch
     e = e if out is None else out
     weights = _weights(target, w, label_smoothing, class_weight)
     k, _m, s = _softmax(z, e, d)
     d *= weights
-    fall = np.add.reduce(d, 1)
+    weighted = np.add.reduce(d, 1)
     if out is None:
         total = np.add.reduce(weights, 1)
     else:
         if weights is target:
             np.copyto(w, target)
-        total = _softmax_slope(e, w, k, s, scale)
-    return total * np.log1p(s) - fall
+        total = _softmax_gradient(e, w, k, s, scale)
+    return total * np.log1p(s) - weighted
 
 
-def _share(labels: Array, p: Array, scratch: Array, out: Array | None, scale: Array, o: Options) -> Array:
-    """The logarithm of the sum, whose slope is the same for all classes, less that of the label's own."""
+def _label_probabilities(labels: Array, p: Array, scratch: Array, out: Array | None, scale: Array, o: Options) -> Array:
+    """(5) of one label: log Σx − log x_y where not clipped, so that all other classes have the gradient 1/Σx."""
     epsilon, class_weight = o["epsilon"], o.get("class_weight")
     at = np.arange(0, p.size, p.shape[1]) + labels
     total = np.add.reduce(p, 1)
-    share = p.reshape(-1)[at] / total
-    clipped = share.clip(epsilon, 1 - epsilon)
+    p_label = p.reshape(-1)[at] / total
+    clipped = p_label.clip(epsilon, 1 - epsilon)
     losses = -np.log(clipped)
     if class_weight is not None:
         weight = class_weight[0, labels]
         losses, scale = losses * weight, scale * weight
     if out is not None:
-        slope = np.where(share == clipped, scale / total, 0)
-        out[...] = slope[:, None]
-        out.reshape(-1)[at] -= slope / clipped
+        of_sum = np.where(p_label == clipped, scale / total, 0)
+        out[...] = of_sum[:, None]
+        out.reshape(-1)[at] -= of_sum / clipped
     return losses
 
 
-def _shares(target: Array, p: Array, scratch: Array, out: Array | None, scale: Array, o: Options) -> Array:
-    """The gradient is (Σ_j w_j − w_c/p_c)/Σp, over the classes that are not clipped."""
+def _probabilities(target: Array, p: Array, scratch: Array, out: Array | None, scale: Array, o: Options) -> Array:
+    """(5)"""
     epsilon, label_smoothing, class_weight = o["epsilon"], o.get("label_smoothing", 0.0), o.get("class_weight")
-    w, share, clipped, costs = scratch
+    w, ratio, clipped, log_p = scratch
     weights = _weights(target, w, label_smoothing, class_weight)
     total = np.add.reduce(p, 1)
-    np.divide(p, total[:, None], out=share)
-    share.clip(epsilon, 1 - epsilon, out=clipped)
-    np.log(clipped, out=costs)
-    costs *= weights
+    np.divide(p, total[:, None], out=ratio)
+    ratio.clip(epsilon, 1 - epsilon, out=clipped)
+    np.log(clipped, out=log_p)
+    log_p *= weights
     if out is not None:
-        outside = share != clipped
+        outside = ratio != clipped
         if outside.any():
-            np.copyto(share, weights)
-            share[outside] = 0
-            weights = share
+            np.copyto(ratio, weights)
+            ratio[outside] = 0
+            weights = ratio
         np.divide(weights, clipped, out=clipped)
         np.subtract(np.add.reduce(weights, 1)[:, None], clipped, out=out)
         out *= (scale / total)[:, None]
-    return -np.add.reduce(costs, 1)
+    return -np.add.reduce(log_p, 1)
 
 
 def _focal(target: Array, z: Array, scratch: Array, out: Array | None, scale: Array, o: Options) -> Array:
-    """Σ w (1 − p)^γ c of the costs c = −log p, whose slope has w (1 − p)^(γ−1) (1 − p + γ c p) for a weight."""
+    """(6)"""
     alpha, gamma, label_smoothing = o["alpha"], o["gamma"], o.get("label_smoothing", 0.0)
-    w, costs, rest, power, p, e = scratch
+    w, neg_log_p, one_minus_p, power, p, e = scratch
     e = e if out is None else out
     np.multiply(_weights(target, w, label_smoothing, None), alpha, out=w)
-    k, _m, s = _softmax(z, e, costs)
-    np.subtract(np.log1p(s)[:, None], costs, out=costs)
+    k, _m, s = _softmax(z, e, neg_log_p)
+    np.subtract(np.log1p(s)[:, None], neg_log_p, out=neg_log_p)
     total = 1 + s
     np.divide(e, total[:, None], out=p)
-    np.subtract(1, p, out=rest)
-    p.reshape(-1)[k], rest.reshape(-1)[k] = 1 / total, s / total
-    _power(rest, gamma - 1, power)
+    np.subtract(1, p, out=one_minus_p)
+    p.reshape(-1)[k], one_minus_p.reshape(-1)[k] = 1 / total, s / total
+    _power(one_minus_p, gamma - 1, power)
     power *= w
-    np.multiply(power, rest, out=w)
-    w *= costs
+    np.multiply(power, one_minus_p, out=w)
+    w *= neg_log_p
     losses = np.add.reduce(w, 1)
     if out is not None:
-        p *= costs
+        p *= neg_log_p
         p *= gamma
-        p += rest
+        p += one_minus_p
         np.multiply(p, power, out=w)
-        _softmax_slope(e, w, k, s, scale)
+        _softmax_gradient(e, w, k, s, scale)
     return losses
 
 
@@ -488,31 +517,30 @@ def _power(x: Array, exponent: float, out: Array) -> None:
         np.power(x, exponent, out=out)
 
 
-# Divergences. Σ t δ with δ = log(t/p) cancels where t and p are close; there it is Σ t (δ + exp(−δ) − 1), whose terms
-# are not negative, and in which an error of δ that a whole row has, that of its normalisers, counts by its square.
-# Where even δ has lost its digits, float64 has some to spare, for any two rows of float32.
+# Divergences, (7) and (8): the values of KL below which rows are close, and closer still.
 _CLOSE, _CLOSEST = 0.25, 0.03
 
 
 def _kl_logits(target: Array, z: Array, scratch: Array, out: Array | None, scale: Array, o: Options) -> Array:
+    """(7) and (8), of t = softmax(target/T), p = softmax(z/T), times T²."""
     temperature = o.get("temperature", 1.0)
-    t, ratio, other, p = scratch
+    t, delta, other, p = scratch
     p = p if out is None else out
     k, m, s = _softmax(target, t, temperature=temperature)
     k_p, m_p, s_p = _softmax(z, p, temperature=temperature)
     total, total_p = 1 + s, 1 + s_p
     t.reshape(-1)[k] = 1
-    # δ less a constant of the row: through the smaller numbers.
+    # δ without the row's constant, subtracted in the order whose intermediate results are smaller.
     across = np.abs(m - m_p) < 1
-    np.subtract(target, np.where(across, 0, m)[:, None], out=ratio)
+    np.subtract(target, np.where(across, 0, m)[:, None], out=delta)
     np.subtract(z, np.where(across, 0, m_p)[:, None], out=other)
-    ratio -= other
+    delta -= other
     constant = np.where(across, m.astype(np.float64) - m_p, 0)
     if temperature != 1:
-        ratio /= temperature
+        delta /= temperature
         constant /= temperature
     constant += np.log1p(s, dtype=np.float64) - np.log1p(s_p, dtype=np.float64)
-    np.multiply(t, ratio, out=other)
+    np.multiply(t, delta, out=other)
     kl = np.add.reduce(other, 1, np.float64) / total - constant
     if t.dtype == _WIDE:
         close, closest = np.ones(len(z), bool), np.zeros(len(z), bool)
@@ -525,35 +553,35 @@ def _kl_logits(target: Array, z: Array, scratch: Array, out: Array | None, scale
         out -= other
     if close.any():
         these = slice(None) if close.all() else close
-        t, delta, less = t[these], ratio[these], other[these]
+        t, delta, expm1 = t[these], delta[these], other[these]
         delta -= constant[these, None].astype(z.dtype)
-        np.negative(delta, out=less)
-        np.expm1(less, out=less)
-        delta += less
+        np.negative(delta, out=expm1)
+        np.expm1(expm1, out=expm1)
+        delta += expm1
         delta *= t
         kl[these] = np.add.reduce(delta, 1) / total[these]
         if out is not None:
-            less *= t
-            np.multiply(less, (1 / total[these])[:, None], out=out if close.all() else less)
+            expm1 *= t
+            np.multiply(expm1, (1 / total[these])[:, None], out=out if close.all() else expm1)
             if not close.all():
-                out[these] = less
-    if out is not None:  # where one class leads both, from what the others have
+                out[these] = expm1
+    if out is not None:  # p_k − t_k as the difference of 1 − t_k and 1 − p_k, which does not cancel
         out.reshape(-1)[k] = np.where(k == k_p, s / total - s_p / total_p, out.reshape(-1)[k])
     if closest.any():
         wide = [x[closest].astype(np.float64) for x in (target, z)]
-        slope = None if out is None else np.empty_like(wide[0])
+        gradient = None if out is None else np.empty_like(wide[0])
         scratch = np.empty((4, *wide[0].shape))
-        kl[closest] = _kl_logits(wide[0], wide[1], scratch, slope, _WIDE.type(1 / temperature), o)
+        kl[closest] = _kl_logits(wide[0], wide[1], scratch, gradient, _WIDE.type(1 / temperature), o)
         kl[closest] /= temperature**2
         if out is not None:
-            out[closest] = slope
+            out[closest] = gradient
     if out is not None:
         out *= _column(temperature * scale)
     return (temperature**2 * kl).astype(z.dtype, copy=False)
 
 
-def _kl_shares(target: Array, p: Array, scratch: Array, out: Array | None, scale: Array, o: Options) -> Array:
-    """δ as log1p((t − p)/p), whose rounding is as small as t − p."""
+def _kl_probabilities(target: Array, p: Array, scratch: Array, out: Array | None, scale: Array, o: Options) -> Array:
+    """(7) with δ = log1p((t − p)/p), whose rounding error is proportional to t − p; and (8)."""
     epsilon = o["epsilon"]
     t, clipped, ratio = scratch
     target.clip(epsilon, 1, out=t)
@@ -572,48 +600,49 @@ def _kl_shares(target: Array, p: Array, scratch: Array, out: Array | None, scale
     if out is not None:
         np.divide(t, clipped, out=out)
         out *= _column(-scale)
-        _flatten(out, p, clipped)
+        _zero_where_clipped(out, p, clipped)
     return kl
 
 
-def _flatten(slope: Array, p: Array, clipped: Array) -> None:
-    """No slope where `p` was clipped."""
+def _zero_where_clipped(gradient: Array, p: Array, clipped: Array) -> None:
     outside = p != clipped
     if outside.any():
-        slope[outside] = 0
+        gradient[outside] = 0
 
 
-# Bernoulli trials: a mean over rows, or, where rows are of size 1, one by one.
+# Bernoulli, (9) to (11): the mean of each row.
 
 
-def _trials(target: Array, pos_weight: Array | float | None, label_smoothing: float, t: Array, rest: Array) -> Array:
-    """What counts for the outcome, maybe in `t`; and what against it, in `rest`."""
-    np.subtract(1, target, out=rest)
+def _outcomes(
+    target: Array, pos_weight: Array | float | None, label_smoothing: float, t: Array, negative: Array
+) -> Array:
+    """P, in `t` or the target itself; and N, in `negative`."""
+    np.subtract(1, target, out=negative)
     if label_smoothing:
-        rest *= 1 - label_smoothing
-        rest += label_smoothing / 2
+        negative *= 1 - label_smoothing
+        negative += label_smoothing / 2
         target = np.multiply(target, 1 - label_smoothing, out=t)
         target += label_smoothing / 2
     return target if pos_weight is None else np.multiply(target, pos_weight, out=t)
 
 
-def _mean(costs: Array) -> Array:
-    return costs[:, 0] if costs.shape[1] == 1 else np.add.reduce(costs, 1) / costs.shape[1]
+def _mean(x: Array) -> Array:
+    return x[:, 0] if x.shape[1] == 1 else np.add.reduce(x, 1) / x.shape[1]
 
 
-def _softplus_costs(
-    target: Array, rest: Array, x: Array, low: Array, high: Array, costs: Array, part: Array, *, shares: bool
+def _softplus_terms(
+    positive: Array, negative: Array, x: Array, low: Array, high: Array, loss: Array, part: Array, *, gradient: bool
 ) -> None:
-    """t·max(−x, 0) + r·max(x, 0) into `costs`; log1p(exp(−|x|)), which times t + r is the rest of them, into `part`.
+    """(9): P·max(−x, 0) + N·max(x, 0) into `loss`, and log1p(e^(−|x|)) into `part`.
 
-    `shares`: also exp(min(x, 0)) into `low` and exp(−max(x, 0)) into `high`, whose shares in their sum are p and 1 − p.
+    `gradient`: also e^min(x, 0) into `low` and e^(−max(x, 0)) into `high`; p and 1 − p are these over their sum.
     """
     x.clip(-math.inf, 0, out=low)
     x.clip(0, math.inf, out=high)
-    np.multiply(rest, high, out=costs)
-    np.multiply(target, low, out=part)
-    costs -= part
-    if shares:
+    np.multiply(negative, high, out=loss)
+    np.multiply(positive, low, out=part)
+    loss -= part
+    if gradient:
         np.exp(low, out=low)
         np.negative(high, out=high)
         np.exp(high, out=high)
@@ -625,60 +654,61 @@ def _softplus_costs(
 
 
 def _binary_logits(target: Array, x: Array, scratch: Array, out: Array | None, scale: Array, o: Options) -> Array:
-    """The slope is r·p − t·(1 − p), with r = 1 − t."""
+    """(9)"""
     pos_weight, label_smoothing = o.get("pos_weight"), o.get("label_smoothing", 0.0)
-    t, rest, low, high, costs, part = scratch
-    target = _trials(target, pos_weight, label_smoothing, t, rest)
-    _softplus_costs(target, rest, x, low, high, costs, part, shares=out is not None)
+    t, negative, low, high, loss, part = scratch
+    positive = _outcomes(target, pos_weight, label_smoothing, t, negative)
+    _softplus_terms(positive, negative, x, low, high, loss, part, gradient=out is not None)
     if pos_weight is not None:
-        part *= target + rest
-    costs += part
+        part *= positive + negative
+    loss += part
     if out is not None:
-        rest *= low
+        negative *= low
         low += high
-        high *= target
-        np.subtract(rest, high, out=out)
+        high *= positive
+        np.subtract(negative, high, out=out)
         out /= low
         out *= _column(scale / x.shape[1])
-    return _mean(costs)
+    return _mean(loss)
 
 
 def _binary(target: Array, p: Array, scratch: Array, out: Array | None, scale: Array, o: Options) -> Array:
+    """(10)"""
     epsilon, pos_weight, label_smoothing = o["epsilon"], o.get("pos_weight"), o.get("label_smoothing", 0.0)
-    t, rest, clipped, costs, part = scratch
-    target = _trials(target, pos_weight, label_smoothing, t, rest)
+    t, negative, clipped, loss, part = scratch
+    positive = _outcomes(target, pos_weight, label_smoothing, t, negative)
     p.clip(epsilon, 1 - epsilon, out=clipped)
-    np.log(clipped, out=costs)
-    costs *= target
+    np.log(clipped, out=loss)
+    loss *= positive
     np.negative(clipped, out=part)
     np.log1p(part, out=part)
-    part *= rest
-    costs += part
+    part *= negative
+    loss += part
     if out is not None:
-        np.divide(target, clipped, out=part)
+        np.divide(positive, clipped, out=part)
         np.subtract(1, clipped, out=out)
-        np.divide(rest, out, out=out)
+        np.divide(negative, out, out=out)
         out -= part
         out *= _column(scale / p.shape[1])
-        _flatten(out, p, clipped)
-    return -_mean(costs)
+        _zero_where_clipped(out, p, clipped)
+    return -_mean(loss)
 
 
 def _binary_focal(target: Array, x: Array, scratch: Array, out: Array | None, scale: Array, o: Options) -> Array:
-    """The mean of u^γ c, u = tq + rp, r = 1 − t, q = 1 − p; the slope is u^(γ−1) · (u (rp − tq) + γ c (r − t) p q)."""
+    """(11), with q = 1 − p."""
     alpha, gamma, label_smoothing = o["alpha"], o["gamma"], o.get("label_smoothing", 0.0)
-    t, rest, p, q, costs, part = scratch
-    target = _trials(target, None, label_smoothing, t, rest)
-    _softplus_costs(target, rest, x, p, q, costs, part, shares=True)
-    costs += part
-    weight = target * alpha + rest * (1 - alpha) if o["apply_class_balancing"] else None
+    t, negative, p, q, loss, part = scratch
+    positive = _outcomes(target, None, label_smoothing, t, negative)
+    _softplus_terms(positive, negative, x, p, q, loss, part, gradient=True)
+    loss += part
+    weight = positive * alpha + negative * (1 - alpha) if o["apply_class_balancing"] else None
     if weight is not None:
-        costs *= weight
+        loss *= weight
     total = p + q
     p /= total
     q /= total
-    u = np.multiply(target, q, out=total)
-    np.multiply(rest, p, out=part)
+    u = np.multiply(positive, q, out=total)
+    np.multiply(negative, p, out=part)
     if out is not None:
         np.subtract(part, u, out=out)
     u += part
@@ -687,22 +717,22 @@ def _binary_focal(target: Array, x: Array, scratch: Array, out: Array | None, sc
         if weight is not None:
             out *= weight
         p *= q
-        rest -= target
-        p *= rest
-        p *= costs
+        negative -= positive
+        p *= negative
+        p *= loss
         p *= gamma
         out += p
     _power(u, gamma - 1, part)
     if out is not None:
         out *= part
         out *= _column(scale / x.shape[1])
-    costs *= u
-    costs *= part
-    return _mean(costs)
+    loss *= u
+    loss *= part
+    return _mean(loss)
 
 
 def label_entries(r: Request) -> Array:
-    """The log loss of probabilities, which reads no entry but the label's."""
+    """The log loss of probabilities, −log clip(p_y): reads only the label's entry of each row."""
     x, axis, epsilon, valid = ops.value_of(r.pred), r.axis, r.options["epsilon"], r.valid
     assert axis is not None
     labels: Any = np.expand_dims(r.target, axis)
@@ -749,12 +779,12 @@ KERNELS: Mapping[str, RowKernel] = {
     softmax.LABELS.name: RowKernel(_labels, 1),
     f"{softmax.LABELS.name}, smoothed": RowKernel(_smoothed_labels, 2),
     softmax.DISTRIBUTIONS.name: RowKernel(_dense, 3),
-    softmax.LABEL_PROBABILITIES.name: RowKernel(_share, 1),
-    softmax.PROBABILITIES.name: RowKernel(_shares, 4),
+    softmax.LABEL_PROBABILITIES.name: RowKernel(_label_probabilities, 1),
+    softmax.PROBABILITIES.name: RowKernel(_probabilities, 4),
     softmax.LOG_LOSS.name: RowKernel(label_entries),
     softmax.FOCAL.name: RowKernel(_focal, 6),
     divergence.LOGITS.name: RowKernel(_kl_logits, 4, wide=False),
-    divergence.PROBABILITIES.name: RowKernel(_kl_shares, 3, wide=False),
+    divergence.PROBABILITIES.name: RowKernel(_kl_probabilities, 3, wide=False),
     bernoulli.LOGITS.name: RowKernel(_binary_logits, 6),
     bernoulli.PROBABILITIES.name: RowKernel(_binary, 5),
     bernoulli.FOCAL.name: RowKernel(_binary_focal, 6),

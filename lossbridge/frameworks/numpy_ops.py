@@ -1,7 +1,7 @@
-"""NumPy: arithmetic, the small tape that differentiates it, and how arrays come in.
+"""NumPy: arithmetic, the small tape that differentiates it, and conversion of arrays.
 
-NumPy has no automatic differentiation. `on_numpy.value_and_grad` hands the loss a `Variable` in place of the array;
-every operation that meets one notes how a gradient flows back through it. Plain arrays pass through untouched.
+NumPy has no automatic differentiation. `on_numpy.value_and_grad` passes a `Variable` to the loss in place of the array;
+every operation on one records how to pass a gradient back. Operations on plain arrays record nothing.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ DTYPES = {np.dtype(name): name for name in ("float32", "float64", "float16", "in
 
 
 class Variable:
-    """An array on the tape, with its parents and the function that carries a gradient back to each of them."""
+    """An array on the tape, with its parents and the pullback of the gradient to each of them."""
 
     __slots__ = ("parents", "value")
-    __array_ufunc__ = None  # array + Variable is then Variable.__radd__, not an object array
+    __array_ufunc__ = None  # so that array + Variable calls Variable.__radd__ and makes no object array
     __hash__ = None  # type: ignore[assignment]
 
     def __init__(self, value: np.ndarray, parents: tuple[tuple[Variable, Pullback], ...] = ()) -> None:
@@ -90,27 +90,27 @@ class Variable:
 
 
 def value_of(x: Array) -> Array:
-    """The array itself, also of a Variable."""
+    """The array: that of a Variable, or `x` itself."""
     return x.value if type(x) is Variable else x
 
 
 def record(value: Array, *inputs: tuple[Array, Pullback]) -> Array:
-    """`value` itself if no input is on the tape; else a node that remembers those that are."""
+    """`value` itself if no input is on the tape; else a node with those that are as its parents."""
     parents = tuple([parent for parent in inputs if type(parent[0]) is Variable])
     return Variable(np.asarray(value), parents) if parents else value
 
 
 def _sum_to(gradient: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Undoes broadcasting: the gradient summed over the axes that `shape` does not have."""
+    """The gradient summed over the axes along which an input of this shape was broadcast."""
     if gradient.shape == shape:
         return gradient
     gradient = gradient.sum(axis=tuple(range(gradient.ndim - len(shape))))
-    stretched = tuple(i for i, n in enumerate(shape) if n == 1 and gradient.shape[i] != 1)
-    return gradient.sum(axis=stretched, keepdims=True)
+    broadcast = tuple(i for i, n in enumerate(shape) if n == 1 and gradient.shape[i] != 1)
+    return gradient.sum(axis=broadcast, keepdims=True)
 
 
 def pulled_back(result: Array, leaf: Variable, upstream: np.ndarray) -> np.ndarray:
-    """The gradient that arrives at `leaf` when `upstream` flows back from `result`."""
+    """The gradient at `leaf` for the gradient `upstream` at `result`."""
     if not isinstance(result, Variable):
         return np.zeros_like(leaf.value)
     gradients = {id(result): upstream}
@@ -125,13 +125,13 @@ def pulled_back(result: Array, leaf: Variable, upstream: np.ndarray) -> np.ndarr
     if id(leaf) not in gradients:
         return np.zeros_like(leaf.value)
     gradient = gradients[id(leaf)]
-    return gradient if gradient.flags.writeable else gradient.copy()  # broadcast from one number
+    return gradient if gradient.flags.writeable else gradient.copy()  # a read-only broadcast of one number
 
 
 def _newest_first(root: Variable) -> list[Variable]:
     """The nodes under `root`, each before its parents (depth-first, without recursion)."""
     order = [root]
-    while len(order[-1].parents) == 1:  # mostly it is a chain
+    while len(order[-1].parents) == 1:  # most graphs are a chain
         order.append(order[-1].parents[0][0])
     if not order[-1].parents:
         return order
@@ -151,7 +151,7 @@ def _newest_first(root: Variable) -> list[Variable]:
     return order[::-1]
 
 
-# Arrays as they come in.
+# Conversion and inspection of arrays.
 
 
 def owns(x: object) -> bool:
@@ -189,7 +189,7 @@ def dtype(x: Array) -> str:
 
 @functools.cache
 def _name(dtype: np.dtype[Any]) -> str:
-    return str(dtype.name)  # which NumPy puts together anew each time, in 3 µs
+    return str(dtype.name)  # cached, because NumPy builds the string each time, in 3 µs
 
 
 def cast(x: Array, dtype: str) -> Array:
@@ -241,7 +241,7 @@ def abs(x: Array) -> Array:
 
 def where(condition: Array, x: Array | float, y: Array | float) -> Array:
     v, w = value_of(x), value_of(y)
-    if isinstance(w, int | float) and hasattr(v, "dtype"):  # of bfloat16 NumPy would make float64
+    if isinstance(w, int | float) and hasattr(v, "dtype"):  # with bfloat16 NumPy would promote to float64
         w = v.dtype.type(w)
     elif isinstance(v, int | float) and hasattr(w, "dtype"):
         v = w.dtype.type(v)
@@ -257,14 +257,14 @@ def sum(x: Array, axis: int | None = None, keepdims: bool = False) -> Array:
 
     def pullback(g: np.ndarray) -> np.ndarray:
         if axis is None and g.dtype.isbuiltin == 1:
-            # As broadcast_to, in a tenth of its time.
+            # As np.broadcast_to, in a tenth of its time.
             everywhere = np.ndarray(v.shape, g.dtype, g, strides=(0,) * v.ndim)
             everywhere.flags.writeable = False
             return everywhere
         return np.broadcast_to(g if axis is None or keepdims else np.expand_dims(g, axis), v.shape)
 
     if axis is not None and axis != v.ndim - 1 and v.shape[axis] > 256:
-        # NumPy sums pairwise along the last axis alone; elsewhere the rounding of a long sum adds up.
+        # NumPy sums pairwise along the last axis only; along others the rounding error grows with the length.
         total = np.sum(np.ascontiguousarray(np.moveaxis(v, axis, -1)), axis=-1)
         return record(np.expand_dims(total, axis) if keepdims else total, (x, pullback))
     return record(v.sum(axis=axis, keepdims=keepdims), (x, pullback))

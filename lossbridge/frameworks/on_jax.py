@@ -1,11 +1,11 @@
 """JAX: which path computes a request, how a rule is attached, and how JAX runs. Defines no loss.
 
-On a CPU, XLA stores every array of classes that a `where` puts into a sum. So a rule runs over blocks of rows, one
-after the other, whose arrays stay in the cache; but for labels, whose sum has no `where` (see `jax_ops.sum_but`). A
-gradient reads the inputs again, and no array of classes is kept from the way forward. Elsewhere than on a CPU XLA fuses
-more, and there are no blocks.
+On a CPU, XLA stores every array of the inputs' size that is the result of a `where` inside a sum. So a rule runs over
+one block of rows after another, whose arrays fit the cache. Labels need no blocks, because their sum has no `where`
+(see `jax_ops.sum_but`). A gradient reads the inputs again, and no array of their size is saved by the forward pass. On
+other devices XLA fuses more, and there are no blocks.
 
-The derivatives of a gradient, of either mode and any order, are those of the rule's value; so are those for weights.
+Derivatives of a gradient, of either mode and any order, and those for weights are derivatives of the rule's value.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ from lossbridge.spec import Request
 
 name = "jax"
 ops = jax_ops
-# How arrays come in.
+# Conversion and inspection of arrays.
 asarray, cast, concrete, dtype = ops.asarray, ops.cast, ops.concrete, ops.dtype
 owns, quiet, shape, widest = ops.owns, ops.quiet, ops.shape, ops.widest
 
-# Class indices are compared as float32 numbers, which count no further.
+# Class indices are compared in float32, which represents all integers up to this.
 MOST_CLASSES = 2**24
-# Elements of a block: 1 MiB of float32, the cache of a core.
+# Elements of a block: 1 MiB of float32, which fits a core's cache.
 BLOCK = 2**18
-# Classes up to which XLA sums up the products of labels as it goes; of more it takes four times as long as of a sum.
+# Up to so many classes XLA fuses the sum of products for labels; above, it takes four times as long as a plain sum.
 SUMMED_AT_ONCE = 2**15
 
-# Rules without gradients whose arithmetic pays in blocks too; JAX differentiates each block.
+# Rules without gradients that are faster in blocks too; JAX differentiates each block.
 DERIVED_IN_BLOCKS = tuple(
     rule.name for rule in (softmax.FOCAL, softmax.FOCAL_PROBABILITIES, bernoulli.FOCAL, bernoulli.FOCAL_PROBABILITIES)
 )
@@ -109,7 +109,7 @@ PATHS: Mapping[str, Path] = {
 
 
 class _Plan(NamedTuple):
-    """What XLA compiles anew for."""
+    """The static arguments: XLA recompiles for each."""
 
     rule: Rule
     axis: int | None
@@ -118,8 +118,8 @@ class _Plan(NamedTuple):
 
     @property
     def gradients_in_blocks(self) -> bool:
-        """It pays where most of a gradient has been computed for the value."""
-        return self.rule == divergence.LOGITS  # JAX makes it anew: not the same object
+        """Faster where the value already computes most of a gradient."""
+        return self.rule == divergence.LOGITS  # compared by value, because JAX copies it
 
 
 Needs = tuple[bool, bool]
@@ -181,7 +181,7 @@ def _gradients_rule(plan: _Plan, needs: Needs, primals: Any, tangents: Any) -> t
 
 
 def _moved(plan: _Plan, gradients: Any, primals: Any, tangents: Any) -> Array:
-    """The tangent of the losses."""
+    """The tangent of the losses: gradient times tangent, summed along the axis."""
     if _moves(tangents[3]):
         return _derivative(functools.partial(_value, plan, primals[0]), primals[1:], tangents[1:])
     terms = [
@@ -193,7 +193,7 @@ def _moved(plan: _Plan, gradients: Any, primals: Any, tangents: Any) -> Array:
 
 
 def _value(plan: _Plan, valid: Array | None, target: Array, pred: Array, weights: Mapping[str, Array]) -> Array:
-    """What JAX differentiates itself."""
+    """The losses by the formula, for JAX to differentiate."""
     target, pred = _floating(target, pred)
     if jnp.issubdtype(target.dtype, jnp.floating):
         target = neutralise(ops, target, valid, plan.axis, 0.5)
@@ -203,7 +203,7 @@ def _value(plan: _Plan, valid: Array | None, target: Array, pred: Array, weights
 
 
 def _compute(plan: _Plan, needs: Needs | None, target: Array, pred: Array, weights: Mapping[str, Array]) -> Any:
-    """The losses and the residuals; with `needs`, the gradients instead of these."""
+    """The losses and the residuals; with `needs`, the losses and the gradients."""
 
     def at_once(target: Array, pred: Array, weights: Mapping[str, Array], axis: int | None = plan.axis) -> Any:
         target, pred = _floating(target, pred)
@@ -238,8 +238,8 @@ def _derived(function: Callable[..., Array], needs: Needs, target: Array, pred: 
     pair = (target, pred)
 
     def total(*chosen: Array) -> Array:
-        rest = iter(chosen)
-        return function(*(next(rest) if need else x for need, x in zip(needs, pair, strict=True))).sum()
+        given = iter(chosen)
+        return function(*(next(given) if need else x for need, x in zip(needs, pair, strict=True))).sum()
 
     chosen = [x for need, x in zip(needs, pair, strict=True) if need]
     found = iter(jax.grad(total, range(len(chosen)))(*chosen))
@@ -247,7 +247,7 @@ def _derived(function: Callable[..., Array], needs: Needs, target: Array, pred: 
 
 
 def _floating(target: Array, pred: Array) -> tuple[Array, Array]:
-    """In the dtype of the computation; labels as they are."""
+    """Both in the dtype of the computation; labels unchanged."""
     dtype = "float64" if pred.dtype == "float64" else "float32"
     return target.astype(dtype) if target.ndim == pred.ndim else target, pred.astype(dtype)
 
@@ -257,7 +257,7 @@ def _moves(tangents: Any) -> bool:
 
 
 def _derivative(function: Callable[..., Any], arrays: Any, tangents: Any) -> Any:
-    """That of function(*arrays) along the tangents."""
+    """The directional derivative of function(*arrays) along the tangents."""
     leaves, tree = jax.tree.flatten(arrays)
     steps = tree.flatten_up_to(tangents)
     moving = [i for i, step in enumerate(steps) if _moves(step)]
@@ -273,9 +273,9 @@ def _derivative(function: Callable[..., Any], arrays: Any, tangents: Any) -> Any
 
 
 def _pays_in_blocks(r: Request) -> bool:
-    """Whether it is large, and lies on one device: a loop over rows that are shared out would gather them on each.
+    """Whether the input is large and on one device: a loop over sharded rows would gather them on every device.
 
-    Which of them are is hidden under jit, so that the number of devices decides.
+    Under jit the sharding is unknown, so that the number of devices decides.
     """
     pred = r.pred
     if r.axis is None:
@@ -290,7 +290,7 @@ def _pays_in_blocks(r: Request) -> bool:
 
 
 def _in_blocks(value: Callable[..., Any], axis: int, target: Array, pred: Array, weights: Mapping[str, Array]) -> Any:
-    """value(…), of one block of rows after the other. The last block reaches back over rows that it finds again."""
+    """value(…) of one block of rows after another. The last block overlaps the one before: all have one size."""
     shape = pred.shape
     rows, classes, inner = math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :])
     step = max(1, BLOCK // (classes * inner))
@@ -312,11 +312,11 @@ def _in_blocks(value: Callable[..., Any], axis: int, target: Array, pred: Array,
     found = jax.tree.map(lambda x: jnp.zeros((rows, *x.shape[1:]), x.dtype), jax.eval_shape(block, 0))
     found = lax.fori_loop(0, -(-rows // step), write, found)
 
-    def as_before(x: Array) -> Array:
+    def reshaped(x: Array) -> Array:
         of_rows = x.shape[1:2] if x.ndim == len(dense) else ()
         return x.reshape(shape[:axis] + of_rows + shape[axis + 1 :])
 
-    return jax.tree.map(as_before, found)
+    return jax.tree.map(reshaped, found)
 
 
 # Running.

@@ -16,7 +16,7 @@ from lossbridge.spec import Request
 
 name = "numpy"
 ops = numpy_ops
-# How arrays come in.
+# Conversion and inspection of arrays.
 asarray, cast, concrete, dtype = ops.asarray, ops.cast, ops.concrete, ops.dtype
 owns, quiet, shape, widest = ops.owns, ops.quiet, ops.shape, ops.widest
 
@@ -40,7 +40,7 @@ def chosen(request: Callable[[Array, Array], Request], target: Any, pred: Any, u
 
 
 def _over_ops(r: Request) -> Array:
-    """In blocks of rows where that pays, and is possible."""
+    """In blocks of rows if the input is large and the options allow it."""
     large = ops.value_of(r.pred).size > min(numpy_blocks.CACHE // 9, numpy_blocks.LARGE)
     if large and not numpy_blocks.refuses_rows(r):
         return numpy_blocks.rule_losses(r)
@@ -48,7 +48,7 @@ def _over_ops(r: Request) -> Array:
 
 
 def _by_rule(r: Request) -> Array:
-    """One node of the tape for the whole loss."""
+    """One node of the tape for the whole loss, with the gradients of the rule."""
     rule, axis, inputs = r.rule, r.axis, (r.target, r.pred)
     target, pred = prepared(ops, r, ops.value_of(r.target), ops.value_of(r.pred))
     found, residuals = rule.value(ops, target, pred, axis, **r.options)

@@ -1,8 +1,8 @@
 """TensorFlow: which path computes a request, how a rule is attached, and how TensorFlow runs. Defines no loss.
 
-Outside of a graph, on the host, NumPy's paths read TensorFlow's arrays where they lie: its operations start in 1 µs
-rather than in 15. In a graph a rule is attached as one custom gradient: few passes, few buffers, and where every size
-is known and large, XLA. Higher derivatives are those of the rule's value.
+Eager calls on the CPU use NumPy's paths on the memory of TensorFlow's arrays, because an operation of NumPy starts in
+1 µs and one of TensorFlow in 15. In a graph a rule is one custom gradient, which needs few passes and buffers, and is
+compiled by XLA where all sizes are known and large. Higher derivatives are those of the rule's value.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from lossbridge.spec import Request
 
 name = "tensorflow"
 ops = tensorflow_ops
-# How arrays come in.
+# Conversion and inspection of arrays.
 asarray, cast, concrete, dtype = ops.asarray, ops.cast, ops.concrete, ops.dtype
 owns, quiet, shape, widest = ops.owns, ops.quiet, ops.shape, ops.widest
 
 _custom_gradient: Callable[[Callable[..., Any]], Callable[..., Any]] = tf.custom_gradient  # for the type checker
 
-# Measured on two cores, 32 to 2048 rows of 10 to 32768 classes: below, calling XLA costs more than it saves.
+# Measured on two cores with 32 to 2048 rows of 10 to 32768 classes: below this, calling XLA costs more than it saves.
 XLA_ELEMENTS = 2**16
-# Elements of a block of rows, 1 MiB of float32, and of a part of a sum, both in XLA.
+# In XLA: elements of a block of rows, 1 MiB of float32, and of a part of a sum.
 XLA_BLOCK = 2**18
 XLA_PART = 2**10
 
@@ -87,9 +87,9 @@ def _refuses_rule(r: Request) -> str:
 
 
 def _refuses_xla(pred: Array) -> str:
-    """It pays in a graph whose sizes are known, so that nothing is compiled anew for another call, on a processor.
+    """XLA is used on a CPU in graphs whose sizes are known, so that no later call recompiles.
 
-    On a GPU XLA needs tools that TensorFlow can lack, and a strategy may place the operations anywhere.
+    On a GPU XLA needs tools that TensorFlow may lack, and a strategy may place the operations on any device.
     """
     count = pred.shape.num_elements()
     if tf.executing_eagerly() or ops.in_branch_of_cond():
@@ -108,7 +108,7 @@ def _by_formula(r: Request) -> Array:
     return by_formula(ops, r, r.target, r.pred)
 
 
-# Outside of a graph.
+# Eager.
 
 
 def _by_numpy(r: Request) -> Array:
@@ -132,14 +132,14 @@ def _by_numpy(r: Request) -> Array:
     found = [losses(leaf)]
 
     def pulled_back(upstream: np.ndarray) -> np.ndarray:
-        once = found.pop() if found else losses(leaf)  # what a path has saved serves once
+        once = found.pop() if found else losses(leaf)  # the residuals that a path has saved can be used once
         return numpy_ops.pulled_back(once, leaf, upstream)
 
     return ops.recorded(numpy_ops.value_of(found[0]), r.pred, pulled_back, lambda upstream: _gradient(r, upstream))
 
 
 def _gradient(r: Request, upstream: Array) -> Array:
-    """For the predictions, of the formula: it can be differentiated further."""
+    """The formula's gradient for the predictions, which can be differentiated again."""
     with tf.GradientTape() as tape:
         tape.watch(r.pred)
         losses = by_formula(ops, r, r.target, r.pred)
@@ -150,7 +150,7 @@ def _gradient(r: Request, upstream: Array) -> Array:
 
 
 def _by_rule(r: Request, *, xla: bool) -> Array:
-    """Computed in rows, by XLA or not. Class weights of labels multiply the losses."""
+    """Computed in rows, compiled by XLA or not. Class weights of labels multiply the losses afterwards."""
     weight = r.options.get("class_weight") if r.rule is softmax.LABELS else None
     if weight is not None:
         r = r._replace(options={**r.options, "class_weight": None})
@@ -172,7 +172,7 @@ def _attached(r: Request, xla: bool) -> Array:
 
     @_custom_gradient
     def differentiable(*floats: Array) -> Any:
-        # Stopped, so that no tape writes down what happens inside.
+        # stop_gradient, so that no tape records the operations inside.
         t, z = (tf.stop_gradient(x) for x in ((r.target, *floats) if of_labels else floats))
         rows = _as_rows(t, axis) if t.shape.rank == z.shape.rank else tf.reshape(t, [-1]), _as_rows(z, axis), *valid
         found, *residuals = forward(*rows)
@@ -198,7 +198,7 @@ def _attached(r: Request, xla: bool) -> Array:
 
 
 def _compiled(function: Callable[..., Any], xla: bool) -> Callable[..., Any]:
-    """Not kept: what it traces goes when the graph around it goes."""
+    """Not cached, so that what it traces is freed with the graph around it."""
     return tf.function(function, jit_compile=True, autograph=False) if xla else function
 
 
@@ -222,7 +222,7 @@ def _value(r: Request, xla: bool, rows: tuple[Array, ...]) -> list[Array]:
 
 
 def _backward(r: Request, xla: bool, which: int, upstream: Array, residuals: list[Array], *rows: Array) -> Array:
-    """One pass of arithmetic, which writes nothing but the gradient."""
+    """The gradient for the target or the predictions."""
     r = _of_rows(r, *rows)
     target, pred = prepared(ops, r, r.target, r.pred)
     needs = (which == 0, which == 1)
@@ -232,7 +232,7 @@ def _backward(r: Request, xla: bool, which: int, upstream: Array, residuals: lis
 
 
 def _second_gradients(r: Request, which: int, upstream: Array, *floats_and_cotangent: Array) -> list[Array]:
-    """Of the gradient for the target or the predictions, for upstream and the floating ones of the two."""
+    """The gradients of the gradient for one input, with respect to upstream and the floating inputs."""
     *floats, cotangent = floats_and_cotangent
 
     def losses(*floats: Array) -> Array:
@@ -251,9 +251,9 @@ def _second_gradients(r: Request, which: int, upstream: Array, *floats_and_cotan
 
 
 def _in_blocks(r: Request, function: Callable[..., list[Array]], rows: tuple[Array, ...]) -> tuple[Array, ...]:
-    """Of so many rows at a time as stay in the cache; the last block begins early enough to be as long as the others.
+    """The function of blocks of rows that fit the cache, because XLA would store the terms of a sum.
 
-    XLA would store all that it sums up.
+    The last block overlaps the one before, so that all have one size.
     """
     count, classes = rows[1].shape
     size = min(count, max(1, XLA_BLOCK // classes))
@@ -266,19 +266,22 @@ def _in_blocks(r: Request, function: Callable[..., list[Array]], rows: tuple[Arr
     starts = tf.minimum(tf.range(0, blocks * size, size), count - size)
     found = tf.map_fn(of_block, starts, fn_output_signature=tf.as_dtype(r.dtype))
     found = tf.reshape(tf.transpose(found, [1, 0, 2]), [-1, blocks * size])
-    again = blocks * size - count
-    found = tf.concat([found[:, : count - size + again], found[:, count - size + 2 * again :]], 1) if again else found
+    overlap = blocks * size - count
+    if overlap:
+        found = tf.concat([found[:, : count - size + overlap], found[:, count - size + 2 * overlap :]], 1)
     losses, *residuals = tf.unstack(found)
     return losses, *(x[:, None] for x in residuals)
 
 
 def _sum_in_xla(x: Array, axis: int, keepdims: bool = False) -> Array:
-    """As products with ones, and in parts: XLA adds up a row in order, which takes three times as long, and costs 60
-    units in the last place at 32768 classes.
+    """A sum as matrix products with ones, in parts.
+
+    XLA sums a row in order, which takes three times as long, and has an error of 60 units in the last place at 32768
+    classes.
     """
     rows, classes = x.shape
     part = max((n for n in range(1, XLA_PART + 1) if classes % n == 0), default=1)
-    if part < XLA_PART // 16 < classes:  # all but a few classes, and these
+    if part < XLA_PART // 16 < classes:  # a multiple of XLA_PART, and the remaining classes
         whole = classes - classes % XLA_PART
         total = _sum_in_xla(x[:, :whole], axis) + _sum_of_row(x[:, whole:])
     elif part < classes:
@@ -301,7 +304,7 @@ def _put_in_xla(x: Array, labels: Array, values: Array, axis: int) -> Array:
     return ops.where(ops.one_hot(labels, x, axis), values, x)
 
 
-# What XLA does better in another way: it fuses no scatter.
+# In XLA these are faster in another form; it fuses no scatter, for one.
 _IN_XLA: Any = SimpleNamespace(**{**vars(ops), "sum": _sum_in_xla, "sum_but": _sum_but_in_xla, "put": _put_in_xla})
 
 
@@ -313,7 +316,7 @@ def _without(axis: int, rank: int) -> list[int]:
 
 
 def _as_rows(x: Array, axis: int | None) -> Array:
-    """(rows, classes); without an axis, rows of one."""
+    """`x` as (rows, classes); without an axis as (entries, 1)."""
     if axis is None:
         return tf.reshape(x, [-1, 1])
     rank = x.shape.rank
@@ -324,7 +327,7 @@ def _as_rows(x: Array, axis: int | None) -> Array:
 
 
 def _like(rows: Array, x: Array, axis: int | None) -> Array:
-    """Undoes _as_rows."""
+    """The inverse of _as_rows, to the shape of `x`."""
     rank = x.shape.rank
     if axis is None or axis == rank - 1:
         return tf.reshape(rows, tf.shape(x))

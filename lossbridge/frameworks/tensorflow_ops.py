@@ -1,4 +1,4 @@
-"""TensorFlow: arithmetic, how arrays come in, and the private interfaces that are asked.
+"""TensorFlow: arithmetic, conversion of arrays, and the private interfaces that are used.
 
 Eager, in a tf.function, under XLA, and with sizes that are unknown (None).
 """
@@ -24,12 +24,12 @@ record_operation = record.record_operation
 
 
 def in_forward_mode(*arrays: Array) -> bool:
-    """Whether tf.autodiff.ForwardAccumulator is at work on them, which a gradient of our own does not serve."""
+    """Whether a tf.autodiff.ForwardAccumulator watches them; it ignores custom gradients."""
     return bool(pack_tangents(list(arrays)).tangents)
 
 
 def in_branch_of_cond() -> bool:
-    """The gradient of such a branch finds nothing of what the branch has handed to a compiled function."""
+    """In such a branch the gradient does not see what was passed to a compiled function."""
     return type(tf.compat.v1.get_default_graph()).__name__ == "CondBranchFuncGraph"
 
 
@@ -42,11 +42,11 @@ DTYPES = {
 }
 quiet = nullcontext
 
-# Up to so many entries a sum costs less than the start of TensorFlow's operations, and of those of its gradient.
+# Up to so many entries a sum takes less time than the start of TensorFlow's operations for it and its gradient.
 SMALL = 2**14
 
 
-# Arrays as they come in.
+# Conversion and inspection of arrays.
 
 
 def owns(x: object) -> bool:
@@ -83,10 +83,10 @@ def same_sizes(x: Array, axes: list[int], like: Array, like_axes: list[int], wor
     if not unknown:
         return x
     sizes, like_sizes = tf.shape(x), tf.shape(like)
-    found, wanted = tf.stack([sizes[i] for i, _ in unknown]), tf.stack([like_sizes[j] for _, j in unknown])
-    with tf.control_dependencies([tf.debugging.assert_equal(found, wanted, message=words)]):
-        # XLA drops assertions; an impossible shape stops it too.
-        checked = tf.reshape(x, tf.where(tf.reduce_all(found == wanted), sizes, -2))
+    found, expected = tf.stack([sizes[i] for i, _ in unknown]), tf.stack([like_sizes[j] for _, j in unknown])
+    with tf.control_dependencies([tf.debugging.assert_equal(found, expected, message=words)]):
+        # XLA drops assertions, but raises for an impossible shape.
+        checked = tf.reshape(x, tf.where(tf.reduce_all(found == expected), sizes, -2))
     checked.set_shape(x.shape)
     return checked
 
@@ -131,7 +131,7 @@ def sum(x: Array, axis: int | None = None, keepdims: bool = False) -> Array:
     if axis is None and not keepdims and _few(x):
         return _ratio_of_few(x, 1)
     if axis not in (None, rank - 1) and (x.shape[axis] or 0) > 256:
-        # The rounding of a long sum adds up along any axis but the last.
+        # Along axes other than the last the rounding error of a sum grows with its length.
         last = [i for i in range(rank) if i != axis] + [axis]
         total = tf.reduce_sum(tf.transpose(x, last), axis=-1)
         return tf.expand_dims(total, axis) if keepdims else total
@@ -139,13 +139,15 @@ def sum(x: Array, axis: int | None = None, keepdims: bool = False) -> Array:
 
 
 def on_host(*arrays: Array) -> bool:
-    """Whether NumPy can read them where they lie, now."""
+    """Whether the call is eager and NumPy can read them without a copy."""
     return tf.executing_eagerly() and all("CPU" in x.device for x in arrays)
 
 
 def recorded(result: np.ndarray, x: Array, pulled_back: Callable[[np.ndarray], np.ndarray], gradient: Any) -> Array:
-    """What NumPy made of `x`, for tapes: the gradient comes from `pulled_back`; from `gradient`, of TensorFlow's
-    operations, where it is differentiated in its turn, or traced.
+    """The result of NumPy's operations on `x`, as a tensor with a gradient.
+
+    The gradient is computed by `pulled_back`, or by `gradient`, of TensorFlow's operations, where it is itself
+    differentiated or traced.
     """
     tensor = tf.convert_to_tensor(result)
 
@@ -196,7 +198,7 @@ def argmax(x: Array, axis: int) -> Array:
 
 def take(x: Array, labels: Array, axis: int) -> Array:
     rank = x.shape.rank
-    if rank == 1:  # tf.gather's gradient would be no tensor, but IndexedSlices
+    if rank == 1:  # the gradient of tf.gather would be IndexedSlices, not a tensor
         return sum(where(one_hot(labels, x, 0), x, 0.0))
     if axis != rank - 1:
         x = tf.transpose(x, [i for i in range(rank) if i != axis] + [axis])
@@ -216,7 +218,7 @@ def sum_but(x: Array, labels: Array, axis: int) -> Array:
 
 
 def _places(labels: Array) -> Array:
-    """Row and column of each row's label."""
+    """The (row, column) of each row's label."""
     return tf.stack([tf.range(tf.size(labels, out_type=labels.dtype), dtype=labels.dtype), labels], axis=1)
 
 

@@ -1,8 +1,8 @@
 """Losses for Keras 3, on its TensorFlow, PyTorch and JAX backends: `keras.losses.Loss` objects over lossbridge.losses.
 
-A constructor takes Keras' own arguments in Keras' order, with Keras' defaults; what Keras lacks follows by keyword.
-Calling a loss takes (y_true, y_pred, sample_weight=None, *, normalizer=None). `_Loss` does the work; the classes after
-it are signatures and documentation. No maths.
+A constructor takes Keras' own arguments in Keras' order, with Keras' defaults; further options are keyword-only.
+A call takes (y_true, y_pred, sample_weight=None, *, normalizer=None). `_Loss` does the work; the classes after
+it are signatures and docstrings. No maths.
 
 These arguments mean the same in every loss:
 
@@ -12,14 +12,14 @@ reduction       "sum_over_batch_size" or "mean" (divides by the number of unmask
                 (per-sample values), "mean_with_sample_weight" (divides by the sum of the weights)
 dtype           y_pred is cast to it, by default to keras.config.floatx(); results are float64 for float64, else float32
 epsilon         probabilities are clipped to [epsilon, 1 - epsilon]; 0 means exact. keras.config.epsilon() is not read
-normalizer      the denominator of a mean, in place of the count: a number here, a scalar array too in the call, which
-                wins (for accumulated gradients and data parallelism)
+normalizer      the denominator of a mean, in place of the count: a number here, in the call also a scalar array, which
+                overrides it (for accumulated gradients and data parallelism)
 
 And these in every call:
 
 sample_weight   of the per-sample shape (a last axis of size 1 may be added), or its leading axes, or one number
-the mask        that Keras layers attach to y_pred (Masking, Embedding with mask_zero); what is masked or weighs zero is
-                selected away, so that a NaN there reaches neither value, gradient nor denominator
+the mask        that Keras layers attach to y_pred (Masking, Embedding with mask_zero); entries that are masked or have
+                weight 0 are selected away, so that a NaN there reaches neither value, gradient nor denominator
 
 All raise ValueError for shapes that do not fit and for options outside their range, TypeError for predictions that are
 no floating-point numbers or belong to another library than Keras runs on. Losses are in nats.
@@ -34,8 +34,8 @@ import keras
 import numpy as np
 
 # ---- Private interfaces of Keras, tried with 3.15. test_keras.py tests what each answers. ----
-from keras.src.backend import get_keras_mask  # Keras' own losses ask here, and there is no public way
-from keras.src.losses.loss import scale_loss_for_distribution  # the trainer undoes this very scaling in its report
+from keras.src.backend import get_keras_mask  # as Keras' own losses do; there is no public function
+from keras.src.losses.loss import scale_loss_for_distribution  # the trainer reverses this scaling when it reports
 
 # ---- End of the private interfaces. ----
 from lossbridge import errors, losses
@@ -57,11 +57,11 @@ __all__ = [
 
 
 class _Loss(keras.losses.Loss):
-    """A function of lossbridge.losses with its options: checked when it is made, saved with the model."""
+    """A function of lossbridge.losses with its options: checked when it is made and saved with the model."""
 
     def __init__(self, function: Callable[..., Any], arguments: dict[str, Any]) -> None:
-        """`arguments`: the locals() of a constructor that has nothing but its arguments, so that none is forgotten."""
-        options = {key: _kept(key, x) for key, x in arguments.items() if key not in ("self", "__class__")}
+        """`arguments`: the locals() of a constructor, which are its arguments, so that none is forgotten."""
+        options = {key: _option(key, x) for key, x in arguments.items() if key not in ("self", "__class__")}
         _check(options)
         super().__init__(name=options.pop("name"), reduction=options.pop("reduction"), dtype=options.pop("dtype"))
         if not errors.is_float(self.dtype):
@@ -73,7 +73,7 @@ class _Loss(keras.losses.Loss):
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        if "call" in vars(cls):  # Keras' way to a loss of one's own, but not on the road from __call__
+        if "call" in vars(cls):  # Keras calls `call` from __call__; here it would be ignored
             raise TypeError(
                 f"{cls.__name__} overrides call, which lossbridge's losses do not go through; subclass "
                 "keras.losses.Loss and call the function of lossbridge in it"
@@ -91,8 +91,8 @@ class _Loss(keras.losses.Loss):
                 normalizer=normalizer,
                 reduction=self.reduction,
             )
-            # tf.distribute sums gradients over its replicas, so each one's own mean is divided by their number. A sum
-            # and a normalizer, the denominator of the whole batch, add up as they are.
+            # tf.distribute sums gradients over its replicas, so the mean of each is divided by their number. A sum, and
+            # a mean with a normalizer, which is the denominator of the whole batch, are added up unchanged.
             own_mean = self.reduction in MEANS and normalizer is None
             return scale_loss_for_distribution(value) if own_mean else value
 
@@ -109,7 +109,7 @@ class _Loss(keras.losses.Loss):
 
     def _evaluate(self, y_true: Any, y_pred: Any, *, sample_weight: Any = None, mask: Any = None, **other: Any) -> Any:
         options = {**self._options(), **other}
-        learns = getattr(y_true, "requires_grad", False)  # of a tensor; a variable may be a target
+        learns = getattr(y_true, "requires_grad", False)  # of a tensor; a Keras variable may be a target
         y_true, y_pred = _array(y_true, "y_true"), _array(y_pred, "y_pred")
         self._refuse_predictions(y_pred, swapped=learns and not getattr(y_pred, "requires_grad", False))
         y_pred = keras.ops.convert_to_tensor(y_pred, dtype=self.dtype)
@@ -120,7 +120,7 @@ class _Loss(keras.losses.Loss):
             y_true = labels(y_true, y_pred, options["axis"])
         samples = len(_shape(y_pred)) - 1
         if self._function is losses.log_loss and len(_shape(y_true)) > samples:
-            samples += 1  # not a class label a row, but an outcome an entry
+            samples += 1  # one outcome an entry, not one label a row
         return self._function(
             y_true,
             y_pred,
@@ -148,11 +148,11 @@ class _Loss(keras.losses.Loss):
             raise ValueError("y_true requires a gradient and y_pred does not; swap them: the order is (y_true, y_pred)")
 
 
-# Options, when a loss is made.
+# Options, checked when a loss is made.
 
 
-def _kept(name: str, x: Any) -> Any:
-    """An option as it can be saved: plain numbers, and a NumPy array where there is one a class."""
+def _option(name: str, x: Any) -> Any:
+    """An option in a form that can be saved: a Python number, or a NumPy array of one number a class."""
     if isinstance(x, np.generic):
         return x.item()
     if name not in ("class_weight", "pos_weight", "alpha") or x is None or isinstance(x, bool | int | float):
@@ -186,7 +186,7 @@ def _check(options: dict[str, Any]) -> None:
         raise ValueError(f"normalizer is {normalizer}; pass a number above 0 and finite")
 
 
-# Arrays, in each call. Nothing is cast here: bfloat16 would turn label 257 into its neighbour.
+# Arrays, in each call. Labels are not cast: bfloat16 would turn 257 into 256.
 
 
 def _array(x: Any, name: str) -> Array:
@@ -221,10 +221,10 @@ class CategoricalCrossentropy(_Loss):
 
     Args:
         label_smoothing: s in [0, 1]; targets become t·(1 − s) + s/C, C counted along `axis` (by Keras along the last).
-        class_weight: (C,), the w_c. fit(class_weight=) instead weighs whole samples.
+        class_weight: (C,), the w_c. fit(class_weight=) instead weights whole samples.
         from_logits, axis, reduction, name, dtype, epsilon, normalizer: see `lossbridge.keras`.
 
-    Unlike Keras' it has no false zeros: a logit ahead by 20 costs 2.06e-9.
+    A logit that leads by 20 costs 2.06e-9, in Keras 0.
 
     >>> loss = CategoricalCrossentropy()
     >>> round(float(loss([[0, 1, 0], [0, 0, 1]], [[0.05, 0.95, 0.0], [0.1, 0.8, 0.1]])), 5)
@@ -258,7 +258,7 @@ class SparseCategoricalCrossentropy(_Loss):
     Args:
         ignore_class: a label (often −1 or −100) whose entries are left out, as by a mask.
         label_smoothing: s in [0, 1]; no one-hot array is built for it.
-        class_weight: (C,), the w_c. fit(class_weight=) instead weighs whole samples.
+        class_weight: (C,), the w_c. fit(class_weight=) instead weights whole samples.
         from_logits, axis, reduction, name, dtype, epsilon, normalizer: see `lossbridge.keras`.
 
     A label out of range is an error where it can be read, else a NaN loss; Keras on JAX gives 0. `axis` works on every
@@ -299,7 +299,7 @@ class BinaryCrossentropy(_Loss):
         pos_weight: one number, or (C,): multiplies the term of t.
         from_logits, axis, reduction, name, dtype, epsilon, normalizer: see `lossbridge.keras`.
 
-    Unlike Keras' on PyTorch it keeps a logit of −20 for t = 0: 2.06e-9, not 0.
+    For t = 0 a logit of −20 costs 2.06e-9, in Keras on PyTorch 0.
 
     >>> loss = BinaryCrossentropy(from_logits=True)
     >>> round(float(loss([0.0, 1.0], [[1.0], [1.0]])), 5)
@@ -334,7 +334,7 @@ class KLDivergence(_Loss):
         from_logits: both are logits, the targets too.
         axis, reduction, name, dtype, epsilon, normalizer: see `lossbridge.keras`.
 
-    Near-equal distributions keep their digits: [.2, .3, .5] and [.2001, .2999, .5] give 5.66e-8, in Keras 6.56e-8.
+    Nearly equal distributions keep their digits: [.2, .3, .5] and [.2001, .2999, .5] give 5.66e-8, in Keras 6.56e-8.
 
     >>> round(float(KLDivergence()([[0.5, 0.5]], [[0.25, 0.75]])), 5)
     0.14384
@@ -417,7 +417,7 @@ class DistillationLoss(_Loss):
 
 @keras.saving.register_keras_serializable(package="lossbridge")
 class CategoricalFocalCrossentropy(_Loss):
-    """Cross-entropy that looks away from easy examples, Σ_c α_c t_c (1 − p_c)^γ (−log p_c), in nats.
+    """Focal loss: down-weights examples that are already classified well. Σ_c α_c t_c (1 − p_c)^γ (−log p_c), in nats.
 
     y_true, y_pred: (…, C, …), the targets one-hot or soft. Per-sample losses: that shape without `axis`.
 
@@ -455,7 +455,7 @@ class CategoricalFocalCrossentropy(_Loss):
 
 @keras.saving.register_keras_serializable(package="lossbridge")
 class BinaryFocalCrossentropy(_Loss):
-    """Binary cross-entropy times (1 − p_t)^γ, p_t being the probability of what is true; mean over `axis`, in nats.
+    """Binary cross-entropy times (1 − p_t)^γ, p_t = t·p + (1 − t)·(1 − p); mean over `axis`, in nats.
 
     y_true, y_pred: (…, C, …), the targets in [0, 1]; (N,) goes with (N, 1). Per-sample losses: without `axis`.
 

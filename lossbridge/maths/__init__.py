@@ -1,1 +1,1 @@
-"""The losses of a sample: each formula with its derivative rule, once, over any framework's arithmetic."""
+"""Per-sample losses: each formula with its derivative rule, once, over the arithmetic of any framework."""

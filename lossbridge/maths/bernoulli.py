@@ -1,12 +1,12 @@
 """The Bernoulli family: log losses of independent outcomes, of logits or probabilities, and focal.
 
-With P = w t (and its smoothing) for the outcome and N = 1 − t against it, along an axis the mean:
+Targets t; P = pos_weight·t, N = 1 − t (both smoothed). The loss is the mean along the axis, or with axis None of each
+entry:
 
-1. Of logits P·softplus(−x) + N·softplus(x) = (P + N)·log1p(exp(−|x|)) − P·min(x, 0) + N·max(x, 0); all terms ≥ 0.
-2. Its gradient is N·p − P·(1 − p), where p = sigmoid(x) and 1 − p = sigmoid(−x) are computed each by itself.
-3. Of probabilities, clipped to [ε, 1 − ε], −P·log p − N·log(1 − p), with gradient N/(1 − p) − P/p where not clipped.
-
-axis None: every entry is a sample.
+1. Of logits: P·softplus(−x) + N·softplus(x) = (P + N)·log1p(e^(−|x|)) − P·min(x, 0) + N·max(x, 0). All terms are ≥ 0.
+2. gradient = N·p − P·(1 − p), with p = sigmoid(x) and 1 − p = sigmoid(−x) computed separately.
+3. Of probabilities p clipped to [ε, 1 − ε]: −P·log p − N·log1p(−p), gradient = N/(1 − p) − P/p where not clipped.
+4. Focal: (1 − p_t)^γ times (1) or (3), with 1 − p_t = t·(1 − p) + (1 − t)·p.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ def log_loss(
     label_smoothing: float = 0.0,
     pos_weight: Weight = None,
 ) -> tuple[Array, Residuals]:
+    """(1)"""
     positive, negative = _outcomes(ops, target, label_smoothing, pos_weight)
     return _mean(ops, _of_logits(ops, positive, negative, logits), axis), ()
 
@@ -54,6 +55,7 @@ def log_loss_gradients(
     label_smoothing: float = 0.0,
     pos_weight: Weight = None,
 ) -> Gradients:
+    """(2); for the target the difference of the terms that P and N multiply."""
     positive, negative = _outcomes(ops, target, label_smoothing, pos_weight)
     of_target = of_logits = None
     if needs_input_grad[0]:
@@ -76,6 +78,7 @@ def log_loss_of_probabilities(
     label_smoothing: float = 0.0,
     pos_weight: Weight = None,
 ) -> tuple[Array, Residuals]:
+    """(3)"""
     positive, negative = _outcomes(ops, target, label_smoothing, pos_weight)
     return _mean(ops, _of_probabilities(ops, positive, negative, pred, epsilon), axis), ()
 
@@ -105,7 +108,7 @@ def log_loss_of_probabilities_gradients(
 
 
 def focal(ops: Ops, target: Array, logits: Array, axis: int | None, **options: Any) -> tuple[Array, Residuals]:
-    """(1 − p_t)^γ · log loss, p_t being the probability of what is true; balanced, times α t + (1 − α)(1 − t)."""
+    """(4) of logits; with class balancing times α t + (1 − α)(1 − t)."""
 
     def log_loss(positive: Array, negative: Array) -> Array:
         return _of_logits(ops, positive, negative, logits)
@@ -116,7 +119,7 @@ def focal(ops: Ops, target: Array, logits: Array, axis: int | None, **options: A
 def focal_of_probabilities(
     ops: Ops, target: Array, pred: Array, axis: int | None, *, epsilon: float, **options: Any
 ) -> tuple[Array, Residuals]:
-    """As `focal`. As in Keras, p_t is not clipped."""
+    """(4) of probabilities. As in Keras, p_t is not clipped."""
 
     def log_loss(positive: Array, negative: Array) -> Array:
         return _of_probabilities(ops, positive, negative, pred, epsilon)
@@ -135,7 +138,7 @@ def _modulated(
     apply_class_balancing: bool,
     label_smoothing: float = 0.0,
 ) -> Array:
-    """`probabilities`: p and 1 − p. `log_loss`: of the weights for the outcome and against it."""
+    """`probabilities`: p and 1 − p. `log_loss`: the loss of given P and N."""
     p, one_minus_p = probabilities
     positive, negative = smooth_outcomes(ops, target, label_smoothing)
     balance = positive * alpha + negative * (1 - alpha) if apply_class_balancing else 1
@@ -150,10 +153,10 @@ def _outcomes(ops: Ops, target: Array, label_smoothing: float = 0.0, pos_weight:
 
 
 def _of_logits(ops: Ops, positive: Array, negative: Array, x: Array) -> Array:
-    """(1). At 0 all three terms are differentiated from the left."""
+    """(1). At x = 0 all three terms have their left derivative, so that they add up to (2)."""
     above = x > 0
     low, high = ops.where(above, 0.0, x), ops.where(above, x, 0.0)
-    # 0·∞ = 0, in the argument: a product of 0 and ∞ would also have a NaN gradient.
+    # 0·∞ = 0 by replacing the argument, because the product would also have a NaN gradient.
     low = ops.where((positive == 0) & (low == -math.inf), 0.0, low)
     high = ops.where((negative == 0) & (high == math.inf), 0.0, high)
     small = ops.log1p(ops.exp(ops.where(above, -x, x)))
@@ -185,7 +188,7 @@ def _mean(ops: Ops, losses: Array, axis: int | None) -> Array:
 
 
 def _divided(ops: Ops, gradients: Gradients, pred: Array, axis: int | None) -> Gradients:
-    """The gradients of a mean."""
+    """The gradients of a mean along the axis."""
     if axis is None:
         return gradients
     count = ops.size(pred, axis)
@@ -193,14 +196,14 @@ def _divided(ops: Ops, gradients: Gradients, pred: Array, axis: int | None) -> G
     return None if of_target is None else of_target / count, None if of_pred is None else of_pred / count
 
 
-# Where a probability is less than this, PyTorch's binary cross-entropy stops its gradient from growing.
+# Below this probability PyTorch's binary cross-entropy has a constant gradient.
 _TINY = 1e-12
 
 
 def floored_log_loss(ops: Ops, target: Array, p: Array, axis: int | None) -> tuple[Array, Residuals]:
     """The log loss with logarithms of at least −100 and derivatives of at most 1e12. NaN outside [0, 1].
 
-    The rule of PyTorch's BCELoss: finite everywhere, and at p = 0 not flat, as a clipped logarithm would be.
+    The rule of PyTorch's BCELoss: finite everywhere, with a gradient at p = 0, where a clipped logarithm has none.
     """
     one_minus_p = 1 - p
     of_positive = _floored(ops, p, -ops.log(ops.where(p < _TINY, 1.0, p)))
@@ -210,7 +213,7 @@ def floored_log_loss(ops: Ops, target: Array, p: Array, axis: int | None) -> tup
 
 
 def _floored(ops: Ops, p: Array, neg_log_p: Array) -> Array:
-    """−log p, and where p < 1e-12 min(−log p, 100), with the derivative −1e12."""
+    """−log p; where p < 1e-12, min(−log p, 100) with the derivative −1e12."""
     value = ops.stop_gradient(p)
     floor = -ops.log(ops.where((value > 0) & (value < _TINY), value, 1.0))
     floor = ops.where((value > 0) & (floor < 100), floor, 100.0)

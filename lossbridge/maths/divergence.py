@@ -1,19 +1,21 @@
-"""The divergence family: Kullback-Leibler of logits and of probabilities, its relatives, and entropies.
+"""The divergence family: Kullback-Leibler divergences of logits and of probabilities, and entropies.
 
-Everything here that compares nearly equal distributions rests on one function, `remainder`:
+All divergences of nearly equal distributions use one function, `remainder`:
 
-1. f(δ) = δ + exp(−δ) − 1 ≥ 0, of δ = log(t/p): t·f(δ) = t·log(t/p) − t + p. For |δ| ≤ 1 it is the series
-   Σ_{n≥2} (−δ)^n / n!, which keeps all digits of small δ.
-2. Of probabilities, where t is near p, Σ t·log(t/p) = Σ t·f(δ) + Σ (t − p); the differences are exact.
+1. f(δ) = δ + e^(−δ) − 1 ≥ 0 with δ = log(t/p): t·f(δ) = t·log(t/p) − t + p. For |δ| ≤ 1 f is the series
+   Σ_{n≥2} (−δ)^n / n!, which has full relative accuracy for small δ.
+2. Of probabilities, where t is near p: Σ t·log(t/p) = Σ t·f(δ) + Σ (t − p), whose differences are exact.
 
 Of logits z (target) and x, t = softmax(z/T), p = softmax(x/T):
 
-3. δ_j = (z_j − z_top)/T − (x_j − x_top)/T + log Σ exp(x − x_top)/T − log Σ exp(z − z_top)/T, with the maxima z_top and
-   x_top. The differences come from whichever order of subtraction goes through the smaller numbers.
-4. The logarithms of the sums are rounded, by the same η for the whole row: δ̂ = δ + η. F = Σ t·f(δ̂) and M = Σ t·δ̂ give
-   F − M = exp(−η) − 1, so KL = M − η = F − g(F − M) with g(x) = x − log1p(x) ≈ x²/2: no first-order error is left.
-5. The gradient is T (p − t), where near each other T t (exp(−δ) − 1), with η taken out of δ̂; for the target
-   T t (δ − KL). Rows sum to 0: a class with more than half of t gets minus the sum of the others, which has its digits.
+3. δ_j = (z_j − z_top)/T − (x_j − x_top)/T + log Σ e^((x − x_top)/T) − log Σ e^((z − z_top)/T), with the maxima z_top
+   and x_top. Where (z_j − x_j) − (z_top − x_top) has the smaller intermediate results, it replaces the first
+   difference.
+4. The logarithms of the sums are rounded, by the same η for the whole row: δ̂ = δ + η. F = Σ t·f(δ̂) and M = Σ t·δ̂
+   give F − M = e^(−η) − 1, so KL = M − η = F − g(F − M) with g(x) = x − log1p(x) ≈ x²/2: η does not count to first
+   order.
+5. gradient = T (p − t), where near each other T t (e^(−δ) − 1), with η taken out of δ̂; for the target T t (δ − KL).
+   A row sums to 0, so a class with t > 1/2 gets minus the sum of the others, which does not cancel.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from lossbridge.maths.ops import Array, Gradients, Ops, Residuals, Rule
 
 
 def remainder(ops: Ops, delta: Array) -> Array:
-    """δ + exp(−δ) − 1 of |δ| ≤ 1, to full relative accuracy (1)."""
+    """δ + e^(−δ) − 1 for |δ| ≤ 1, to full relative accuracy (1)."""
     coefficients = remainder_series(ops.dtype(delta))
     series: Array = coefficients[-1]
     for coefficient in coefficients[-2::-1]:
@@ -45,7 +47,7 @@ def remainder_series(dtype: str) -> list[float]:
 def kl_of_logits(
     ops: Ops, target: Array, logits: Array, axis: int, *, temperature: float = 1.0
 ) -> tuple[Array, Residuals]:
-    """T² KL(softmax(target/T) ‖ softmax(logits/T))."""
+    """T² KL(softmax(target/T) ‖ softmax(logits/T)), (3) and (4)."""
     top_t, log_t = _log_sum_exp(ops, target, axis, temperature)
     top_p, log_p = _log_sum_exp(ops, logits, axis, temperature)
     shift = log_p - log_t
@@ -54,7 +56,7 @@ def kl_of_logits(
     first_order = t * delta
     terms = ops.where(near, t * remainder(ops, ops.where(near, delta, 0.0)), first_order + (p - t))
     kl = ops.sum(terms, axis, keepdims=True)
-    # (4), where KL is small enough for it to matter.
+    # (4), where KL is small enough for η to count; drift = e^(−η) − 1.
     small = kl < 0.25
     drift = ops.stop_gradient(ops.where(small, kl - ops.sum(first_order, axis, keepdims=True), 0.0))
     kl = kl - drift * drift * (0.5 - drift * (1 / 3 - drift * 0.25))
@@ -101,13 +103,13 @@ def _sides(
 ) -> tuple[Array, Array, Array]:
     """t, p and δ̂ (3), which is 0 where t = 0.
 
-    `rows`: the two maxima, log Σ exp of the target, and by how much that of the logits is greater.
+    `rows`: the two maxima, log Σ exp of the target, and log Σ exp of the logits minus that.
     """
     top_t, top_p, log_t, shift = rows
     below_t, below_p, across, across_tops = target - top_t, logits - top_p, target - logits, top_t - top_p
     across_is_smaller = ops.abs(across) + ops.abs(across_tops) < ops.abs(below_t) + ops.abs(below_p)
     delta = _scaled(ops.where(across_is_smaller, across - across_tops, below_t - below_p), temperature) + shift
-    # (XLA would keep an array of exp(below) beside that of its sum, if the two began alike.)
+    # The argument differs from that in _log_sum_exp, or XLA would store e^below for both.
     t = ops.exp(_scaled(below_t, temperature) - log_t)
     p = ops.exp(_scaled(below_p, temperature) - (log_t + shift))
     return t, p, ops.where(t == 0, 0.0, delta)
@@ -122,7 +124,7 @@ def _summing_to_zero(ops: Ops, gradient: Array, leads: Array, axis: int) -> Arra
 
 
 def kl_of_probabilities(ops: Ops, target: Array, pred: Array, axis: int, *, epsilon: float) -> tuple[Array, Residuals]:
-    """Σ t·log(t/p), both sides clipped to [ε, 1]."""
+    """Σ t·log(t/p), both sides clipped to [ε, 1] (2)."""
     t, p = clip(ops, target, epsilon, 1.0), clip(ops, pred, epsilon, 1.0)
     return relative_entropy(ops, t, p, axis), ()
 
@@ -151,14 +153,14 @@ def kl_of_probabilities_gradients(
 
 
 def relative_entropy(ops: Ops, t: Array, p: Array, axis: int) -> Array:
-    """Σ t·log(t/p), with all its digits where t and p are nearly equal (2)."""
+    """Σ t·log(t/p), accurate where t and p are nearly equal (2)."""
     near, delta = _log_ratio(ops, t, p)
     terms = t * ops.where(near, remainder(ops, ops.where(near, delta, 0.0)), delta)
     return ops.sum(terms, axis) - ops.sum(ops.where(near, p - t, 0.0), axis)
 
 
 def _log_ratio(ops: Ops, t: Array, p: Array) -> tuple[Array, Array]:
-    """Where p is within a quarter of t; and log(t/p), there to full relative accuracy. 0 where t = 0."""
+    """Where |p − t| < t/4; and log(t/p), to full relative accuracy there, 0 where t = 0."""
     near = _near(t, p, -0.25, 0.25)
     apart = near | (t == 0)
     logs = ops.log(ops.where(apart, 1.0, t)) - ops.log(ops.where(apart, 1.0, p))
@@ -171,7 +173,7 @@ def _near(t: Array, p: Array, low: float, high: float) -> Array:
 
 
 def relative_entropy_of_shares(ops: Ops, t: Array, p: Array, axis: int) -> Array:
-    """KL(t/Σt ‖ p/Σp). The terms' first-order parts sum to zero, and are left out: they are rounding alone."""
+    """KL(t/Σt ‖ p/Σp) as Σ t·log(t/p) − t + p: Σ (p − t) is 0 but for rounding, and adding it makes every term ≥ 0."""
     t, p = (x / ops.sum(x, axis, keepdims=True) for x in (t, p))
     return ops.sum(generalized_kl_terms(ops, t, p), axis)
 
@@ -182,7 +184,7 @@ def relative_entropy_of_shares(ops: Ops, t: Array, p: Array, axis: int) -> Array
 def log_ratio(ops: Ops, t: Array, p: Array) -> Array:
     """log(t/p) of t, p ≥ 0, to full relative accuracy; 0 where t = 0 or p = 0.
 
-    The gradient is that of log t − log p: of a quotient of small numbers it overflows.
+    The gradient is that of log t − log p, because that of log(t/p) overflows for small numbers.
     """
     none = ((t == 0) & (p >= 0)) | (p == 0)
     t, p = ops.where(none, 1.0, t), ops.where(none, 1.0, p)
@@ -202,12 +204,12 @@ def relative_entropy_terms(ops: Ops, t: Array, p: Array) -> Array:
 
 
 def generalized_kl_terms(ops: Ops, t: Array, p: Array) -> Array:
-    """t·log(t/p) − t + p, with all its digits; p where t = 0, +∞ as in relative_entropy_terms."""
+    """t·log(t/p) − t + p without cancellation; p where t = 0, +∞ as in relative_entropy_terms."""
     return _unless_impossible(ops, t, p, convex_terms(ops, t, p, log_ratio(ops, t, p)))
 
 
 def convex_terms(ops: Ops, t: Array | float, p: Array, delta: Array) -> Array:
-    """t·δ − t + p = t·f(δ) of δ = log(t/p), without cancellation (1). Where t = 0, any finite δ will do."""
+    """t·δ − t + p = t·f(δ) of δ = log(t/p), without cancellation (1). Where t = 0, δ may be any finite number."""
     near = (ops.abs(delta) < 1) & (t > 0)
     return ops.where(near, t * remainder(ops, ops.where(near, delta, 0.0)), t * delta + (p - t))
 
@@ -217,13 +219,13 @@ def _unless_impossible(ops: Ops, t: Array, p: Array, terms: Array) -> Array:
     return ops.where(impossible & (t == t) & (p == p), math.inf, terms)
 
 
-# Of log-probabilities as they come.
+# Of log-probabilities, not renormalised.
 
 
 def kl_terms(ops: Ops, target: Array, log_p: Array, axis: int | None = None, *, log_target: bool) -> Array:
     """t·(log t − log p), class by class; `target` is t or log t. 0 where t = 0.
 
-    The logarithms nearly cancel where t and p are nearly equal; the caller's dtype has to have digits to spare.
+    The logarithms cancel where t and p are nearly equal, so that the caller should pass a wider dtype.
     """
     none = target == (-math.inf if log_target else 0)
     t = ops.exp(target) if log_target else target
@@ -252,7 +254,7 @@ def cross_entropy(ops: Ops, p: Array, q: Array, axis: int) -> Array:
 
 
 def entropy_of_shares(ops: Ops, p: Array, axis: int) -> Array:
-    """The entropy of p/Σp; −∞ where a share is negative."""
+    """The entropy of p/Σp; −∞ where an entry is negative."""
     p = p / ops.sum(p, axis, keepdims=True)
     return ops.sum(ops.where(p < 0, -math.inf, p * neg_log(ops, p, p)), axis)
 

@@ -1,9 +1,9 @@
-"""What the formulas share: clipping, smoothing, and logarithms of what may be 0. No loss.
+"""What the formulas share: clipping, smoothing, and logarithms of numbers that may be 0. No loss.
 
-Two habits keep gradients right where a framework differentiates these lines by itself:
+A framework may differentiate these lines automatically. So
 
-- the argument of a logarithm or a division is made harmless first: a guarded result would still have a NaN gradient;
-- where two large terms would cancel, in a value or in its derivative, the line is written so that they never meet.
+- the argument of a logarithm or a division is guarded, because a guarded result would still have a NaN gradient;
+- no two large terms are subtracted, neither in a value nor in its derivative, because that would cancel.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ def smooth(ops: Ops, target: Array, outcomes: float | Array, label_smoothing: fl
 
 
 def smooth_outcomes(ops: Ops, target: Array, label_smoothing: float) -> tuple[Array, Array]:
-    """t and 1 − t, each smoothed by itself: 1 − (smoothed t) would lose digits of the smaller."""
+    """t·(1−s) + s/2 and (1−t)·(1−s) + s/2. The latter is not computed as 1 − the former, which would lose digits."""
     return smooth(ops, target, 2, label_smoothing), smooth(ops, 1 - target, 2, label_smoothing)
 
 
 def softplus(ops: Ops, x: Array) -> Array:
-    """log(1 + exp x), to full relative accuracy on both sides, with gradient sigmoid(x) also at 0."""
+    """log(1 + e^x), to full relative accuracy for either sign of x, with the gradient sigmoid(x), at 0 too."""
     positive = x > 0
     return ops.where(positive, x, 0.0) + ops.log1p(ops.exp(ops.where(positive, -x, x)))
 
@@ -42,17 +42,17 @@ def sigmoid(ops: Ops, x: Array) -> tuple[Array, Array]:
 
 
 def in_range(ops: Ops, labels: Array, pred: Array, axis: int) -> tuple[Array, Array]:
-    """Labels that can be used as indices, and where they were in range."""
+    """Labels, with 0 in place of those out of range; and which are in range."""
     valid = (labels >= 0) & (labels < ops.size(pred, axis, labels))
     return ops.where(valid, labels, 0), valid
 
 
-# 0·log 0 = 0: where the weight is 0, an infinite −log p does not count. Of probabilities the argument of the logarithm
-# is replaced, so that the gradient is finite too; of logits the loss, whose gradient is finite anyway.
+# 0·log 0 = 0: an infinite −log p of weight 0 does not count. For probabilities the argument of the logarithm is
+# replaced, so that the gradient is finite too; for logits the loss is replaced, because its gradient is finite.
 
 
 def neg_log(ops: Ops, weight: Array | None, p: Array) -> Array:
-    """−log p; 0 where both p and the weight are 0. None stands for a weight that is not 0."""
+    """−log p; 0 where both p and the weight are 0. None: no weight is 0."""
     return -ops.log(p if weight is None else ops.where((weight == 0) & (p == 0), 1.0, p))
 
 

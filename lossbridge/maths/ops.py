@@ -1,7 +1,7 @@
-"""What the formulas need of a framework: the Protocol of its arithmetic. No formula and no framework.
+"""The arithmetic that the formulas need of a framework, as a Protocol. No formula and no framework.
 
-A framework's module has these functions under these names. Formulas use them and the operators + - * / < > >= == != &
-|, nothing else. Axes are non-negative; shapes may hold None where the framework does not know a size yet.
+A framework's module has these functions under these names. Formulas use only them and the operators + - * / < > >= ==
+!= & |. Axes are non-negative; a size in a shape is None where the framework does not know it yet.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
-Array = Any  # of NumPy, PyTorch, TensorFlow or JAX
+Array = Any  # of NumPy, PyTorch, TensorFlow or JAX, which have no type in common; shapes are in the docstrings
 Shape = tuple[int | None, ...]
 
-# What a value function keeps for the gradients: a few numbers a row.
+# What a value function saves for the gradients: arrays of size 1 along the axis.
 Residuals = tuple[Array, ...]
-# With respect to the target and the predictions. None where none is needed.
+# With respect to the target and the predictions, of their shapes; None where not needed.
 Gradients = tuple[Array | None, Array | None]
 
 
@@ -24,7 +24,7 @@ class Ops(Protocol):
     # Sizes and dtypes.
     def shape(self, x: Array) -> Shape: ...
     def size(self, x: Array, axis: int, like: Array | None = None) -> Any:
-        """Length of an axis: an int where known, else a scalar of the dtype of `like` (without one, of `x`)."""
+        """The size of an axis: an int where known, else a scalar array of the dtype of `like`, or of `x`."""
         ...
 
     def dtype(self, x: Array) -> str:
@@ -41,7 +41,7 @@ class Ops(Protocol):
     def power(self, x: Array, exponent: float) -> Array: ...
     def abs(self, x: Array) -> Array: ...
     def where(self, condition: Array, x: Array, y: Array) -> Array:
-        """x where true, else y; one of them may be a Python number, which takes the other's dtype."""
+        """x where true, else y. One of the two may be a Python number, and is converted to the other's dtype."""
         ...
 
     def stop_gradient(self, x: Array) -> Array: ...
@@ -49,33 +49,33 @@ class Ops(Protocol):
     # Sums.
     def sum(self, x: Array, axis: int | None = None, keepdims: bool = False) -> Array: ...
     def mean(self, x: Array) -> Array:
-        """Of all entries; 0 of none."""
+        """Of all entries; 0 for an empty array."""
         ...
 
     def count(self, condition: Array) -> Array:
-        """How many entries are true, counted in integers."""
+        """The number of true entries, an integer."""
         ...
 
     def max(self, x: Array, axis: int) -> Array:
-        """Largest along the axis, which stays, with size 1. Without a gradient."""
+        """The maximum along the axis, which has size 1 in the result. Not differentiated."""
         ...
 
     # One class of each row. Labels lie in range.
     def argmax(self, x: Array, axis: int) -> Array: ...
     def take(self, x: Array, labels: Array, axis: int) -> Array:
-        """x[..., labels, ...] along `axis`, which goes away."""
+        """x[..., labels, ...] along `axis`, which the result lacks."""
         ...
 
     def put(self, x: Array, labels: Array, values: Array, axis: int) -> Array:
-        """`x` with the entry of each row's label replaced. Without a gradient."""
+        """`x` with the entry of each row's label replaced. Not differentiated."""
         ...
 
     def sum_but(self, x: Array, labels: Array, axis: int) -> Array:
-        """The sum along `axis`, which goes away, of all entries but the label's, which is finite."""
+        """The sum along `axis` of all entries except the label's, which has to be finite."""
         ...
 
     def lookup(self, values: Array, labels: Array) -> Array:
-        """values[labels] of one number a class, whatever the shape they are in."""
+        """values[labels]; values holds one number a class, in any shape."""
         ...
 
     def one_hot(self, labels: Array, like: Array, axis: int) -> Array:
@@ -93,17 +93,17 @@ class Ops(Protocol):
 
 
 class Rule(NamedTuple):
-    """A loss of a sample, and its derivative where automatic differentiation is slower or less exact.
+    """A per-sample loss, with its derivative where automatic differentiation is slower or less exact.
 
     value(ops, target, pred, axis, **options) -> losses, residuals
     gradients(ops, target, pred, axis, residuals, needs_input_grad, **options) -> gradients
 
-    with target and predictions in the dtype of the computation, `needs_input_grad` for the two of them, and losses of
-    pred's shape without `axis`; axis None: every entry is a sample. A value can be differentiated any number of times
-    by the framework itself; gradients cannot.
+    target, pred: in the dtype of the computation; the target of pred's shape, or integer labels of pred's shape without
+    `axis`. losses: pred's shape without `axis`; with axis None every entry is a sample. needs_input_grad: a bool each
+    for target and pred. The framework can differentiate a value any number of times, and gradients not at all.
     """
 
     name: str
     value: Callable[..., tuple[Array, Residuals]]
     gradients: Callable[..., Gradients] | None = None
-    options: tuple[str, ...] = ()  # what both take by name
+    options: tuple[str, ...] = ()  # keyword arguments of both

@@ -1,14 +1,17 @@
 """The softmax family: cross-entropies of logits or of probabilities, for labels or distributions, and focal losses.
 
-Of logits z, with weights ω_j ≥ 0 (targets, smoothed, times class weights) that sum to Ω:
+Logits z; weights ω_j ≥ 0 (targets, smoothed, times class weights), Ω = Σ ω:
 
-1. m = max z, e_j = exp(z_j − m), S = Σ e. Then −log p_j = log S − (z_j − m), and the loss is Σ_j ω_j (−log p_j).
-2. One class k has more than half of S if S < 2. With R = Σ_{j≠k} e_j its −log p_k = log1p(R / e_k), to the last digit.
-3. The gradient is p_j Ω − ω_j. For the class of (2) it is (Ω − ω_k) − Ω R / S, where Ω − ω_k = Σ_{j≠k} ω_j.
-4. Of one label y, with o = Σ_{j≠y} e_j: −log p_y = log1p(o / e_y) where e_y > o, else log(o + e_y) − (z_y − m). The
-   gradient is e_j / (o + e_y), and −o / (o + e_y) for y.
+1. m = max z, e_j = e^(z_j − m), S = Σ e. −log p_j = log S + m − z_j, loss = Σ_j ω_j (−log p_j).
+2. If S < 2, one class k has e_k = 1 > S/2, and log S would lose the digits of S − 1. With R = Σ_{j≠k} e_j its
+   −log p_k = log1p(R / e_k).
+3. gradient_j = p_j Ω − ω_j. For the k of (2) that would cancel; it is (Ω − ω_k) − Ω R / S, with Ω − ω_k = Σ_{j≠k} ω_j.
+4. One label y, o = Σ_{j≠y} e_j: loss = log1p(o / e_y) where e_y > o, else log(o + e_y) + m − z_y.
+   gradient_j = e_j / (o + e_y), gradient_y = −o / (o + e_y).
+5. Probabilities x: p = clip(x / Σx, ε, 1 − ε), loss = Σ_j ω_j (−log p_j), differentiated automatically.
+6. Focal, of either: loss = Σ_j α_j ω_j (1 − p_j)^γ (−log p_j), differentiated automatically.
 
-Nothing cancels in these lines. m is a constant to automatic differentiation.
+Automatic differentiation treats m as a constant.
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ def crossentropy(
     label_smoothing: float = 0.0,
     class_weight: Array | None = None,
 ) -> tuple[Array, Residuals]:
-    """Σ_c w_c t_c (−log p_c)."""
+    """Σ_c w_c t_c (−log p_c), (1) and (2)."""
     weight = _class_weights(ops, target, logits, axis, label_smoothing, class_weight)
     neg_log_p, rows = neg_log_softmax(ops, logits, axis)
     loss = ops.sum(weight * zero_if_unweighted(ops, weight, neg_log_p), axis)
@@ -48,6 +51,7 @@ def crossentropy_gradients(
     label_smoothing: float = 0.0,
     class_weight: Array | None = None,
 ) -> Gradients:
+    """(3)"""
     m, total, others, *masses = residuals
     weight = _class_weights(ops, target, logits, axis, label_smoothing, class_weight)
     of_target = of_logits = None
@@ -63,16 +67,16 @@ def crossentropy_gradients(
 def class_mass(
     ops: Ops, target: Array, pred: Array, axis: int, *, label_smoothing: float, class_weight: Array
 ) -> Array:
-    """Σ_c w_c t_c: what a sample counts for when a mean divides by the weights."""
+    """Σ_c w_c t_c: the weight of a sample in "mean_with_sample_weight"."""
     return ops.sum(_class_weights(ops, target, pred, axis, label_smoothing, class_weight), axis)
 
 
 def neg_log_softmax(ops: Ops, logits: Array, axis: int) -> tuple[Array, Residuals]:
-    """−log p of every class (1, 2); and m, S and R. NaN in a row whose maximum is infinite or NaN."""
+    """−log p of every class (1, 2); and m, S and R. NaN in rows whose maximum is infinite or NaN."""
     m = ops.stop_gradient(ops.max(logits, axis))
     d = logits - m
     e = ops.exp(d)
-    top = logits == m  # several, if they share the maximum: then S ≥ 2
+    top = logits == m  # if several classes share the maximum, S ≥ 2
     e_top = ops.sum(ops.where(top, e, 0.0), axis, keepdims=True)
     others = ops.sum(ops.where(top, 0.0, e), axis, keepdims=True)
     total = others + e_top
@@ -84,13 +88,13 @@ def neg_log_softmax(ops: Ops, logits: Array, axis: int) -> tuple[Array, Residual
 def _class_weights(
     ops: Ops, target: Array, pred: Array, axis: int, label_smoothing: float, class_weight: Array | None
 ) -> Array:
-    """ω."""
+    """ω"""
     weight = smooth(ops, target, ops.size(pred, axis), label_smoothing)
     return weight if class_weight is None else class_weight * weight
 
 
 def _masses(ops: Ops, weight: Array, logits: Array, rows: Residuals, axis: int) -> Residuals:
-    """Ω, and Ω without the classes that have the maximum."""
+    """Ω, and the sum of ω over the classes below the maximum."""
     mass = ops.sum(weight, axis, keepdims=True)
     return mass, ops.sum(ops.where(logits == rows[0], 0.0, weight), axis, keepdims=True)
 
@@ -115,7 +119,7 @@ def label_crossentropy(
     label_smoothing: float = 0.0,
     class_weight: Array | None = None,
 ) -> tuple[Array, Residuals]:
-    """w_y (−log p_y); smoothed, (1−s) times that and s times the cross-entropy of the uniform distribution.
+    """(1 − s) w_y (−log p_y) + s/C Σ_c w_c (−log p_c), (4).
 
     NaN for a label out of range.
     """
@@ -131,9 +135,9 @@ def label_crossentropy(
         loss = weight * zero_if_unweighted(ops, weight, loss)
     rows: Residuals = (m, ops.expand_dims(others + e_label, axis), ops.expand_dims(others, axis))
     if label_smoothing:
-        share = _smoothing_term(ops, logits, axis, label_smoothing, class_weight)
+        term = _smoothing_term(ops, logits, axis, label_smoothing, class_weight)
         neg_log_p, rows = neg_log_softmax(ops, logits, axis)
-        loss = loss + ops.sum(share * zero_if_unweighted(ops, share, neg_log_p), axis)
+        loss = loss + ops.sum(term * zero_if_unweighted(ops, term, neg_log_p), axis)
     return ops.where(valid, loss, math.nan), rows
 
 
@@ -148,6 +152,7 @@ def label_crossentropy_gradients(
     label_smoothing: float = 0.0,
     class_weight: Array | None = None,
 ) -> Gradients:
+    """(4), and with smoothing (3)."""
     m, total, others = residuals
     index, valid = in_range(ops, labels, logits, axis)
     valid = ops.expand_dims(valid, axis)
@@ -175,7 +180,7 @@ def label_mass(
 
 
 def _label_weight(ops: Ops, index: Array, label_smoothing: float, class_weight: Array | None) -> Array | float | None:
-    """(1−s)·w_y; None for 1."""
+    """(1−s)·w_y; None if it is 1."""
     if class_weight is None:
         return 1 - label_smoothing if label_smoothing else None
     weight = ops.lookup(class_weight, index)
@@ -201,7 +206,7 @@ def crossentropy_of_probabilities(
     label_smoothing: float = 0.0,
     class_weight: Array | None = None,
 ) -> tuple[Array, Residuals]:
-    """Σ_c w_c t_c (−log p_c)."""
+    """Σ_c w_c t_c (−log p_c), (5)."""
     weight = _class_weights(ops, target, pred, axis, label_smoothing, class_weight)
     return ops.sum(weight * neg_log(ops, weight, _probabilities(ops, pred, axis, epsilon)), axis), ()
 
@@ -216,7 +221,7 @@ def label_crossentropy_of_probabilities(
     label_smoothing: float = 0.0,
     class_weight: Array | None = None,
 ) -> tuple[Array, Residuals]:
-    """As `label_crossentropy`."""
+    """(1 − s) w_y (−log p_y) + s/C Σ_c w_c (−log p_c), (5). NaN for a label out of range."""
     index, valid = in_range(ops, labels, pred, axis)
     weight = _label_weight(ops, index, label_smoothing, class_weight)
     p = ops.take(pred, index, axis) / ops.sum(pred, axis)
@@ -233,7 +238,7 @@ def _probabilities(ops: Ops, pred: Array, axis: int, epsilon: float) -> Array:
     return clip(ops, pred / ops.sum(pred, axis, keepdims=True), epsilon, 1 - epsilon)
 
 
-# Probabilities and log-probabilities of labels as they come.
+# Probabilities and log-probabilities of labels, not renormalised.
 
 
 def label_log_loss(ops: Ops, labels: Array, pred: Array, axis: int, *, epsilon: float) -> tuple[Array, Residuals]:
@@ -268,6 +273,7 @@ def focal(
     gamma: float,
     label_smoothing: float = 0.0,
 ) -> tuple[Array, Residuals]:
+    """(6) of logits."""
     weight = alpha * smooth(ops, target, ops.size(logits, axis), label_smoothing)
     neg_log_p, _ = neg_log_softmax(ops, logits, axis)
     loss = zero_if_unweighted(ops, weight, neg_log_p)
@@ -285,13 +291,14 @@ def focal_of_probabilities(
     epsilon: float,
     label_smoothing: float = 0.0,
 ) -> tuple[Array, Residuals]:
+    """(6) of probabilities."""
     weight = alpha * smooth(ops, target, ops.size(pred, axis), label_smoothing)
     loss, one_minus_p = _neg_log_and_complement(ops, weight, pred, axis, epsilon)
     return ops.sum(weight * modulated(ops, one_minus_p, gamma, loss), axis), ()
 
 
 def modulated(ops: Ops, one_minus_p: Array, gamma: float, loss: Array) -> Array:
-    """(1 − p)^γ · loss. Where 1 − p = 0 there is neither loss nor gradient, also for γ < 1."""
+    """(1 − p)^γ · loss. Loss and gradient are 0 where 1 − p = 0, for γ < 1 too."""
     if gamma == 0:
         return loss
     certain = one_minus_p == 0
@@ -299,15 +306,15 @@ def modulated(ops: Ops, one_minus_p: Array, gamma: float, loss: Array) -> Array:
 
 
 def complement(ops: Ops, neg_log_p: Array) -> Array:
-    """1 − p, of −log p, to full relative accuracy, and so is its derivative p (of expm1 frameworks take expm1 + 1)."""
+    """1 − p from −log p. It and its derivative p have full relative accuracy (frameworks derive expm1 as expm1 + 1)."""
     near_one = neg_log_p < 0.5
     return ops.where(near_one, -ops.expm1(-ops.where(near_one, neg_log_p, 0.0)), 1 - ops.exp(-neg_log_p))
 
 
 def _neg_log_and_complement(ops: Ops, weight: Array, pred: Array, axis: int, epsilon: float) -> tuple[Array, Array]:
-    """−log p and 1 − p of every class, to the last digit also where p is nearly 1: there from the sum of the others.
+    """−log p and 1 − p of every class; where p > 1/2, from the sum o of the other classes: log1p(o/x) and o/Σx.
 
-    The quotient p has lost the digits of 1 − p, which a focal loss squares.
+    1 − p of the rounded quotient p = x/Σx would lose digits, and a focal loss raises it to γ.
     """
     top = ops.one_hot(ops.argmax(pred, axis), pred, axis)
     others = ops.sum(ops.where(top, 0.0, pred), axis, keepdims=True)

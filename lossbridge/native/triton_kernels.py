@@ -1,11 +1,11 @@
 """PyTorch on CUDA: kernels in Triton for the softmax, divergence and Bernoulli rules of logits, as torch operators.
 
-So far this has been compiled for GPUs (sm_80, sm_90), but run by Triton's interpreter alone (TRITON_INTERPRET=1, on the
-CPU), never on a GPU: the sizes of tiles are guesses, and no time has been taken.
+The kernels have been compiled for GPUs (sm_80, sm_90), but run by Triton's interpreter alone (TRITON_INTERPRET=1, on
+the CPU), never on a GPU: the sizes of tiles are guesses, and no time has been measured.
 
-Importing this module imports triton. From top to bottom: operators, their derivatives, which rule goes to which; what
-runs on the device is in triton_device.py. The operators take (N, V). Second derivatives, and those for targets and
-class weights, are those of the rule's value.
+This module has the operators, the rule of each, and their derivatives; triton_device.py has the kernels, with their
+derivations. Importing either imports triton. The operators take arrays (N, V). Second derivatives, and those for
+targets and class weights, are derivatives of the rule's value.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from lossbridge.native import triton_device as device
 from lossbridge.reduction import neutralise
 from lossbridge.spec import Request
 
-# Elements of a tile, eight a thread, and its most columns.
+# Elements of a tile, eight per thread, and its largest number of columns.
 TILE = 2048
 COLUMNS = 2048
 THREADS_OF_A_WARP = 32
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
-# Operators. Only these are seen by torch.compile, torch.export, autograd and torch.vmap. All losses take
+# Operators. torch.compile, torch.export, autograd and torch.vmap see nothing below them. All losses take
 #
-#     (target, logits, valid, weight, numbers) -> losses (N,), statistics (N, S), the column of the largest logit (N, K)
+#     (target, logits, valid, weight, numbers) -> losses (N,), statistics (N, S), column of the largest logit (N, K)
 #
-# with labels (N,) of integers or targets (N, V), valid (N,), weight (V,), and the options that are numbers; gradients
-# take (grad, target, logits, valid, weight, numbers, statistics, column) and give (N, V).
+# with target integer labels (N,) or (N, V), logits (N, V), valid (N,), weight (V,), and numbers the options that are
+# numbers; gradients take (grad (N,), target, logits, valid, weight, numbers, statistics, column) and return (N, V).
 
 
 def _launch(kernel: Any, tiled: bool, logits: Tensor, *arguments: Any, **constants: Any) -> None:
@@ -53,7 +53,7 @@ def _launch(kernel: Any, tiled: bool, logits: Tensor, *arguments: Any, **constan
 
 
 def _dense(x: Tensor) -> Tensor:
-    """With neighbouring classes; rows may lie anywhere."""
+    """`x` with contiguous classes, and any stride between rows."""
     return x if x.ndim == 1 or x.stride(-1) == 1 else x.contiguous()
 
 
@@ -66,7 +66,7 @@ def _smoothing(label_smoothing: float, classes: int) -> tuple[float, float]:
 
 
 def _results(logits: Tensor, statistics: int, columns: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Losses, so many numbers a row, and columns of the largest logits; empty."""
+    """Empty arrays: losses (N,), statistics (N, `statistics`), columns of the largest logits (N, `columns`)."""
     rows = logits.shape[0]
     losses = logits.new_empty((rows,), dtype=torch.float32)
     return losses, losses.new_empty((rows, statistics)), losses.new_empty((rows, columns), dtype=torch.int32)
@@ -181,11 +181,11 @@ def bernoulli_log_loss_gradient(
     return gradient
 
 
-# Which rule goes to which operators.
+# The operators of each rule.
 
 
 class Family(NamedTuple):
-    """The operators of a rule, and its options that are numbers, in their order, with what stands for None."""
+    """The operators of a rule, and the order of its options that are numbers, with the value that stands for None."""
 
     losses: Any
     gradient: Any
@@ -224,7 +224,7 @@ def refuses(r: Request) -> str:
     if family is None:
         return f"no Triton kernel for {r.rule.name}"
     if ops.forward_mode_is_on():
-        return "forward-mode differentiation is on"  # operators have no such derivative
+        return "forward-mode differentiation is on"  # which operators do not support
     if r.pred.dtype not in DTYPES:
         return f"the predictions are {ops.dtype(r.pred)}"
     if r.axis is not None and r.pred.shape[r.axis] == 0:
@@ -257,8 +257,8 @@ def losses(r: Request) -> Tensor:
     return found.reshape(sample_shape)
 
 
-# Derivatives. What no kernel gives is that of the rule's value, on the same arguments. One attachment of the gradient,
-# and one of its derivative; by autograd.Function, since torch.func refuses the operators of register_autograd.
+# Derivatives. Those that have no kernel are derivatives of the rule's value. One autograd.Function attaches the
+# gradient, and one the gradient's derivative, because torch.func does not take operators with register_autograd.
 
 
 class _Plan(NamedTuple):
@@ -278,7 +278,7 @@ def _value(plan: _Plan, target: Tensor, logits: Tensor, valid: Tensor | None, we
 
 
 def _pull(function: Callable[..., Any], arguments: tuple[Any, ...], which: list[int], grads: Any) -> dict[int, Any]:
-    """The gradients of function(*arguments) for the arguments `which`. They can be differentiated again."""
+    """The gradients of function(*arguments) for the arguments `which`, which can be differentiated again."""
 
     def of_chosen(*chosen: Any) -> Any:
         at = dict(zip(which, chosen, strict=True))
@@ -303,7 +303,7 @@ class _Losses(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Any, *_: Any) -> Any:
-        """The kernel's for the logits; for the target and the weight the value's."""
+        """The gradient for the logits by the kernel; for the target and the weight by the rule's value."""
         arrays, statistics, needs = ctx.saved_tensors[:4], ctx.saved_tensors[4:], ctx.needs_input_grad
         others = [i for i in (0, 3) if needs[i]]
         grads = {}
@@ -326,7 +326,7 @@ class _Gradient(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.plan = inputs[7]
-        ctx.save_for_backward(*inputs[:5])  # not the statistics: the value has its own
+        ctx.save_for_backward(*inputs[:5])  # not the statistics, which the value computes again
 
     @staticmethod
     def backward(ctx: Any, grad: Any) -> Any:
@@ -339,7 +339,7 @@ class _Gradient(torch.autograd.Function):
 
 
 def _register_vmap(operator: Any, shared: int) -> None:
-    """A batch is more rows; but a batch of the argument `shared`, which all rows have in common, is a loop."""
+    """vmap adds rows; where it batches the argument `shared`, which all rows share, it loops instead."""
 
     def batched(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> Any:
         size = info.batch_size

@@ -1,20 +1,19 @@
-"""PyTorch modules of the losses: `torch.nn.Module`s, thin over functions. No maths.
+"""The losses as `torch.nn.Module`s: constructors, checks and a call of a function. No maths.
 
-Two families, told apart by their names and by the order of their arguments:
+Two families, which differ in their names and in the order of their arguments:
 
 - PyTorch's names take (input, target). Each is a subclass of the class that it replaces, with its constructor, its
-  attributes and its state_dict; what it computes, and where PyTorch's own number is not kept, stands in
-  `lossbridge.compat.torch`.
-- Keras' names take (y_true, y_pred), with the options of the functions in `lossbridge.losses`, where they are
-  explained. Called, they also take `sample_weight` and `mask`. Options that hold one number a class are buffers, in
-  PyTorch's default dtype if they come as lists.
+  attributes and its state_dict. `lossbridge.compat.torch` says what it computes, and where it differs from PyTorch.
+- Keras' names take (y_true, y_pred), with the options of the functions in `lossbridge.losses`, which
+  documents them. The call also takes `sample_weight` and `mask`. Options that hold one number a class are buffers, in
+  PyTorch's default dtype if they are given as lists.
 
-All raise ValueError for shapes that do not fit, options outside their range, labels out of range on the CPU (elsewhere,
-and compiled, their loss is NaN), and for arguments that are visibly swapped: where gradients are recorded, one for the
-targets and none for the predictions. TypeError for predictions that are no tensor, or integers.
+All raise ValueError for shapes that do not fit, options outside their range, labels out of range on the CPU (on other
+devices, and compiled, their loss is NaN), and for swapped arguments, which show in targets that require a gradient
+beside predictions that do not. They raise TypeError for predictions that are not tensors, or hold integers.
 
-Called with `normalizer=`, a mean divides by that number: for accumulated gradients and data parallelism. Losses are in
-nats; float16 and bfloat16 input gives a float32 loss, under autocast too.
+With `normalizer=` in the call a mean divides by that number, for accumulated gradients and data parallelism. Losses are
+in nats; float16 and bfloat16 input gives a float32 loss, under autocast too.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ __all__ = [
 
 
 class _Loss(nn.Module):
-    """What both families share: a telling repr, and the refusal of what is no tensor or came in the wrong order."""
+    """What both families share: the repr, and the checks of the arguments' types and order."""
 
     def extra_repr(self) -> str:
         """The constructor's arguments that differ from their defaults, and the reduction."""
@@ -83,8 +82,8 @@ class _Loss(nn.Module):
             )
 
     def __getattr__(self, name: str) -> Any:
-        # Keras accepts any callable as a loss, reduces its result once more and would so miscount sample weights. It
-        # begins by asking for a name.
+        # Keras accepts any callable as a loss and reduces its result once more, which would misapply sample weights.
+        # It first reads the attribute `name`.
         if name == "name" and sys._getframe(1).f_globals.get("__name__", "").startswith("keras."):
             own = type(self).__name__
             twin = f"lossbridge.keras.{own}" if isinstance(self, _KerasOrder) else "a loss of lossbridge.keras"
@@ -109,11 +108,11 @@ class CrossEntropyLoss(_PyTorchOrder, nn.CrossEntropyLoss):
     probabilities of input's shape. A scalar, in nats; the shape of input without C for reduction "none".
 
     PyTorch returns exactly 0 for half of the rows whose logits lead by 8 to 30, 11.3125 for 11.2445 with bfloat16
-    logits of 50 000 classes, and NaN for a mean of nothing; here they are right, and 0.
+    logits of 50 000 classes, and NaN for a mean of no entries; here they are right, and 0.
 
-    With `inplace_gradient=True`, on the CPU and eager, the gradient is written over the logits, which are of no use
-    afterwards: no memory but theirs is needed. Autograd raises RuntimeError where something else still needs them. Of
-    no effect on other devices, and compiled.
+    With `inplace_gradient=True`, on the CPU and eager, the gradient is written over the logits, which are lost, so
+    that no further memory is needed. Autograd raises RuntimeError where something else still needs them. On other
+    devices, and compiled, it has no effect.
 
     Raises:
         ValueError: shapes that do not fit, `weight` that is not one a class, a label out of range on the CPU (on other
@@ -162,7 +161,7 @@ class CrossEntropyLoss(_PyTorchOrder, nn.CrossEntropyLoss):
 class NLLLoss(_PyTorchOrder, nn.NLLLoss):
     """−w_y · input_y of log-probabilities, for torch.nn.NLLLoss.
 
-    Shapes, results and errors as `CrossEntropyLoss`. A half-precision mean is summed and returned in float32.
+    Shapes, results and errors as `CrossEntropyLoss`. A mean of float16 or bfloat16 is summed and returned in float32.
 
     >>> NLLLoss()(torch.tensor([[0.7, 0.2, 0.1]]).log(), torch.tensor([0]))
     tensor(0.3567)
@@ -199,10 +198,10 @@ class KLDivLoss(_PyTorchOrder, nn.KLDivLoss):
     Shapes: input and target alike, with the batch along axis 0. A scalar, in nats; input's shape for reduction "none".
     As in PyTorch the default reduction "mean" divides by the number of elements: the divergence is "batchmean".
 
-    Computed in float64 from the numbers as they are: the logarithms of nearly equal distributions cancel, in PyTorch in
-    float32. (What float32 rounded off the log-probabilities themselves is lost: `KLDivergence(from_logits=True)` keeps
-    it.) PyTorch's gradient of target is NaN where target = 0, here it is finite. target may require a gradient alone:
-    KL(q ‖ p) is fitted so.
+    Computed in float64, because the logarithms of nearly equal distributions cancel; PyTorch computes in float32. (The
+    rounding of float32 log-probabilities themselves remains; `KLDivergence(from_logits=True)` avoids it.) PyTorch's
+    gradient of target is NaN where target = 0, here it is finite. target alone may require a gradient, as where q is
+    fitted by KL(q ‖ p).
 
     >>> loss = KLDivLoss(reduction="batchmean")
     >>> loss(torch.tensor([[0.25, 0.75]]).log(), torch.tensor([[0.5, 0.5]]))
@@ -234,7 +233,7 @@ class BCELoss(_PyTorchOrder, nn.BCELoss):
 
     Shapes: input and target alike; `weight` broadcasts to them. A scalar, in nats; input's shape for reduction "none".
 
-    It works under autocast on CUDA, where PyTorch's refuses. PyTorch's gradient is 0, not 1, for a certain and right
+    It works under autocast on CUDA, where PyTorch's raises. PyTorch's gradient is 0, not 1, for a certain and right
     prediction (p = t = 0), and vanishes for t = 0 below p = 1e-12; here it is 1.
 
     Raises:
@@ -303,13 +302,13 @@ class BCEWithLogitsLoss(_PyTorchOrder, nn.BCEWithLogitsLoss):
 
 
 class _KerasOrder(_Loss):
-    """(y_true, y_pred). A function with its options; those that are arrays are buffers, and move with `.to()`."""
+    """(y_true, y_pred). A function with its options; arrays among them are buffers, which `.to()` moves."""
 
     _names = ("y_true", "y_pred")
     _arrays = ("class_weight", "pos_weight", "alpha")
 
     def __init__(self, function: Callable[..., Any], arguments: dict[str, Any]) -> None:
-        """`arguments`: the locals() of a constructor that has nothing but its arguments, so that none is forgotten."""
+        """`arguments`: the locals() of a constructor, which are its arguments, so that none is forgotten."""
         super().__init__()
         options = {name: x for name, x in arguments.items() if name not in ("self", "__class__")}
         errors.options(options)
@@ -330,7 +329,7 @@ class _KerasOrder(_Loss):
 
 
 def _per_class(name: str, value: Any) -> Tensor | None:
-    """A tensor as it is, as in torch.nn; a list or an array as a tensor."""
+    """A tensor unchanged, as in torch.nn; a list or an array as a tensor."""
     if value is None or isinstance(value, Tensor):
         return value
     try:
@@ -476,7 +475,7 @@ class DistillationLoss(_KerasOrder):
 
 
 class CategoricalFocalCrossentropy(_KerasOrder):
-    """Cross-entropy that looks away from easy examples, Σ_c α_c t_c (1 − p_c)^γ (−log p_c), in nats.
+    """Focal loss: down-weights examples that are already classified well. Σ_c α_c t_c (1 − p_c)^γ (−log p_c), in nats.
 
     y_true, y_pred: (…, C, …), the targets one-hot or soft. Per-sample losses: that shape without `axis`.
 
@@ -502,7 +501,7 @@ class CategoricalFocalCrossentropy(_KerasOrder):
 
 
 class BinaryFocalCrossentropy(_KerasOrder):
-    """Binary cross-entropy times (1 − p_t)^γ, p_t being the probability of what is true; mean over `axis`, in nats.
+    """Binary cross-entropy times (1 − p_t)^γ, p_t = t·p + (1 − t)·(1 − p); mean over `axis`, in nats.
 
     y_true, y_pred: (…, C, …), the targets in [0, 1]. Per-sample losses: that shape without `axis`.
 
@@ -533,10 +532,9 @@ def causal_lm_loss(outputs: Any, labels: Tensor, num_items_in_batch: Any = None)
     Args:
         outputs: what the model returned: an object with `logits`, a mapping or tuple that holds them, or the logits,
             of shape (N, T, V).
-        labels: token ids (N, T), unshifted: the logits at t are judged by the label at t + 1. Those of −100 are left
-            out.
-        num_items_in_batch: the number of labels that the optimiser's step counts, over all accumulated micro-batches
-            and all processes; the sum is divided by it. Without it, by the labels that are left here.
+        labels: token ids (N, T), unshifted: the logits at t predict the label at t + 1. Labels of −100 are ignored.
+        num_items_in_batch: the denominator: the number of labels of an optimiser's step, over all accumulated
+            micro-batches and all processes. Without it, the number of labels here that are not ignored.
 
     >>> logits = torch.zeros(1, 3, 5)
     >>> causal_lm_loss(logits, torch.tensor([[1, 2, -100]]))
@@ -554,9 +552,9 @@ def causal_lm_loss(outputs: Any, labels: Tensor, num_items_in_batch: Any = None)
         raise TypeError("labels is None; pass the token ids, with -100 where none is to be predicted")
     errors.floating(dtype(logits), "outputs", "labels")
     if isinstance(num_items_in_batch, Tensor):
-        # With several devices in one process Trainer hands each of them the same count, once per device.
+        # With several devices in one process Trainer passes the same count once per device.
         num_items_in_batch = num_items_in_batch.reshape(-1)[0].to(logits.device)
-    # The labels are moved, not the logits: a slice of those would be copied, and its gradient padded.
+    # The labels are shifted, not the logits: slicing the logits would copy them, and pad their gradient.
     shifted = nn.functional.pad(labels[..., 1:], (0, 1), value=-100)
     return losses.sparse_categorical_crossentropy(
         shifted.to(logits.device),

@@ -1,7 +1,7 @@
 """The expression in each library that gives a convention's number, as text: the call of a function.
 
-An expression is put together from a convention, and then evaluated on the batch with `lossbridge.compat`: what is
-printed does give the number. Which convention explains a number is not decided here.
+An expression is built from a convention and evaluated on the batch with `lossbridge.compat`, so that the printed call
+does give the number. search.py decides which convention explains it.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ _CONVERSIONS: dict[tuple[str, str], tuple[str, ...]] = {
     ("exp", "softmax twice"): ("softmax", "log_softmax"),
 }
 
-# Keras attaches the logits to the results of these operations, and on TensorFlow its losses compute with them instead.
+# Keras attaches the logits to the results of these operations, and on TensorFlow its losses use those instead.
 _LEAVE_LOGITS = ("softmax", "sigmoid")
 
 Operation = tuple[str, Mapping[str, Any]]  # a name in _COMPUTE, and its arguments
@@ -298,7 +298,7 @@ def _gives(expression: Expression, batch: Batch, values: Array) -> bool:
             warnings.simplefilter("ignore")
             found = expression.evaluate(batch)
     except (ValueError, TypeError, OverflowError, IndexError):
-        return False  # the function refuses these arrays
+        return False  # the function raises for these arrays
     return found.size == values.size and np.allclose(found.ravel(), values.ravel(), _RTOL, _ATOL)
 
 

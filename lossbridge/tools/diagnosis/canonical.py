@@ -44,7 +44,7 @@ class Setting:
     ignored_class: bool  # and it is one of the classes
     finite: bool  # the number to explain is finite
     double: bool  # the predictions are float64
-    half: str  # "float16" or "bfloat16" if the predictions are
+    half: str  # "float16" or "bfloat16" if that is the dtype of the predictions
     quantity: Quantity
     smoothings: tuple[float, ...] = SMOOTHINGS
     epsilons: tuple[float, ...] = ()  # in addition to those that are always tried
@@ -115,7 +115,7 @@ def _held(arrays: Iterable[np.ndarray]) -> Holds:
 
 
 def canonical(c: Convention, setting: Setting) -> Convention | None:
-    """`c` with every field that has no effect here set to one value; None where `c` makes no sense here."""
+    """`c` with every field reset that has no effect in this setting; None if `c` is impossible in it."""
     rank = max(setting.rank, 1)
     if not -rank <= c.axis < rank:
         return None
@@ -155,7 +155,7 @@ def _sensible(c: Convention, setting: Setting) -> bool:
         return False
     certain = c.swapped and setting.hard and c.activation == "none" and c.clip == "none"
     if setting.finite and certain and c.logarithm != "missing":
-        return False  # it takes log 0 somewhere
+        return False  # it computes log 0
     if setting.quantity != "scalar" and c.outcome == "perplexity":
         return False
     return not (setting.finite and c.undefined != "zero")
@@ -250,7 +250,7 @@ def _reduction(c: Convention, setting: Setting) -> Convention:
             divisor = "samples"
     else:
         divisor = "samples"
-    # The one-hot row of a label that is no class holds zeros only, and so does its loss under these costs.
+    # The one-hot row of a label out of range is 0, and with these costs its loss is too.
     zero_target = not setting.mask and not setting.ignored_class and not c.label_smoothing
     zero_loss = c.cost in ("cross-entropy", "focal", "poly") or (c.cost == "divergence" and c.clip not in _CLIPS)
     zero_weight = divisor != "weights" or c.class_weight

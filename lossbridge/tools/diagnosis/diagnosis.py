@@ -1,4 +1,4 @@
-"""`diagnose`: from arrays and a number to its ranked explanations, and what is shown of them.
+"""`diagnose`: computes the ranked explanations of a number, and formats them.
 
 The steps are in other files of this folder: reading, hypotheses, search, wording, calls, probes.
 """

@@ -1,8 +1,8 @@
 """What a convention gives on a batch: the loss, per-sample values, values per element, or the gradient, in float64.
 
 Thousands of conventions are evaluated on one batch, so what they share is computed once: rows are processed in blocks
-that stay in the cache, and conventions that differ only in the reduction share their row sums. Mistaken conventions are
-evaluated like correct ones. Softmax, sigmoid and logarithms come from lossbridge.maths.
+that fit the cache, and conventions that differ only in the reduction share their row sums. Wrong conventions are
+evaluated like right ones. Softmax, sigmoid and logarithms come from lossbridge.maths.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Batch:
     sample_weight: Array | None = None
     mask: Array | None = None
     ignored: int | None = None  # the label to ignore
-    half: str = ""  # "float16" or "bfloat16" if the predictions were given in it
+    half: str = ""  # "float16" or "bfloat16" if that is the dtype of the given predictions
     moved: bool = False  # in the caller's arrays the classes lie along axis 1
     shift: int = 0  # the caller's labels are larger by this number
     given: Mapping[str, str] = field(default_factory=dict)  # NumPy code that makes an array here from the caller's
@@ -85,13 +85,13 @@ class Batch:
 class Rows:
     """A batch as matrices: one row per sample, one column per class; a single column where y_pred is a vector."""
 
-    target: Array  # (N, C), float64; labels one-hot, rows of zeros for labels that are no class
+    target: Array  # (N, C), float64; labels as one-hot rows, of zeros for labels out of range
     pred: Array
     weight: Array | None  # (N,)
     class_weight: Array | None  # (C,)
     valid: Array  # (N,): neither masked nor ignored
-    out_of_range: Array  # (N,): the label is no class, and not the one to ignore
-    dtype: str  # in which libraries compute with these predictions
+    out_of_range: Array  # (N,): the label is out of range, and not the one to ignore
+    dtype: str  # of the libraries' computation with these predictions
 
     @staticmethod
     def of(batch: Batch, axis: int) -> Rows:
@@ -131,7 +131,7 @@ class Rows:
 def _per_row(x: Array | None, batch: Batch, axis: int, count: int) -> Array | None:
     """A weight or mask, of the samples' shape or its leading axes, as one number per row.
 
-    None where it has another shape, because `axis` is not the axis that it was given for.
+    None if it has another shape, as weights for rows along another axis have.
     """
     shape = batch.y_pred.shape
     samples = tuple(np.delete(shape, axis)) if len(shape) > 1 else shape
@@ -145,7 +145,7 @@ def _per_row(x: Array | None, batch: Batch, axis: int, count: int) -> Array | No
 
 
 def terms(c: Convention, rows: Rows, pred: Any, memo: dict[Any, Any] | None = None) -> Any:
-    """(rows, classes): what is summed. `pred`: rows.pred, or the variable of a gradient; `memo`: a cache."""
+    """(rows, classes): the terms that are summed. `pred`: rows.pred, or the variable of a gradient; `memo`: a cache."""
     target, positive, negative = _factors(c, rows, memo)
     cost, complement_cost, p, unclipped = _costs(c, rows, pred, memo, target if memo is None else None)
 
@@ -174,7 +174,7 @@ def terms(c: Convention, rows: Rows, pred: Any, memo: dict[Any, Any] | None = No
 
 
 def row_sums(c: Convention, rows: Rows, memo: dict[Any, Any]) -> Array:
-    """The sums of the terms. For the two most frequent costs the terms themselves are not stored."""
+    """(rows,): the sums of the terms, which are not stored for the two most frequent costs."""
     _, positive, negative = _factors(c, rows, memo)
     cost, complement_cost, *_ = _costs(c, rows, rows.pred, memo, None)
     key = ("finite", *_costs_key(c))
@@ -203,7 +203,7 @@ def _factors(c: Convention, rows: Rows, memo: dict[Any, Any] | None) -> tuple[An
 def _costs(c: Convention, rows: Rows, pred: Any, memo: dict[Any, Any] | None, guard: Any) -> tuple[Any, ...]:
     """−log p, −log(1 − p), p, and p before clipping.
 
-    `guard`: the targets, where a gradient is taken: costs that they multiply by 0 are kept finite, because 0·∞ is NaN.
+    `guard`: the targets, if a gradient is taken: costs of target 0 are made finite, because the gradient of 0·∞ is NaN.
     """
     p, cost, complement_cost = _cached(memo, ("activated", c.activation, c.dtype), lambda: _activated(c, pred))
 
@@ -270,7 +270,7 @@ def _costs_key(c: Convention) -> tuple[Any, ...]:
 
 
 def _activated(c: Convention, pred: Any) -> tuple[Any, Any, Any]:
-    """p; and −log p and −log(1 − p) where the logits give them without a logarithm of p, else None."""
+    """p; and −log p and −log(1 − p) if they are computed from logits without a logarithm of p, else None."""
     x = rounded(pred, c.dtype.split()[0]) if c.dtype != "exact" else pred
     if c.activation == "softmax twice":
         x = b.exp(-softmax.neg_log_softmax(b, x, 1)[0])
@@ -330,7 +330,7 @@ def _bounds(c: Convention, dtype: str) -> tuple[float, float]:
 
 
 def rounded(x: Any, dtype: str) -> Any:
-    """Rounded to that dtype, and back in float64. The derivative of the rounding is taken as 1."""
+    """`x` rounded to the dtype, as float64. The derivative of the rounding is taken to be 1."""
     values = b.concrete(x)
     assert values is not None
     with np.errstate(over="ignore"):
@@ -351,7 +351,7 @@ def same(x: Any, y: Any) -> Array:
 
 
 def weights(c: Convention, rows: Rows) -> Array:
-    """The factor of each row's sum: 0 where the row is left out, else its sample weight."""
+    """(rows,): the factor of each row's sum, 0 if the row is left out, else its sample weight."""
     weight = rows.valid.astype(np.float64) if c.left_out != "kept" else np.ones(len(rows.valid))
     return weight * rows.weight if c.sample_weight and rows.weight is not None else weight
 
@@ -389,7 +389,7 @@ def finish(c: Convention, total: float, denominator: float) -> float:
 
 
 def sums_key(c: Convention) -> Convention:
-    """`c` with the fields that only the reduction reads set to one value: equal keys share their sums."""
+    """`c` with the fields of the reduction reset: conventions with equal keys have the same row sums."""
     return replace(c, base=math.e, divisor="samples", outcome="loss")
 
 
@@ -404,7 +404,7 @@ def as_read(c: Convention, batch: Batch) -> Batch:
 def scalars(
     batch: Batch, conventions: Sequence[Convention], advance: Callable[[float], None] = lambda fraction: None
 ) -> Array:
-    """The loss under each convention. `advance` is told the fraction of the work that each step did."""
+    """The loss under each convention. `advance` is called with the fraction of the work of each step."""
     groups: dict[tuple[int, bool], dict[Convention, int]] = {}
     keys = [sums_key(c) for c in conventions]
     for key in keys:
@@ -444,7 +444,7 @@ def _block_sums(conventions: Iterable[Convention], rows: Rows) -> Array:
 
 
 def _weighted_losses(c: Convention, rows: Rows, memo: dict[Any, Any]) -> Array:
-    """Row by row. A weight of 0 makes the loss 0, whatever it is; a label out of range makes it NaN."""
+    """(rows,): a loss of weight 0 is 0, also if it is infinite or NaN; that of a label out of range is NaN."""
     losses = row_sums(c, rows, memo)
     if rows.out_of_range.any():
         losses = np.where(rows.out_of_range, np.nan, losses)

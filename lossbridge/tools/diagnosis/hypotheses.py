@@ -17,7 +17,7 @@ from lossbridge.tools.diagnosis.evaluate import FLOAT16_DTYPES, WEIGHTS
 
 @dataclass(frozen=True)
 class Preset:
-    """A peer's function, with options that need no explanation, called on arrays of the form that it takes."""
+    """A peer's function, with its ordinary options, called on arrays of the form that it takes."""
 
     peer: Peer
     options: Convention  # the function's, with those options
@@ -38,15 +38,15 @@ class Hypothesis:
 
     @property
     def strangeness(self) -> tuple[int, bool]:
-        """What hypotheses are ranked by: the number of changes, then whether log-probabilities are in question although
-        the function takes none."""
+        """The order of hypotheses: the number of changes, then whether it assumes log-probabilities for a function that
+        takes none."""
         c = self.convention
         log_probabilities = c.activation == "exp" or c.logarithm == "missing"
         return self.changes, log_probabilities and self.preset.peer.convention.activation != "exp"
 
 
 def presets(setting: Setting) -> list[Preset]:
-    """Every peer's, with the options that are no change of convention: logits, reduction, the given weights."""
+    """The presets of every peer, with the options that are no changes: logits, reduction, the given weights."""
 
     def order(preset: Preset) -> tuple[bool, bool, int, bool]:
         """First the functions that take such targets and return this quantity; then by library; then those that are
@@ -70,7 +70,7 @@ def presets(setting: Setting) -> list[Preset]:
         else:
             fits = "events" in peer.targets
         if peer.library == "sklearn" and setting.quantity in ("samples", "elements"):
-            fits = False  # it always reduces
+            fits = False  # scikit-learn always reduces
         if fits:
             found += [_preset(peer, options, setting) for options in _variants(peer)]
     return sorted((preset for preset in found if preset is not None), key=order)
@@ -105,7 +105,7 @@ _ARGUMENTS: dict[tuple[Holds, str], tuple[str, Any]] = {
 
 
 def _preset(peer: Peer, options: Convention, setting: Setting) -> Preset | None:
-    """The function called on what it takes. None where one of its options is meant for another form of arrays."""
+    """The function called on the form of arrays that it takes; None if one of its options is for another form."""
     squash = "sigmoid" if options.cost in BINARY else "softmax"
     pred, activation = _ARGUMENTS.get((setting.pred_holds, options.activation), ("{}", options.activation))
     target, target_activation = _ARGUMENTS.get(
@@ -145,7 +145,7 @@ class Change:
     values: Mapping[str, Any]
     common: bool = True
     weight: int = 1  # how many changes it counts as
-    costs: tuple[str, ...] | None = None  # the costs that it makes sense for; None: all
+    costs: tuple[str, ...] | None = None  # the costs that it applies to; None: all
 
 
 _CATEGORICAL = ("cross-entropy", "focal", "poly", "divergence", "convex divergence", "entropy")
@@ -158,7 +158,7 @@ _COMMON_EPSILONS = {1e-7: ("both",), 1e-15: ("both",)}  # and the ways of clippi
 
 
 def changes(setting: Setting) -> list[Change]:
-    """Everything that is tried; of changes that give the same convention the first is kept."""
+    """All changes that are tried; of changes that give the same convention the first is used."""
     return [*_changes_of_any_data(setting), *_changes_of_some_data(setting)]
 
 

@@ -1,6 +1,6 @@
-"""Reads the caller's arrays as a batch: refuses what cannot be read, and warns of what looks wrong.
+"""Reads the caller's arrays as a batch: raises for what cannot be read, and warns of what looks wrong.
 
-Nothing of a convention is known here.
+Depends on no convention.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def batch_of(
 ) -> tuple[Batch, list[str]]:
     """The batch, and warnings. `moved`: the classes lie along axis 1 even where they could lie along the last."""
     (true, true_dtype), (pred, pred_dtype) = _array(y_true, "y_true"), _array(y_pred, "y_pred")
-    rounding = 3e-2 if pred_dtype.endswith("float16") else 1e-4  # of a sum over the classes
+    rounding = 3e-2 if pred_dtype.endswith("float16") else 1e-4  # the error of a sum over the classes
     given = {"y_true": _code("y_true", y_true), "y_pred": _code("y_pred", y_pred)}
     warnings: list[str] = []
     true, pred = _match_axes(true, pred, given, warnings)
@@ -65,10 +65,10 @@ def batch_of(
         _warn_of_targets(true, rounding, warnings)
         true = true.astype(pred.dtype)  # as the libraries do
     for name, x, dtype in (("y_true", true, true_dtype), ("y_pred", pred, pred_dtype)):
-        if dtype != x.dtype.name and not (x.dtype.kind == "i" and "int" in dtype):  # libraries take any integers
+        if dtype != x.dtype.name and not (x.dtype.kind == "i" and "int" in dtype):  # libraries take every integer dtype
             given[name] += f".astype('{x.dtype.name}')"
     distributions = true.ndim < pred.ndim or not np.isin(true, (0, 1)).all() or (true.sum(-1) == 1).all()
-    _warn_of_predictions(pred, rounding if distributions else np.inf, warnings)  # other outcomes have any sum
+    _warn_of_predictions(pred, rounding if distributions else np.inf, warnings)  # other outcomes need not sum to 1
     weight, given["sample_weight"] = _per_sample(sample_weight, pred, "sample_weight")
     batch = Batch(
         true,

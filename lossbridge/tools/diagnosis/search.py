@@ -1,6 +1,6 @@
-"""Which hypotheses give an observed number, and which of those the data cannot tell apart.
+"""Finds the hypotheses that give an observed number, and groups those that the data cannot tell apart.
 
-Holds the tolerances; what a convention gives comes from evaluate.py.
+Defines the tolerances. Conventions are evaluated in evaluate.py.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import numpy as np
 from lossbridge.tools.diagnosis.evaluate import Array, Batch, Quantity, arrays, rounded, same, scalars, scale, sums_key
 from lossbridge.tools.diagnosis.hypotheses import Hypothesis
 
-INDISTINCT = 1e-7  # relative difference of two numbers that float32 does not show
+INDISTINCT = 1e-7  # relative difference of two numbers that float32 does not resolve
 # Relative errors of a loss computed in a dtype, at most.
 _FLOAT64, _FLOAT32, _FLOAT16 = 1e-9, 2e-6, 1e-3
-_FLOAT32_SUM = 5e-7  # of a sum in float32, usually
+_FLOAT32_SUM = 5e-7  # of most sums in float32
 _FLOAT16_COMPUTED = {"float16": 4e-3, "bfloat16": 3e-2}  # where intermediate results are rounded to the dtype too
 _ENTRY = 1e-5  # of an array's entry in float32
 _ZERO = 6e-8  # absolute, in float32, where 1 − p cancels
@@ -37,7 +37,7 @@ class Observation:
     quantity: Quantity
     tight: float  # absolute for a scalar; for an array relative to each entry, or to a tenth of the largest
     loose: float
-    sure: bool  # so many digits do not agree by chance: what fits within `tight` is the explanation
+    sure: bool  # it has so many digits that a fit within `tight` is no chance
 
     @cached_property
     def largest(self) -> float:
@@ -101,7 +101,7 @@ class Fit:
 
     @property
     def distance(self) -> tuple[int, float]:
-        """Smaller for what fits more of the batches, then for a smaller difference."""
+        """Smaller if it fits more of the batches, then for a smaller difference."""
         return -len(self.values), self.misfit
 
 
@@ -151,7 +151,7 @@ def search(
             if fits:
                 fitting[i].append(value)
         left = left[compared.loose]
-    if tight[left].any():  # then a loose fit stays only if it is simpler, and the tight one may be chance
+    if tight[left].any():  # then a loose fit is used only if it is simpler, and the tight one may be chance
         fewest = min(hypotheses[i].changes for i in left[tight[left]].tolist())
         sure = any(seen.sure for seen in observations)
         simpler = np.array([not sure and hypotheses[i].changes < fewest for i in left.tolist()])

@@ -67,7 +67,7 @@ def placed(b: Framework, case: Case, device: str) -> tuple[Any, Any, dict[str, A
 
 
 class Runner:
-    """Runs cases on one backend and device. Keeps the last compiled function, which neighbouring cases share."""
+    """Runs cases on one backend and device. Caches the last compiled function, which consecutive cases share."""
 
     def __init__(self, b: Framework, device: str = "cpu") -> None:
         self.b = b
@@ -114,7 +114,7 @@ def compile_key(case: Case) -> tuple[str, ...]:
 
 
 def in_order(cases: Iterable[Case]) -> list[Case]:
-    """Cases that share a compiled function follow one another; otherwise the order is kept."""
+    """The cases, with those that share a compiled function next to each other, and otherwise in their order."""
     groups: dict[tuple[str, ...], list[Case]] = {}
     for case in cases:
         groups.setdefault(compile_key(case), []).append(case)
@@ -162,7 +162,7 @@ def compare(
 
 
 def _in_finite_rows(values: np.ndarray, shape: tuple[int, ...], axis: int | None) -> np.ndarray:
-    """Where a gradient is defined: in rows whose loss is finite."""
+    """Where the gradient is compared: in rows whose loss is finite."""
     finite = np.isfinite(values)
     if values.ndim and axis is not None:
         finite = np.expand_dims(finite, axis)
@@ -179,7 +179,7 @@ class _Error:
 
 
 def _error(got: np.ndarray, exact: np.ndarray, scale: np.ndarray, dtype: str) -> _Error:
-    """In ULP at `scale`, and relative to it. NaN must meet NaN, and infinity the same infinity."""
+    """In ULP at `scale`, and relative to it. NaN equals NaN, and an infinity the same infinity."""
     if not exact.size:
         return _Error(0.0, 0.0, "")
     same = (got == exact) | (np.isnan(got) & np.isnan(exact))

@@ -1,7 +1,7 @@
 """Real inputs: the logits of two classifiers for scikit-learn's 1797 handwritten digits.
 
 Each image's logits come from a model that was not trained on it (five folds).
-`python -m lossbridge.tools.parity.digits` makes the file anew; it needs scikit-learn.
+`python -m lossbridge.tools.parity.digits` writes the file; it needs scikit-learn.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The parity command's table, JSON file and HTML page. Decides nothing: outcomes come with their faults."""
+"""The parity command's table, JSON file and HTML page. Judges nothing: each outcome states its fault."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def rows(runs: Runs) -> list[Row]:
 
 
 def _broken(name: str, width: int = 30) -> tuple[str, ...]:
-    """A function's name; a long one in two lines, broken after a point or an underscore."""
+    """A function's name; a long one on two lines, split after a point or an underscore."""
     if len(name) <= width:
         return (name,)
     at = max(name.rfind("_", 0, width), name.rfind(".", 0, width)) + 1

@@ -22,16 +22,14 @@ from lossbridge.conventions import PEERS, Convention, Peer
 from lossbridge.frameworks import FRAMEWORKS
 from lossbridge.frameworks.framework import Framework
 from lossbridge.tools.diagnosis.calls import in_order, option, our_function
-from lossbridge.tools.diagnosis.evaluate import WEIGHTS, Batch, Quantity, scalars, scale, weights
+from lossbridge.tools.diagnosis.evaluate import WEIGHTS, Array, Batch, Quantity, scalars, scale, weights
 from lossbridge.tools.diagnosis.evaluate import arrays as convention_arrays
 from lossbridge.tools.parity.check import Outcome, spacing
 from lossbridge.tools.processes import installed
 
-Array = np.ndarray
-
 _OTHERS = [peer for peer in PEERS if peer.library != "lossbridge"]
 
-# For options that take any value, the one that is tried, by the convention's field.
+# The value that is tried for options that take any, by the convention's field.
 _VALUES: Mapping[str, Any] = {"label_smoothing": 0.1, "alpha": 0.6, "gamma": 1.0, "base": 2.0, "axis": 1}
 _IGNORED = -1  # the label to ignore
 _PROBLEMS = 5  # how many are compared for each call
@@ -140,7 +138,7 @@ def problem(call: Call, rng: np.random.Generator, *, scale: float = 2.0) -> Prob
     per_sample = shape if vector else tuple(np.delete(shape, axis))
 
     def of_logits(activation: str, x: Array) -> Array:
-        """What the activation turns into a distribution, or into outcomes."""
+        """An array that the activation makes a distribution, or outcomes."""
         if activation in ("softmax", "sigmoid"):
             return x
         if "binary" in c.cost:
@@ -183,8 +181,8 @@ def own_function(library: str, function: str) -> Callable[..., Any] | None:
 
 def missing(names: Sequence[str] = ()) -> list[str]:
     """The libraries that are not installed, of those that are named, or of all if none is."""
-    asked = {name.partition(".")[0] for name in names} or set(_MODULES)
-    return [library for library in _MODULES if library in asked and not installed(library)]
+    named = {name.partition(".")[0] for name in names} or set(_MODULES)
+    return [library for library in _MODULES if library in named and not installed(library)]
 
 
 def home(library: str) -> Framework:
@@ -273,9 +271,9 @@ def by_convention(call: Call, arrays: Problem) -> tuple[Array, Array, Array]:
 def outcome(b: Framework, call: Call, device: str = "cpu") -> Outcome:
     """Compares our function with the library's own, which runs on the CPU, on a few float32 problems.
 
-    Where ours is more than `ULPS` from the library's result, it must be nearer than the library's to what the library
-    gives in float64, and its distance from that counts. Without a library to compare with, the convention's float64
-    result stands in, and the mode says so.
+    Where ours is more than `ULPS` from the library's result, it must be nearer to the library's float64 result than the
+    library's float32 result is, and its distance from the float64 result counts. Without the library, the convention's
+    float64 result is used, and the mode says so.
     """
     name, mode = (call.peer.library, call.peer.function), "eager"
     try:
