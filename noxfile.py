@@ -44,10 +44,11 @@ def backend(session: nox.Session) -> None:
 
 @nox.session
 def exhaustive(session: nox.Session) -> None:
-    """The examples that `tests` leaves out, on the backends that are named: `nox -s exhaustive -- torch`."""
+    """The examples that `tests` leaves out, of the parts named: `nox -s exhaustive -- core torch`."""
     install(session, "dev")
     for name in session.posargs:
-        session.run("pytest", "tests/backends", "--backend", name, *PARALLEL, "-m", "exhaustive")
+        what = ["tests/core"] if name == "core" else ["tests/backends", "--backend", name]
+        session.run("pytest", *what, *PARALLEL, "-m", "exhaustive")
 
 
 @nox.session

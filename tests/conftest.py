@@ -16,7 +16,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # `nox -s tests` leaves them out, `nox -s exhaustive` runs them, on one machine of CI for each backend.
+    # `nox -s tests` leaves them out, `nox -s exhaustive` runs them, on one machine of CI for each backend and the core.
     config.addinivalue_line("markers", "exhaustive: more of what another test checks by a few examples of each kind")
     backend = config.getoption("--backend")
     if backend in ("torch", "tensorflow", "jax"):  # where Keras trains

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.xdist_group("train")  # one process trains, for all the tests here
 ROOT = Path(__file__).parents[2]
 LIMITS = {"float64": 1e-9, "float32": 1e-3}
 FRAMEWORKS = {"numpy": "NumPy", "torch": "PyTorch", "tensorflow": "TensorFlow", "jax": "JAX"}
