@@ -177,6 +177,8 @@ def _quick(backend: str) -> Iterator[Cell]:
     yield Cell("CE, labels", *LM, ways="all" if backend == "torch" else main)
     if backend == "torch":
         yield Cell("CE, labels", *LM, dtype="bfloat16", ways="eager")
+        yield Cell("CE, dense", *CLASSIFIER, ways=main)
+        yield Cell("log loss", *CLASSIFIER, ways=main)
     if backend in ("torch", "jax"):
         yield Cell("CE, dense", *LM_DENSE, ways=main)
         yield Cell("KL of logits", *LM_DENSE, ways=main)
