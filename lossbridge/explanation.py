@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from lossbridge import losses
 from lossbridge.frameworks.framework import Choice
 from lossbridge.maths.ops import Array
 from lossbridge.request import COMMON, framework_of, resolve
@@ -40,7 +42,8 @@ def explain(
     Nothing is computed, but the arguments are resolved and refused as in the call itself.
 
     Args:
-        loss: a loss of lossbridge, or its name.
+        loss: a function of `lossbridge`, or its name. For a module or a function of `lossbridge.compat` pass the
+            function of `lossbridge` that it stands for.
         y_true, y_pred, options: as the loss takes them.
         under: the compiler that the call is made under: "compile" on PyTorch, "function" or "jit_compile" on
             TensorFlow, "jit" on JAX. Without it the call is made as things are now.
@@ -50,7 +53,7 @@ def explain(
 
     Raises:
         ValueError: an unknown loss or compiler, and what the loss itself raises.
-        TypeError: what the loss itself raises.
+        TypeError: an unknown option, and what the loss itself raises.
 
     >>> import lossbridge as lb
     >>> print(lb.explain(lb.log_loss, [1, 0], [[0.3, 0.7], [0.6, 0.4]]))
@@ -59,6 +62,9 @@ def explain(
     gradient: written in the same pass
     """
     record = _record(loss)
+    unknown = [option for option in options if option not in COMMON and option not in record.options]
+    if unknown:
+        raise TypeError(f"{record.name} takes no {unknown[0]}; leave it out")
     framework = framework_of(y_pred, record.names.pred)
     compilers = framework.compilers()
     if under and under not in compilers:
@@ -74,7 +80,9 @@ def explain(
 
 
 def _record(loss: Callable[..., Any] | str) -> Loss:
-    name = loss if isinstance(loss, str) else getattr(loss, "__name__", repr(loss))
-    if name not in LOSSES:
-        raise ValueError(f"{name} is no loss of lossbridge; use one of {', '.join(LOSSES)}")
-    return LOSSES[name]
+    function = inspect.unwrap(loss) if callable(loss) else loss  # of value_and_grad(loss), the loss
+    for name, record in LOSSES.items():
+        if loss == name or function is getattr(losses, name):
+            return record
+    known = f"pass one of its functions, or a name: {', '.join(LOSSES)}"
+    raise ValueError(f"{loss!r} is no function of lossbridge.losses; {known}")

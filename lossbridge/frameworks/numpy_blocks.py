@@ -83,8 +83,10 @@ def refuses(r: Request) -> str:
     """Why no row kernel computes this request; "" if one does."""
     kernel = row_kernel(r)
     if kernel is None:
-        return f"no row kernel for {r.rule.name} with these options"
-    if r.dtype == "float64" and not kernel.wide:
+        smoothed = " with label smoothing" if r.options.get("label_smoothing") else ""
+        steep = " of gamma < 1" if r.options.get("gamma", 1) < 1 else ""
+        return f"no row kernel for {r.rule.name}{smoothed}{steep}"
+    if r.dtype == "float64" and isinstance(kernel, RowKernel) and not kernel.wide:
         return f"the row kernel for {r.rule.name} is of float32"
     return refuses_rows(r)
 
@@ -100,7 +102,7 @@ def losses(r: Request) -> Array:
     """Computed by the row kernel of the request's rule."""
     kernel = row_kernel(r)
     assert kernel is not None
-    return label_entries(r) if kernel.rows is label_entries else _recorded(r, kernel, _rule_rows(r))
+    return _recorded(r, kernel, _rule_rows(r)) if isinstance(kernel, RowKernel) else kernel(r)
 
 
 def rule_losses(r: Request) -> Array:
@@ -766,7 +768,7 @@ def label_entries(r: Request) -> Array:
 # Which row kernel computes a rule.
 
 
-def row_kernel(r: Request) -> RowKernel | None:
+def row_kernel(r: Request) -> RowKernel | Callable[[Request], Array] | None:
     if r.options.get("gamma", 1) < 1:
         return None
     name = r.rule.name
@@ -775,13 +777,14 @@ def row_kernel(r: Request) -> RowKernel | None:
     return KERNELS.get(name)
 
 
-KERNELS: Mapping[str, RowKernel] = {
+# Most compute blocks of rows; a function of the request reads the labels' entries alone.
+KERNELS: Mapping[str, RowKernel | Callable[[Request], Array]] = {
     softmax.LABELS.name: RowKernel(_labels, 1),
     f"{softmax.LABELS.name}, smoothed": RowKernel(_smoothed_labels, 2),
     softmax.DISTRIBUTIONS.name: RowKernel(_dense, 3),
     softmax.LABEL_PROBABILITIES.name: RowKernel(_label_probabilities, 1),
     softmax.PROBABILITIES.name: RowKernel(_probabilities, 4),
-    softmax.LOG_LOSS.name: RowKernel(label_entries),
+    softmax.LOG_LOSS.name: label_entries,
     softmax.FOCAL.name: RowKernel(_focal, 6),
     divergence.LOGITS.name: RowKernel(_kl_logits, 4, wide=False),
     divergence.PROBABILITIES.name: RowKernel(_kl_probabilities, 3, wide=False),

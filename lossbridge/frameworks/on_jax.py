@@ -56,7 +56,10 @@ def choose(r: Request) -> Choice:
     no_rule = _refuses_rule(r)
     if not no_rule:
         return Choice(PATHS["rule"])
-    return Choice(PATHS["formula"], (("rule", no_rule),))
+    no_blocks = _refuses_blocks(r)
+    if not no_blocks:
+        return Choice(PATHS["blocks"], (("rule", no_rule),))
+    return Choice(PATHS["formula"], (("rule", no_rule), ("blocks", no_blocks)))
 
 
 def chosen(request: Callable[[Array, Array], Request], target: Any, pred: Any, under: str) -> Choice:
@@ -71,13 +74,19 @@ def chosen(request: Callable[[Array, Array], Request], target: Any, pred: Any, u
 
 
 def _refuses_rule(r: Request) -> str:
-    if r.rule.gradients is None and r.rule.name not in DERIVED_IN_BLOCKS:
-        return f"{r.rule.name} leaves its derivative to JAX"
+    if r.rule.gradients is None:
+        return f"no derivative rule is written for {r.rule.name}"
     if r.axis is not None and not r.pred.shape[r.axis]:
         return "there are no classes"
     if r.rule is softmax.LABELS and r.pred.shape[r.axis] >= MOST_CLASSES:
         return "float32 does not count so many classes"
     return ""
+
+
+def _refuses_blocks(r: Request) -> str:
+    if r.rule.name not in DERIVED_IN_BLOCKS:
+        return f"{r.rule.name} is no faster in blocks of rows"
+    return "there are no classes" if r.axis is not None and not r.pred.shape[r.axis] else ""
 
 
 def _by_rule(r: Request) -> Array:
@@ -100,7 +109,18 @@ PATHS: Mapping[str, Path] = {
             "the formula, over JAX's operations, large arrays on a CPU in blocks of rows",
             "the derivative rule, over JAX's operations",
         ),
-        Path("formula", _by_formula, "the formula, over JAX's operations", "JAX, of the formula"),
+        Path(
+            "blocks",
+            _by_rule,
+            "the formula, over JAX's operations, large arrays on a CPU in blocks of rows",
+            "automatic differentiation, of each block",
+        ),
+        Path(
+            "formula",
+            _by_formula,
+            "the formula, over JAX's operations",
+            "automatic differentiation, of the formula",
+        ),
     )
 }
 

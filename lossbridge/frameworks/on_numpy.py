@@ -29,7 +29,7 @@ def choose(r: Request) -> Choice:
     no_blocks = numpy_blocks.refuses(r)
     if not no_blocks:
         return Choice(PATHS["blocks"])
-    no_rule = "" if r.rule.gradients else f"{r.rule.name} leaves its derivative to the tape"
+    no_rule = "" if r.rule.gradients else f"no derivative rule is written for {r.rule.name}"
     if not no_rule:
         return Choice(PATHS["rule"], (("blocks", no_blocks),))
     return Choice(PATHS["formula"], (("blocks", no_blocks), ("rule", no_rule)))
@@ -76,7 +76,12 @@ PATHS: Mapping[str, Path] = {
             "written in the same pass",
         ),
         Path("rule", _over_ops, "the formula, over NumPy's operations", "the derivative rule, over NumPy's operations"),
-        Path("formula", _over_ops, "the formula, over NumPy's operations", "a tape of NumPy's operations"),
+        Path(
+            "formula",
+            _over_ops,
+            "the formula, over NumPy's operations",
+            "automatic differentiation, by a tape of NumPy's operations",
+        ),
     )
 }
 

@@ -59,13 +59,23 @@ def chosen(request: Callable[[Array, Array], Request], target: Any, pred: Any, u
     found: list[Choice] = []
 
     def traced(*arrays: Array) -> None:
-        found.append(choose(request(*arrays)))
+        r = request(*arrays)
+        choice = choose(r)
+        found.append(_with_words_of_numpy(choice, r) if choice.path.name == "numpy" else choice)
 
     if under:
         tf.function(traced, autograph=False)(*(ops.asarray(x) for x in (target, pred)))
     else:
         traced(target, pred)
     return found[0]
+
+
+def _with_words_of_numpy(choice: Choice, r: Request) -> Choice:
+    """The path `numpy`, with the words of the one that NumPy itself takes."""
+    there = on_numpy.choose(_on_numpy(r))
+    value = f"NumPy's path {there.path.name}, on TensorFlow's memory: {there.path.value_words}"
+    path = choice.path._replace(value_words=value, gradient_words=there.path.gradient_words)
+    return Choice(path, tuple((f"NumPy's {name}", reason) for name, reason in there.why_not))
 
 
 def _refuses_numpy(r: Request) -> str:
@@ -79,7 +89,7 @@ def _refuses_numpy(r: Request) -> str:
 
 def _refuses_rule(r: Request) -> str:
     if r.rule.gradients is None:
-        return f"{r.rule.name} leaves its derivative to TensorFlow"
+        return f"no derivative rule is written for {r.rule.name}"
     if ops.in_forward_mode(r.pred, r.target, *_tensors(r.options)):
         return "forward-mode differentiation is on"
     plain_labels = r.rule is softmax.LABELS and not r.options.get("label_smoothing")
@@ -113,13 +123,8 @@ def _by_formula(r: Request) -> Array:
 
 def _by_numpy(r: Request) -> Array:
     """NumPy's path, on the memory of TensorFlow's arrays."""
-    pred = np.asarray(r.pred)
-    there = r._replace(
-        framework=on_numpy,
-        target=np.asarray(r.target),
-        valid=None if r.valid is None else np.asarray(r.valid),
-        options={key: np.asarray(x) if tf.is_tensor(x) else x for key, x in r.options.items()},
-    )
+    there = _on_numpy(r)
+    pred = there.pred
 
     def losses(x: Array) -> Array:
         with numpy_ops.quiet():
@@ -136,6 +141,17 @@ def _by_numpy(r: Request) -> Array:
         return numpy_ops.pulled_back(once, leaf, upstream)
 
     return ops.recorded(numpy_ops.value_of(found[0]), r.pred, pulled_back, lambda upstream: _gradient(r, upstream))
+
+
+def _on_numpy(r: Request) -> Request:
+    """The request of the same losses, of NumPy's arrays."""
+    return r._replace(
+        framework=on_numpy,
+        target=np.asarray(r.target),
+        pred=np.asarray(r.pred),
+        valid=None if r.valid is None else np.asarray(r.valid),
+        options={key: np.asarray(x) if tf.is_tensor(x) else x for key, x in r.options.items()},
+    )
 
 
 def _gradient(r: Request, upstream: Array) -> Array:
@@ -353,7 +369,12 @@ PATHS: Mapping[str, Path] = {
             "the formula, over TensorFlow's operations",
             "the derivative rule, over TensorFlow's operations",
         ),
-        Path("formula", _by_formula, "the formula, over TensorFlow's operations", "TensorFlow, of the formula"),
+        Path(
+            "formula",
+            _by_formula,
+            "the formula, over TensorFlow's operations",
+            "automatic differentiation, of the formula",
+        ),
     )
 }
 

@@ -44,10 +44,10 @@ def choose(r: Request, *, compiled: bool = False) -> Choice:
     if not no_blocks:
         return Choice(PATHS["blocks"], (("triton", no_triton), ("small", no_small)))
     no_rule = _refuses_rule(r, compiled)
-    slower = (("triton", no_triton), ("small", no_small), ("blocks", no_blocks))
+    faster = (("triton", no_triton), ("small", no_small), ("blocks", no_blocks))
     if not no_rule:
-        return Choice(PATHS["rule"], slower)
-    return Choice(PATHS["formula"], (*slower, ("rule", no_rule)))
+        return Choice(PATHS["rule"], faster)
+    return Choice(PATHS["formula"], (*faster, ("rule", no_rule)))
 
 
 def chosen(request: Callable[[Array, Array], Request], target: Any, pred: Any, under: str) -> Choice:
@@ -76,7 +76,7 @@ def _refuses_eager_cpu(r: Request, compiled: bool) -> str:
 
 def _refuses_rule(r: Request, compiled: bool) -> str:
     if r.rule.gradients is None:
-        return f"{r.rule.name} leaves its derivative to autograd"
+        return f"no derivative rule is written for {r.rule.name}"
     per_class = _per_class(r)
     if per_class is not None and per_class.requires_grad:
         return "a weight needs a gradient"
@@ -89,7 +89,7 @@ def _refuses_rule(r: Request, compiled: bool) -> str:
 
 
 def _refuses_ordinary(r: Request) -> str:
-    """Whether nothing but reverse-mode differentiation of plain tensors is at work."""
+    """What else is at work than reverse-mode differentiation of plain tensors; "" if nothing."""
     if torch.jit.is_tracing() or ops.dispatch_modes():
         return "the call is traced"
     if ops.functorch_is_active():
@@ -136,7 +136,7 @@ PATHS: Mapping[str, Path] = {
             "small",
             torch_small.losses,
             "PyTorch's own function, in float64",
-            "autograd, of PyTorch's own function in float64",
+            "automatic differentiation, of PyTorch's own function in float64",
             mean=torch_small.mean,
         ),
         Path(
@@ -149,7 +149,12 @@ PATHS: Mapping[str, Path] = {
         Path(
             "rule", _by_rule, "the formula, over PyTorch's operations", "the derivative rule, over PyTorch's operations"
         ),
-        Path("formula", _by_formula, "the formula, over PyTorch's operations", "autograd, of the formula"),
+        Path(
+            "formula",
+            _by_formula,
+            "the formula, over PyTorch's operations",
+            "automatic differentiation, of the formula",
+        ),
     )
 }
 

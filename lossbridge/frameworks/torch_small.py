@@ -25,35 +25,44 @@ def refuses(r: Request) -> str:
     """Why this request is not computed here; "" if it is. The arrays are ordinary CPU tensors, of MOST entries."""
     pred, target, rule = r.pred, r.target, r.rule.name
     if rule not in RULES:
-        return f"PyTorch has no {rule}"
+        return f"none of PyTorch's functions is used for {rule}"
     if not pred.numel():
         return "there are no entries"
-    if type(pred) is not Tensor or type(target) is not Tensor or pred.dtype is not torch.float32:
-        return "not plain tensors of float32"
+    if type(pred) is not Tensor or type(target) is not Tensor:
+        return "a parameter of a module is given, not a plain tensor"
+    if pred.dtype is not torch.float32:
+        return f"the predictions are {str(pred.dtype).removeprefix('torch.')}, not float32"
     if pred.ndim != 2 or r.axis != 1 or pred.shape[1] < 2:
-        return "not rows of two classes or more"
-    if target.dtype is not (torch.int64 if rule == softmax.LABELS.name else torch.float32):
-        return "labels are not int64, or targets not float32"
+        return f"the predictions have shape {tuple(pred.shape)}, not (rows, classes) with two classes or more"
+    dtype = torch.int64 if rule == softmax.LABELS.name else torch.float32
+    if target.dtype is not dtype:
+        return f"the target is {str(target.dtype).removeprefix('torch.')}, not {str(dtype).removeprefix('torch.')}"
     return _refuses_options(r, rule) or _refuses_spread(pred)
 
 
 def _refuses_options(r: Request, rule: str) -> str:
-    if r.weight is not None or r.normalizer is not None or r.inplace_gradient:
-        return "weights, a normalizer or a gradient in place"
+    for name in ("class_weight", "pos_weight"):
+        if r.options.get(name) is not None:
+            return f"{name} is given"
+    if r.weight is not None:
+        return "sample_weight is given"
+    if r.normalizer is not None:
+        return "normalizer is given"
+    if r.inplace_gradient:
+        return "the gradient is written in place"
     if r.valid is not None and (rule != softmax.LABELS.name or not r.valid.any()):
-        return "a mask"
-    if r.options.get("class_weight") is not None or r.options.get("pos_weight") is not None:
-        return "class weights or pos_weight"
+        return "a mask is given" if rule != softmax.LABELS.name else "no label is valid"
     if r.reduction == "sum":  # a mean with a normalizer, which goes elsewhere, is the sum divided, to the bit
-        return "a sum"
+        return "the losses are summed, not averaged"
     if rule == bernoulli.LOGITS.name and (r.reduction in ("none", None) or r.options["label_smoothing"]):
-        return "not the mean of outcomes as they are"
+        return "label_smoothing is given" if r.options["label_smoothing"] else "the losses are not averaged"
     return ""
 
 
 def _refuses_spread(pred: Tensor) -> str:
     low, high = pred.detach().aminmax()
-    return "" if float(high) - float(low) < WIDEST else f"logits lie {WIDEST:g} or more apart, or are no numbers"
+    spread = float(high) - float(low)
+    return "" if spread < WIDEST else f"the logits span {spread:.3g}; float64 has digits to spare below {WIDEST:g}"
 
 
 def losses(r: Request) -> Tensor:

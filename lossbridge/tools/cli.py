@@ -23,10 +23,10 @@ from lossbridge.frameworks import FRAMEWORKS
 from lossbridge.tools import diagnosis
 from lossbridge.tools.bench import bench_report, plots, results
 from lossbridge.tools.bench import cells as bench_cells
-from lossbridge.tools.explain_worker import Found, case_of_shape
+from lossbridge.tools.explain_worker import Found, call_of
 from lossbridge.tools.explain_worker import table as explain_table
 from lossbridge.tools.parity import parity_report, peers, vectors
-from lossbridge.tools.parity.cases import DTYPES, LOSSES, cases, options_of
+from lossbridge.tools.parity.cases import DTYPES, LOSSES, cases
 from lossbridge.tools.parity.check import Outcome
 from lossbridge.tools.parity.files import UnusableFile, case_of, load_arrays
 from lossbridge.tools.processes import BackendRun, installed, run_workers
@@ -61,11 +61,11 @@ LabelSmoothing = Annotated[float | None, typer.Option(help="In [0, 1].", **_PANE
 Axis = Annotated[int | None, typer.Option(help="The axis of the classes.", **_PANEL)]
 Epsilon = Annotated[float | None, typer.Option(help="The bound that probabilities are clipped to.", **_PANEL)]
 IgnoreClass = Annotated[int | None, typer.Option(help="A label to ignore.", **_PANEL)]
-Temperature = Annotated[float | None, typer.Option(help="Of distillation_loss.", **_PANEL)]
+Temperature = Annotated[float | None, typer.Option(help="The T of distillation_loss.", **_PANEL)]
 Alpha = Annotated[float | None, typer.Option(help="Of the focal losses.", **_PANEL)]
 Gamma = Annotated[float | None, typer.Option(help="Of the focal losses.", **_PANEL)]
 ClassBalancing = Annotated[bool | None, typer.Option(help="Of binary_focal_crossentropy.", **_PANEL)]
-Reduction = Annotated[str | None, typer.Option(help="Of the samples' losses.", **_PANEL)]
+Reduction = Annotated[str | None, typer.Option(help="mean, sum, none or mean_with_sample_weight.", **_PANEL)]
 _OPTIONS = (
     *("from_logits", "label_smoothing", "axis", "epsilon", "ignore_class", "temperature", "alpha", "gamma"),
     *("apply_class_balancing", "reduction"),
@@ -357,8 +357,8 @@ def _run_bench(
 def explain(
     loss: Annotated[str, typer.Argument(help="The loss that is called.")],
     file: OwnFile = None,
-    shape: Annotated[str, typer.Option(help="Without FILE: the shape of y_pred.")] = "4096,1000",
-    dtype: Annotated[str, typer.Option(help="Without FILE: the dtype of y_pred.")] = "float32",
+    shape: Annotated[str | None, typer.Option(help="Without FILE: y_pred's, by default 4096,1000.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="Without FILE: y_pred's, by default float32.")] = None,
     backend: Backends = None,
     device: Device = "cpu",
     timeout: Timeout = 600,
@@ -380,28 +380,36 @@ def explain(
     named, options = backend or [], _options(locals())
     _refuse_unknown("LOSS", [loss], LOSSES)
     _refuse_unknown("--backend", named, FRAMEWORKS)
-    _refuse_unknown("--dtype", [dtype], DTYPES)
+    _refuse_unknown("--dtype", [dtype] if dtype else [], DTYPES)
     _check_timeout(timeout)
-    sizes = _sizes(shape)
-    unknown = [name for name in options if name not in options_of(loss)]
-    if unknown:
-        _refuse(f"{loss} takes no --{unknown[0].replace('_', '-')}; leave it out")
+    if file is not None and (shape or dtype):
+        _refuse("FILE has a shape and a dtype of its own; leave out --shape and --dtype")
+    sizes = _sizes(shape or "4096,1000")
+    request: dict[str, Any] = {
+        "loss": loss,
+        "shape": sizes,
+        "dtype": dtype or "float32",
+        "options": options,
+        "device": device,
+    }
+    request |= {"file": None if file is None else str(file)}
     try:
-        case = case_of_shape(loss, sizes, dtype, options) if file is None else case_of(file, loss, options)
-        paths_of(loss, case.y_true, case.y_pred, **case.options)
+        call = call_of(request)
+        paths_of(loss, call.y_true, call.y_pred, **{**call.arrays, **options})
+    except MemoryError:
+        _refuse(f"--shape {shape} does not fit in memory; give a smaller one")
     except (ValueError, TypeError) as error:
         _refuse(str(error))
-    request = {"loss": loss, "shape": sizes, "dtype": dtype, "options": options, "device": device}
     runs = run_workers(
         list(dict.fromkeys(named or _all_backends())),
-        {**request, "file": None if file is None else str(file)},
+        request,
         worker="lossbridge.tools.explain_worker",
         outcome=lambda found: Found(**found),
         timeout=timeout,
     )
     given = "".join(f", {name}={option!r}" for name, option in options.items())
     if any(run.outcomes for run in runs):
-        out.print(explain_table(runs, f"{loss}, {case.y_pred.shape} of {case.dtype}{given}"))
+        out.print(explain_table(runs, f"{loss}, {call.y_pred.shape} of {call.dtype or call.y_pred.dtype}{given}"))
     _print_lines(*(run.absence(named) for run in runs))
     raise typer.Exit(AGREED if _all_agreed(runs, named) else DISAGREED)
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich.table import Table
@@ -17,9 +17,7 @@ from rich.table import Table
 from lossbridge.explanation import explain
 from lossbridge.frameworks.framework import Framework
 from lossbridge.spec import LOSSES
-from lossbridge.tools.parity.cases import Case
-from lossbridge.tools.parity.check import placed
-from lossbridge.tools.parity.files import case_of
+from lossbridge.tools.parity.files import load_arrays
 from lossbridge.tools.processes import BackendRun, Job, serve
 
 
@@ -36,8 +34,28 @@ class Found:
         return asdict(self)
 
 
-def case_of_shape(loss: str, shape: tuple[int, ...], dtype: str, options: Mapping[str, Any]) -> Case:
-    """A call of that shape, whose numbers are all equal; labels where the loss takes them."""
+class Call(NamedTuple):
+    """A call of a loss, of arrays in their own dtypes; with `dtype`, of floating-point ones in that."""
+
+    loss: str
+    y_true: np.ndarray
+    y_pred: np.ndarray
+    arrays: Mapping[str, np.ndarray]  # sample_weight, mask, …
+    options: Mapping[str, Any]
+    dtype: str = ""
+
+
+def call_of(request: Mapping[str, Any]) -> Call:
+    """Of the request's file, or of its shape."""
+    loss, options = request["loss"], request["options"]
+    if not request["file"]:
+        return _call_of_shape(loss, tuple(request["shape"]), request["dtype"], options)
+    arrays = load_arrays(Path(request["file"]))
+    return Call(loss, arrays.pop("y_true"), arrays.pop("y_pred"), arrays, options)
+
+
+def _call_of_shape(loss: str, shape: tuple[int, ...], dtype: str, options: Mapping[str, Any]) -> Call:
+    """Of arrays whose numbers are all equal; labels where the loss takes them."""
     record, axis = LOSSES[loss], options.get("axis", -1)
     target = next(iter(record.rules[record.form(options)]))
     classes = shape[axis] if shape and -len(shape) <= axis < len(shape) else 1
@@ -46,16 +64,19 @@ def case_of_shape(loss: str, shape: tuple[int, ...], dtype: str, options: Mappin
         y_true = np.zeros([n for i, n in enumerate(shape) if i != axis % max(len(shape), 1)], np.int64)
     else:
         y_true = np.full(shape, {"outcomes": 1.0, "logits": 0.0}.get(target, 1 / classes), np.float32)
-    return Case(f"{shape}", loss, y_true, y_pred, options, dtype)
+    return Call(loss, y_true, y_pred, {}, options, dtype)
 
 
-def found(b: Framework, case: Case, device: str, under: str) -> Found:
-    with b.scope(case.dtype, device):
-        y_true, y_pred, arrays, static = placed(b, case, device)
-        if case.y_true.dtype.kind == "i" and device == "cpu":
-            y_true = case.y_true  # which the framework converts to labels of its usual dtype
+def found(b: Framework, call: Call, device: str, under: str) -> Found:
+    def place(x: np.ndarray) -> Any:
+        return b.place(x, call.dtype if call.dtype and x.dtype.kind == "f" else x.dtype.name, device)
+
+    with b.scope(call.dtype or call.y_pred.dtype.name, device):
+        labels = call.y_true.dtype.kind in "iu" and device == "cpu"  # NumPy's, which each framework takes as they are
+        y_true, y_pred = call.y_true if labels else place(call.y_true), place(call.y_pred)
+        arrays = {name: place(x) for name, x in call.arrays.items()}
         try:
-            explained = explain(case.loss, y_true, y_pred, under=under, **arrays, **static)
+            explained = explain(call.loss, y_true, y_pred, under=under, **arrays, **call.options)
         except (ValueError, TypeError) as error:
             return Found(under, fault=str(error))
     return Found(under, explained.path, tuple(str(explained).splitlines()[1:]))
@@ -75,13 +96,9 @@ def table(runs: Sequence[BackendRun[Found]], title: str) -> Table:
 
 
 def jobs(b: Framework, request: dict[str, Any]) -> tuple[list[Job], dict[str, Any]]:
-    loss, options = request["loss"], request["options"]
-    if request["file"]:
-        case = case_of(Path(request["file"]), loss, options)
-    else:
-        case = case_of_shape(loss, tuple(request["shape"]), request["dtype"], options)
+    call = call_of(request)
     return [
-        (f"{loss}, {under or 'eager'}", partial(found, b, case, request["device"], under))
+        (f"{call.loss}, {under or 'eager'}", partial(found, b, call, request["device"], under))
         for under in ("", *b.compilers())
     ], {}
 

@@ -7,7 +7,7 @@ import pytest
 
 import lossbridge as lb
 from lossbridge import information
-from lossbridge.tools.parity.cases import LOSSES
+from lossbridge.tools.parity.cases import LOSSES as TARGETS
 
 P = np.full((4, 3), 1 / 3, np.float32)
 T = np.eye(4, 3, dtype=np.float32)
@@ -22,8 +22,9 @@ def refused(error, match, call, *arguments, **options) -> None:
     assert len(message) < 300
 
 
-DENSE = [name for name in LOSSES if name != "sparse_categorical_crossentropy"]
-LOSSES = [*DENSE, "sparse_categorical_crossentropy"]
+OF_LABELS = [name for name, targets in TARGETS.items() if targets == ("labels",)]
+DENSE = [name for name in TARGETS if name not in OF_LABELS]
+LOSSES = [*DENSE, *OF_LABELS]
 
 
 @pytest.mark.parametrize("loss", DENSE)
@@ -87,7 +88,7 @@ def test_floating_point_labels(lib, loss) -> None:
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("bad", [np.full((4, 3), 1j), np.full((4, 3), "a"), np.full((4, 3), None), [[1, 2], [3]]])
 def test_arrays_of_no_real_numbers(loss, bad) -> None:
-    target = Y if loss.startswith("sparse") else T
+    target = Y if loss in OF_LABELS else T
     names = ("teacher_logits", "student_logits") if loss == "distillation_loss" else ("y_true", "y_pred")
     refused((TypeError, ValueError), names[1], getattr(lb, loss), target, bad)
     refused((TypeError, ValueError), names[0], getattr(lb, loss), bad, P)
@@ -129,7 +130,7 @@ def test_none_and_masked_arrays(lib) -> None:
     ],
 )
 def test_options_of_every_loss(lib, loss, options, error, match) -> None:
-    target = Y if loss.startswith("sparse") else T
+    target = Y if loss in OF_LABELS else T
     refused(error, match, getattr(lb, loss), lib.array(target), lib.array(P), **options)
 
 

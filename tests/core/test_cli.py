@@ -346,9 +346,11 @@ def test_explain_makes_arrays_for_every_loss(loss) -> None:
         (["log_loss", "--shape", "4,x"], "--shape is '4,x'; give sizes with commas between, as 4096,1000"),
         (["log_loss", "--shape", "-4"], "--shape is '-4'; give sizes with commas between, as 4096,1000"),
         (["log_loss", "--axis", "2"], "axis 2 is out of range: y_pred has shape (4096, 1000); use -2 to 1"),
-        (["log_loss", "--gamma", "2"], "log_loss takes no --gamma; leave it out"),
+        (["log_loss", "--gamma", "2"], "log_loss takes no gamma; leave it out"),
         (["log_loss", "--dtype", "int8"], "--dtype int8 is unknown; use one of "),
         (["log_loss", "nothing.npz"], "nothing.npz cannot be read: "),
+        (["log_loss", "nothing.npz", "--dtype", "float16"], "FILE has a shape and a dtype of its own; leave out "),
+        (["log_loss", "--shape", "3000000,3000000"], "--shape 3000000,3000000 does not fit in memory; give a smaller"),
     ],
 )
 def test_explain_refuses(arguments, words) -> None:

@@ -69,7 +69,7 @@ ALLOWED = {
     "native": {"maths", "spec", "reduction", "frameworks"},
     "request": {"maths", "spec", "errors", "reduction", "frameworks"},
     "losses": {"spec", "errors", "request"},
-    "explanation": {"maths", "spec", "request", "frameworks"},
+    "explanation": {"maths", "spec", "request", "frameworks", "losses"},
 }
 
 

@@ -1,0 +1,54 @@
+"""What `lb.explain` refuses, and what it says of a call; that it is true is in test_paths.py."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import lossbridge as lb
+from lossbridge.compat import keras
+
+P = np.full((2, 3), 1 / 3, np.float32)
+T = np.eye(2, 3, dtype=np.float32)
+
+
+def test_a_line_for_each_thing() -> None:
+    found = lb.explain(lb.categorical_focal_crossentropy, T, P)
+    assert (found.framework, found.under, found.path) == ("numpy", "", "formula")
+    assert str(found).splitlines() == [
+        "path: formula (numpy)",
+        "value: the formula, over NumPy's operations",
+        "gradient: automatic differentiation, by a tape of NumPy's operations",
+        "not blocks: no row kernel for focal probabilities",
+        "not rule: no derivative rule is written for focal probabilities",
+    ]
+
+
+def test_the_loss_by_its_name_or_with_its_gradient() -> None:
+    expected = lb.explain(lb.kl_divergence, T, P)
+    assert lb.explain("kl_divergence", T, P) == expected
+    assert lb.explain(lb.value_and_grad(lb.kl_divergence), T, P) == expected
+
+
+def log_loss() -> None:
+    """Of another library, say."""
+
+
+@pytest.mark.parametrize("loss", ["crossentropy", log_loss, keras.kl_divergence, 3])
+def test_what_is_no_loss(loss) -> None:
+    with pytest.raises(ValueError, match=r"is no function of lossbridge\.losses; pass one of its functions, or a name: "):
+        lb.explain(loss, T, P)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"from_logit": True}, TypeError, "log_loss takes no from_logit; leave it out"),
+        ({"label_smoothing": 0.1}, TypeError, "log_loss takes no label_smoothing; leave it out"),
+        ({"epsilon": 2.0}, ValueError, "epsilon is 2.0; pass a number in "),
+        ({"under": "jit"}, ValueError, "under is 'jit'; numpy has these compilers: none"),
+    ],
+)
+def test_options_are_refused_as_in_the_call(options, error, words) -> None:
+    with pytest.raises(error, match=words):
+        lb.explain(lb.log_loss, T, P, **options)
