@@ -4,8 +4,9 @@ For each block of rows a row kernel computes the losses and, where a gradient is
 buffer that is allocated, times what a mean will send back; backward multiplies that buffer only where something else
 arrives. PyTorch's own losses allocate three such buffers, and to fill a fresh one costs more than the arithmetic.
 
-torch.softmax is the fastest exponential (torch.exp takes twice as long), but its sums of long rows lose digits: every
-row kernel divides by the sum of what it returned, which is nearly 1 and summed pairwise.
+torch.softmax is the fastest exponential (torch.exp takes twice as long), but its sums of long rows lose digits: the row
+kernels that use it divide by the sum of what it returned, which is nearly 1 and summed pairwise. Their derivation is
+that of lossbridge/maths/softmax.py.
 """
 
 from __future__ import annotations
@@ -285,7 +286,7 @@ def _labels(label_smoothing: float, in_place: bool) -> RowKernel:
     return rows
 
 
-# Of what is no less, a softmax in float32 has all its digits.
+# A softmax output of at least this keeps all digits of float32.
 _SMALLEST = 1e-30
 
 

@@ -12,8 +12,8 @@ Of logits z (target) and x, t = softmax(z/T), p = softmax(x/T):
    and x_top. Where (z_j − x_j) − (z_top − x_top) has the smaller intermediate results, it replaces the first
    difference.
 4. The logarithms of the sums are rounded, by the same η for the whole row: δ̂ = δ + η. F = Σ t·f(δ̂) and M = Σ t·δ̂
-   give F − M = e^(−η) − 1, so KL = M − η = F − g(F − M) with g(x) = x − log1p(x) ≈ x²/2: η does not count to first
-   order.
+   give F − M = e^(−η) − 1, because Σ t = Σ p = 1. So KL = M − η = F − g(F − M) with g(x) = x − log1p(x) ≈ x²/2: η does
+   not count to first order.
 5. gradient = T (p − t), where near each other T t (e^(−δ) − 1), with η taken out of δ̂; for the target T t (δ − KL).
    A row sums to 0, so a class with t > 1/2 gets minus the sum of the others, which does not cancel.
 """
@@ -48,20 +48,20 @@ def kl_of_logits(
     ops: Ops, target: Array, logits: Array, axis: int, *, temperature: float = 1.0
 ) -> tuple[Array, Residuals]:
     """T² KL(softmax(target/T) ‖ softmax(logits/T)), (3) and (4)."""
-    top_t, log_t = _log_sum_exp(ops, target, axis, temperature)
-    top_p, log_p = _log_sum_exp(ops, logits, axis, temperature)
-    shift = log_p - log_t
-    t, p, delta = _sides(ops, target, logits, (top_t, top_p, log_t, shift), temperature)
+    top_t, lse_t = _log_sum_exp(ops, target, axis, temperature)
+    top_p, lse_p = _log_sum_exp(ops, logits, axis, temperature)
+    shift = lse_p - lse_t
+    t, p, delta = _sides(ops, target, logits, (top_t, top_p, lse_t, shift), temperature)
     near = (ops.abs(delta) < 1) & (t > 0)
     first_order = t * delta
     terms = ops.where(near, t * remainder(ops, ops.where(near, delta, 0.0)), first_order + (p - t))
-    kl = ops.sum(terms, axis, keepdims=True)
-    # (4), where KL is small enough for η to count; drift = e^(−η) − 1.
-    small = kl < 0.25
-    drift = ops.stop_gradient(ops.where(small, kl - ops.sum(first_order, axis, keepdims=True), 0.0))
-    kl = kl - drift * drift * (0.5 - drift * (1 / 3 - drift * 0.25))
+    f = ops.sum(terms, axis, keepdims=True)
+    # (4), where KL is small enough for η to count; F − M = e^(−η) − 1, of which g is the series.
+    small = f < 0.25
+    f_minus_m = ops.stop_gradient(ops.where(small, f - ops.sum(first_order, axis, keepdims=True), 0.0))
+    kl = f - f_minus_m * f_minus_m * (0.5 - f_minus_m * (1 / 3 - f_minus_m * 0.25))
     kl = ops.where(kl < 0, 0.0, kl)
-    return temperature**2 * ops.squeeze(kl, axis), (top_t, top_p, log_t, shift + ops.log1p(drift), kl)
+    return temperature**2 * ops.squeeze(kl, axis), (top_t, top_p, lse_t, shift + ops.log1p(f_minus_m), kl)
 
 
 def kl_of_logits_gradients(
@@ -105,13 +105,13 @@ def _sides(
 
     `rows`: the two maxima, log Σ exp of the target, and log Σ exp of the logits minus that.
     """
-    top_t, top_p, log_t, shift = rows
+    top_t, top_p, lse_t, shift = rows
     below_t, below_p, across, across_tops = target - top_t, logits - top_p, target - logits, top_t - top_p
     across_is_smaller = ops.abs(across) + ops.abs(across_tops) < ops.abs(below_t) + ops.abs(below_p)
     delta = _scaled(ops.where(across_is_smaller, across - across_tops, below_t - below_p), temperature) + shift
     # The argument differs from that in _log_sum_exp, or XLA would store e^below for both.
-    t = ops.exp(_scaled(below_t, temperature) - log_t)
-    p = ops.exp(_scaled(below_p, temperature) - (log_t + shift))
+    t = ops.exp(_scaled(below_t, temperature) - lse_t)
+    p = ops.exp(_scaled(below_p, temperature) - (lse_t + shift))
     return t, p, ops.where(t == 0, 0.0, delta)
 
 

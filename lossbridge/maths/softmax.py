@@ -34,7 +34,7 @@ def crossentropy(
     class_weight: Array | None = None,
 ) -> tuple[Array, Residuals]:
     """Σ_c w_c t_c (−log p_c), (1) and (2)."""
-    weight = _class_weights(ops, target, logits, axis, label_smoothing, class_weight)
+    weight = _target_weights(ops, target, logits, axis, label_smoothing, class_weight)
     neg_log_p, rows = neg_log_softmax(ops, logits, axis)
     loss = ops.sum(weight * zero_if_unweighted(ops, weight, neg_log_p), axis)
     return loss, (*rows, *_masses(ops, weight, logits, rows, axis))
@@ -53,7 +53,7 @@ def crossentropy_gradients(
 ) -> Gradients:
     """(3)"""
     m, total, others, *masses = residuals
-    weight = _class_weights(ops, target, logits, axis, label_smoothing, class_weight)
+    weight = _target_weights(ops, target, logits, axis, label_smoothing, class_weight)
     of_target = of_logits = None
     if needs_input_grad[0]:
         log_total = ops.where(total < 2, ops.log1p(others), ops.log(total))
@@ -68,7 +68,7 @@ def class_mass(
     ops: Ops, target: Array, pred: Array, axis: int, *, label_smoothing: float, class_weight: Array
 ) -> Array:
     """Σ_c w_c t_c: the weight of a sample in "mean_with_sample_weight"."""
-    return ops.sum(_class_weights(ops, target, pred, axis, label_smoothing, class_weight), axis)
+    return ops.sum(_target_weights(ops, target, pred, axis, label_smoothing, class_weight), axis)
 
 
 def neg_log_softmax(ops: Ops, logits: Array, axis: int) -> tuple[Array, Residuals]:
@@ -85,7 +85,7 @@ def neg_log_softmax(ops: Ops, logits: Array, axis: int) -> tuple[Array, Residual
     return ops.where(top & one_leads, of_leading, ops.log(total) - d), (m, total, others)
 
 
-def _class_weights(
+def _target_weights(
     ops: Ops, target: Array, pred: Array, axis: int, label_smoothing: float, class_weight: Array | None
 ) -> Array:
     """ω"""
@@ -207,7 +207,7 @@ def crossentropy_of_probabilities(
     class_weight: Array | None = None,
 ) -> tuple[Array, Residuals]:
     """Σ_c w_c t_c (−log p_c), (5)."""
-    weight = _class_weights(ops, target, pred, axis, label_smoothing, class_weight)
+    weight = _target_weights(ops, target, pred, axis, label_smoothing, class_weight)
     return ops.sum(weight * neg_log(ops, weight, _probabilities(ops, pred, axis, epsilon)), axis), ()
 
 

@@ -36,7 +36,9 @@ def log_loss() -> None:
 
 @pytest.mark.parametrize("loss", ["crossentropy", log_loss, keras.kl_divergence, 3])
 def test_what_is_no_loss(loss) -> None:
-    with pytest.raises(ValueError, match=r"is no function of lossbridge\.losses; pass one of its functions, or a name: "):
+    with pytest.raises(
+        ValueError, match=r"is no function of lossbridge\.losses; pass one of its functions, or a name: "
+    ):
         lb.explain(loss, T, P)
 
 
