@@ -176,9 +176,14 @@ _UNSIGNED = {size: np.dtype(f"u{size}") for size in (1, 2, 4, 8)}
 
 
 def all_in_range(labels: np.ndarray, classes: int) -> bool:
-    if labels.dtype.kind == "i":  # as unsigned integers, negative labels are above all classes
+    if not labels.size:
+        return True
+    if labels.dtype.kind == "i" and labels.dtype.isnative and classes <= np.iinfo(labels.dtype).max:
+        # As unsigned integers, negative labels are above all classes: one pass instead of two.
         labels = labels.view(_UNSIGNED[labels.itemsize])
-    return not labels.size or bool(labels.max() < classes)
+    return (
+        bool(labels.max() < classes and labels.min() >= 0) if labels.dtype.kind == "i" else bool(labels.max() < classes)
+    )
 
 
 def labels_in_range(labels: np.ndarray, classes: int, valid: np.ndarray | None, names: Names) -> None:

@@ -58,8 +58,8 @@ def explain(
     >>> import lossbridge as lb
     >>> print(lb.explain(lb.log_loss, [1, 0], [[0.3, 0.7], [0.6, 0.4]]))
     path: blocks (numpy)
-    value: a row kernel, in one pass over blocks that stay in the cache
-    gradient: written in the same pass
+    value: a kernel that reads the labels' entries alone
+    gradient: 0 but for those entries
     """
     record = _record(loss)
     unknown = [option for option in options if option not in COMMON and option not in record.options]

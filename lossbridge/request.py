@@ -46,7 +46,7 @@ def resolve(loss: Loss, y_true: Any, y_pred: Any, names: Names, given: Mapping[s
     ops = framework.ops
     pred = as_array(ops, names.pred, y_pred)
     target = as_array(ops, names.target, y_true, pred)
-    kind, rule = _rule(loss, given, len(target.shape) < len(pred.shape))
+    kind, rule = _rule(loss, given, len(target.shape) != len(pred.shape))
     axis = None if kind in loss.elementwise else _axis(loss, target, pred, given["axis"], names)
     _check_target(ops, loss, kind, (target, pred), (axis, given["axis"]), names)
     target = held_to(ops, names.target, target, pred, axis if kind == "labels" else None)
@@ -166,11 +166,11 @@ def number(ops: ArrayOps, name: str, x: Any, pred: Array, dtype: str) -> Array:
 # The loss, its axis, and whether the target fits.
 
 
-def _rule(loss: Loss, given: Mapping[str, Any], fewer_axes: bool) -> tuple[Target, Rule]:
+def _rule(loss: Loss, given: Mapping[str, Any], other_rank: bool) -> tuple[Target, Rule]:
     """The kind of target and its rule. Where a loss takes labels and outcomes, labels have one axis less."""
     from_logits = given.get("from_logits") or "probabilities" not in loss.rules
     rules = loss.rules["logits" if from_logits else "probabilities"]
-    kind: Target = ("labels" if fewer_axes else "outcomes") if len(rules) > 1 else next(iter(rules))
+    kind: Target = ("labels" if other_rank else "outcomes") if len(rules) > 1 else next(iter(rules))
     return kind, rules[kind]
 
 

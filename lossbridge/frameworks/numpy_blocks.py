@@ -284,6 +284,8 @@ def _in_rows(x: np.ndarray, width: int, inner: int) -> np.ndarray:
 
 def _blocks(count: int, inner: int, height: int) -> list[tuple[Any, slice]]:
     """Of each block its index in the result of `_in_rows`, and which of the `count` rows it has."""
+    if not count:
+        return []
     if inner == 1:
         return [((rows, 0), rows) for rows in (slice(i, min(i + height, count)) for i in range(0, count, height))]
     return [

@@ -36,7 +36,12 @@ def choose(r: Request) -> Choice:
 
 
 def chosen(request: Callable[[Array, Array], Request], target: Any, pred: Any, under: str) -> Choice:
-    return choose(request(target, pred))
+    r = request(target, pred)
+    choice = choose(r)
+    if choice.path.name == "blocks" and not isinstance(numpy_blocks.row_kernel(r), numpy_blocks.RowKernel):
+        value, gradient = "a kernel that reads the labels' entries alone", "0 but for those entries"
+        return choice._replace(path=choice.path._replace(value_words=value, gradient_words=gradient))
+    return choice
 
 
 def _over_ops(r: Request) -> Array:

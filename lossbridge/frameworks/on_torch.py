@@ -51,7 +51,8 @@ def choose(r: Request, *, compiled: bool = False) -> Choice:
 
 
 def chosen(request: Callable[[Array, Array], Request], target: Any, pred: Any, under: str) -> Choice:
-    if pred.is_floating_point() and not pred.requires_grad:
+    transformed = ops.functorch_is_active() or ops.forward_mode_is_on()
+    if pred.is_floating_point() and not pred.requires_grad and not transformed:
         pred = pred.detach().requires_grad_()
     return choose(request(target, pred), compiled=bool(under))
 

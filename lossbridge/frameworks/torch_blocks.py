@@ -184,7 +184,7 @@ def _refuse_in_place(pred: Tensor) -> None:
 class Known(NamedTuple):
     """Losses, and their gradients times what is expected to flow back to each."""
 
-    losses: Tensor
+    losses: Tensor | None  # None: autograd has them
     gradient: Tensor | None  # None: it has been handed out
     expected: float
     axis: int | None
@@ -198,8 +198,9 @@ class WithGradient(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, pred: Tensor, target: Tensor, valid: Tensor | None, known: Known) -> Tensor:
-        ctx.known = known
+        ctx.known = known._replace(losses=None)  # they have ctx: a circle would keep the arrays until it is collected
         ctx.save_for_backward(None if known.in_place else pred, target, valid)
+        assert known.losses is not None
         return known.losses
 
     @staticmethod

@@ -61,7 +61,7 @@ def kl_of_logits(
     f_minus_m = ops.stop_gradient(ops.where(small, f - ops.sum(first_order, axis, keepdims=True), 0.0))
     kl = f - f_minus_m * f_minus_m * (0.5 - f_minus_m * (1 / 3 - f_minus_m * 0.25))
     kl = ops.where(kl < 0, 0.0, kl)
-    return temperature**2 * ops.squeeze(kl, axis), (top_t, top_p, lse_t, shift + ops.log1p(f_minus_m), kl)
+    return ops.squeeze(temperature**2 * kl, axis), (top_t, top_p, lse_t, shift + ops.log1p(f_minus_m), kl)
 
 
 def kl_of_logits_gradients(
@@ -144,8 +144,8 @@ def kl_of_probabilities_gradients(
     of_target = of_pred = None
     if needs_input_grad[0]:
         inside = (target >= epsilon) & (target <= 1) & (t != 0)
-        _, delta = _log_ratio(ops, t, p)
-        of_target = ops.where(inside, delta + 1, ops.where(t == t, 0.0, t))
+        near, delta, logs = _log_ratio(ops, t, p)
+        of_target = ops.where(inside, ops.where(near, delta, logs) + 1, ops.where(t == t, 0.0, t))
     if needs_input_grad[1]:
         inside = (pred >= epsilon) & (pred <= 1) & (t != 0)
         of_pred = ops.where(inside, -t / ops.where(t == 0, 1.0, p), ops.where(p == p, 0.0, p))
@@ -154,17 +154,20 @@ def kl_of_probabilities_gradients(
 
 def relative_entropy(ops: Ops, t: Array, p: Array, axis: int) -> Array:
     """Σ t·log(t/p), accurate where t and p are nearly equal (2)."""
-    near, delta = _log_ratio(ops, t, p)
-    terms = t * ops.where(near, remainder(ops, ops.where(near, delta, 0.0)), delta)
+    near, delta, logs = _log_ratio(ops, t, p)
+    terms = t * ops.where(near, remainder(ops, delta), logs)
     return ops.sum(terms, axis) - ops.sum(ops.where(near, p - t, 0.0), axis)
 
 
-def _log_ratio(ops: Ops, t: Array, p: Array) -> tuple[Array, Array]:
-    """Where |p − t| < t/4; and log(t/p), to full relative accuracy there, 0 where t = 0."""
+def _log_ratio(ops: Ops, t: Array, p: Array) -> tuple[Array, Array, Array]:
+    """Where |p − t| < t/4; log(t/p) there, to full relative accuracy, else 0; log t − log p elsewhere, 0 where t = 0.
+
+    Two arrays, because a merged one would multiply the infinite derivative of the one by the other's 0.
+    """
     near = _near(t, p, -0.25, 0.25)
-    apart = near | (t == 0)
-    logs = ops.log(ops.where(apart, 1.0, t)) - ops.log(ops.where(apart, 1.0, p))
-    return near, ops.where(near, -ops.log1p(ops.where(near, p - t, 0.0) / ops.where(near, t, 1.0)), logs)
+    none = near | (t == 0)
+    logs = ops.log(ops.where(none, 1.0, t)) - ops.log(ops.where(none, 1.0, p))
+    return near, -ops.log1p(ops.where(near, p - t, 0.0) / ops.where(near, t, 1.0)), logs
 
 
 def _near(t: Array, p: Array, low: float, high: float) -> Array:

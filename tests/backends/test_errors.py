@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
@@ -209,3 +211,16 @@ def test_entropies(lib) -> None:
     refused(ValueError, "base is 1", information.entropy, lib.array(P), base=1)
     refused(ValueError, "base is -2", information.entropy, lib.array(P), base=-2)
     refused(ValueError, "axis 5", information.entropy, lib.array(P), axis=5)
+
+
+@pytest.mark.parametrize(
+    ("target", "pred", "words"),
+    [
+        ((3, 1), (3,), "y_true has shape (3, 1) and y_pred (3,) with its classes along axis -1"),
+        ((2, 2), (2,), "y_true has shape (2, 2) and y_pred (2,) with its classes along axis -1"),
+        ((2, 2), (), "axis -1 is out of range: y_pred has shape ()"),
+    ],
+)
+def test_log_loss_of_targets_with_more_axes(lib, target, pred, words) -> None:
+    y_true, y_pred = lib.b.place(np.zeros(target, np.int32), "int32", "cpu"), lib.array(np.full(pred, 0.5, np.float32))
+    refused(ValueError, re.escape(words), lb.log_loss, y_true, y_pred)

@@ -254,6 +254,22 @@ def test_labels_of_every_integer_dtype(lib, dtype) -> None:
         )
 
 
+@pytest.mark.parametrize(("dtype", "classes"), [("int8", 129), ("int8", 200), ("int8", 1000), ("int16", 40_000)])
+@pytest.mark.parametrize("from_logits", [False, True])
+def test_negative_labels_of_few_bits(lib, dtype, classes, from_logits) -> None:
+    """As unsigned numbers they would be classes: −100 of int8 is 156."""
+    x = np.random.default_rng(0).random((3, classes)).astype(np.float32)
+    x = x if from_logits else x / x.sum(1, keepdims=True)
+    labels = np.array([3, -100, 7], dtype)
+    options = {"from_logits": from_logits}
+    expected = lib.value("sparse_categorical_crossentropy", labels[[0, 2]].astype(np.int32), x[[0, 2]], **options)
+    for y_true in (labels, lib.b.place(labels, dtype, "cpu")):
+        got = lb.sparse_categorical_crossentropy(y_true, lib.array(x), ignore_class=-100, **options)
+        close(lib.b.to_numpy(got), expected, 1e-6)
+        with pytest.raises(ValueError, match="label -100 at index 1 is out of range"):
+            lb.sparse_categorical_crossentropy(y_true, lib.array(x), **options)
+
+
 @pytest.mark.parametrize("label", [-1, 3, 100])
 def test_labels_out_of_range(lib, label) -> None:
     """An error where labels can be read, NaN for that sample alone where they are traced."""

@@ -294,3 +294,19 @@ def test_a_gradient_of_one_number_can_be_written_to() -> None:
     _, gradient = lb.value_and_grad(lambda t, p: b.sum(p))(None, np.ones((3, 2)))
     gradient += 1
     np.testing.assert_array_equal(gradient, 2)
+
+
+@pytest.mark.parametrize("loss", ["sparse_categorical_crossentropy", "categorical_crossentropy", "kl_divergence"])
+def test_an_axis_of_size_0_behind_the_classes(loss) -> None:
+    y_pred = np.zeros((4, 33, 0), np.float32)
+    y_true = np.zeros((4, 0), np.int64) if loss.startswith("sparse") else y_pred
+    value, gradient = lb.value_and_grad(getattr(lb, loss))(y_true, y_pred, from_logits=True, axis=1, reduction="none")
+    assert (value.shape, gradient.shape) == ((4, 0), (4, 33, 0))
+
+
+def test_labels_of_another_byte_order() -> None:
+    x = np.zeros((1, 10), np.float32)
+    with pytest.raises(ValueError, match="label 16777216 at index 0 is out of range"):
+        lb.sparse_categorical_crossentropy(np.array([16777216], ">i4"), x, from_logits=True)
+    value = lb.sparse_categorical_crossentropy(np.array([7], ">i4"), x, from_logits=True)
+    assert value == np.float32(np.log(10))

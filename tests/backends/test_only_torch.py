@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import functools
+import gc
 import itertools
+import math
 import subprocess
 import sys
 import threading
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +18,9 @@ import torch
 from problems import EDGES, PROBLEMS
 
 import lossbridge as lb
+from lossbridge import information
 from lossbridge.frameworks import torch_ops as ops
+from lossbridge.spec import LOSSES as RECORDS
 from lossbridge.tools.parity.cases import LOSSES
 
 problems = pytest.mark.parametrize(
@@ -120,6 +125,62 @@ def test_value_and_grad_composes() -> None:
     torch.testing.assert_close(value, expected.detach())
     torch.testing.assert_close(gradient, leaf.grad)
     assert pred.grad is None
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize(("rows", "classes"), [(3, 5), (64, 2000)])
+@pytest.mark.parametrize("loss", ["sparse_categorical_crossentropy", "categorical_crossentropy", "kl_divergence"])
+def test_nothing_outlives_the_loss(loss, rows, classes, reduction) -> None:
+    """Neither logits nor gradient, without the collector of circles: a step's memory is the next step's."""
+    target = torch.zeros(rows, dtype=torch.int64) if loss.startswith("sparse") else torch.zeros(rows, classes)
+    gc.disable()
+    try:
+        for backward in (False, True):
+            logits = torch.randn(rows, classes, requires_grad=True)
+            value = getattr(lb, loss)(target, logits, from_logits=True, reduction=reduction)
+            alive = [weakref.ref(logits)]
+            if backward:
+                value.sum().backward()
+                alive.append(weakref.ref(logits.grad))
+            del logits, value
+            assert [ref() for ref in alive] == [None] * len(alive)
+    finally:
+        gc.enable()
+
+
+def test_second_derivative_where_a_probability_is_0() -> None:
+    p = torch.tensor([[0.5, 0.5, 0.0]], dtype=torch.float64)
+    q = torch.tensor([[1.0, 0.0, 0.0]], dtype=torch.float64, requires_grad=True)
+    for divergence in (information.relative_entropy, functools.partial(lb.kl_divergence, epsilon=0.0)):
+        (first,) = torch.autograd.grad(divergence(p, q).sum(), q, create_graph=True)
+        (second,) = torch.autograd.grad(first.sum(), q)
+        assert first[0, 1] == -math.inf
+        assert second[0, 1] == math.inf
+        assert second[0, 0].isfinite()
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_dtype_of_a_tangent(loss) -> None:
+    pred = torch.tensor([0.2, 0.8])
+    target = torch.tensor(1) if loss.startswith("sparse") else torch.tensor([0.4, 0.6])
+    for form in [{"from_logits": True}, {}] if "from_logits" in RECORDS[loss].options else [{}]:
+        function = functools.partial(getattr(lb, loss), target, **form)
+        value, tangent = torch.func.jvp(function, (pred,), (pred,))
+        assert value.dtype == tangent.dtype == torch.float32
+
+
+def test_explained_inside_a_transform() -> None:
+    paths = []
+
+    def ask(logits):
+        paths.append(lb.explain(lb.kl_divergence, torch.zeros_like(logits), logits, from_logits=True).path)
+        return logits
+
+    x = torch.zeros(2, 3, 4)
+    torch.vmap(ask)(x)
+    torch.func.jvp(ask, (x,), (x,))
+    torch.func.grad(lambda x: ask(x).sum())(x)
+    assert paths == ["formula"] * 3
 
 
 # The private interfaces that lossbridge.frameworks.torch_ops marks: the positive answer of each. What a new release of

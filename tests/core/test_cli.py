@@ -350,7 +350,7 @@ def test_explain_makes_arrays_for_every_loss(loss) -> None:
         (["log_loss", "--dtype", "int8"], "--dtype int8 is unknown; use one of "),
         (["log_loss", "nothing.npz"], "nothing.npz cannot be read: "),
         (["log_loss", "nothing.npz", "--dtype", "float16"], "FILE has a shape and a dtype of its own; leave out "),
-        (["log_loss", "--shape", "3000000,3000000"], "--shape 3000000,3000000 does not fit in memory; give a smaller"),
+        (["log_loss", "--shape", "3000000,3000000"], "--shape 3000000,3000000 has 9000000000000 entries; give at"),
     ],
 )
 def test_explain_refuses(arguments, words) -> None:
