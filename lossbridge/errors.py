@@ -178,12 +178,10 @@ _UNSIGNED = {size: np.dtype(f"u{size}") for size in (1, 2, 4, 8)}
 def all_in_range(labels: np.ndarray, classes: int) -> bool:
     if not labels.size:
         return True
-    if labels.dtype.kind == "i" and labels.dtype.isnative and classes <= np.iinfo(labels.dtype).max:
+    if labels.dtype.kind == "i" and labels.dtype.isnative and classes < 1 << (8 * labels.itemsize - 1):
         # As unsigned integers, negative labels are above all classes: one pass instead of two.
         labels = labels.view(_UNSIGNED[labels.itemsize])
-    return (
-        bool(labels.max() < classes and labels.min() >= 0) if labels.dtype.kind == "i" else bool(labels.max() < classes)
-    )
+    return bool(labels.max() < classes and (labels.dtype.kind != "i" or labels.min() >= 0))
 
 
 def labels_in_range(labels: np.ndarray, classes: int, valid: np.ndarray | None, names: Names) -> None:
