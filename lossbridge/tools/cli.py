@@ -390,18 +390,8 @@ def explain(
     if file is not None and (shape or dtype):
         _refuse("FILE has a shape and a dtype of its own; leave out --shape and --dtype")
     sizes = _sizes(shape or "4096,1000")
-    if math.prod(sizes) > MOST_ENTRIES:
-        _refuse(
-            f"--shape {shape} has {math.prod(sizes)} entries; give at most {MOST_ENTRIES}, above which no path changes"
-        )
-    request: dict[str, Any] = {
-        "loss": loss,
-        "shape": sizes,
-        "dtype": dtype or "float32",
-        "options": options,
-        "device": device,
-    }
-    request |= {"file": None if file is None else str(file)}
+    request: dict[str, Any] = {"loss": loss, "shape": sizes, "dtype": dtype or "float32", "options": options}
+    request |= {"device": device, "file": None if file is None else str(file)}
     try:
         call = call_of(request)
         paths_of(loss, call.y_true, call.y_pred, **{**call.arrays, **options})
@@ -428,6 +418,9 @@ def _sizes(shape: str) -> tuple[int, ...]:
         sizes = (-1,)
     if not sizes or min(sizes) < 0:
         _refuse(f"--shape is {shape!r}; give sizes with commas between, as 4096,1000")
+    entries = math.prod(sizes)
+    if entries > MOST_ENTRIES:
+        _refuse(f"--shape {shape} has {entries} entries; give at most {MOST_ENTRIES}, above which no path changes")
     return sizes
 
 
