@@ -19,8 +19,8 @@ from lossbridge.tools.parity import peers
 CALLS = peers.all_calls()
 # Which random problems, of a function and its options.
 EXAMPLES = [
-    pytest.param(range(40), id="some"),
-    pytest.param(range(40, 200), id="more", marks=pytest.mark.exhaustive),
+    pytest.param(range(20), id="some"),
+    pytest.param(range(20, 200), id="more", marks=pytest.mark.exhaustive),
 ]
 every_call = pytest.mark.parametrize("call", CALLS, ids=[f"{call.peer.name}-{call.name}" for call in CALLS])
 

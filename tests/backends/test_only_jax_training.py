@@ -347,7 +347,11 @@ def every_loss_on_two_devices(dtype: str) -> None:
 
 @pytest.mark.parametrize(
     ("check", "dtype"),
-    [(a_step_on_two_devices, "float32"), (a_step_on_two_devices, "float64"), (every_loss_on_two_devices, "float64")],
+    [
+        (a_step_on_two_devices, "float32"),
+        pytest.param(a_step_on_two_devices, "float64", marks=pytest.mark.exhaustive),
+        (every_loss_on_two_devices, "float64"),
+    ],
 )
 def test_two_devices_equal_one(check, dtype) -> None:
     run_on_two_devices(check, dtype)

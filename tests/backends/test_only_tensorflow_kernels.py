@@ -181,7 +181,7 @@ def test_derivatives_are_those_of_the_formula(path, name, both, monkeypatch) -> 
 
 @pytest.mark.parametrize("path", ["function", "XLA"])
 @pytest.mark.parametrize("name", DENSE)
-@pytest.mark.parametrize("classes", [2, 33, 1000, 50257])
+@pytest.mark.parametrize("classes", [2, pytest.param(33, marks=pytest.mark.exhaustive), 1000, 50257])
 def test_sizes_of_dense_losses(path, name, classes, monkeypatch) -> None:
     loss, *makers = DENSE[name]
     for rows in (0, 1, 7) if classes <= 1000 else (2,):
