@@ -66,7 +66,11 @@ IMPORT = "import"  # the form of the cell that measures the package's import ins
 
 @dataclass(frozen=True)
 class Cell:
-    """One measurement of all contenders of a backend. `ways`: how they run; `sweep`: the size that is swept, if any."""
+    """One measurement of all contenders of a backend. `ways`: how they run; `sweep`: the size that is swept, if any.
+
+    `views`: the contenders are lossbridge and its views in lossbridge.compat, without peers, because a call finds the
+    memory as its neighbour in the race has left it.
+    """
 
     form: str
     rows: int
@@ -75,18 +79,20 @@ class Cell:
     backward: bool = True
     ways: Ways = "all"
     sweep: Sweep = ""
+    views: bool = False
 
     @property
     def name(self) -> str:
         if self.form == IMPORT:
             return self.form
         direction = "forward and backward" if self.backward else "forward"
-        return f"{self.form}, {self.rows}×{self.classes} {self.dtype}, {direction}"
+        views = ", and compat" if self.views else ""
+        return f"{self.form}, {self.rows}×{self.classes} {self.dtype}, {direction}{views}"
 
     @property
     def same(self) -> tuple[Any, ...]:
         """Equal for cells that measure the same, as a step of a sweep or not."""
-        return self.form, self.rows, self.classes, self.dtype, self.backward
+        return self.form, self.rows, self.classes, self.dtype, self.backward, self.views
 
     @property
     def gradient_bytes(self) -> int:
@@ -152,6 +158,8 @@ def _full(backend: str) -> Iterator[Cell]:
     for form in FORMS:
         for backward in (False, True):
             yield Cell(form, *CLASSIFIER, backward=backward)
+    for form in ("CE, labels", "CE, dense", "log loss"):
+        yield Cell(form, *CLASSIFIER, ways=_main_way(backend), views=True)
     for dtype in ("float16", "float64"):
         yield Cell("CE, labels", *CLASSIFIER, dtype=dtype)
     for form, shape in BIG_FORMS.items():
@@ -177,8 +185,7 @@ def _quick(backend: str) -> Iterator[Cell]:
     yield Cell("CE, labels", *LM, ways="all" if backend == "torch" else main)
     if backend == "torch":
         yield Cell("CE, labels", *LM, dtype="bfloat16", ways="eager")
-        yield Cell("CE, dense", *CLASSIFIER, ways=main)
-        yield Cell("log loss", *CLASSIFIER, ways=main)
+        yield from (Cell(form, *CLASSIFIER, ways=main, views=True) for form in ("CE, dense", "log loss"))
     if backend in ("torch", "jax"):
         yield Cell("CE, dense", *LM_DENSE, ways=main)
         yield Cell("KL of logits", *LM_DENSE, ways=main)

@@ -19,7 +19,7 @@ from lossbridge.compat import torch as compat_torch
 from lossbridge.frameworks import FRAMEWORKS
 from lossbridge.frameworks.framework import Framework
 from lossbridge.tools.bench import textbook
-from lossbridge.tools.bench.cells import CLASSIFIER, FORMS, NAMED_FORMS, Cell
+from lossbridge.tools.bench.cells import FORMS, NAMED_FORMS, Cell
 from lossbridge.tools.processes import installed
 
 Loss = Callable[[Any, Any], Any]
@@ -39,8 +39,10 @@ class Contender:
 
 def contenders(backend: str, cell: Cell, device: str = "cpu") -> list[Contender]:
     """Ours first. A framework without known peers, or a form without any, is measured alone."""
+    if cell.views:
+        return [_ours(cell), *_views(backend, cell)]
     peers = _PEERS[backend](cell, device) if backend in _PEERS and cell.form in NAMED_FORMS else ()
-    return [_ours(cell), *peers, *_by_other_names(backend, cell)]
+    return [_ours(cell), *peers]
 
 
 def _ours(cell: Cell) -> Contender:
@@ -52,10 +54,8 @@ def _ours(cell: Cell) -> Contender:
     )
 
 
-def _by_other_names(backend: str, cell: Cell) -> Iterator[Contender]:
-    """lossbridge.compat, of cells of one size: what its views cost beside the direct call."""
-    if (cell.rows, cell.classes, cell.dtype, cell.backward, cell.sweep) != (*CLASSIFIER, "float32", True, ""):
-        return
+def _views(backend: str, cell: Cell) -> Iterator[Contender]:
+    """lossbridge.compat: what its views cost beside the direct call."""
     b = FRAMEWORKS[backend]()
     labels = range(cell.classes)
     views: dict[str, dict[str, Loss]] = {

@@ -36,7 +36,7 @@ class Target:
 
 _CE, _CE16, _SMALL = Cell("CE, labels", *LM), Cell("CE, labels", *LM, dtype="bfloat16"), Cell("CE, labels", *SMALL)
 _DENSE, _KL = Cell("CE, dense", *LM_DENSE), Cell("KL of logits", *LM_DENSE)
-_CLASSES, _PROBABILITIES = Cell("CE, dense", *CLASSIFIER), Cell("log loss", *CLASSIFIER)
+_CLASSES, _PROBABILITIES = (Cell(form, *CLASSIFIER, views=True) for form in ("CE, dense", "log loss"))
 _LOG_LOSS = Cell("log loss", 4096, 1000, backward=False)
 _F, _TF = "F.cross_entropy", "tf.nn.sparse_softmax_cross_entropy"
 _KERAS = "keras.SparseCategoricalCrossentropy"
