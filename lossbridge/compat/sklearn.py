@@ -191,7 +191,7 @@ def _are_distributions(p: np.ndarray) -> bool:
     if p.ndim != 2 or not p.size:
         return False
     dtype = np.float64 if p.dtype == np.float64 else np.float32
-    doubt = 0.5 * _MACHINE_EPSILON.get(p.dtype.name, 2.0**-52) ** 0.5
+    doubt = 0.5 * _tolerance_of_sums(p)
     rows = max(1, _BLOCK // p.shape[1])
     for some in (p[start : start + rows] for start in range(0, len(p), rows)):
         if not (some.min() >= 0 and some.max() <= 1 and (np.abs(some.sum(1, dtype=dtype) - 1) <= doubt).all()):
@@ -199,9 +199,13 @@ def _are_distributions(p: np.ndarray) -> bool:
     return True
 
 
+def _tolerance_of_sums(p: np.ndarray) -> float:
+    return float(_MACHINE_EPSILON.get(p.dtype.name, 2.0**-52) ** 0.5)
+
+
 def _warn_of_sums(p: np.ndarray, name: str) -> None:
     sums = np.asarray(p, np.float64).sum(1)
-    off = np.abs(sums - 1) > _MACHINE_EPSILON.get(p.dtype.name, 2.0**-52) ** 0.5
+    off = np.abs(sums - 1) > _tolerance_of_sums(p)
     if off.any():
         row = int(np.argmax(off))
         message = f"{name} sums to {sums[row]:.6g} in row {row}, not to 1; pass probabilities of all labels"

@@ -36,8 +36,8 @@ def choose(r: Request, *, compiled: bool = False) -> Choice:
     if not no_triton:
         return Choice(PATHS["triton"])
     no_cpu = _refuses_eager_cpu(r, compiled)
-    no_small = no_cpu or ("" if r.pred.numel() <= torch_small.MOST else f"more than {torch_small.MOST} entries")
-    no_small = no_small or torch_small.refuses(r)
+    too_many = "" if r.pred.numel() <= torch_small.MOST else f"more than {torch_small.MOST} entries"
+    no_small = no_cpu or too_many or torch_small.refuses(r)
     if not no_small:
         return Choice(PATHS["small"], (("triton", no_triton),))
     no_blocks = no_cpu or torch_blocks.refuses(r)
@@ -78,7 +78,7 @@ def _refuses_eager_cpu(r: Request, compiled: bool) -> str:
 def _refuses_rule(r: Request, compiled: bool) -> str:
     if r.rule.gradients is None:
         return f"no derivative rule is written for {r.rule.name}"
-    per_class = _per_class(r)
+    _, per_class = _per_class(r)
     if per_class is not None and per_class.requires_grad:
         return "a weight needs a gradient"
     if compiled:
@@ -95,7 +95,7 @@ def _refuses_ordinary(r: Request) -> str:
         return "the call is traced"
     if ops.functorch_is_active():
         return "torch.func transforms the call"
-    for x in (r.target, r.pred, r.valid, _per_class(r)):
+    for x in (r.target, r.pred, r.valid, _per_class(r)[1]):
         if x is not None and type(x) not in ops.TYPES:
             return "a tensor is of a subclass"
     if ops.forward_mode_is_on():
@@ -103,11 +103,12 @@ def _refuses_ordinary(r: Request) -> str:
     return ""
 
 
-def _per_class(r: Request) -> Tensor | None:
-    for x in r.options.values():
+def _per_class(r: Request) -> tuple[str, Tensor | None]:
+    """The name and value of the option that is a tensor: no rule has two."""
+    for name, x in r.options.items():
         if isinstance(x, Tensor):
-            return x
-    return None
+            return name, x
+    return "", None
 
 
 def _by_triton(r: Request) -> Tensor:
@@ -118,10 +119,10 @@ def _by_triton(r: Request) -> Tensor:
 
 def _by_rule(r: Request) -> Tensor:
     target, pred = prepared(ops, r, r.target, r.pred)
-    per_class = next((name for name, x in r.options.items() if isinstance(x, Tensor)), "")
+    per_class, weight = _per_class(r)
     options = {name: x for name, x in r.options.items() if name != per_class}
     plan = ops.Plan(r.rule, r.axis, options, per_class)
-    losses: Tensor = ops.ByRule.apply(target, pred, r.options.get(per_class), plan)[0]
+    losses: Tensor = ops.ByRule.apply(target, pred, weight, plan)[0]
     return losses
 
 
