@@ -36,7 +36,8 @@ def choose(r: Request, *, compiled: bool = False) -> Choice:
     if not no_triton:
         return Choice(PATHS["triton"])
     no_cpu = _refuses_eager_cpu(r, compiled)
-    too_many = "" if r.pred.numel() <= torch_small.MOST else f"more than {torch_small.MOST} entries"
+    # Not asked of what is compiled: a size that is a symbol would be held to this limit.
+    too_many = "" if no_cpu or r.pred.numel() <= torch_small.MOST else f"more than {torch_small.MOST} entries"
     no_small = no_cpu or too_many or torch_small.refuses(r)
     if not no_small:
         return Choice(PATHS["small"], (("triton", no_triton),))
