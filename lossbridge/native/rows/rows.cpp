@@ -251,7 +251,7 @@ std::string instruction_set_error() {
   std::string names;
   for (const InstructionSet &set : SETS)
     if (set.supported()) names = names.empty() ? set.name : std::string(set.name) + ", " + names;
-  return "LOSSBRIDGE_INSTRUCTION_SET=" + std::string(wanted()) + ": this processor and this build have " + names;
+  return "LOSSBRIDGE_INSTRUCTION_SET=" + std::string(wanted()) + " is none of " + names + ", which this processor and this build have";
 }
 
 void advise(void *address, int64_t bytes) {
