@@ -6,18 +6,25 @@ the framework's own operations.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from lossbridge.maths import bernoulli, divergence, softmax
-from lossbridge.spec import Request
 
-try:
-    from lossbridge.native import _rows
-except ImportError as error:
-    _rows, MISSING = None, f"the native rows are not built ({error})"
+# Why there are none; "" if they are there.
+MISSING = ""
+if os.environ.get("LOSSBRIDGE_NATIVE") == "0":
+    MISSING = "the native rows are switched off by LOSSBRIDGE_NATIVE=0"
 else:
-    MISSING = ""
+    try:
+        import lossbridge.native._rows as _rows
+    except ModuleNotFoundError:
+        MISSING = "the native rows are not built"
+    except ImportError as error:
+        if os.environ.get("LOSSBRIDGE_INSTRUCTION_SET"):
+            raise  # who asks for one must not be given something else in silence
+        MISSING = f"the native rows cannot be loaded: {error}"
 
 # The numbers of `Rule` in rows/call.h.
 RULES: Mapping[str, int] = {
@@ -80,3 +87,13 @@ class Call(NamedTuple):
 
 def run(call: Call) -> None:
     _rows.run(*call)
+
+
+def advise(address: int, size: int) -> None:
+    """Asks for huge pages below a buffer of `size` bytes that nobody has touched yet."""
+    _rows.advise(address, size)
+
+
+def status() -> str:
+    """For the first line of a report."""
+    return MISSING or f"native rows with {_rows.instruction_set()}"

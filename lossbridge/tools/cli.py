@@ -21,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressC
 
 from lossbridge.explanation import explain as paths_of
 from lossbridge.frameworks import FRAMEWORKS
+from lossbridge.native import rows
 from lossbridge.tools import diagnosis
 from lossbridge.tools.bench import bench_report, plots, results
 from lossbridge.tools.bench import cells as bench_cells
@@ -136,9 +137,14 @@ def _options(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return {name: arguments[name] for name in _OPTIONS if arguments[name] is not None}
 
 
+def _print_header() -> None:
+    """Which lossbridge this is: a number says little without it."""
+    _print_lines([f"lossbridge {__version__}, {rows.status()}"])
+
+
 def _print_version(asked: bool) -> None:
     if asked:
-        out.print(f"lossbridge {__version__}", highlight=False)
+        _print_header()
         raise typer.Exit()
 
 
@@ -251,6 +257,7 @@ def _report_parity(
         agreed = agreed and not (request.losses and lacking)
         absent = [f"{library}: not installed, and not compared" for library in lacking]
         absent += parity_report.by_convention_only(runs)
+    _print_header()
     out.print(about.title, highlight=False)
     out.print(parity_report.table(runs))
     out.print(about.legend, style="dim")
@@ -323,6 +330,7 @@ def bench(
     lines = bench_report.closing_lines(runs, named)
     if compare is not None:
         lines += [*worse, f"{compared} figures compared with {compare}, {len(worse)} got worse"]
+    _print_header()
     for table in bench_report.tables(runs):
         out.print(table.shown())
         out.print(table.legend, style="dim")

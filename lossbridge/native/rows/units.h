@@ -1,18 +1,36 @@
-// How a call is split: a unit of work is what one thread computes at a time.
+// How a call is cut into units: what a thread takes, and what the sums run over. The cuts depend on the call alone,
+// never on the number of threads.
 #pragma once
+#include <algorithm>
+
 #include "call.h"
 
 namespace lossbridge {
 
-constexpr int64_t TILE = 16;     // columns of an inner axis
-constexpr int64_t CHUNK = 4096;  // entries that are samples
+constexpr int64_t TILE = 16;     // columns that are computed together where the class axis is not the last
+constexpr int64_t CHUNK = 4096;  // samples of an elementwise unit, and of a partial sum
 
-inline int64_t samples(const Call &c) { return c.outer * c.inner * (c.elementwise ? c.classes : 1); }
+inline int64_t entries(const Call &c) { return c.outer * c.classes * c.inner; }
+inline int64_t samples(const Call &c) { return c.elementwise ? entries(c) : c.outer * c.inner; }
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// A row, up to TILE columns beside each other, or up to CHUNK entries.
+// Unit u is
+//   elementwise: the entries [u·CHUNK, u·CHUNK + CHUNK), the last one shorter;
+//   inner == 1: the row u;
+//   else: of the outer index u / tiles, the columns of tile u % tiles, where tiles = ceil(inner / TILE).
 inline int64_t units(const Call &c) {
-  if (c.elementwise) return (samples(c) + CHUNK - 1) / CHUNK;
-  return c.outer * ((c.inner + TILE - 1) / TILE);
+  if (c.elementwise) return ceil_div(entries(c), CHUNK);
+  return c.outer * (c.inner == 1 ? 1 : ceil_div(c.inner, TILE));
 }
+inline int64_t entries_of_unit(const Call &c) {
+  return c.elementwise ? CHUNK : c.classes * std::min(c.inner, TILE);
+}
+
+inline bool result_is_double(const Call &c) { return c.dtype == Dtype::FLOAT64; }
+inline int64_t result_bytes(const Call &c) { return result_is_double(c) ? 8 : 4; }
+
+// Below this many entries a call stays on its thread and keeps Python's lock: waking a thread would take longer.
+constexpr int64_t SMALL = 65536;
+inline bool is_small(const Call &c) { return entries(c) < SMALL; }
 
 }  // namespace lossbridge
