@@ -11,6 +11,8 @@ FRAMEWORKS = "from lossbridge.frameworks import FRAMEWORKS; print(*FRAMEWORKS)"
 PARALLEL = ("-n", "2", "--dist", "loadgroup")
 # What `exhaustive` runs alone: more examples of what the others check by a few of each kind.
 BRIEFLY = ("-m", "not exhaustive")
+# A package without the native rows would pass most tests too, and so hide an error in their sources.
+HAS_ROWS = "from lossbridge.native import rows; assert not rows.MISSING, rows.MISSING"
 PROJECT = nox.project.load_toml("pyproject.toml")
 # pip, also where uv is installed: it honours a local build of the pinned torch, which spares GB of CUDA packages.
 nox.options.default_venv_backend = "virtualenv"
@@ -20,6 +22,13 @@ def install(session: nox.Session, *groups: str, extras: str = "all") -> None:
     """The package, editable, and the given dependency groups, in one resolution so that the pins hold."""
     pinned = [requirement for group in groups for requirement in nox.project.dependency_groups(PROJECT, group)]
     session.install(*pinned, "-e", f".[{extras}]")
+    session.run("python", "-c", HAS_ROWS, silent=True)
+
+
+def run_tests(session: nox.Session) -> None:
+    session.run("pytest", "tests/core", *PARALLEL, *BRIEFLY, *session.posargs)
+    for backend in session.run("python", "-c", FRAMEWORKS, silent=True).split():
+        session.run("pytest", "tests/backends", "--backend", backend, *PARALLEL, *BRIEFLY, *session.posargs)
 
 
 @nox.session
@@ -29,9 +38,15 @@ def tests(session: nox.Session) -> None:
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("mypy")
-    session.run("pytest", "tests/core", *PARALLEL, *BRIEFLY, *session.posargs)
-    for backend in session.run("python", "-c", FRAMEWORKS, silent=True).split():
-        session.run("pytest", "tests/backends", "--backend", backend, *PARALLEL, *BRIEFLY, *session.posargs)
+    run_tests(session)
+
+
+@nox.session
+def pure(session: nox.Session) -> None:
+    """The tests without the native rows, as where no compiler was."""
+    install(session, "dev")
+    session.env["LOSSBRIDGE_NATIVE"] = "0"
+    run_tests(session)
 
 
 @nox.session

@@ -156,22 +156,31 @@ double total(const std::vector<Sum> &chunks) {
   return total.value();
 }
 
-double total(const Call &c, const void *x, const uint8_t *counted, int threads) {
-  std::vector<Sum> chunks(static_cast<size_t>(ceil_div(samples(c), CHUNK)));
-  share_out(static_cast<int64_t>(chunks.size()), 8, threads, [&](int, int64_t from, int64_t to) {
-    for (int64_t i = from; i < to; i++) chunks[i] = sum_chunk(c, x, counted, i);
+// A call that is being computed.
+struct Job {
+  const InstructionSet &set;
+  Call call;
+  int threads;
+};
+
+// Of an array of all samples.
+double total(const Job &job, const void *x, const uint8_t *counted) {
+  std::vector<Sum> chunks(static_cast<size_t>(ceil_div(samples(job.call), CHUNK)));
+  share_out(static_cast<int64_t>(chunks.size()), 8, job.threads, [&](int, int64_t from, int64_t to) {
+    for (int64_t i = from; i < to; i++) chunks[i] = sum_chunk(job.call, x, counted, i);
   });
   return total(chunks);
 }
 
-double divisor(const Call &c, int threads) {
+double divisor(const Job &job) {
+  const Call &c = job.call;
   switch (c.divides) {
     case Divisor::NONE:
       return 1;
     case Divisor::GIVEN:
       return c.divisor;
     case Divisor::WEIGHTS:
-      if (c.weight != nullptr) return total(c, c.weight, c.counted, threads);
+      if (c.weight != nullptr) return total(job, c.weight, c.counted);
       [[fallthrough]];  // every weight is 1
     case Divisor::COUNTED:
       break;
@@ -187,7 +196,8 @@ double divisor(const Call &c, int threads) {
 int threads_for(const Call &c) {
   constexpr int64_t WORTH_A_THREAD = SMALL / 2;
   if (is_small(c)) return 1;
-  return static_cast<int>(std::min<int64_t>({c.threads, units(c), entries(c) / WORTH_A_THREAD}));
+  const int64_t useful = std::min<int64_t>({c.threads, units(c), entries(c) / WORTH_A_THREAD});
+  return static_cast<int>(std::max<int64_t>(1, useful));
 }
 
 // About eight pieces a thread, so that one that is interrupted leaves its share to the others; but none so small that
@@ -200,57 +210,67 @@ int64_t step_for(const Call &c, int threads) {
 
 // Hands the units out: work(from, to, memory), where `memory` has what the rows need and `more` for every thread.
 template <class Work>
-void on_threads(const Call &c, int threads, int64_t more, const Work &work) {
-  const int64_t own = ceil_div(chosen->scratch_bytes(c) + more, 128) * 128;  // no two threads write to one cache line
-  char *memory = scratch.at_least(own * threads);
+void on_threads(const Job &job, int64_t more, const Work &work) {
+  const Call &c = job.call;
+  // No two threads write to one cache line.
+  const int64_t own = ceil_div(job.set.scratch_bytes(c) + more, 128) * 128;
+  char *memory = scratch.at_least(own * job.threads);
   if (memory == nullptr && own > 0) throw std::bad_alloc();
-  share_out(units(c), step_for(c, threads), threads,
+  share_out(units(c), step_for(c, job.threads), job.threads,
             [&](int thread, int64_t from, int64_t to) { work(from, to, memory + own * thread); });
 }
 
 // Elementwise there are as many losses as entries. Each chunk is added up while it is in the cache, and where nobody
 // asked for the losses they are stored nowhere else.
-double sum_of_chunks(const Call &c, int threads) {
+double sum_of_chunks(const Job &job) {
+  const Call &c = job.call;
   const int64_t losses_bytes = c.losses == nullptr ? CHUNK * result_bytes(c) : 0;
   std::vector<Sum> chunks(static_cast<size_t>(units(c)));
-  on_threads(c, threads, losses_bytes, [&](int64_t from, int64_t to, char *memory) {
+  on_threads(job, losses_bytes, [&](int64_t from, int64_t to, char *memory) {
     for (int64_t unit = from; unit < to; unit++) {
       const int64_t offset = unit * CHUNK * result_bytes(c);
       Call one = c;
       // `compute` adds the offset again.
-      if (c.losses == nullptr) one.losses = reinterpret_cast<void *>(reinterpret_cast<uintptr_t>(memory) - offset);
-      chosen->compute(one, unit, unit + 1, memory + losses_bytes);
+      if (c.losses == nullptr) one.losses = reinterpret_cast<void *>(reinterpret_cast<intptr_t>(memory) - offset);
+      job.set.compute(one, unit, unit + 1, memory + losses_bytes);
       chunks[unit] = sum_chunk(one, one.losses, nullptr, unit);
     }
   });
   return total(chunks);
 }
 
-void compute(const Call &c, int threads) {
-  on_threads(c, threads, 0, [&](int64_t from, int64_t to, char *memory) { chosen->compute(c, from, to, memory); });
+void compute(const Job &job) {
+  on_threads(job, 0, [&](int64_t from, int64_t to, char *memory) { job.set.compute(job.call, from, to, memory); });
 }
 
 // The losses of rows are few: they are stored, and added up when all are there.
-double sum_of_rows(Call c, int threads) {
+double sum_of_rows(Job job) {
   constexpr int64_t FEW = 1024;
   double few[FEW];
   std::unique_ptr<double[]> many;
-  if (c.losses == nullptr) {
-    if (samples(c) > FEW) many.reset(new double[samples(c)]);
-    c.losses = many ? many.get() : few;
+  if (job.call.losses == nullptr) {
+    const int64_t count = samples(job.call);
+    if (count > FEW) many.reset(new double[static_cast<size_t>(count)]);
+    job.call.losses = many ? many.get() : few;
   }
-  compute(c, threads);
-  return total(c, c.losses, nullptr, threads);
+  compute(job);
+  return total(job, job.call.losses, nullptr);
 }
 
 }  // namespace
 
 const InstructionSet *instruction_set() { return chosen; }
 
+std::vector<const InstructionSet *> instruction_sets() {
+  std::vector<const InstructionSet *> found;
+  for (const InstructionSet &set : SETS)
+    if (set.supported()) found.push_back(&set);
+  return found;
+}
+
 std::string instruction_set_error() {
   std::string names;
-  for (const InstructionSet &set : SETS)
-    if (set.supported()) names = names.empty() ? set.name : std::string(set.name) + ", " + names;
+  for (const InstructionSet *set : instruction_sets()) names = set->name + (names.empty() ? "" : ", " + names);
   return "LOSSBRIDGE_INSTRUCTION_SET=" + std::string(wanted()) + " is none of " + names + ", which this processor and this build have";
 }
 
@@ -269,19 +289,21 @@ void advise(void *address, int64_t bytes) {
 
 int64_t scratch_bytes(const Call &c) { return chosen->scratch_bytes(c); }
 
-void run(const Call &call) {
-  Call c = call;
-  const int threads = std::max(1, threads_for(c));
-  const double d = divisor(c, threads);
+void run_with(const InstructionSet &set, const Call &call) {
+  Job job{set, call, threads_for(call)};
+  const double d = divisor(job);
+  Call &c = job.call;
   c.upstream = d == 0 ? 0 : c.upstream / d;  // `compute` multiplies by it: the mean's gradient comes out at once
   c.divides = Divisor::NONE;
-  if (call.divides == Divisor::NONE || c.result == nullptr) return compute(c, threads);
-  const double sum = c.elementwise ? sum_of_chunks(c, threads) : sum_of_rows(c, threads);
+  if (call.divides == Divisor::NONE || c.result == nullptr) return compute(job);
+  const double sum = c.elementwise ? sum_of_chunks(job) : sum_of_rows(job);
   const double result = d == 0 ? 0 : sum / d;
   if (result_is_double(c))
     *static_cast<double *>(c.result) = result;
   else
     *static_cast<float *>(c.result) = static_cast<float>(result);
 }
+
+void run(const Call &call) { run_with(*chosen, call); }
 
 }  // namespace lossbridge

@@ -1,6 +1,7 @@
 // The rows as the extension module sees them: `run` and `scratch_bytes` of call.h, and which code computes them.
 #pragma once
 #include <string>
+#include <vector>
 
 #include "call.h"
 
@@ -19,6 +20,10 @@ struct InstructionSet {
 // Null if that one cannot be had; instruction_set_error() then says why, in one line.
 const InstructionSet *instruction_set();
 std::string instruction_set_error();
+
+// All that the processor has, the best first, and a call on one of them: for tests.
+std::vector<const InstructionSet *> instruction_sets();
+void run_with(const InstructionSet &, const Call &);
 
 // Asks for huge pages below a buffer that nobody has touched yet. A hint: of smaller buffers, and on systems that have
 // no such pages, nothing comes.
