@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from lossbridge.maths import bernoulli, divergence, softmax
-from lossbridge.maths.ops import Rule
+from lossbridge.maths.ops import Array, Rule
+from lossbridge.reduction import by_weight, has_mass, total_weight
 from lossbridge.spec import Request
 
 # Why there are none; "" if they are there.
@@ -52,6 +53,7 @@ RULES: Mapping[str, int] = {
 }
 # The numbers of `Dtype`.
 DTYPES: Mapping[str, int] = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 3, "int32": 4, "int64": 5}
+FLOATS = tuple(DTYPES)[:4]
 # The numbers of `Divisor`.
 NO_SUM, COUNTED, WEIGHTS, GIVEN = range(4)
 
@@ -69,10 +71,12 @@ WITH_TARGET_GRADIENT = tuple(
 )
 # The options that hold one number a class, or one for all.
 PER_CLASS = ("class_weight", "pos_weight", "alpha")
+# Memory: an address, 0 for null, or an object with a buffer. The caller keeps it alive.
+Memory = Any
 
 
 class Call(NamedTuple):
-    """The arguments of `_rows.run`, in order, as rows/call.h explains them. Addresses are integers; 0 is null."""
+    """The arguments of `_rows.run`, in order, as rows/call.h explains them."""
 
     rule: int
     dtype: int
@@ -81,25 +85,25 @@ class Call(NamedTuple):
     outer: int
     classes: int
     inner: int
-    pred: int
-    target: int
+    pred: Memory
+    target: Memory
     label_smoothing: float = 0.0
     epsilon: float = 0.0
     temperature: float = 1.0
     gamma: float = 0.0
     per_class_number: float = 1.0
-    per_class: int = 0
+    per_class: Memory = 0
     balanced: bool = False
-    counted: int = 0
-    weight: int = 0
+    counted: Memory = 0
+    weight: Memory = 0
     divides: int = NO_SUM
     divisor: float = 1.0
     upstream: float = 1.0
-    upstream_each: int = 0
-    losses: int = 0
-    result: int = 0
-    gradient: int = 0
-    target_gradient: int = 0
+    upstream_each: Memory = 0
+    losses: Memory = 0
+    result: Memory = 0
+    gradient: Memory = 0
+    target_gradient: Memory = 0
     threads: int = 1
 
 
@@ -109,20 +113,22 @@ def refuses(rule: Rule, dtype: str, target_dtype: str) -> str:
         return MISSING
     if rule.name not in RULES:
         return f"there are no native rows for {rule.name}"
-    if dtype not in ("float32", "float64", "float16", "bfloat16"):
+    if dtype not in FLOATS:
         return f"the predictions are {dtype}"
     return "" if target_dtype in DTYPES else f"the target is {target_dtype}"
 
 
-def call(r: Request, shape: tuple[int, ...], dtypes: tuple[str, str], addresses: tuple[int, int]) -> Call:
-    """The call of a request that has no array among its options, or whose array the caller adds as `per_class`.
+def call(
+    r: Request, shape: tuple[int, ...], dtypes: tuple[str, str], memory: tuple[Memory, Memory], **more: Any
+) -> Call:
+    """The call of a request. An array among its options, the samples and what is written are fields of `more`.
 
-    `shape`: of the predictions; `dtypes`, `addresses`: of predictions and target, whose arrays are contiguous.
+    `shape`: of the predictions; `dtypes`, `memory`: of predictions and target, whose arrays are contiguous.
     """
     axis = len(shape) - 1 if r.axis is None else r.axis
     elementwise = r.axis is None
     options = r.options
-    number = next((x for name in PER_CLASS if isinstance(x := options.get(name), int | float)), 1.0)
+    number = _of_classes(options)
     return Call(
         rule=RULES[r.rule.name],
         dtype=DTYPES[dtypes[0]],
@@ -131,20 +137,48 @@ def call(r: Request, shape: tuple[int, ...], dtypes: tuple[str, str], addresses:
         outer=1 if elementwise else math.prod(shape[:axis]),
         classes=math.prod(shape) if elementwise else shape[axis],
         inner=1 if elementwise else math.prod(shape[axis + 1 :]),
-        pred=addresses[0],
-        target=addresses[1],
+        pred=memory[0],
+        target=memory[1],
         label_smoothing=options.get("label_smoothing", 0.0),
         epsilon=options.get("epsilon", 0.0),
         temperature=options.get("temperature", 1.0),
         gamma=options.get("gamma", 0.0),
-        per_class_number=number,
+        per_class_number=1.0 if number is None or getattr(number, "shape", ()) else float(number),
         balanced=options.get("apply_class_balancing", False),
+        **more,
     )
 
 
 def per_class(options: Mapping[str, Any]) -> Any:
     """The option that is an array of one number a class, or None."""
-    return next((x for name in PER_CLASS if not isinstance(x := options.get(name), int | float | None)), None)
+    found = _of_classes(options)
+    return found if getattr(found, "shape", ()) else None
+
+
+def _of_classes(options: Mapping[str, Any]) -> Any:
+    """No rule has two such options."""
+    return next((x for name in PER_CLASS if (x := options.get(name)) is not None), None)
+
+
+def divides(r: Request) -> tuple[int, Array]:
+    """What the sum of the losses is divided by, and the number where it is GIVEN."""
+    if r.reduction in ("none", None):
+        return NO_SUM, 1.0
+    if r.reduction == "sum":
+        return GIVEN, 1.0
+    if r.normalizer is not None:
+        return GIVEN, r.normalizer
+    if not by_weight(r):
+        return COUNTED, 1.0
+    return (GIVEN, total_weight(r)) if has_mass(r) else (WEIGHTS, 1.0)
+
+
+def threads() -> int:
+    """How many threads a call may use: OMP_NUM_THREADS, as for OpenMP's programs, else one a core of this process."""
+    wanted = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    if wanted.isdecimal() and int(wanted):
+        return int(wanted)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run(call: Call) -> None:
