@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lossbridge.frameworks import numpy_ops as ops
-from lossbridge.maths.ops import Array, Shape
+from lossbridge.maths.ops import Array
 from lossbridge.native import rows
 from lossbridge.reduction import has_mass
 from lossbridge.spec import Request
@@ -101,13 +101,13 @@ def computed(r: Request, needs: tuple[bool, bool], buffer: np.ndarray | None = N
 
 def again(done: Computed, upstream: np.ndarray, which: int, gradient: np.ndarray) -> None:
     """The gradient for target (0) or predictions (1), where this is what flows back."""
-    replaced = {"losses": 0, "result": 0, "gradient": 0, "target_gradient": 0}
-    replaced |= {("target_gradient", "gradient")[which]: _memory(gradient)}
+    call = done.call._replace(losses=0, result=0, gradient=0, target_gradient=0)
+    call = call._replace(gradient=_memory(gradient)) if which else call._replace(target_gradient=_memory(gradient))
     if upstream.ndim == 0:
-        replaced["upstream"] = float(upstream)
+        call = call._replace(upstream=float(upstream))
     else:
-        replaced["upstream_each"] = np.ascontiguousarray(upstream, done.ratio.dtype)
-    rows.run(done.call._replace(**replaced))
+        call = call._replace(upstream_each=np.ascontiguousarray(upstream, done.ratio.dtype))
+    rows.run(call)
 
 
 def _readable(x: np.ndarray | None, dtype: str = "") -> Any:
@@ -117,10 +117,10 @@ def _readable(x: np.ndarray | None, dtype: str = "") -> Any:
     cast = dtype and ops.dtype(x) not in rows.FLOATS
     if not cast and x.flags.c_contiguous and x.dtype.isnative:
         return x
-    return np.asarray(x, dtype if cast else x.dtype.newbyteorder("="), order="C")
+    return np.asarray(x, np.dtype(dtype) if cast else x.dtype.newbyteorder("="), order="C")
 
 
-def _per_sample(x: Array | None, samples: Shape) -> rows.Memory:
+def _per_sample(x: Array | None, samples: tuple[int, ...]) -> rows.Memory:
     return 0 if x is None else np.asarray(np.broadcast_to(x, samples), order="C")
 
 

@@ -143,7 +143,7 @@ def call(
         epsilon=options.get("epsilon", 0.0),
         temperature=options.get("temperature", 1.0),
         gamma=options.get("gamma", 0.0),
-        per_class_number=1.0 if number is None or getattr(number, "shape", ()) else float(number),
+        per_class_number=1.0 if number is None or _is_array(number) else float(number),
         balanced=options.get("apply_class_balancing", False),
         **more,
     )
@@ -152,7 +152,11 @@ def call(
 def per_class(options: Mapping[str, Any]) -> Any:
     """The option that is an array of one number a class, or None."""
     found = _of_classes(options)
-    return found if getattr(found, "shape", ()) else None
+    return found if _is_array(found) else None
+
+
+def _is_array(x: Any) -> bool:
+    return len(getattr(x, "shape", ())) > 0
 
 
 def _of_classes(options: Mapping[str, Any]) -> Any:
