@@ -40,9 +40,8 @@ def reduce(r: Request) -> Array:
     if path.ratio is not None:
         return path.ratio(r)
     plain_mean = r.reduction in MEANS and r.weight is r.normalizer is None and not has_mass(r)
-    if plain_mean and path.mean is not None:
-        return path.mean(r)
-    return reduced(r, path.losses(r))
+    with r.framework.ops.quiet():
+        return path.mean(r) if plain_mean and path.mean is not None else reduced(r, path.losses(r))
 
 
 def reduced(r: Request, losses: Array) -> Array:
@@ -91,6 +90,7 @@ def total_weight(r: Request) -> Array:
     if len(ops.shape(target)) == len(ops.shape(r.pred)):
         target = neutralise(ops, ops.cast(target, r.dtype), r.valid, r.axis, 0.5)
     options = {name: r.options[name] for name in ("label_smoothing", "class_weight") if name in r.options}
-    mass = r.loss.mass(ops, target, r.pred, r.axis, **options)
-    mass = mass if r.weight is None else mass * r.weight
-    return ops.sum(mass if r.valid is None else ops.where(r.valid, mass, 0.0))
+    with ops.quiet():
+        mass = r.loss.mass(ops, target, r.pred, r.axis, **options)
+        mass = mass if r.weight is None else mass * r.weight
+        return ops.sum(mass if r.valid is None else ops.where(r.valid, mass, 0.0))

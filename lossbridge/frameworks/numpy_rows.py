@@ -7,7 +7,7 @@ again with it: multiplying what is there would round a gradient of half precisio
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -52,13 +52,17 @@ def ratio(r: Request) -> Array:
         def pulled(upstream: np.ndarray) -> np.ndarray:
             gradient = done.gradients[which]
             assert gradient is not None
-            if not (upstream == 1 if upstream.ndim == 0 else (upstream == 1).all()):
+            if not is_one(upstream):
                 again(done, upstream, which, gradient)
             return gradient
 
         return pulled
 
-    return ops.record(done.ratio, *((x, pullback(which)) for which, x in enumerate(inputs)))
+    found = ops.record(done.ratio, *((x, pullback(which)) for which, x in enumerate(inputs)))
+    of_pred = done.gradients[1]
+    if of_pred is not None and not needs[0] and of_pred.dtype == r.pred.dtype:
+        found.of_one = of_pred
+    return found
 
 
 def losses(r: Request) -> Array:
@@ -67,42 +71,47 @@ def losses(r: Request) -> Array:
 
 def computed(r: Request, needs: tuple[bool, bool], buffer: np.ndarray | None = None) -> Computed:
     """Runs the rows. `needs`: whether target and predictions need a gradient; `buffer`: where the latter may go."""
-    target, pred = ops.value_of(r.target), ops.value_of(r.pred)
-    target = _readable(target, "" if target.ndim < pred.ndim else r.dtype)
-    pred = _readable(pred, r.dtype)
-    shape, axis = pred.shape, r.axis
-    samples = shape if axis is None else shape[:axis] + shape[axis + 1 :]
+    pred, dtype, of_pred = _readable(ops.value_of(r.pred), r.dtype)
+    target, target_dtype, of_target = _readable(ops.value_of(r.target), "" if r.target.ndim < pred.ndim else r.dtype)
+    gradients = (
+        np.empty(target.shape, target.dtype) if needs[0] else None,
+        _buffer_for(pred, buffer) if needs[1] else None,
+    )
+    axis = r.axis
+    samples = pred.shape if axis is None else pred.shape[:axis] + pred.shape[axis + 1 :]
+    number, per_class = rows.per_class(r.options)
     divides, divisor = rows.divides(r)
-    found = np.empty(() if divides else samples, r.dtype)
-    of_target = np.empty(target.shape, target.dtype) if needs[0] else None
-    if not needs[1]:
-        buffer = None
-    elif buffer is None or buffer.dtype != pred.dtype:
-        buffer = np.empty(shape, pred.dtype)
+    found = np.empty(samples if divides == rows.NO_SUM else (), r.dtype)
     call = rows.call(
         r,
-        shape,
-        (ops.dtype(pred), ops.dtype(target)),
-        (_memory(pred), _memory(target)),
-        per_class=_memory(_readable(rows.per_class(r.options), r.dtype)),
-        counted=_per_sample(r.counted, samples),
-        weight=_per_sample(r.weight, samples),
+        pred.shape,
+        (dtype, target_dtype),
+        (of_pred, of_target),
+        per_class_number=number,
+        per_class=0 if per_class is None else np.ascontiguousarray(per_class),
+        counted=0 if r.counted is None else _per_sample(r.counted, samples),
+        weight=0 if r.weight is None else _per_sample(r.weight, samples),
         divides=divides,
         divisor=float(divisor),
-        result=found if divides else 0,
-        losses=0 if divides else found,
-        gradient=_memory(buffer),
-        target_gradient=_memory(of_target),
+        losses=found if divides == rows.NO_SUM else 0,
+        result=0 if divides == rows.NO_SUM else found,
+        gradient=_memory(gradients[1], dtype),
+        target_gradient=_memory(gradients[0], target_dtype),
         threads=rows.threads() if pred.size >= SMALL else 1,
     )
     rows.run(call)
-    return Computed(call, found[()], (of_target, buffer))
+    return Computed(call, found[()], gradients)
+
+
+def is_one(upstream: np.ndarray) -> bool:
+    return bool(upstream == 1 if upstream.ndim == 0 else (upstream == 1).all())
 
 
 def again(done: Computed, upstream: np.ndarray, which: int, gradient: np.ndarray) -> None:
     """The gradient for target (0) or predictions (1), where this is what flows back."""
+    memory = _memory(gradient, ops.dtype(gradient))
     call = done.call._replace(losses=0, result=0, gradient=0, target_gradient=0)
-    call = call._replace(gradient=_memory(gradient)) if which else call._replace(target_gradient=_memory(gradient))
+    call = call._replace(gradient=memory) if which else call._replace(target_gradient=memory)
     if upstream.ndim == 0:
         call = call._replace(upstream=float(upstream))
     else:
@@ -110,22 +119,29 @@ def again(done: Computed, upstream: np.ndarray, which: int, gradient: np.ndarray
     rows.run(call)
 
 
-def _readable(x: np.ndarray | None, dtype: str = "") -> Any:
-    """The array itself if the rows can read it, else a copy; in `dtype` where that is given and `x` is not floating."""
-    if x is None:
-        return None
-    cast = dtype and ops.dtype(x) not in rows.FLOATS
-    if not cast and x.flags.c_contiguous and x.dtype.isnative:
-        return x
-    return np.asarray(x, np.dtype(dtype) if cast else x.dtype.newbyteorder("="), order="C")
+def _readable(x: np.ndarray, dtype: str) -> tuple[np.ndarray, str, rows.Memory]:
+    """The array itself if the rows can read it, else a copy, of this dtype if it is not floating ("": labels).
+
+    And the name of its dtype, and what lends its memory.
+    """
+    name = ops.dtype(x)
+    cast = dtype and name not in rows.FLOATS
+    if cast or not x.flags.c_contiguous or not x.dtype.isnative:
+        x = np.asarray(x, np.dtype(dtype) if cast else x.dtype.newbyteorder("="), order="C")
+        name = ops.dtype(x)
+    return x, name, _memory(x, name)
 
 
-def _per_sample(x: Array | None, samples: tuple[int, ...]) -> rows.Memory:
-    return 0 if x is None else np.asarray(np.broadcast_to(x, samples), order="C")
-
-
-def _memory(x: np.ndarray | None) -> rows.Memory:
-    """What lends its memory to the rows; bfloat16 arrays do not."""
+def _memory(x: np.ndarray | None, dtype: str) -> rows.Memory:
+    """What lends its memory to the rows; arrays of bfloat16 do not."""
     if x is None:
         return 0
-    return x.view(np.uint16) if ops.dtype(x) == "bfloat16" else x
+    return x.view(np.uint16) if dtype == "bfloat16" else x
+
+
+def _buffer_for(x: np.ndarray, buffer: np.ndarray | None) -> np.ndarray:
+    return np.empty(x.shape, x.dtype) if buffer is None or buffer.dtype != x.dtype else buffer
+
+
+def _per_sample(x: Array, samples: tuple[int, ...]) -> np.ndarray:
+    return np.asarray(np.broadcast_to(x, samples), order="C")

@@ -96,6 +96,8 @@ def value_and_grad(
         if np.asarray(result).dtype.kind not in "fiub":
             raise TypeError(f"the loss returned {type(result).__name__}; return one array of numbers")
         value, gradient = result, np.zeros_like(x)
+    elif result.of_one is not None and result.parents[0][0] is leaf:
+        value, gradient = result.value[()], result.of_one
     else:
         value, gradient = result.value[()], ops.pulled_back(result, leaf, np.ones_like(result.value))
     if buffer is None or gradient is buffer:

@@ -121,47 +121,41 @@ def refuses(rule: Rule, dtype: str, target_dtype: str) -> str:
 def call(
     r: Request, shape: tuple[int, ...], dtypes: tuple[str, str], memory: tuple[Memory, Memory], **more: Any
 ) -> Call:
-    """The call of a request. An array among its options, the samples and what is written are fields of `more`.
+    """The call of a request. What is read besides, and what is written, are fields of `more`.
 
     `shape`: of the predictions; `dtypes`, `memory`: of predictions and target, whose arrays are contiguous.
     """
-    axis = len(shape) - 1 if r.axis is None else r.axis
-    elementwise = r.axis is None
-    options = r.options
-    number = _of_classes(options)
+    axis, options = r.axis, r.options
+    if axis is None:
+        outer, classes, inner = 1, math.prod(shape), 1
+    else:
+        outer, classes, inner = math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :])
     return Call(
-        rule=RULES[r.rule.name],
-        dtype=DTYPES[dtypes[0]],
-        target_dtype=DTYPES[dtypes[1]],
-        elementwise=elementwise,
-        outer=1 if elementwise else math.prod(shape[:axis]),
-        classes=math.prod(shape) if elementwise else shape[axis],
-        inner=1 if elementwise else math.prod(shape[axis + 1 :]),
-        pred=memory[0],
-        target=memory[1],
-        label_smoothing=options.get("label_smoothing", 0.0),
-        epsilon=options.get("epsilon", 0.0),
-        temperature=options.get("temperature", 1.0),
-        gamma=options.get("gamma", 0.0),
-        per_class_number=1.0 if number is None or _is_array(number) else float(number),
+        RULES[r.rule.name],
+        DTYPES[dtypes[0]],
+        DTYPES[dtypes[1]],
+        axis is None,
+        outer,
+        classes,
+        inner,
+        memory[0],
+        memory[1],
+        options.get("label_smoothing", 0.0),
+        options.get("epsilon", 0.0),
+        options.get("temperature", 1.0),
+        options.get("gamma", 0.0),
         balanced=options.get("apply_class_balancing", False),
         **more,
     )
 
 
-def per_class(options: Mapping[str, Any]) -> Any:
-    """The option that is an array of one number a class, or None."""
-    found = _of_classes(options)
-    return found if _is_array(found) else None
-
-
-def _is_array(x: Any) -> bool:
-    return len(getattr(x, "shape", ())) > 0
-
-
-def _of_classes(options: Mapping[str, Any]) -> Any:
-    """No rule has two such options."""
-    return next((x for name in PER_CLASS if (x := options.get(name)) is not None), None)
+def per_class(options: Mapping[str, Any]) -> tuple[float, Any]:
+    """The number that holds for all classes, and the array of one a class, or None. No rule has two such options."""
+    for name in PER_CLASS:
+        x = options.get(name)
+        if x is not None:
+            return (1.0, x) if len(getattr(x, "shape", ())) else (float(x), None)
+    return 1.0, None
 
 
 def divides(r: Request) -> tuple[int, Array]:
