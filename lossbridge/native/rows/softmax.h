@@ -72,6 +72,7 @@ template <class F> static double softmax_distribution(Row<F> &r, const F *weight
                     cost = in[1] == Vector<F>{} && cost == infinite ? Vector<F>{} : cost;
                     out[0] = in[2] * (cost * keep);
                   });
+    r.target_gradient[k] = F((r.per_class ? double(r.per_class[k]) : 1) * (log_S * double(keep[0])));
     if (r.gradient) memcpy(r.gradient, r.spare[1], size_t(r.n) * sizeof(F));
   } else if (r.gradient) {
     scale(e, r.factor * mass / S, weights, -r.factor, r.gradient, r.n);
