@@ -1,5 +1,8 @@
 """`python -m nox -s tests` runs the tests, in less than half an hour; `python -m nox -l` lists the other sessions."""
 
+import shutil
+from pathlib import Path
+
 import nox
 
 nox.options.sessions = ["tests"]
@@ -74,6 +77,43 @@ def lowest(session: nox.Session) -> None:
     # What is compared with other libraries needs those, whose NumPy is another.
     others = ("--ignore-glob", "*/test_compat*.py", "--ignore", "tests/backends/test_diagnosis_calls.py")
     session.run("pytest", "tests/backends", "--backend", "numpy", *others)
+
+
+def build_drivers(session: nox.Session, folder: str, *options: str) -> None:
+    """Those of tests/fuzz."""
+    session.install("cmake>=3.26", "ninja")
+    session.run("cmake", "-S", "tests/fuzz", "-B", folder, "-G", "Ninja", *options)
+    session.run("cmake", "--build", folder)
+
+
+@nox.session
+def sanitize(session: nox.Session) -> None:
+    """Random calls of the rows under AddressSanitizer and UBSan, for 20 seconds or more: `nox -s sanitize -- 600`."""
+    build_drivers(session, "build/sanitize", "-D", "LOSSBRIDGE_SANITIZE=ON")
+    session.run("build/sanitize/fuzz_rows", *(session.posargs or ["20"]), external=True)
+
+
+@nox.session
+def aarch64(session: nox.Session) -> None:
+    """What the rows compute here, with every instruction set and 1 to 3 threads, and on aarch64: the same bits."""
+    for command, package in {
+        "aarch64-linux-gnu-g++": "g++-aarch64-linux-gnu",
+        "qemu-aarch64-static": "qemu-user-static",
+    }.items():
+        if shutil.which(command) is None:
+            session.error(f"{command} is missing; on Debian: apt-get install {package}")
+    build_drivers(session, "build/fuzz")
+    build_drivers(session, "build/aarch64", "--toolchain", "aarch64-linux-gnu.cmake")
+    here, there = ["build/fuzz/digests"], ["qemu-aarch64-static", "build/aarch64/digests"]
+    found = {}
+    for digests in here, there:
+        for name in session.run(*digests, silent=True, external=True).split():
+            for threads in "123":
+                found[name, threads] = session.run(*digests, name, threads, silent=True, external=True)
+    if len(set(found.values())) > 1:
+        for (name, threads), lines in found.items():
+            Path(f"build/digests-{name}-{threads}.txt").write_text(lines)
+        session.error("they differ; compare build/digests-*.txt")
 
 
 @nox.session
