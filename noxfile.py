@@ -25,7 +25,11 @@ def install(session: nox.Session, *groups: str, extras: str = "all") -> None:
     """The package, editable, and the given dependency groups, in one resolution so that the pins hold."""
     pinned = [requirement for group in groups for requirement in nox.project.dependency_groups(PROJECT, group)]
     session.install(*pinned, "-e", f".[{extras}]")
-    session.run("python", "-c", HAS_ROWS, silent=True)
+
+
+def install_for_tests(session: nox.Session, *groups: str, extras: str = "all") -> None:
+    install(session, *groups, extras=extras)
+    session.run("python", "-c", HAS_ROWS)
 
 
 def run_tests(session: nox.Session) -> None:
@@ -37,7 +41,7 @@ def run_tests(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Lint, types, and the tests, each backend in its own process; `exhaustive` has more examples of some."""
-    install(session, "dev")
+    install_for_tests(session, "dev")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("mypy")
@@ -55,7 +59,7 @@ def pure(session: nox.Session) -> None:
 @nox.session
 def backend(session: nox.Session) -> None:
     """The tests of the backends that are named: `nox -s backend -- torch`."""
-    install(session, "dev")
+    install_for_tests(session, "dev")
     for name in session.posargs:
         session.run("pytest", "tests/backends", "--backend", name, *PARALLEL, *BRIEFLY)
 
@@ -63,7 +67,7 @@ def backend(session: nox.Session) -> None:
 @nox.session
 def exhaustive(session: nox.Session) -> None:
     """The examples that `tests` leaves out, of the parts named: `nox -s exhaustive -- core torch`."""
-    install(session, "dev")
+    install_for_tests(session, "dev")
     for name in session.posargs:
         what = ["tests/core"] if name == "core" else ["tests/backends", "--backend", name]
         session.run("pytest", *what, *PARALLEL, "-m", "exhaustive")
@@ -72,7 +76,7 @@ def exhaustive(session: nox.Session) -> None:
 @nox.session
 def lowest(session: nox.Session) -> None:
     """The NumPy backend with the oldest NumPy that the package allows."""
-    install(session, "test", extras="cli")
+    install_for_tests(session, "test", extras="cli")
     session.install("numpy==2.0.*", "ml-dtypes")
     # What is compared with other libraries needs those, whose NumPy is another.
     others = ("--ignore-glob", "*/test_compat*.py", "--ignore", "tests/backends/test_diagnosis_calls.py")
