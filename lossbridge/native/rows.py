@@ -6,11 +6,14 @@ the framework's own operations.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lossbridge.maths import bernoulli, divergence, softmax
+from lossbridge.maths.ops import Rule
+from lossbridge.spec import Request
 
 # Why there are none; "" if they are there.
 MISSING = ""
@@ -53,6 +56,21 @@ DTYPES: Mapping[str, int] = {"float32": 0, "float64": 1, "float16": 2, "bfloat16
 NO_SUM, COUNTED, WEIGHTS, GIVEN = range(4)
 
 
+# The rules whose rows write a gradient for a dense target too.
+WITH_TARGET_GRADIENT = tuple(
+    rule.name
+    for rule in (
+        softmax.DISTRIBUTIONS,
+        bernoulli.LOGITS,
+        bernoulli.PROBABILITIES,
+        divergence.LOGITS,
+        divergence.PROBABILITIES,
+    )
+)
+# The options that hold one number a class, or one for all.
+PER_CLASS = ("class_weight", "pos_weight", "alpha")
+
+
 class Call(NamedTuple):
     """The arguments of `_rows.run`, in order, as rows/call.h explains them. Addresses are integers; 0 is null."""
 
@@ -83,6 +101,50 @@ class Call(NamedTuple):
     gradient: int = 0
     target_gradient: int = 0
     threads: int = 1
+
+
+def refuses(rule: Rule, dtype: str, target_dtype: str) -> str:
+    """Why no rows compute this rule of these dtypes; "" if they do."""
+    if MISSING:
+        return MISSING
+    if rule.name not in RULES:
+        return f"there are no native rows for {rule.name}"
+    if dtype not in ("float32", "float64", "float16", "bfloat16"):
+        return f"the predictions are {dtype}"
+    return "" if target_dtype in DTYPES else f"the target is {target_dtype}"
+
+
+def call(r: Request, shape: tuple[int, ...], dtypes: tuple[str, str], addresses: tuple[int, int]) -> Call:
+    """The call of a request that has no array among its options, or whose array the caller adds as `per_class`.
+
+    `shape`: of the predictions; `dtypes`, `addresses`: of predictions and target, whose arrays are contiguous.
+    """
+    axis = len(shape) - 1 if r.axis is None else r.axis
+    elementwise = r.axis is None
+    options = r.options
+    number = next((x for name in PER_CLASS if isinstance(x := options.get(name), int | float)), 1.0)
+    return Call(
+        rule=RULES[r.rule.name],
+        dtype=DTYPES[dtypes[0]],
+        target_dtype=DTYPES[dtypes[1]],
+        elementwise=elementwise,
+        outer=1 if elementwise else math.prod(shape[:axis]),
+        classes=math.prod(shape) if elementwise else shape[axis],
+        inner=1 if elementwise else math.prod(shape[axis + 1 :]),
+        pred=addresses[0],
+        target=addresses[1],
+        label_smoothing=options.get("label_smoothing", 0.0),
+        epsilon=options.get("epsilon", 0.0),
+        temperature=options.get("temperature", 1.0),
+        gamma=options.get("gamma", 0.0),
+        per_class_number=number,
+        balanced=options.get("apply_class_balancing", False),
+    )
+
+
+def per_class(options: Mapping[str, Any]) -> Any:
+    """The option that is an array of one number a class, or None."""
+    return next((x for name in PER_CLASS if not isinstance(x := options.get(name), int | float | None)), None)
 
 
 def run(call: Call) -> None:

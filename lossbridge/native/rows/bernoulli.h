@@ -40,18 +40,19 @@ template <class F> LOSSBRIDGE_INLINE Vector<F> positive_weight(const Row<F> &r, 
 template <class F> static void bernoulli_logits(Row<F> &r) {
   typedef Vector<F> V;
   const Outcomes<F> outcomes(r.call.label_smoothing);
-  const V one = set(F(1)), none{}, f = set(F(r.factor)), keep = set(F(r.factor * (1 - r.call.label_smoothing)));
+  const V none{}, f = set(F(r.factor)), keep = set(F(r.factor * (1 - r.call.label_smoothing)));
   const bool for_target = r.target_gradient();
   entries(r, [&](int64_t j) __attribute__((always_inline)) {
     V x = load<V>(r.x + j), pos, neg, weight = positive_weight(r, j);
     outcomes.of(load<V>(r.t + j), pos, neg);
     pos = pos * weight;
     auto above = x > none;
-    V size = abs(x), e = exp_negative<F>(none - size), small = log1p<F>(e);
+    V size = abs(x), e = exp_negative<F>(none - size);
+    const Softplus<V> plus = softplus(e);
+    V small = plus.log, large_share = plus.share, small_share = e * large_share;
     V against = above ? neg : pos;
     V loss = fma(pos + neg, small, weighted(against, size));
     store(r.spare[0] + j, loss);
-    V large_share = one / (one + e), small_share = e * large_share;
     V p = above ? large_share : small_share, complement = above ? small_share : large_share;
     store(r.x + j, fma(neg, p, none - pos * complement) * f);
     if (for_target) {
@@ -114,11 +115,12 @@ template <class Of> LOSSBRIDGE_INLINE void bernoulli_focal(Row<double> &r, const
 }
 
 static void bernoulli_focal_logits(Row<double> &r) {
-  const Doubles one = set(1.0), none{};
+  const Doubles none{};
   bernoulli_focal(r, [&](Doubles x, Doubles pos, Doubles neg) __attribute__((always_inline)) {
     auto above = x > none;
-    Doubles size = abs(x), e = exp_negative<double>(none - size), small = log1p<double>(e);
-    Doubles large_share = one / (one + e), small_share = e * large_share;
+    Doubles size = abs(x), e = exp_negative<double>(none - size);
+    const Softplus<Doubles> plus = softplus(e);
+    Doubles small = plus.log, large_share = plus.share, small_share = e * large_share;
     Doubles p = above ? large_share : small_share, complement = above ? small_share : large_share;
     return FocalEntry{p,
                       complement,

@@ -65,6 +65,13 @@ template <class F> struct Temperature {
   }
 };
 
+// The logarithm of a unit, less z/T, which may cancel.
+template <class F> static double less(const Unit<F> &unit, F z, double T) {
+  typedef Numbers<double> N;
+  const double q = double(z) / T, low = std::fma(-q, T, double(z)) / T;
+  return std::fma(unit.exponent, N::LN2_HIGH, double(unit.shift) - q) + std::fma(unit.exponent, N::LN2_LOW, -low);
+}
+
 // (1) to (4)
 template <class F> static double divergence_logits(Row<F> &r) {
   typedef Vector<F> V;
@@ -98,11 +105,8 @@ template <class F> static double divergence_logits(Row<F> &r) {
   }, sum_z, sum_x, sum_a);
   const double total_z = sum_z.total(), total_x = sum_x.total();
   const double mean = sum_a.total() / total_z;  // μ T
-  // c, from the logarithms of both sums in their units.
-  const double LN2 = 0.69314718055994530942;
-  const double log_z = log_of(total_z) + (double(unit_z.exponent) * LN2 + double(unit_z.shift)) - double(z_k) / T;
-  const double log_x = log_of(total_x) + (double(unit_x.exponent) * LN2 + double(unit_x.shift)) - double(x_k) / T;
-  const double c = log_z - log_x, rough = mean / T - c;
+  const double up = sizeof(F) == 4 ? 0x1p-60 : 0x1p-500;  // of all exponentials: it would cancel
+  const double c = (log_of(total_z * up) + less(unit_z, z_k, T)) - (log_of(total_x * up) + less(unit_x, x_k, T)), rough = mean / T - c;
   const bool small = rough < 0.25, finite = rough < INF<double>;
   const double centre = small ? mean : c * T, grown = small ? exp_small(rough) : 1;
 
@@ -117,15 +121,20 @@ template <class F> static double divergence_logits(Row<F> &r) {
     terms.part[u] += near ? of_near : t == none ? gap : first + gap;
     store(e_z + j, t);
     store(e_x + j, near ? of_near - first : gap);
-    store(r.t + j, t == none ? none : first);
   }, terms);
   const double F_of_centre = terms.total(), kl = small ? log1p_of(F_of_centre) : F_of_centre;
+  if (r.target_gradient()) {
+    const V middle = set(F(mean)), rest = set(F(mean - double(F(mean)))), f = set(F(r.factor));
+    for (int64_t j = 0; j < r.m; j += WIDTH<F>) {
+      V t = load<V>(e_z + j);
+      store(r.t + j, t == none ? none : t * differences(j, middle, rest) * f);
+    }
+  }
   if (r.gradient()) {
     const double f = r.factor * T, by = small ? f / (1 + F_of_centre) : f;
     memcpy(r.x, e_x, size_t(r.m) * sizeof(F));
     scale(r.x, r.m, by, e_z, small ? -by * F_of_centre : 0);
   }
-  if (r.target_gradient()) scale(r.t, r.m, r.factor * T, e_z, (centre - mean) / T * r.factor * T);
   return finite ? T * T * kl : rough;
 }
 

@@ -70,23 +70,24 @@ template <class F> struct Unit {
   F lowest;
 };
 
-// exp(z + low) in a unit; `low` is what rounding has left of z. 0 where that is 0 beside the row's maximum, −∞ too.
-template <class V, class F> LOSSBRIDGE_INLINE V exp_in(const Unit<F> &unit, V z, V low = V{}) {
+// exp(z + low) in a unit; `low`, if there, is what rounding has left of z. 0 where that is 0 beside the row's maximum, −∞
+// too.
+template <class V, class F, class... Low> LOSSBRIDGE_INLINE V exp_in(const Unit<F> &unit, V z, Low... low) {
   typedef Numbers<F> N;
   V d = z - set(unit.shift), t = fma(d, set(N::LOG2E), set(unit.magic)), n = t - set(unit.magic);
   V r = fma(n, set(-N::LN2_HIGH), d);
-  r = fma(n, set(-N::LN2_LOW), r) + low;
+  r = (fma(n, set(-N::LN2_LOW), r) + ... + low);
   V e = bits<V>(bits<Integers<F>>(exp_of_remainder(r)) + (bits<Integers<F>>(t) << N::MANTISSA));
   return d < set(unit.lowest) ? V{} : e;
 }
 
-// exp(d) for d ≤ 0; 0 where that is below the normal numbers.
-template <class F> LOSSBRIDGE_INLINE Vector<F> exp_negative(Vector<F> d) {
+// exp(d + low) for d ≤ 0; 0 where that is below the normal numbers.
+template <class F, class... Low> LOSSBRIDGE_INLINE Vector<F> exp_negative(Vector<F> d, Low... low) {
   static const Unit<F> one(0);
-  return exp_in(one, d) * set(F(std::numeric_limits<F>::min_exponent < -1000 ? 0x1p-500 : 0x1p-60));
+  return exp_in(one, d, low...) * set(F(std::numeric_limits<F>::min_exponent < -1000 ? 0x1p-500 : 0x1p-60));
 }
 
-// log of positive, normal, finite x (3); `also` is added exactly.
+// log(x) + also of positive, normal, finite x (3), where `also` is small.
 template <class F> LOSSBRIDGE_INLINE Vector<F> log_normal(Vector<F> x, Vector<F> also = Vector<F>{}) {
   typedef Numbers<F> N;
   typedef Vector<F> V;
@@ -120,6 +121,19 @@ template <class F> LOSSBRIDGE_INLINE Vector<F> log1p(Vector<F> x) {
   return x < set(INF<F>) ? y : x;
 }
 
+// log(1 + e) and 1/(1 + e) of e in [0, 1]. In float with one division, which takes most of the time: log(1 + e) =
+// 2 Σ s^(2k+1)/(2k+1), s = e/(2 + e).
+template <class V> struct Softplus {
+  V log, share;
+};
+LOSSBRIDGE_INLINE Softplus<Floats> softplus(Floats e) {
+  const Floats one = set(1.0f), two = set(2.0f);
+  Floats d = one / ((one + e) * (two + e)), s = e * (one + e) * d, z = s * s, r{};
+  for (int k = 8; k >= 1; k--) r = fma(r, z, set(2.0f / float(2 * k + 1)));
+  return {fma(s * z, r, s + s), (two + e) * d};
+}
+LOSSBRIDGE_INLINE Softplus<Doubles> softplus(Doubles e) { return {log1p<double>(e), set(1.0) / (set(1.0) + e)}; }
+
 // Of one number.
 LOSSBRIDGE_INLINE double log1p_of(double x) { return log1p<double>(set(x))[0]; }
 LOSSBRIDGE_INLINE double log_of(double x) { return log<double>(set(x))[0]; }
@@ -143,9 +157,7 @@ template <> struct Sum<float> {
 
   LOSSBRIDGE_METHOD void flush() {
     for (int u = 0; u < PARTS; u++) {
-      HalfFloats halves[2];
-      memcpy(halves, &part[u], BYTES);
-      for (int h = 0; h < 2; h++) whole[2 * u + h] += __builtin_convertvector(halves[h], Doubles);
+      for (int h = 0; h < 2; h++) whole[2 * u + h] += half_as_doubles(part[u], h);
       part[u] = Floats{};
     }
   }

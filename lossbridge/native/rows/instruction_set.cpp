@@ -163,6 +163,11 @@ static void log_loss(const Call &c, const Block &b) {
 // The samples are the row's entries, or, along an axis, their mean is the sample.
 template <class F> static void finish_entries(Row<F> &r, const Block &b) {
   const Call &c = r.call;
+  if (!c.weight && !c.counted && !c.upstream_each) {
+    if (c.losses && c.dtype == Dtype::FLOAT64) store_rows(r.spare[0], 1, b.n, 1, (double *)c.losses + b.sample);
+    if (c.losses && c.dtype != Dtype::FLOAT64) store_rows(r.spare[0], 1, b.n, 1, (float *)c.losses + b.sample);
+    return;
+  }
   for (int64_t j = 0; j < b.n; j++) {
     const int64_t sample = b.sample + j;
     const bool read = counts(c, sample);

@@ -52,10 +52,10 @@ template <class Half> LOSSBRIDGE_INLINE void narrow(double x, Half *p) {  // onc
 
 constexpr int64_t padded(int64_t n) { return (n + LANES - 1) / LANES * LANES; }
 
-// `count` rows of n numbers from memory whose neighbours in a row lie `stride` apart, and rows 1; or the rows n apart
-// and neighbours 1. Row i goes to x + i·padded(n), the padding is `fill`.
+// `count` rows of n numbers. In memory neighbours in a row lie `stride` apart, and rows 1, or n where the stride is 1. Row
+// i lies at x + i·padded(n); the padding is `fill`.
 template <class T, class F>
-static void load_rows(const T *p, int64_t count, int64_t n, int64_t stride, F fill, F *x) {
+static void load_rows(const T *__restrict p, int64_t count, int64_t n, int64_t stride, F fill, F *__restrict x) {
   const int64_t m = padded(n);
   if (stride == 1)
     for (int64_t i = 0; i < count; i++)
@@ -67,7 +67,7 @@ static void load_rows(const T *p, int64_t count, int64_t n, int64_t stride, F fi
     for (int64_t j = n; j < m; j++) x[i * m + j] = fill;
 }
 template <class T, class F>
-static void store_rows(const F *x, int64_t count, int64_t n, int64_t stride, T *p) {
+static void store_rows(const F *__restrict x, int64_t count, int64_t n, int64_t stride, T *__restrict p) {
   const int64_t m = padded(n);
   if (stride == 1)
     for (int64_t i = 0; i < count; i++)

@@ -75,18 +75,20 @@ template <class F> static void scale(F *x, int64_t m, double factor, const F *y 
     for (int64_t j = 0; j < m; j += WIDTH<F>) store(x + j, load<V>(x + j) * a);
 }
 
-// q^γ of q in (0, 1] (0 for q = 0): by multiplications where γ is a small integer.
+// q^γ of q in (0, 1], 0 for q = 0: by multiplications where γ is a small integer, else e^(γ log q). The logarithm needs
+// more digits than a double: what it lacks is (q − e^log q)/e^log q.
 struct Power {
   double gamma;
   int times;  // −1: γ is no small integer
   explicit Power(double gamma) : gamma(gamma), times(gamma <= 16 && gamma == int(gamma) ? int(gamma) : -1) {}
   LOSSBRIDGE_METHOD Doubles operator()(Doubles q) const {
     Doubles y = set(1.0);
-    if (times >= 0)
-      for (int i = 0; i < times; i++) y = y * q;
-    else
-      y = exp_negative<double>(set(gamma) * log<double>(q));
-    return y;
+    for (int i = 0; i < times; i++) y = y * q;
+    if (times >= 0) return y;
+    const Doubles none{}, log_q = log<double>(q), back = exp_negative<double>(log_q);
+    const Doubles low = back == none ? none : (q - back) / back, high = set(gamma) * log_q;
+    y = exp_negative<double>(high, fma(set(gamma), log_q, none - high) + set(gamma) * low);
+    return q == none ? none : y;
   }
 };
 

@@ -11,7 +11,7 @@
 namespace lossbridge {
 
 constexpr int64_t TILE = 16;     // columns that are computed together where the class axis is not the last
-constexpr int64_t CHUNK = 4096;  // samples of an elementwise unit, and of a partial sum
+constexpr int64_t CHUNK = 1024;  // samples of an elementwise unit, whose rows fit the first cache, and of a partial sum
 
 static inline int64_t entries(const Call &c) { return c.outer * c.classes * c.inner; }
 static inline int64_t samples(const Call &c) { return c.elementwise ? entries(c) : c.outer * c.inner; }

@@ -108,6 +108,16 @@ LOSSBRIDGE_INLINE Doubles abs(Doubles x) { return bits<Doubles>(bits<Int64s>(x) 
 LOSSBRIDGE_INLINE Doubles rounded_to_float(Doubles x) {
   return __builtin_convertvector(__builtin_convertvector(x, HalfFloats), Doubles);
 }
+// The first half of the numbers as doubles, and the second.
+LOSSBRIDGE_INLINE Doubles half_as_doubles(Floats x, int half) {
+  HalfFloats halves[2];
+  memcpy(halves, &x, BYTES);
+#if defined(__AVX512F__)
+  return _mm512_cvtps_pd(halves[half]);
+#else
+  return __builtin_convertvector(halves[half], Doubles);
+#endif
+}
 // Whether a comparison is true anywhere.
 template <class M> LOSSBRIDGE_INLINE bool any(M mask) {
   typedef int64_t Words __attribute__((vector_size(BYTES)));
