@@ -4,7 +4,7 @@
 //
 //   fuzz_rows SECONDS [SEED]      its own loop, from this seed on; after a failure it prints the seed that repeats it
 //
-// Built with -fsanitize=fuzzer and LOSSBRIDGE_LIBFUZZER, libFuzzer looks for the bytes.
+// Built with LOSSBRIDGE_LIBFUZZER it has no loop: libFuzzer looks for the bytes.
 #include <chrono>
 #include <csignal>
 #include <cstdio>
