@@ -72,7 +72,8 @@ def losses(r: Request) -> Array:
 def computed(r: Request, needs: tuple[bool, bool], buffer: np.ndarray | None = None) -> Computed:
     """Runs the rows. `needs`: whether target and predictions need a gradient; `buffer`: where the latter may go."""
     pred, dtype, of_pred = _readable(ops.value_of(r.pred), r.dtype)
-    target, target_dtype, of_target = _readable(ops.value_of(r.target), "" if r.target.ndim < pred.ndim else r.dtype)
+    target = ops.value_of(r.target)
+    target, target_dtype, of_target = _readable(target, "" if target.ndim < pred.ndim else r.dtype)
     gradients = (
         np.empty(target.shape, target.dtype) if needs[0] else None,
         _buffer_for(pred, buffer) if needs[1] else None,
