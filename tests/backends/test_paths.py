@@ -20,6 +20,7 @@ from lossbridge.compat import optax as compat_optax
 from lossbridge.compat import scipy as compat_scipy
 from lossbridge.compat import sklearn as compat_sklearn
 from lossbridge.compat import torch as compat_torch
+from lossbridge.native import rows
 from lossbridge.spec import LOSSES
 
 
@@ -90,10 +91,17 @@ def by_rule(form: Form) -> str:
     return "rule" if form.rule.gradients else "formula"
 
 
+# The rules whose native rows have no gradient for the target: written out, so that one that is taken away is missed.
+NO_TARGET_GRADIENT = (
+    *("probabilities of distributions", "focal softmax", "focal probabilities"),
+    *("focal Bernoulli of logits", "focal Bernoulli of probabilities"),
+)
+
+
 def on_numpy(form: Form, situation: str) -> str:
-    without_kernel = (not form.logits and ("focal" in form.loss or form.smoothed)) or situation == "target"
-    narrow = form.rule.name.startswith("divergence") and situation == "float64"
-    return by_rule(form) if without_kernel or narrow else "blocks"
+    """Every loss has native rows, where they are built."""
+    without = rows.MISSING or (situation == "target" and form.rule.name in NO_TARGET_GRADIENT)
+    return by_rule(form) if without else "rows"
 
 
 # The rules that have a row kernel on PyTorch: written out, so that one that is taken away is missed.
@@ -179,7 +187,9 @@ def taken(lib, monkeypatch) -> list[tuple[str, str]]:
         return None if function is None else call
 
     paths = {
-        name: path._replace(losses=watched(name, path.losses), mean=watched(name, path.mean))
+        name: path._replace(
+            losses=watched(name, path.losses), mean=watched(name, path.mean), ratio=watched(name, path.ratio)
+        )
         for name, path in framework.PATHS.items()
     }
     monkeypatch.setattr(framework, "PATHS", paths)
@@ -268,9 +278,7 @@ def test_no_path_is_left_out(lib) -> None:
 def kernels(framework: str) -> dict[str, tuple[Any, str]]:
     """Where each stands: what a test takes away, one at a time."""
     if framework == "numpy":
-        from lossbridge.frameworks import numpy_blocks
-
-        return {f"blocks: {name}": (numpy_blocks, "KERNELS") for name in numpy_blocks.KERNELS}
+        return {} if rows.MISSING else {f"rows: {name}": (rows, "RULES") for name in rows.RULES}
     if framework == "torch":
         from lossbridge.frameworks import torch_blocks, torch_small
 
