@@ -57,9 +57,9 @@ def explain(
 
     >>> import lossbridge as lb
     >>> print(lb.explain(lb.log_loss, [1, 0], [[0.3, 0.7], [0.6, 0.4]]))
-    path: blocks (numpy)
-    value: a kernel that reads the labels' entries alone
-    gradient: 0 but for those entries
+    path: rows (numpy)
+    value: native rows, which compute the ratio in one pass
+    gradient: written in the same pass
     """
     record = _record(loss)
     unknown = [option for option in options if option not in COMMON and option not in record.options]

@@ -100,7 +100,8 @@ NO_TARGET_GRADIENT = (
 
 def on_numpy(form: Form, situation: str) -> str:
     """Every loss has native rows, where they are built."""
-    without = rows.MISSING or (situation == "target" and form.rule.name in NO_TARGET_GRADIENT)
+    of_target = situation == "target" and form.rule.name in NO_TARGET_GRADIENT
+    without = rows.MISSING or of_target or situation == "weight"
     return by_rule(form) if without else "rows"
 
 
@@ -142,6 +143,7 @@ TABLE: dict[str, tuple[Callable[[Form, str], str], dict[str, Situation]]] = {
             "large": Situation(LARGE),
             "float64": Situation(dtype="float64"),
             "target": Situation(how="target", explained=False),
+            "weight": Situation(how="weight", explained=False),
         },
     ),
     "torch": (
@@ -209,6 +211,10 @@ def called(lib, form: Form, situation: Situation) -> None:
         pred = lib.array(pred, situation.dtype)
         if situation.how == "target":
             lib.b.value_and_grad(lambda t: loss(t, pred), target)
+        elif situation.how == "weight":
+            lib.b.value_and_grad(
+                lambda w: loss(target, pred, sample_weight=w), lib.array(np.ones(len(pred)), "float32")
+            )
         elif situation.how == "functorch":
             import torch
 
@@ -269,7 +275,7 @@ def test_this_path_runs_and_no_other(lib, taken, cell) -> None:
 def test_no_path_is_left_out(lib) -> None:
     """Triton's, which needs a GPU or its interpreter, is in test_only_torch_triton.py."""
     expected = {path for _, _, path in cells(lib.b.name)}
-    assert expected == set(lib.framework.PATHS) - {"triton"}
+    assert expected == set(lib.framework.PATHS) - {"triton"} - ({"rows"} if rows.MISSING else set())
 
 
 # Kernels.
