@@ -132,9 +132,6 @@ LOSSBRIDGE_INLINE Doubles fma(Doubles a, Doubles b, Doubles c) {
 template <class V> LOSSBRIDGE_INLINE V max(V a, V b) { return a > b ? a : b; }
 LOSSBRIDGE_INLINE Floats abs(Floats x) { return bits<Floats>(bits<Int32s>(x) & INT32_MAX); }
 LOSSBRIDGE_INLINE Doubles abs(Doubles x) { return bits<Doubles>(bits<Int64s>(x) & INT64_MAX); }
-LOSSBRIDGE_INLINE Doubles rounded_to_float(Doubles x) {
-  return __builtin_convertvector(__builtin_convertvector(x, HalfFloats), Doubles);
-}
 // The first half of the numbers as doubles, and the second.
 LOSSBRIDGE_INLINE Doubles half_as_doubles(Floats x, int half) {
   HalfFloats halves[2];
