@@ -151,6 +151,19 @@ def run(call: Call) -> None:
     _rows.run(*call)
 
 
+def threads() -> int:
+    """How many a call may use: OMP_NUM_THREADS, or one for each processor that this process has."""
+    wanted = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
+    if wanted.isdigit() and int(wanted):
+        return int(wanted)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def xla_handler() -> object:
+    """A capsule with the function that XLA calls: rows/xla.cpp."""
+    return _rows.xla_handler()
+
+
 def advise(address: int, size: int) -> None:
     """Asks for huge pages below a buffer of `size` bytes that nobody has touched yet."""
     _rows.advise(address, size)
