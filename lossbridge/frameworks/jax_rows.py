@@ -1,15 +1,15 @@
 """JAX: the native rows as two primitives, over a foreign function of XLA (rows/xla.cpp). Defines no loss.
 
 `rows` computes losses, and gradients times what flows back to each loss, in one pass. `tangent` is the linear map from
-a tangent of an argument to that of the losses; its transpose is `rows` with a gradient. So XLA sees two calls for a loss
-and its gradient, and no array of the inputs' size but the gradient.
+a tangent of an argument to that of the losses; its transpose is `rows` with a gradient. So XLA sees two calls for a
+loss and its gradient, and no array of the inputs' size but the gradient.
 
-A program that computes a reduced loss with its gradient would still read the inputs twice. Therefore the first call
-already writes the gradient for the upstream that the reduction will send back if the loss itself is what is
-differentiated (`expected`), and the second returns that array where this came true, to the bit. Else it computes.
+The two would read the inputs twice. Therefore the first already writes the gradient for the upstream that the reduction
+will send back if the loss itself is what is differentiated (`expected`). The second returns that array if this upstream
+came, to the bit, and else computes.
 
 Derivatives of a gradient and those for weights are derivatives of the formula. On other devices than CPUs, in exported
-programs, and where arrays are split so that a row is not whole, XLA is given the derivative rule instead.
+programs, and where XLA splits arrays in ways that the rows do not follow, XLA is given the derivative rule instead.
 """
 
 from __future__ import annotations
@@ -47,7 +47,6 @@ class Call(NamedTuple):
     """The static arguments of both primitives."""
 
     plan: Plan
-    options: native.Call  # what the rows take of the plan's options
     per_class: str  # the name of the option that is an array; "" for none
     given: tuple[str, ...]  # of ARRAYS
     wanted: tuple[str, ...] = (LOSSES,)  # of RESULTS
@@ -118,8 +117,7 @@ def losses(r: Request) -> Array:
     if r.reduction not in ("none", None) and plan.axis is not None:
         upstream = jax.grad(lambda found: reduced(r, found))(jnp.zeros(samples, r.dtype))
         arrays["expected"] = lax.stop_gradient(upstream)
-    options = native.call(r, (1,) * pred.ndim, ("float32", "float32"), (0, 0))
-    return _rows(Call(plan, options, next(iter(weights), ""), tuple(arrays)), arrays)[0]
+    return _rows(Call(plan, next(iter(weights), ""), tuple(arrays)), arrays)[0]
 
 
 def _rows(call: Call, arrays: Mapping[str, Array], *wanted: str) -> list[Array]:
@@ -179,7 +177,11 @@ def _type(types: Sequence[Any], call: Call, result: str) -> Any:
         return pred
     if result == TARGET_GRADIENT:
         return target
-    sizes = [(size, over) for i, (size, over) in enumerate(zip(pred.shape, pred.sharding.spec, strict=True)) if i != call.plan.axis]
+    sizes = [
+        (size, over)
+        for i, (size, over) in enumerate(zip(pred.shape, pred.sharding.spec, strict=True))
+        if i != call.plan.axis
+    ]
     return pred.update(
         shape=tuple(size for size, _ in sizes),
         dtype=np.dtype("float64" if pred.dtype == "float64" else "float32"),
@@ -319,7 +321,9 @@ def _tangent_in_batches(
     return _in_batches(bind, arrays, axes, ("step", *call.given), call), 0
 
 
-def _in_batches(bind: Any, arrays: Sequence[Array], axes: Sequence[int | None], names: Sequence[str], call: Call) -> Any:
+def _in_batches(
+    bind: Any, arrays: Sequence[Array], axes: Sequence[int | None], names: Sequence[str], call: Call
+) -> Any:
     named = {
         name: x if axis is None else jnp.moveaxis(x, axis, 0) for name, x, axis in zip(names, arrays, axes, strict=True)
     }
@@ -363,12 +367,15 @@ def _lower(context: Any, *values: Any, call: Call) -> Any:
 
 def _attributes(call: Call, given: Sequence[str]) -> dict[str, np.ndarray]:
     """As rows/xla.cpp takes them."""
-    c = call.options
+    options = dict(call.plan.options)
+    per_class = next((x for name in native.PER_CLASS if (x := options.get(name)) is not None), 1.0)
     arguments = sum(1 << i for i, name in enumerate(ARRAYS[2:6]) if name in given)
     results = sum(1 << i for i, name in enumerate(RESULTS) if name in call.wanted)
     axis = -1 if call.plan.axis is None else call.plan.axis
-    integers = (c.rule, axis, c.balanced, native.threads(), arguments, results)
-    numbers = (c.label_smoothing, c.epsilon, c.temperature, c.gamma, c.per_class_number)
+    balanced = options.get("apply_class_balancing", False)
+    integers = (native.RULES[call.plan.rule.name], axis, balanced, native.threads(), arguments, results)
+    defaults = {"label_smoothing": 0.0, "epsilon": 0.0, "temperature": 1.0, "gamma": 0.0}
+    numbers = (*(options.get(name, default) for name, default in defaults.items()), per_class)
     return {"integers": np.array(integers, np.int64), "numbers": np.array(numbers, np.float64)}
 
 

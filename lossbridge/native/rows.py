@@ -147,16 +147,16 @@ def per_class(options: Mapping[str, Any]) -> Any:
     return next((x for name in PER_CLASS if not isinstance(x := options.get(name), int | float | None)), None)
 
 
-def run(call: Call) -> None:
-    _rows.run(*call)
-
-
 def threads() -> int:
-    """How many a call may use: OMP_NUM_THREADS, or one for each processor that this process has."""
-    wanted = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
-    if wanted.isdigit() and int(wanted):
+    """How many threads a call may use: OMP_NUM_THREADS, as for OpenMP's programs, else one a core of this process."""
+    wanted = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    if wanted.isdecimal() and int(wanted):
         return int(wanted)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def run(call: Call) -> None:
+    _rows.run(*call)
 
 
 def xla_handler() -> object:

@@ -103,6 +103,8 @@ template <class F> static void weigh(Row<F> &r) {
   }
   if (r.per_class)
     for (int64_t j = 0; j < r.m; j += WIDTH<F>) store(r.t + j, load<V>(r.t + j) * load<V>(r.per_class + j));
+  else if (r.call.per_class_number != 1)
+    for (int64_t j = 0; j < r.m; j += WIDTH<F>) store(r.t + j, load<V>(r.t + j) * set(F(r.call.per_class_number)));
 }
 // The same of a label, which must be in range.
 template <class F> static void weigh_label(Row<F> &r) {
