@@ -21,13 +21,12 @@ if os.environ.get("LOSSBRIDGE_NATIVE") == "0":
     MISSING = "the native rows are switched off by LOSSBRIDGE_NATIVE=0"
 else:
     try:
-        import lossbridge.native._rows as _rows
-    except ModuleNotFoundError:
-        MISSING = "the native rows are not built"
+        from lossbridge.native import _rows
     except ImportError as error:
         if os.environ.get("LOSSBRIDGE_INSTRUCTION_SET"):
             raise  # who asks for one must not be given something else in silence
-        MISSING = f"the native rows cannot be loaded: {error}"
+        absent = error.name == __package__  # it is the package that lacks the name
+        MISSING = "the native rows are not built" if absent else f"the native rows cannot be loaded: {error}"
 
 # The numbers of `Rule` in rows/call.h.
 RULES: Mapping[str, int] = {

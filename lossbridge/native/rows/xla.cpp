@@ -2,6 +2,7 @@
 // lossbridge/frameworks/jax_rows.py makes these calls; what is said of arguments and attributes here is said there too.
 #include "xla.h"
 
+#include <cfenv>
 #include <cstring>
 #include <new>
 
@@ -87,6 +88,19 @@ void set_shape(Call &c, const Buffer &pred, int64_t axis) {
   c.inner = c.elementwise ? 1 : product(pred.dims + axis + 1, end);
 }
 
+// XLA's threads take subnormal numbers for 0. The rows need them: float16 has its smallest numbers there.
+class Arithmetic {
+ public:
+  Arithmetic() {
+    std::fegetenv(&before);
+    std::fesetenv(FE_DFL_ENV);
+  }
+  ~Arithmetic() { std::fesetenv(&before); }
+
+ private:
+  std::fenv_t before;
+};
+
 Error *execute(const CallFrame &frame) {
   const Attributes &attributes = frame.attributes;
   if (frame.stage != EXECUTE) return wrong(frame, "lossbridge's rows have no other stage than that of execution");
@@ -134,6 +148,7 @@ Error *execute(const CallFrame &frame) {
   }
   if (argument.i != frame.arguments.size || result.i != frame.results.size)
     return wrong(frame, "lossbridge's rows are called with other buffers than their attributes say");
+  const Arithmetic usual;
   run(c);
   return nullptr;
 }
