@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 import os
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import jax
 import jax.export
@@ -285,7 +287,7 @@ def test_an_exported_program_needs_no_rows() -> None:
     target, z = problem(SPARSE, LOGITS, 4, 5)
     step = jax.jit(jax.value_and_grad(lambda z, y: loss_of(SPARSE, **LOGITS)(y, z)))
     exported = jax.export.export(step, platforms=("cpu", "tpu"))(z, target)
-    assert "lossbridge_rows" not in exported.mlir_module()
+    assert "@lossbridge_rows" not in exported.mlir_module()
     for got, wanted in zip(exported.call(z, target), step(z, target), strict=True):
         np.testing.assert_allclose(got, wanted, rtol=1e-6)
 
@@ -310,6 +312,30 @@ with_rows = pytest.mark.skipif(bool(rows.MISSING), reason=rows.MISSING or "they 
 
 def test_xla_has_the_rows() -> None:
     assert jax_rows.MISSING == rows.MISSING
+
+
+def test_xla_declares_its_structs_as_we_do() -> None:
+    """We declare them ourselves, so that nothing of jaxlib is needed to build."""
+    compiler = shutil.which(os.environ.get("CXX", "c++"))
+    if not compiler:
+        pytest.skip("there is no C++ compiler")
+    folders = [f"-I{folder}" for folder in (jax.ffi.include_dir(), Path(lb.__file__).parent / "native" / "rows")]
+    source = Path(__file__).parent / "xla_layout.cpp"
+    subprocess.run([compiler, "-std=c++17", "-fsyntax-only", *folders, source], check=True, timeout=120)
+
+
+@with_rows
+def test_xla_is_told_what_is_wrong_with_a_call() -> None:
+    z = jnp.zeros((2, 3))
+    call = jax.ffi.ffi_call(jax_rows.TARGET, jax.ShapeDtypeStruct((2,), "float32"))
+    numbers = np.zeros(5)
+    for arrays, integers, words in (
+        ((z, z), np.zeros(3, int), "another version"),
+        ((z, z), np.array([1, 1, 0, 1, 2, 1]), "other buffers"),
+        ((z > 0, z), np.array([1, 1, 0, 1, 0, 1]), "no rows for these arrays"),
+    ):
+        with pytest.raises(jax.errors.JaxRuntimeError, match=words):
+            jax.block_until_ready(call(*arrays, integers=integers, numbers=numbers))
 
 
 @with_rows

@@ -114,7 +114,8 @@ template <class F> static double divergence_logits(Row<F> &r) {
                 },
                 sum_z, sum_x, sum_a);
   const double total_z = sum_z.total(), total_x = sum_x.total();
-  const double mean = sum_a.total() / total_z;            // μ T
+  double mean = sum_a.total() / total_z;                  // μ T
+  if (mean != mean) mean = INF<double>;                   // x is −∞ where t is not 0: nothing else gives NaN
   const double up = sizeof(F) == 4 ? 0x1p-60 : 0x1p-500;  // of all exponentials: it would cancel
   const double c = (log_of(total_z * up) + less(unit_z, z_k, T)) - (log_of(total_x * up) + less(unit_x, x_k, T));
   const double rough = mean / T - c;
@@ -151,7 +152,7 @@ template <class F> static double divergence_logits(Row<F> &r) {
     else
       scale<F>(of_x, f, nullptr, 0, r.gradient, r.n);
   }
-  return rough < INF<double> ? T * T * kl : rough;
+  return mean == INF<double> ? mean : rough < INF<double> ? T * T * kl : rough;
 }
 
 // (5)

@@ -62,23 +62,26 @@ int64_t bytes(const Buffer &buffer) {
   return item * product(buffer.dims, buffer.dims + buffer.rank);
 }
 
-// Data of one buffer after the other; null where there is none.
+// One buffer after the other.
 struct Next {
   const Buffers &buffers;
   int64_t i;
-  Buffer *take(bool there) { return there && i < buffers.size ? buffers.buffers[i++] : nullptr; }
-  void *data(bool there) {
-    Buffer *buffer = take(there);
-    return buffer == nullptr ? nullptr : buffer->data;
+  // The next, if it is there; null too where there are fewer than the caller says.
+  const Buffer *take(bool there) {
+    if (!there) return nullptr;
+    const int64_t at = i++;
+    return at < buffers.size ? buffers.buffers[at] : nullptr;
   }
-  // Of a result: XLA allocates it anew, in pages that nobody has touched.
-  void *fresh(bool there) {
-    Buffer *buffer = take(there);
-    if (buffer == nullptr) return nullptr;
-    advise(buffer->data, bytes(*buffer));
-    return buffer->data;
-  }
+  bool is_at_end() const { return i == buffers.size; }
 };
+
+void *data(const Buffer *buffer) { return buffer == nullptr ? nullptr : buffer->data; }
+
+// Of a result: XLA allocates it anew, in pages that nobody has touched.
+void *fresh(const Buffer *buffer) {
+  if (buffer != nullptr) advise(buffer->data, bytes(*buffer));
+  return data(buffer);
+}
 
 void set_shape(Call &c, const Buffer &pred, int64_t axis) {
   const int64_t *end = pred.dims + pred.rank;
@@ -130,24 +133,24 @@ Error *execute(const CallFrame &frame) {
   c.per_class_number = numbers[PER_CLASS_NUMBER];
   c.balanced = integers[BALANCED] != 0;
   const int64_t given = integers[ARGUMENTS], wanted = integers[RESULTS];
-  c.per_class = argument.data(given & PER_CLASS);
-  c.counted = static_cast<const uint8_t *>(argument.data(given & COUNTED));
-  c.upstream_each = argument.data(given & UPSTREAM);
+  c.per_class = data(argument.take(given & PER_CLASS));
+  c.counted = static_cast<const uint8_t *>(data(argument.take(given & COUNTED)));
+  c.upstream_each = data(argument.take(given & UPSTREAM));
   c.upstream = 1;
   c.threads = static_cast<int32_t>(integers[THREADS]);
-  if (given & EXPECTED) {
-    // The gradient was written for this upstream, into the buffer that is now the result's.
-    const void *expected = argument.data(true), *written = argument.data(true);
-    c.gradient = result.data(true);
-    const auto size = static_cast<size_t>(samples(c) * result_bytes(c));
-    if (c.gradient == written && std::memcmp(expected, c.upstream_each, size) == 0) return nullptr;
-  } else {
-    c.losses = result.fresh(wanted & LOSSES);
-    c.gradient = result.fresh(wanted & GRADIENT);
-    c.target_gradient = result.fresh(wanted & TARGET_GRADIENT);
-  }
-  if (argument.i != frame.arguments.size || result.i != frame.results.size)
+  const Buffer *expected = argument.take(given & EXPECTED), *written = argument.take(given & EXPECTED);
+  const Buffer *losses = result.take(wanted & LOSSES), *gradient = result.take(wanted & GRADIENT);
+  const Buffer *target_gradient = result.take(wanted & TARGET_GRADIENT);
+  if (!argument.is_at_end() || !result.is_at_end())
     return wrong(frame, "lossbridge's rows are called with other buffers than their attributes say");
+  if (expected != nullptr && written->data == gradient->data) {
+    // The gradient was written for an upstream that was expected, into the memory that is now the result's.
+    const auto size = static_cast<size_t>(samples(c) * result_bytes(c));
+    if (std::memcmp(expected->data, c.upstream_each, size) == 0) return nullptr;
+  }
+  c.losses = fresh(losses);
+  c.gradient = fresh(gradient);
+  c.target_gradient = fresh(target_gradient);
   const Arithmetic usual;
   run(c);
   return nullptr;

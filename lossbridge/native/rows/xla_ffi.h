@@ -1,5 +1,5 @@
 // The part of XLA's foreign function interface that xla.cpp uses, declared here so that nothing of jaxlib is needed to
-// build: version 0.3, of jaxlib's xla/ffi/api/c_api.h. tests/core/xla_layout.cpp compares it with that file.
+// build: version 0.3, of jaxlib's xla/ffi/api/c_api.h. tests/backends/xla_layout.cpp compares them with that file.
 #pragma once
 #include <cstddef>
 #include <cstdint>
