@@ -178,8 +178,21 @@ def threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def threads() -> int:
+    """How many threads a call may use: OMP_NUM_THREADS, as for OpenMP's programs, else one a core of this process."""
+    wanted = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    if wanted.isdecimal() and int(wanted):
+        return int(wanted)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def run(call: Call) -> None:
     _rows.run(*call)
+
+
+def xla_handler() -> object:
+    """A capsule with the function that XLA calls: rows/xla.cpp."""
+    return _rows.xla_handler()
 
 
 def advise(address: int, size: int) -> None:
