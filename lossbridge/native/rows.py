@@ -22,6 +22,8 @@ if os.environ.get("LOSSBRIDGE_NATIVE") == "0":
 else:
     try:
         import lossbridge.native._rows as _rows
+
+        compute = _rows.run  # of the arguments of a `Call`
     except ModuleNotFoundError:
         MISSING = "the native rows are not built"
     except ImportError as error:
@@ -114,8 +116,10 @@ def refuses(rule: Rule, dtype: str, target_dtype: str) -> str:
     return "" if target_dtype in DTYPES else f"the target is {target_dtype}"
 
 
-def call(r: Request, shape: tuple[int, ...], dtypes: tuple[str, str], addresses: tuple[int, int]) -> Call:
-    """The call of a request that has no array among its options, or whose array the caller adds as `per_class`.
+def call(
+    r: Request, shape: tuple[int, ...], dtypes: tuple[str, str], addresses: tuple[int, int], **more: Any
+) -> Call:
+    """The call of a request. An array among its options, the samples and what is written are fields of `more`.
 
     `shape`: of the predictions; `dtypes`, `addresses`: of predictions and target, whose arrays are contiguous.
     """
@@ -139,6 +143,7 @@ def call(r: Request, shape: tuple[int, ...], dtypes: tuple[str, str], addresses:
         gamma=options.get("gamma", 0.0),
         per_class_number=number,
         balanced=options.get("apply_class_balancing", False),
+        **more,
     )
 
 
