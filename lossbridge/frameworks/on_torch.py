@@ -125,24 +125,25 @@ def _by_triton(r: Request) -> Tensor:
 
 
 def _losses_by_rows(r: Request) -> Tensor:
-    return _by_rows(r, averaged=False)
+    return torch_rows.computed(*_job(r, False))
 
 
 def _mean_by_rows(r: Request) -> Tensor:
-    return _by_rows(r, averaged=True)
+    return torch_rows.computed(*_job(r, True))
 
 
-def _by_rows(r: Request, *, averaged: bool) -> Tensor:
+def _job(r: Request, averaged: bool) -> tuple[torch_rows.Job, torch_rows.Arrays]:
+    """The request as a job, and its arrays."""
     pred, target = r.pred, r.target
     if target.ndim == pred.ndim and not target.is_floating_point():
         target = ops.cast(target, r.dtype)
-    per_class, weight = _per_class(r)
+    name, per_class = _per_class(r)
     rest = r._replace(target=None, pred=None, valid=None, counted=None, weight=None, normalizer=None)
-    if weight is not None:
-        rest = rest._replace(options={name: x for name, x in r.options.items() if name != per_class})
+    if per_class is not None:
+        rest = rest._replace(options={option: x for option, x in r.options.items() if option != name})
     dtypes = ops.DTYPES[pred.dtype], ops.DTYPES[target.dtype]
     call = rows.call(rest, pred.shape, dtypes, (0, 0), divides=rows.COUNTED if averaged else rows.NO_SUM)
-    return torch_rows.computed(torch_rows.Job(call, rest, per_class, averaged), (pred, target, r.valid, weight))
+    return torch_rows.Job(call, rest, name, averaged), (pred, target, r.valid, per_class)
 
 
 def _by_rule(r: Request) -> Tensor:

@@ -21,14 +21,10 @@ from lossbridge.spec import Request
 
 # Fresh buffers of so many bytes get huge pages: below, PyTorch's memory has mostly been touched before.
 HUGE = 1 << 24
-_HALVES = (torch.float16, torch.bfloat16)
+HALVES = (torch.float16, torch.bfloat16)
 
-
-class Arrays(NamedTuple):
-    pred: Tensor
-    target: Tensor
-    valid: Tensor | None
-    per_class: Tensor | None
+# Predictions, target (dense ones are floating), which samples count, and the option that holds one number a class.
+Arrays = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
 
 
 class Job(NamedTuple):
@@ -40,11 +36,11 @@ class Job(NamedTuple):
     averaged: bool
 
 
-def computed(job: Job, arrays: tuple[Tensor, Tensor, Tensor | None, Tensor | None]) -> Tensor:
-    """The losses of these `Arrays`, or their mean."""
+def computed(job: Job, arrays: Arrays) -> Tensor:
+    """The losses, or their mean."""
     pred, target, _, _ = arrays
     if not torch.is_grad_enabled() or not (pred.requires_grad or target.requires_grad):
-        return values(job, Arrays(*arrays), None)
+        return value(job, arrays)
     if job.request.inplace_gradient and pred.requires_grad:
         _refuse_in_place(pred)
     found: Tensor = ByRows.apply(*arrays, job)
@@ -68,61 +64,64 @@ def _refuse_in_place(pred: Tensor) -> None:
 # The calls of the rows.
 
 
-def values(job: Job, arrays: Arrays, gradient: Tensor | None) -> Tensor:
-    """The losses or their mean, with its gradient for the predictions where there is a buffer for it."""
-    pred, r = arrays.pred, job.request
-    dtype = torch.float64 if pred.dtype is torch.float64 else torch.float32
+def value(job: Job, arrays: Arrays, gradient: Tensor | None = None) -> Tensor:
+    """The losses or their mean; with the mean, its gradient for the predictions where there is a buffer for it."""
+    pred = arrays[0]
+    shape = () if job.averaged else _samples(job, pred)
+    found = pred.new_empty(shape, dtype=torch.float32) if pred.dtype in HALVES else pred.new_empty(shape)
     if job.averaged:
-        found = pred.new_empty((), dtype=dtype)
-        _run(job, arrays, result=found.data_ptr(), gradient=_address(gradient))
+        _run(job, arrays, result=found.data_ptr(), gradient=0 if gradient is None else gradient.data_ptr())
     else:
-        found = pred.new_empty(_of_samples(pred, r.axis), dtype=dtype)
         _run(job, arrays, losses=found.data_ptr())
     return found
 
 
-def _of_samples(pred: Tensor, axis: int | None) -> tuple[int, ...]:
-    return pred.shape if axis is None else pred.shape[:axis] + pred.shape[axis + 1 :]
-
-
-def _gradients(job: Job, arrays: Arrays, upstream: Tensor, needs: tuple[bool, bool]) -> tuple[Tensor | None, ...]:
-    """For predictions and target, of what flows back."""
+def gradients(job: Job, arrays: Arrays, upstream: Tensor, needs: tuple[bool, bool]) -> tuple[Tensor | None, ...]:
+    """Of what flows back, for predictions and target."""
     in_place = job.request.inplace_gradient
-    of_pred = (arrays.pred.detach() if in_place else _fresh(arrays.pred)) if needs[0] else None
-    of_target = _fresh(arrays.target) if needs[1] else None
-    addresses = {"gradient": _address(of_pred), "target_gradient": _address(of_target)}
+    of_pred = (arrays[0].detach() if in_place else _fresh(arrays[0])) if needs[0] else None
+    of_target = _fresh(arrays[1]) if needs[1] else None
+    written = {
+        "gradient": 0 if of_pred is None else of_pred.data_ptr(),
+        "target_gradient": 0 if of_target is None else of_target.data_ptr(),
+    }
     if job.averaged:
-        _run(job, arrays, upstream=upstream.item(), **addresses)
+        _run(job, arrays, upstream=upstream.item(), **written)
     else:
         upstream = upstream.resolve_neg().contiguous()
-        _run(job, arrays, upstream_each=upstream.data_ptr(), **addresses)
+        _run(job, arrays, upstream_each=upstream.data_ptr(), **written)
     if in_place and of_pred is not None:
         torch.autograd.graph.increment_version(of_pred)
     return of_pred, of_target
 
 
-def _run(job: Job, arrays: Arrays, **others: Any) -> None:
-    """One call of the rows. `others`: its arguments besides those of job and arrays."""
-    pred, target = arrays.pred.resolve_neg().contiguous(), arrays.target.resolve_neg().contiguous()
-    valid, per_class = arrays.valid, arrays.per_class
+def _run(job: Job, arrays: Arrays, *, upstream: float = 1.0, upstream_each: int = 0, **written: int) -> None:
+    """One call of the rows, which write to these addresses."""
+    pred, target, valid, per_class = arrays
+    pred, target = pred.resolve_neg().contiguous(), target.resolve_neg().contiguous()
+    call = job.call
+    number, of_classes, counted = call.per_class_number, 0, 0
     if valid is not None:
-        valid = valid.expand(_of_samples(pred, job.request.axis)).contiguous()
-        others["counted"] = valid.data_ptr()
-    if per_class is not None and per_class.ndim == 0:
-        others["per_class_number"] = per_class.item()
-    elif per_class is not None:
+        valid = valid.expand(_samples(job, pred)).contiguous()
+        counted = valid.data_ptr()
+    if per_class is not None:
         per_class = per_class.resolve_neg().contiguous()
-        others["per_class"] = per_class.data_ptr()
-    addresses = {"pred": pred.data_ptr(), "target": target.data_ptr()}
-    rows.compute(*job.call._replace(threads=torch.get_num_threads(), **addresses, **others))
+        number, of_classes = (number, per_class.data_ptr()) if per_class.ndim else (per_class.item(), 0)
+    rows.compute(
+        *(*call[:7], pred.data_ptr(), target.data_ptr(), *call[9:13], number, of_classes, call.balanced),
+        *(counted, 0, call.divides, 1.0, upstream, upstream_each),
+        *(written.get("losses", 0), written.get("result", 0)),
+        *(written.get("gradient", 0), written.get("target_gradient", 0), torch.get_num_threads()),
+    )
 
 
-def _address(x: Tensor | None) -> int:
-    return 0 if x is None else x.data_ptr()
+def _samples(job: Job, pred: Tensor) -> tuple[int, ...]:
+    shape, axis = pred.shape, job.request.axis
+    return shape if axis is None else shape[:axis] + shape[axis + 1 :]
 
 
 def _fresh(like: Tensor) -> Tensor:
-    """Memory in C order for a gradient."""
+    """Memory for a gradient, in C order."""
     x = torch.empty_like(like, memory_format=torch.contiguous_format)
     if x.nbytes >= HUGE:
         rows.advise(x.data_ptr(), x.nbytes)
@@ -142,73 +141,71 @@ class ByRows(torch.autograd.Function):
     def forward(
         ctx: Any, pred: Tensor, target: Tensor, valid: Tensor | None, per_class: Tensor | None, job: Job
     ) -> Tensor:
-        arrays = Arrays(pred, target, valid, per_class)
-        gradient = None
-        in_place = job.request.inplace_gradient
-        # Over the logits only what float32 can multiply afterwards: the others are needed once more.
-        if job.averaged and ctx.needs_input_grad[0] and not (in_place and pred.dtype in _HALVES):
-            gradient = pred.detach() if in_place else _fresh(pred)
-        value = values(job, arrays, gradient)
-        if in_place and gradient is not None:
-            torch.autograd.graph.increment_version(gradient)
+        gradient, saved = None, pred
+        if job.averaged and ctx.needs_input_grad[0]:
+            if not job.request.inplace_gradient:
+                gradient = _fresh(pred)
+            elif pred.dtype not in HALVES:  # which could not be multiplied later, and are written over in backward
+                gradient, saved = pred.detach(), None
+        found = value(job, (pred, target, valid, per_class), gradient)
+        if saved is None:
+            torch.autograd.graph.increment_version(pred)
         ctx.job, ctx.spent = job, False
-        overwritten = in_place and gradient is not None
-        ctx.save_for_backward(None if overwritten else pred, target, valid, per_class, gradient)
-        return value
+        ctx.save_for_backward(saved, target, valid, per_class, gradient)
+        return found
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         job, needs = ctx.job, ctx.needs_input_grad[:2]
-        in_place = job.request.inplace_gradient and needs[0]
-        batched = ops.is_legacy_batched(upstream) or ops.is_batched(upstream)
-        further = torch.is_grad_enabled() or batched or ops.forward_level() >= 0 or torch.compiler.is_compiling()
-        if in_place and (ctx.spent or further):
-            raise RuntimeError(
-                "inplace_gradient=True has written the gradient over the logits, which a second backward or derivative "
-                "needs; leave it out"
-            )
-        ctx.spent = True
+        further = torch.is_grad_enabled() or torch.compiler.is_compiling() or ops.forward_level() >= 0
+        further = further or ops.is_legacy_batched(upstream) or ops.is_batched(upstream)
+        if job.request.inplace_gradient and needs[0]:
+            if ctx.spent or further:
+                raise RuntimeError(
+                    "inplace_gradient=True has written the gradient over the logits, which a second backward or "
+                    "derivative needs; leave it out"
+                )
+            ctx.spent = True
         if further:
             return *_by_formula(job, ctx.saved_tensors, upstream, needs), None, None, None
-        # One by one, as they are needed: logits that have been changed in place are an error where they are read.
+        # Each is unpacked where it is read: only there is one that has been changed in place an error.
         saved = ops.raw_saved_tensors(ctx)
-        found = _written(saved[4].unpack(), upstream) if needs == (True, False) else None
-        if found is not None:
-            return found, None, None, None, None
-        arrays = Arrays(*(x.unpack() for x in saved[:4]))
-        return *_gradients(job, arrays, upstream, needs), None, None, None
+        if not needs[1]:
+            found = _multiplied(saved[4].unpack(), upstream)
+            if found is not None:
+                return found, None, None, None, None
+        pred, target, valid, per_class = (x.unpack() for x in saved[:4])
+        return *gradients(job, (pred, target, valid, per_class), upstream, needs), None, None, None
 
 
-def _written(gradient: Tensor | None, upstream: Tensor) -> Tensor | None:
-    """The gradient that was written with the value, times the upstream gradient; None where it is computed anew."""
+def _multiplied(gradient: Tensor | None, upstream: Tensor) -> Tensor | None:
+    """The gradient that was written with a mean, times what flows back; None where the rows have to be called again."""
     if gradient is None:
         return None
     factor = upstream.item()
-    keep = ops.graph_is_kept()
+    kept = ops.graph_is_kept()
     if factor == 1:
-        return gradient.clone() if keep else gradient
-    if gradient.dtype in _HALVES or not math.isfinite(factor):
+        return gradient.clone() if kept else gradient
+    if gradient.dtype in HALVES or not math.isfinite(factor):
         return None
-    return gradient * factor if keep else gradient.mul_(factor)
+    return gradient * factor if kept else gradient.mul_(factor)
 
 
 def _by_formula(
     job: Job, saved: tuple[Any, ...], upstream: Tensor, needs: tuple[bool, bool]
-) -> tuple[Tensor | None, Tensor | None]:
+) -> tuple[Tensor | None, ...]:
+    """As `gradients`, and differentiable."""
     pred, target, valid, per_class, _ = saved
-    r = job.request._replace(pred=pred, target=target, valid=valid, counted=valid)
+    create_graph = torch.is_grad_enabled()
+    if not create_graph:
+        pred, target = (x.detach().requires_grad_(needed) for x, needed in zip((pred, target), needs, strict=True))
+    r = job.request._replace(target=target, pred=pred, valid=valid, counted=valid)
     if per_class is not None:
         r = r._replace(options={**r.options, job.per_class: per_class})
-    create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
-        if not create_graph:
-            r = r._replace(pred=pred.detach().requires_grad_(needs[0]), target=target.detach())
-            r = r._replace(target=r.target.requires_grad_(needs[1]))
-        found = by_formula(ops, r, r.target, r.pred)
+        found = by_formula(ops, r, target, pred)
         found = reduced(r, found) if job.averaged else found
-        inputs = [x for x, needed in zip((r.pred, r.target), needs, strict=True) if needed]
-        gradients = iter(
-            torch.autograd.grad(found, inputs, upstream, create_graph=create_graph, materialize_grads=True)
-        )
-    of_pred, of_target = (next(gradients) if needed else None for needed in needs)
-    return of_pred, of_target
+        inputs = [x for x, needed in zip((pred, target), needs, strict=True) if needed]
+        found = torch.autograd.grad(found, inputs, upstream, create_graph=create_graph, materialize_grads=True)
+    of_inputs = iter(found)
+    return tuple(next(of_inputs) if needed else None for needed in needs)
