@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lossbridge.frameworks import torch_ops, torch_rows
+from lossbridge.frameworks import torch_operator, torch_ops, torch_rows
 from lossbridge.frameworks.framework import Choice, Path, by_formula, prepared
 from lossbridge.maths.ops import Array
 from lossbridge.native import rows
@@ -36,7 +36,7 @@ def choose(r: Request, *, compiled: bool = False) -> Choice:
     no_triton = _refuses_triton(r)
     if not no_triton:
         return Choice(PATHS["triton"])
-    no_rows = _refuses_cpu(r, compiled) or _refuses_rows(r)
+    no_rows = _refuses_rows(r, compiled)
     if not no_rows:
         return Choice(PATHS["rows"], (("triton", no_triton),))
     no_rule = _refuses_rule(r, compiled)
@@ -63,23 +63,30 @@ def _refuses_triton(r: Request) -> str:
     return triton_kernels.refuses(r)
 
 
-def _refuses_cpu(r: Request, compiled: bool) -> str:
-    if compiled:
-        return "torch.compile fuses the operations of a rule or formula"
-    if r.pred.device.type != "cpu" or r.target.device.type != "cpu":
+def _refuses_rows(r: Request, compiled: bool) -> str:
+    if not (r.pred.is_cpu and r.target.is_cpu):
         return f"the tensors are on {r.pred.device.type}"
-    return _refuses_ordinary(r)
-
-
-def _refuses_rows(r: Request) -> str:
     if rows.MISSING or r.rule.name not in rows.RULES or not r.pred.is_floating_point():
         return rows.refuses(r.rule, ops.dtype(r.pred), "float32")  # a target of other numbers is cast
-    if not torch.is_grad_enabled():
-        return ""
-    if r.target.requires_grad and r.rule.name not in rows.WITH_TARGET_GRADIENT:
-        return f"the native rows for {r.rule.name} write no gradient for the target"
     _, per_class = _per_class(r)
-    return "a weight needs a gradient" if per_class is not None and per_class.requires_grad else ""
+    if torch.is_grad_enabled():
+        if r.target.requires_grad and r.rule.name not in rows.WITH_TARGET_GRADIENT:
+            return f"the native rows for {r.rule.name} write no gradient for the target"
+        if per_class is not None and per_class.requires_grad:
+            return "a weight needs a gradient"
+    if torch.compiler.is_compiling():
+        return _refuses_operator(r)
+    return "" if compiled else _refuses_ordinary(r)
+
+
+def _refuses_operator(r: Request) -> str:
+    """Why an operator would not do in the program that is being compiled."""
+    if torch.compiler.is_exporting():
+        return "what torch.export writes runs without lossbridge"
+    if ops.is_transformed():
+        return "torch.func or forward mode transforms the call"
+    plain = type(r.pred) in ops.TYPES and type(r.target) in ops.TYPES
+    return "" if plain else "a tensor is of a subclass"
 
 
 def _refuses_rule(r: Request, compiled: bool) -> str:
@@ -125,15 +132,16 @@ def _by_triton(r: Request) -> Tensor:
 
 
 def _losses_by_rows(r: Request) -> Tensor:
-    return torch_rows.computed(*_job(r, False))
+    return _by_rows(r, False)
 
 
 def _mean_by_rows(r: Request) -> Tensor:
-    return torch_rows.computed(*_job(r, True))
+    return _by_rows(r, True)
 
 
-def _job(r: Request, averaged: bool) -> tuple[torch_rows.Job, torch_rows.Arrays]:
-    """The request as a job, and its arrays."""
+def _by_rows(r: Request, averaged: bool) -> Tensor:
+    if torch.compiler.is_compiling():
+        return torch_operator.computed(r, _per_class(r)[1], averaged)
     pred, target = r.pred, r.target
     if target.ndim == pred.ndim and not target.is_floating_point():
         target = ops.cast(target, r.dtype)
@@ -143,7 +151,8 @@ def _job(r: Request, averaged: bool) -> tuple[torch_rows.Job, torch_rows.Arrays]
         rest = rest._replace(options={option: x for option, x in r.options.items() if option != name})
     dtypes = ops.DTYPES[pred.dtype], ops.DTYPES[target.dtype]
     call = rows.call(rest, pred.shape, dtypes, (0, 0), divides=rows.COUNTED if averaged else rows.NO_SUM)
-    return torch_rows.Job(call, rest, name, averaged), (pred, target, r.valid, per_class)
+    job = torch_rows.Job(call, rest, name, averaged)
+    return torch_rows.computed(job, (pred, target, r.valid, per_class))
 
 
 def _by_rule(r: Request) -> Tensor:

@@ -54,9 +54,14 @@ def is_nested() -> bool:
     return bool(functorch_depth() > 1)
 
 
-# As torch.compiler.assume_constant_result does, which imports torch._dynamo. Both are constant: what is compiled
+def is_transformed() -> bool:
+    """Whether torch.func or forward mode is at work."""
+    return bool(functorch_depth() > 0 or forward_level() >= 0)
+
+
+# As torch.compiler.assume_constant_result does, which imports torch._dynamo. They are constant: what is compiled
 # has one compiler and one nesting.
-for _function in (differentiated_once, is_nested):
+for _function in (differentiated_once, is_nested, is_transformed):
     _function._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 

@@ -13,10 +13,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lossbridge.frameworks import framework
 from lossbridge.frameworks import torch_ops as ops
-from lossbridge.frameworks.framework import by_formula
 from lossbridge.native import rows
-from lossbridge.reduction import reduced
 from lossbridge.spec import Request
 
 # Fresh buffers of so many bytes get huge pages: below, PyTorch's memory has mostly been touched before.
@@ -167,7 +166,7 @@ class ByRows(torch.autograd.Function):
                 )
             ctx.spent = True
         if further:
-            return *_by_formula(job, ctx.saved_tensors, upstream, needs), None, None, None
+            return *by_formula(job, ctx.saved_tensors[:4], upstream, needs), None, None, None
         # Each is unpacked where it is read: only there is one that has been changed in place an error.
         saved = ops.raw_saved_tensors(ctx)
         if not needs[1]:
@@ -191,21 +190,26 @@ def _multiplied(gradient: Tensor | None, upstream: Tensor) -> Tensor | None:
     return gradient * factor if kept else gradient.mul_(factor)
 
 
-def _by_formula(
-    job: Job, saved: tuple[Any, ...], upstream: Tensor, needs: tuple[bool, bool]
-) -> tuple[Tensor | None, ...]:
+def by_formula(job: Job, arrays: Arrays, upstream: Tensor, needs: tuple[bool, bool]) -> tuple[Tensor | None, ...]:
     """As `gradients`, and differentiable."""
-    pred, target, valid, per_class, _ = saved
+    pred, target, valid, per_class = arrays
     create_graph = torch.is_grad_enabled()
     if not create_graph:
         pred, target = (x.detach().requires_grad_(needed) for x, needed in zip((pred, target), needs, strict=True))
-    r = job.request._replace(target=target, pred=pred, valid=valid, counted=valid)
+    r = job.request._replace(target=target, pred=pred, valid=valid)
     if per_class is not None:
         r = r._replace(options={**r.options, job.per_class: per_class})
     with torch.enable_grad():
-        found = by_formula(ops, r, target, pred)
-        found = reduced(r, found) if job.averaged else found
+        found = framework.by_formula(ops, r, target, pred)
+        found = _mean(found, valid) if job.averaged else found
         inputs = [x for x, needed in zip((pred, target), needs, strict=True) if needed]
         found = torch.autograd.grad(found, inputs, upstream, create_graph=create_graph, materialize_grads=True)
     of_inputs = iter(found)
     return tuple(next(of_inputs) if needed else None for needed in needs)
+
+
+def _mean(losses: Tensor, valid: Tensor | None) -> Tensor:
+    if valid is None:
+        return ops.mean(losses)
+    valid = valid.expand(losses.shape)
+    return torch.where(valid, losses, 0.0).sum() / valid.count_nonzero().clamp(min=1)
