@@ -21,15 +21,14 @@ if os.environ.get("LOSSBRIDGE_NATIVE") == "0":
     MISSING = "the native rows are switched off by LOSSBRIDGE_NATIVE=0"
 else:
     try:
-        import lossbridge.native._rows as _rows
+        from lossbridge.native import _rows
 
         compute = _rows.run  # of the arguments of a `Call`
-    except ModuleNotFoundError:
-        MISSING = "the native rows are not built"
     except ImportError as error:
         if os.environ.get("LOSSBRIDGE_INSTRUCTION_SET"):
             raise  # who asks for one must not be given something else in silence
-        MISSING = f"the native rows cannot be loaded: {error}"
+        absent = error.name == __package__  # it is the package that lacks the name
+        MISSING = "the native rows are not built" if absent else f"the native rows cannot be loaded: {error}"
 
 # The numbers of `Rule` in rows/call.h.
 RULES: Mapping[str, int] = {

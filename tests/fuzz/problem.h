@@ -71,24 +71,33 @@ class Problem {
     choose_outputs();
   }
 
-  // What the call writes with this instruction set and number of threads: losses, result and gradients, one after the
-  // other. All of them are filled with `before` first: what is not written shows, and so does what is read from there.
-  Bytes run(const InstructionSet &set, int threads, uint8_t before, bool in_place = false) const {
+  struct How {
+    int threads = 1;
+    uint8_t before = 0xa5;  // fills what is written to: what is not written shows, and so does what is read from there
+    bool in_place = false;  // the gradient over the predictions
+    bool losses = true;     // ask for them, if the problem does
+  };
+
+  // What the call writes: result, gradients and losses, one after the other.
+  Bytes run(const InstructionSet &set, const How &how) const {
     Call c = call;
-    Bytes losses(wants[0] ? size_t(samples(c) * result_bytes(c)) : 0, before), result(size_t(result_bytes(c)), before);
+    const bool asks = wants[0] && how.losses;
+    const uint8_t before = how.before;
+    Bytes losses(asks ? size_t(samples(c) * result_bytes(c)) : 0, before), result(size_t(result_bytes(c)), before);
     Bytes gradient(wants[2] ? pred.size() : 0, before), target_gradient(wants[3] ? target.size() : 0, before);
-    if (in_place) gradient = pred;
-    c.threads = threads;
-    c.losses = wants[0] ? losses.data() : nullptr;
+    if (how.in_place) gradient = pred;
+    c.threads = how.threads;
+    c.losses = asks ? losses.data() : nullptr;
     c.result = wants[1] ? result.data() : nullptr;
     c.gradient = wants[2] ? gradient.data() : nullptr;
     c.target_gradient = wants[3] ? target_gradient.data() : nullptr;
-    if (in_place) c.pred = gradient.data();
+    if (how.in_place) c.pred = gradient.data();
     run_with(set, c);
-    Bytes all = canonical(losses, result_dtype());
+    Bytes all;
     if (wants[1] && c.divides != Divisor::NONE) append(all, canonical(result, result_dtype()));
     append(all, canonical(gradient, c.dtype));
     append(all, canonical(target_gradient, c.target_dtype));
+    append(all, canonical(losses, result_dtype()));
     return all;
   }
 

@@ -28,115 +28,108 @@ template <class F> struct Outcomes {
 // 0 in place of an infinity that has no weight.
 template <class V> LOSSBRIDGE_INLINE V weighted(V weight, V loss) { return weight == V{} ? V{} : weight * loss; }
 
-// Losses and derivatives of n entries: body(j) is called for each vector; it writes the loss to spare[0].
-template <class F, class Body> LOSSBRIDGE_INLINE void entries(Row<F> &r, const Body &body) {
-  for (int64_t j = 0; j < r.m; j += WIDTH<F>) body(j);
-}
-template <class F> LOSSBRIDGE_INLINE Vector<F> positive_weight(const Row<F> &r, int64_t j) {
-  return r.per_class ? load<Vector<F>>(r.per_class + j) : set(F(r.call.per_class_number));
+// What the entries read, x, t and a weight a class, and write: losses to `losses`, and the gradients.
+template <class F> static Arrays<F, 3, 3> entries(const Row<F> &r, F *losses) {
+  return {{r.x, r.target, r.per_class}, {0, 0, F(r.call.per_class_number)}, {losses, r.gradient, r.target_gradient}};
 }
 
 // (1)
-template <class F> static void bernoulli_logits(Row<F> &r) {
+template <class F> static void bernoulli_logits(Row<F> &r, F *losses) {
   typedef Vector<F> V;
   const Outcomes<F> outcomes(r.call.label_smoothing);
-  const V none{}, f = set(F(r.factor)), keep = set(F(r.factor * (1 - r.call.label_smoothing)));
-  const bool for_target = r.target_gradient();
-  entries(r, [&](int64_t j) __attribute__((always_inline)) {
-    V x = load<V>(r.x + j), pos, neg, weight = positive_weight(r, j);
-    outcomes.of(load<V>(r.t + j), pos, neg);
+  const V none{}, f = set(F(r.factor)), keep = set(F(r.factor * (1 - r.call.label_smoothing))), infinite = set(INF<F>);
+  const bool for_target = r.target_gradient;
+  each<F, 3, 3>(r.n, -1, entries(r, losses), [&](auto &in, auto &out, int) __attribute__((always_inline)) {
+    V x = in[0], weight = in[2], pos, neg;
+    outcomes.of(in[1], pos, neg);
     pos = pos * weight;
-    auto above = x > none;
-    V size = abs(x), e = exp_negative<F>(none - size);
+    const auto above = x > none;
+    const V size = abs(x), e = exp_negative<F>(none - size);
     const Softplus<V> plus = softplus(e);
-    V small = plus.log, large_share = plus.share, small_share = e * large_share;
-    V against = above ? neg : pos;
-    V loss = fma(pos + neg, small, weighted(against, size));
-    store(r.spare[0] + j, loss);
-    V p = above ? large_share : small_share, complement = above ? small_share : large_share;
-    store(r.x + j, fma(neg, p, none - pos * complement) * f);
+    const V small_share = e * plus.share;
+    const V p = above ? plus.share : small_share, complement = above ? small_share : plus.share;
+    out[0] = fma(pos + neg, plus.log, weighted(above ? neg : pos, size));
+    out[1] = fma(neg, p, none - pos * complement) * f;
     if (for_target) {
-      V of_pos = small + (above ? none : size), of_neg = small + (above ? size : none);
-      of_pos = pos == none && of_pos == set(INF<F>) ? none : of_pos;
-      of_neg = neg == none && of_neg == set(INF<F>) ? none : of_neg;
-      store(r.t + j, (weight * of_pos - of_neg) * keep);
+      V of_pos = plus.log + (above ? none : size), of_neg = plus.log + (above ? size : none);
+      of_pos = pos == none && of_pos == infinite ? none : of_pos;
+      of_neg = neg == none && of_neg == infinite ? none : of_neg;
+      out[2] = (weight * of_pos - of_neg) * keep;
     }
   });
 }
 
 // (2), in double.
-static void bernoulli_probabilities(Row<double> &r, const Bounds &bounds) {
+static void bernoulli_probabilities(Row<double> &r, double *losses, const Bounds &bounds) {
   typedef Doubles V;
   const Outcomes<double> outcomes(r.call.label_smoothing);
   const V one = set(1.0), none{}, f = set(r.factor), keep = set(r.factor * (1 - r.call.label_smoothing));
   const V low = set(bounds.low), high = set(bounds.high);
-  entries(r, [&](int64_t j) __attribute__((always_inline)) {
-    V x = load<V>(r.x + j), pos, neg, weight = positive_weight(r, j);
-    outcomes.of(load<V>(r.t + j), pos, neg);
+  each<double, 3, 3>(r.n, -1, entries(r, losses), [&](auto &in, auto &out, int) __attribute__((always_inline)) {
+    V x = in[0], weight = in[2], pos, neg;
+    outcomes.of(in[1], pos, neg);
     pos = pos * weight;
-    Int64s outside = (x < low) | (x > high);
-    V p = x < low ? low : x > high ? high : x;
+    const Int64s outside = (x < low) | (x > high);
+    const V p = x < low ? low : x > high ? high : x;
     V of_pos = none - log<double>(p), of_neg = none - log1p<double>(none - p);
-    store(r.spare[0] + j, weighted(pos, of_pos) + weighted(neg, of_neg));
-    V gradient = (neg == none ? none : neg / (one - p)) - (pos == none ? none : pos / p);
-    store(r.x + j, p != p ? p : outside != Int64s{} ? none : gradient * f);
+    out[0] = weighted(pos, of_pos) + weighted(neg, of_neg);
+    const V gradient = (neg == none ? none : neg / (one - p)) - (pos == none ? none : pos / p);
+    out[1] = p != p ? p : outside != Int64s{} ? none : gradient * f;
     of_pos = pos == none && p == none ? none : of_pos;
     of_neg = neg == none && p == one ? none : of_neg;
-    store(r.t + j, (weight * of_pos - of_neg) * keep);
+    out[2] = (weight * of_pos - of_neg) * keep;
   });
 }
 
-// (3) of p and 1 − p, the losses of an outcome for and against, and the derivatives of p and of L without B.
+// (3): p and 1 − p, the losses for and against an outcome, and the derivatives of p and of L without B.
 struct FocalEntry {
   Doubles p, complement, of_positive, of_negative, turn, slope;
 };
-template <class Of> LOSSBRIDGE_INLINE void bernoulli_focal(Row<double> &r, const Of &of) {
+template <class Of> LOSSBRIDGE_INLINE void bernoulli_focal(Row<double> &r, double *losses, const Of &of) {
   typedef Doubles V;
   const Outcomes<double> outcomes(r.call.label_smoothing);
   const Power power(r.call.gamma);
   const V one = set(1.0), none{}, f = set(r.factor), gamma = set(r.call.gamma);
-  entries(r, [&](int64_t j) __attribute__((always_inline)) {
-    V pos, neg, alpha = positive_weight(r, j);
-    outcomes.of(load<V>(r.t + j), pos, neg);
-    V balance = r.call.balanced ? alpha * pos + (one - alpha) * neg : one;
-    FocalEntry e = of(load<V>(r.x + j), pos, neg);
-    V loss = balance * (weighted(pos, e.of_positive) + weighted(neg, e.of_negative)), slope = balance * e.slope;
-    V value = loss, gradient = slope;
-    if (power.gamma != 0) {
-      V q = pos * e.complement + neg * e.p, raised = power(q);
-      V turn = (neg - pos) * e.turn;
-      turn = turn == none ? none : gamma * (raised / q) * turn * loss;
-      value = q == none ? none : raised * loss;
-      gradient = q == none ? none : fma(raised, slope, turn);
-    }
-    store(r.spare[0] + j, value);
-    store(r.x + j, gradient * f);
+  each<double, 3, 3>(r.n, -1, entries(r, losses), [&](auto &in, auto &out, int) __attribute__((always_inline)) {
+    V pos, neg, alpha = in[2];
+    outcomes.of(in[1], pos, neg);
+    const V balance = r.call.balanced ? alpha * pos + (one - alpha) * neg : one;
+    const FocalEntry e = of(in[0], pos, neg);
+    const V loss = balance * (weighted(pos, e.of_positive) + weighted(neg, e.of_negative)), slope = balance * e.slope;
+    out[0] = loss;
+    out[1] = slope * f;
+    if (power.gamma == 0) return;
+    const V q = pos * e.complement + neg * e.p, raised = power(q);
+    V turn = (neg - pos) * e.turn;
+    turn = turn == none ? none : gamma * (raised / q) * turn * loss;
+    out[0] = q == none ? none : raised * loss;
+    out[1] = q == none ? none : fma(raised, slope, turn) * f;
   });
 }
 
-static void bernoulli_focal_logits(Row<double> &r) {
+static void bernoulli_focal_logits(Row<double> &r, double *losses) {
   const Doubles none{};
-  bernoulli_focal(r, [&](Doubles x, Doubles pos, Doubles neg) __attribute__((always_inline)) {
-    auto above = x > none;
-    Doubles size = abs(x), e = exp_negative<double>(none - size);
+  bernoulli_focal(r, losses, [&](Doubles x, Doubles pos, Doubles neg) __attribute__((always_inline)) {
+    const auto above = x > none;
+    const Doubles size = abs(x), e = exp_negative<double>(none - size);
     const Softplus<Doubles> plus = softplus(e);
-    Doubles small = plus.log, large_share = plus.share, small_share = e * large_share;
-    Doubles p = above ? large_share : small_share, complement = above ? small_share : large_share;
+    const Doubles small_share = e * plus.share;
+    const Doubles p = above ? plus.share : small_share, complement = above ? small_share : plus.share;
     return FocalEntry{p,
                       complement,
-                      small + (above ? none : size),
-                      small + (above ? size : none),
+                      plus.log + (above ? none : size),
+                      plus.log + (above ? size : none),
                       p * complement,
                       fma(neg, p, none - pos * complement)};
   });
 }
 
-static void bernoulli_focal_probabilities(Row<double> &r, const Bounds &bounds) {
+static void bernoulli_focal_probabilities(Row<double> &r, double *losses, const Bounds &bounds) {
   const Doubles one = set(1.0), none{}, low = set(bounds.low), high = set(bounds.high);
-  bernoulli_focal(r, [&](Doubles x, Doubles pos, Doubles neg) __attribute__((always_inline)) {
-    Int64s outside = (x < low) | (x > high);
-    Doubles p = x < low ? low : x > high ? high : x;
-    Doubles slope = (neg == none ? none : neg / (one - p)) - (pos == none ? none : pos / p);
+  bernoulli_focal(r, losses, [&](Doubles x, Doubles pos, Doubles neg) __attribute__((always_inline)) {
+    const Int64s outside = (x < low) | (x > high);
+    const Doubles p = x < low ? low : x > high ? high : x;
+    const Doubles slope = (neg == none ? none : neg / (one - p)) - (pos == none ? none : pos / p);
     return FocalEntry{x,
                       one - x,
                       none - log<double>(p),

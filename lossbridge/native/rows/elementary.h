@@ -195,24 +195,70 @@ template <> struct Sum<double> {
   }
 };
 
-// body(j, u) for each vector of n padded numbers: j is where it begins, u its place in the lanes; it adds to
-// sum.part[u]. The sums are flushed after four.
-template <class F, class Body, class... Sums> LOSSBRIDGE_INLINE void each(int64_t n, const Body &body, Sums &...sums) {
-  constexpr int PARTS = LANES / WIDTH<F>;
-  int64_t j = 0;
-  for (; j + 4 * LANES <= n; j += 4 * LANES) {
-    for (int k = 0; k < 4; k++)
-      for (int u = 0; u < PARTS; u++) body(j + k * LANES + u * WIDTH<F>, u);
+// Arrays of n numbers that a body reads and writes, vector by vector. A null array that is read is `fill` everywhere; one
+// that is written is not.
+template <class F, int IN, int OUT> struct Arrays {
+  const F *in[IN];
+  F fill[IN];
+  F *out[OUT];
+};
+
+// body(in, out, u) for each vector of the arrays, in order; u is its place in the lanes, and it adds to sum.part[u]. The
+// sums are flushed after four. Lanes past the end, and the number at `without` (−1: none), are `fill` to the body.
+template <class F, int IN, int OUT, class Body, class... Sums>
+LOSSBRIDGE_INLINE void each(int64_t n, int64_t without, const Arrays<F, IN, OUT> &a, const Body &body, Sums &...sums) {
+  typedef Vector<F> V;
+  constexpr int W = WIDTH<F>, PARTS = LANES / W;
+  auto lanes = [&](int64_t j) __attribute__((always_inline)) {
+    for (int u = 0; u < PARTS; u++) {
+      V in[IN], out[OUT] = {};
+      for (int i = 0; i < IN; i++) in[i] = a.in[i] ? load<V>(a.in[i] + j + u * W) : set(a.fill[i]);
+      body(in, out, u);
+      for (int o = 0; o < OUT; o++)
+        if (a.out[o]) store(a.out[o] + j + u * W, out[o]);
+    }
+  };
+  auto some = [&](int64_t j, int64_t end) __attribute__((always_inline)) {
+    for (; j + 4 * LANES <= end; j += 4 * LANES) {
+      for (int k = 0; k < 4; k++) lanes(j + k * LANES);
+      (sums.flush(), ...);
+    }
+    for (; j < end; j += LANES) lanes(j);
     (sums.flush(), ...);
+  };
+  // Lanes that hold something to leave out go by way of buffers.
+  auto partly = [&](int64_t j) __attribute__((always_inline)) {
+    F read[IN][LANES], written[OUT][LANES];
+    const int64_t here = n - j < LANES ? n - j : LANES, place = without - j;
+    for (int i = 0; i < IN; i++) {
+      for (int u = 0; u < PARTS; u++) store(read[i] + u * W, set(a.fill[i]));
+      if (a.in[i]) memcpy(read[i], a.in[i] + j, size_t(here) * sizeof(F));
+      if (place >= 0 && place < LANES) read[i][place] = a.fill[i];
+    }
+    for (int u = 0; u < PARTS; u++) {
+      V in[IN], out[OUT] = {};
+      for (int i = 0; i < IN; i++) in[i] = load<V>(read[i] + u * W);
+      body(in, out, u);
+      for (int o = 0; o < OUT; o++) store(written[o] + u * W, out[o]);
+    }
+    (sums.flush(), ...);
+    for (int o = 0; o < OUT; o++)
+      if (a.out[o]) memcpy(a.out[o] + j, written[o], size_t(here) * sizeof(F));
+  };
+  // In one loop, so that all is inlined once, and the sums stay in registers.
+  const int64_t full = n / LANES * LANES, place = without < 0 ? full : without / LANES * LANES;
+  for (int64_t j = 0, next; j < n; j = next + LANES) {
+    next = place >= j ? place : full;
+    some(j, next);
+    if (next < n) partly(next);
   }
-  for (; j < n; j += LANES)
-    for (int u = 0; u < PARTS; u++) body(j + u * WIDTH<F>, u);
-  (sums.flush(), ...);
 }
 
-template <class F> static double sum(const F *x, int64_t n) {
+template <class F> static double sum(const F *x, int64_t n, int64_t without) {
   Sum<F> s;
-  each<F>(n, [&](int64_t j, int u) __attribute__((always_inline)) { s.part[u] += load<Vector<F>>(x + j); }, s);
+  each<F, 1, 1>(n, without, {{x}, {0}, {nullptr}}, [&](auto &in, auto &, int u) __attribute__((always_inline)) {
+    s.part[u] += in[0];
+  }, s);
   return s.total();
 }
 

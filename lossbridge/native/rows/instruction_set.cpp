@@ -1,5 +1,5 @@
-// The rows, compiled once for each instruction set, into a namespace of its own: a unit of work after another is loaded
-// into scratch memory, computed sample by sample, and its gradients stored.
+// The rows, compiled once for each instruction set, into a namespace of its own. A unit of work is computed sample by sample
+// where it lies; what is of another dtype than the arithmetic, or lies along an inner axis, goes by way of scratch memory.
 #include <algorithm>
 
 #include "bernoulli.h"
@@ -27,8 +27,11 @@ static bool bernoulli(const Call &c) {
 static int64_t row_length(const Call &c) { return c.elementwise ? std::min(samples(c), CHUNK) : c.classes; }
 static int64_t columns(const Call &c) { return c.elementwise ? 1 : std::min(c.inner, TILE); }
 
+// Predictions and target of the columns, and rows for the rule.
+constexpr int64_t SPARE = 4;
 int64_t scratch_bytes(const Call &c) {
-  return (2 * columns(c) + 4) * padded(row_length(c)) * int64_t(in_double(c) ? sizeof(double) : sizeof(float));
+  const int64_t rows = 2 * columns(c) + SPARE + 1 + 1;  // and the weights of a label, and of the classes
+  return rows * padded(row_length(c)) * int64_t(in_double(c) ? sizeof(double) : sizeof(float));
 }
 
 // Arrays of the caller's dtypes.
@@ -77,69 +80,83 @@ static Block block(const Call &c, int64_t unit) {
           c.inner};
 }
 
-template <class F> static void load(Dtype dtype, const void *p, const Block &b, F fill, F *x) {
-  with_type(dtype, [&](auto type) { load_rows((const decltype(type) *)p + b.entry, b.count, b.n, b.stride, fill, x); });
-}
-template <class F> static void store(Dtype dtype, void *p, const Block &b, const F *x) {
-  with_type(dtype, [&](auto type) { store_rows(x, b.count, b.n, b.stride, (decltype(type) *)p + b.entry); });
-}
+// An array of a unit as rows of F: where it lies, if `direct`, else in scratch memory.
+template <class F> struct Side {
+  Dtype dtype;
+  bool direct;
+  F *scratch;
+  Side(const Block &b, Dtype dtype, F *scratch)
+      : dtype(dtype), direct(b.stride == 1 && dtype == (sizeof(F) == 4 ? Dtype::FLOAT32 : Dtype::FLOAT64)), scratch(scratch) {}
+  F *row(const Block &b, const void *p, int64_t i) const {
+    if (!p) return nullptr;
+    return direct ? (F *)p + b.entry + i * b.n : scratch + i * padded(b.n);
+  }
+  void load(const Block &b, const void *p) const {
+    if (direct) return;
+    with_type(dtype, [&](auto type) { load_rows((const decltype(type) *)p + b.entry, b.count, b.n, b.stride, scratch); });
+  }
+  void store(const Block &b, void *p) const {
+    if (direct || !p) return;
+    with_type(dtype, [&](auto type) { store_rows(scratch, b.count, b.n, b.stride, (decltype(type) *)p + b.entry); });
+  }
+};
 
-// The rules: a sample's loss, and its gradients in the row.
+// The rules: a sample's loss. Bernoulli rules write a loss an entry to `losses`.
 
-static double compute_sample(Row<float> &r) {
+static Bounds bounds_of(const Call &c) {
+  return c.dtype == Dtype::FLOAT64 ? Bounds::of<double>(c.epsilon) : Bounds::of<float>(c.epsilon);
+}
+static double compute_sample(Row<float> &r, const float *weights, float *losses) {
   switch (r.call.rule) {
-    case Rule::SOFTMAX_LABELS: return softmax_label(r);
-    case Rule::SOFTMAX_DISTRIBUTIONS: return softmax_distribution(r);
+    case Rule::SOFTMAX_LABELS: return weights ? softmax_distribution(r, weights) : softmax_label(r);
+    case Rule::SOFTMAX_DISTRIBUTIONS: return softmax_distribution(r, weights);
     case Rule::DIVERGENCE_LOGITS: return divergence_logits(r);
-    default: bernoulli_logits(r); return 0;
+    default: bernoulli_logits(r, losses); return 0;
   }
 }
-static double compute_sample(Row<double> &r) {
+static double compute_sample(Row<double> &r, const double *weights, double *losses) {
   const Call &c = r.call;
   const bool round = c.dtype != Dtype::FLOAT64;
-  const Bounds bounds = round ? Bounds::of<float>(c.epsilon) : Bounds::of<double>(c.epsilon);
+  const Bounds bounds = bounds_of(c);
   switch (c.rule) {
-    case Rule::SOFTMAX_LABELS: return softmax_label(r);
-    case Rule::SOFTMAX_DISTRIBUTIONS: return softmax_distribution(r);
-    case Rule::SOFTMAX_FOCAL: return softmax_focal(r);
-    case Rule::PROBABILITIES_LABELS: return probability_of_label(r, bounds, round);
+    case Rule::SOFTMAX_LABELS: return weights ? softmax_distribution(r, weights) : softmax_label(r);
+    case Rule::SOFTMAX_DISTRIBUTIONS: return softmax_distribution(r, weights);
+    case Rule::SOFTMAX_FOCAL: return softmax_focal(r, weights);
+    case Rule::PROBABILITIES_LABELS:
+      return weights ? probabilities(r, weights, bounds, round) : probability_of_label(r, bounds, round);
     case Rule::PROBABILITIES_DISTRIBUTIONS:
-    case Rule::PROBABILITIES_FOCAL: return probabilities(r, bounds, round);
+    case Rule::PROBABILITIES_FOCAL: return probabilities(r, weights, bounds, round);
     case Rule::DIVERGENCE_LOGITS: return divergence_logits(r);
     case Rule::DIVERGENCE_PROBABILITIES: return divergence_probabilities(r, bounds.low);
-    case Rule::BERNOULLI_LOGITS: bernoulli_logits(r); return 0;
-    case Rule::BERNOULLI_PROBABILITIES: bernoulli_probabilities(r, bounds); return 0;
-    case Rule::BERNOULLI_FOCAL_LOGITS: bernoulli_focal_logits(r); return 0;
-    case Rule::BERNOULLI_FOCAL_PROBABILITIES: bernoulli_focal_probabilities(r, bounds); return 0;
+    case Rule::BERNOULLI_LOGITS: bernoulli_logits(r, losses); return 0;
+    case Rule::BERNOULLI_PROBABILITIES: bernoulli_probabilities(r, losses, bounds); return 0;
+    case Rule::BERNOULLI_FOCAL_LOGITS: bernoulli_focal_logits(r, losses); return 0;
+    case Rule::BERNOULLI_FOCAL_PROBABILITIES: bernoulli_focal_probabilities(r, losses, bounds); return 0;
     default: return 0;
   }
 }
 
-// A row whose target is ready: labels that are smoothed or weighed by focal rules become distributions.
-template <class F> static double computed(Row<F> &r, int64_t sample) {
+// A sample along an axis. `room`: a row for the weights of the classes, where they differ from the target.
+template <class F> static double computed(Row<F> &r, int64_t sample, F *room) {
   const Call &c = r.call;
-  const bool family = c.rule <= Rule::PROBABILITIES_FOCAL;  // softmax
-  if (!of_labels(c)) {
-    if (family) weigh(r);
-    return compute_sample(r);
+  if (bernoulli(c)) {
+    compute_sample(r, nullptr, r.spare[0]);
+    return sum(r.spare[0], r.n, -1) / double(r.n);
   }
-  r.label = label_at(c, sample);
-  if (r.label < 0 || r.label >= r.n) return no_loss(r, 0);
-  if (c.label_smoothing == 0) return compute_sample(r);
-  weigh_label(r);
-  if constexpr (sizeof(F) == sizeof(double)) {
-    if (c.rule == Rule::PROBABILITIES_LABELS) {
-      const bool round = c.dtype != Dtype::FLOAT64;
-      return probabilities(r, round ? Bounds::of<float>(c.epsilon) : Bounds::of<double>(c.epsilon), round);
-    }
+  if (c.rule == Rule::DIVERGENCE_LOGITS || c.rule == Rule::DIVERGENCE_PROBABILITIES)
+    return compute_sample(r, nullptr, nullptr);
+  if (of_labels(c)) {
+    r.label = label_at(c, sample);
+    if (r.label < 0 || r.label >= r.n) return no_loss(r, 0);
   }
-  return softmax_distribution(r);
+  const bool differ = c.label_smoothing != 0 || (r.per_class && !of_labels(c));
+  if (differ) weigh(r, room);
+  return compute_sample(r, differ ? room : r.target, nullptr);
 }
 
 // −log of a label's probability reads one entry of the row, and writes one of a gradient of zeros.
 static void log_loss(const Call &c, const Block &b) {
-  const bool round = c.dtype != Dtype::FLOAT64;
-  const Bounds bounds = round ? Bounds::of<float>(c.epsilon) : Bounds::of<double>(c.epsilon);
+  const Bounds bounds = bounds_of(c);
   with_type(c.dtype, [&](auto type) {
     typedef decltype(type) T;
     const T *pred = (const T *)c.pred + b.entry;
@@ -160,60 +177,60 @@ static void log_loss(const Call &c, const Block &b) {
   });
 }
 
-// The samples are the row's entries, or, along an axis, their mean is the sample.
-template <class F> static void finish_entries(Row<F> &r, const Block &b) {
+// Entries that are samples, whose losses lie in `losses`: with their weights, and without those that do not count.
+template <class F> static void finish_entries(Row<F> &r, const Block &b, F *losses) {
   const Call &c = r.call;
-  if (!c.weight && !c.counted && !c.upstream_each) {
-    if (c.losses && c.dtype == Dtype::FLOAT64) store_rows(r.spare[0], 1, b.n, 1, (double *)c.losses + b.sample);
-    if (c.losses && c.dtype != Dtype::FLOAT64) store_rows(r.spare[0], 1, b.n, 1, (float *)c.losses + b.sample);
-    return;
-  }
   for (int64_t j = 0; j < b.n; j++) {
     const int64_t sample = b.sample + j;
     const bool read = counts(c, sample);
-    const double by = weight_of(c, sample) * (c.upstream_each ? at(c, c.upstream_each, sample) : 1);
-    if (c.losses) put(c, c.losses, sample, read ? double(r.spare[0][j]) * weight_of(c, sample) : 0);
-    if (!read || by != 1) {
-      r.x[j] = read ? F(double(r.x[j]) * by) : 0;
-      r.t[j] = read ? F(double(r.t[j]) * by) : 0;
-    }
+    const double by = read ? weight_of(c, sample) * (c.upstream_each ? at(c, c.upstream_each, sample) : 1) : 0;
+    losses[j] = read ? F(double(losses[j]) * weight_of(c, sample)) : 0;
+    if (r.gradient) r.gradient[j] = read ? F(double(r.gradient[j]) * by) : 0;
+    if (r.target_gradient) r.target_gradient[j] = read ? F(double(r.target_gradient[j]) * by) : 0;
   }
-}
-template <class F> static double mean_of_entries(Row<F> &r) {
-  for (int64_t j = r.n; j < r.m; j++) r.spare[0][j] = 0;
-  return sum(r.spare[0], r.m) / double(r.n);
 }
 
+// A unit. Its rows of the call's arrays, then what the rules need, lie in `scratch`.
 template <class F> static void compute_block(const Call &c, const Block &b, const F *per_class, F *scratch) {
   const int64_t m = padded(b.n);
-  F *x = scratch, *t = x + b.count * m, *spare = t + b.count * m;
+  const Side<F> pred(b, c.dtype, scratch), target(b, c.target_dtype, scratch + b.count * m);
+  F *const spare = scratch + 2 * b.count * m, *const room = spare + SPARE * m;
   const bool dense = !of_labels(c);
-  const F none = c.rule == Rule::DIVERGENCE_LOGITS ? -INF<F> : 0;
-  load(c.dtype, c.pred, b, -INF<F>, x);
-  if (dense) load(c.target_dtype, c.target, b, none, t);
-  for (int64_t i = 0; i < b.count; i++) {
-    const int64_t sample = b.sample + i;
-    Row<F> r{c, b.n, m, x + i * m, t + i * m, {spare, spare + m, spare + 2 * m}, per_class, 0, 0};
-    if (c.elementwise) {
-      r.factor = c.upstream;
-      compute_sample(r);
-      finish_entries(r, b);
-      continue;
-    }
-    double loss = 0;
-    if (counts(c, sample)) {
-      r.factor = bernoulli(c) ? factor_of(c, sample) / double(b.n) : factor_of(c, sample);
-      loss = computed(r, sample);
-      if (bernoulli(c)) loss = mean_of_entries(r);
-      loss *= weight_of(c, sample);
-    } else {
-      fill(r.x, m, F(0));
-      fill(r.t, m, F(0));
-    }
-    if (c.losses) put(c, c.losses, sample, loss);
+  auto row = [&](int64_t i) {
+    return Row<F>{c, b.n, pred.row(b, c.pred, i), dense ? target.row(b, c.target, i) : nullptr,
+                  pred.row(b, c.gradient, i), dense ? target.row(b, c.target_gradient, i) : nullptr,
+                  {spare, spare + m, spare + 2 * m, spare + 3 * m}, per_class, 0, 0};
+  };
+  if (b.count > 1 || c.elementwise || counts(c, b.sample)) {
+    pred.load(b, c.pred);
+    if (dense) target.load(b, c.target);
   }
-  if (c.gradient) store(c.dtype, c.gradient, b, x);
-  if (c.target_gradient) store(c.target_dtype, c.target_gradient, b, t);
+  if (c.elementwise) {
+    Row<F> r = row(0);
+    r.factor = c.upstream;
+    const bool plain = !c.weight && !c.counted && !c.upstream_each;
+    const Side<F> found(b, c.dtype == Dtype::FLOAT64 ? Dtype::FLOAT64 : Dtype::FLOAT32, spare);
+    F *const losses = c.losses ? found.row(b, c.losses, 0) : spare;
+    compute_sample(r, nullptr, losses);
+    if (!plain) finish_entries(r, b, losses);
+    found.store(b, c.losses);
+  } else {
+    for (int64_t i = 0; i < b.count; i++) {
+      Row<F> r = row(i);
+      const int64_t sample = b.sample + i;
+      double loss = 0;
+      if (counts(c, sample)) {
+        r.factor = factor_of(c, sample) / (bernoulli(c) ? double(b.n) : 1);
+        loss = computed(r, sample, room) * weight_of(c, sample);
+      } else {
+        fill(r.gradient, r.n, F(0));
+        fill(r.target_gradient, r.n, F(0));
+      }
+      if (c.losses) put(c, c.losses, sample, loss);
+    }
+  }
+  pred.store(b, c.gradient);
+  target.store(b, c.target_gradient);
 }
 
 template <class F> static void compute_in(const Call &c, int64_t from, int64_t to, F *scratch) {
@@ -221,7 +238,7 @@ template <class F> static void compute_in(const Call &c, int64_t from, int64_t t
   if (c.per_class && !c.elementwise) {
     per_class = scratch;
     scratch += padded(c.classes);
-    for (int64_t j = 0; j < padded(c.classes); j++) per_class[j] = j < c.classes ? F(at(c, c.per_class, j)) : 0;
+    for (int64_t j = 0; j < c.classes; j++) per_class[j] = F(at(c, c.per_class, j));
   }
   for (int64_t unit = from; unit < to; unit++) compute_block(c, block(c, unit), per_class, scratch);
 }

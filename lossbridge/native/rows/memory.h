@@ -1,7 +1,6 @@
 // Rows in memory, of any dtype, as rows of float or double in scratch memory, and back. No arithmetic but rounding.
 //
-// Scratch rows are padded to whole lanes, so that what computes them has neither remainders nor dtypes. A conversion is
-// plain C++: it is exact or rounds once, and the compiler's vectors give the same bits.
+// A conversion is plain C++: it is exact or rounds once, and the compiler's vectors give the same bits.
 #pragma once
 #include "vectors.h"
 
@@ -50,12 +49,13 @@ template <class Half> LOSSBRIDGE_INLINE void narrow(double x, Half *p) {  // onc
   narrow(bits<float>(u), p);
 }
 
+// A row's length in scratch memory.
 constexpr int64_t padded(int64_t n) { return (n + LANES - 1) / LANES * LANES; }
 
 // `count` rows of n numbers. In memory neighbours in a row lie `stride` apart, and rows 1, or n where the stride is 1. Row
-// i lies at x + i·padded(n); the padding is `fill`.
+// i lies at x + i·padded(n).
 template <class T, class F>
-static void load_rows(const T *__restrict p, int64_t count, int64_t n, int64_t stride, F fill, F *__restrict x) {
+static void load_rows(const T *__restrict p, int64_t count, int64_t n, int64_t stride, F *__restrict x) {
   const int64_t m = padded(n);
   if (stride == 1)
     for (int64_t i = 0; i < count; i++)
@@ -63,8 +63,6 @@ static void load_rows(const T *__restrict p, int64_t count, int64_t n, int64_t s
   else
     for (int64_t j = 0; j < n; j++)
       for (int64_t i = 0; i < count; i++) x[i * m + j] = F(widened(p[j * stride + i]));
-  for (int64_t i = 0; i < count; i++)
-    for (int64_t j = n; j < m; j++) x[i * m + j] = fill;
 }
 template <class T, class F>
 static void store_rows(const F *__restrict x, int64_t count, int64_t n, int64_t stride, T *__restrict p) {

@@ -1,4 +1,4 @@
-// A row in scratch memory, with what its rule needs, and what all rules do with it. No loss.
+// A row, with what its rule needs, and what several rules do with it. No loss.
 #pragma once
 #include "call.h"
 #include "elementary.h"
@@ -7,29 +7,29 @@
 namespace lossbridge {
 namespace LOSSBRIDGE_NS {
 
-// A rule computes one sample: it returns the loss, and writes the gradients it is asked for, times `factor`, over `x`
-// and `t`. All rows have m numbers, of which the last m − n are padding and may be anything afterwards.
+// A rule computes one sample: it returns the loss, and writes the gradients that are wanted, times `factor`. `gradient`
+// may be `x` and `target_gradient` may be `target`.
 template <class F> struct Row {
   const Call &call;
-  int64_t n, m;        // classes, and with padding
-  F *x, *t;            // predictions (padding: −∞), and a dense target (0)
-  F *spare[3];         // rows for the rule
-  const F *per_class;  // (0), or null
+  int64_t n;
+  const F *x, *target;  // predictions; a dense target
+  F *gradient;          // null: not wanted
+  F *target_gradient;
+  F *spare[4];         // rows for the rule
+  const F *per_class;  // or null
   int64_t label;
   double factor;
-
-  bool gradient() const { return call.gradient != nullptr; }
-  bool target_gradient() const { return call.target_gradient != nullptr; }
 };
 
-template <class F> static void fill(F *x, int64_t m, F value) {
-  for (int64_t j = 0; j < m; j++) x[j] = value;
+template <class F> static void fill(F *x, int64_t n, F value) {
+  if (x)
+    for (int64_t j = 0; j < n; j++) x[j] = value;
 }
 
 // A row without a loss: NaN, and gradients of this value.
 template <class F> static double no_loss(Row<F> &r, double gradients) {
-  fill(r.x, r.m, F(gradients));
-  fill(r.t, r.m, F(gradients));
+  fill(r.gradient, r.n, F(gradients));
+  fill(r.target_gradient, r.n, F(gradients));
   return NOT_A_NUMBER<double>;
 }
 
@@ -37,42 +37,49 @@ template <class F> static double no_loss(Row<F> &r, double gradients) {
 template <class F> struct Peak {
   F value;
   int64_t place;
+  bool finite() const { return std::fabs(value) < INF<F>; }
 };
-template <class F> static Peak<F> peak(const F *x, int64_t m) {
+template <class F> static Peak<F> peak(const F *x, int64_t n) {
   constexpr int PARTS = LANES / WIDTH<F>, W = WIDTH<F>;
   typedef Vector<F> V;
   V top[PARTS];
   Integers<F> bad{};
   for (int u = 0; u < PARTS; u++) top[u] = set(-INF<F>);
-  for (int64_t j = 0; j < m; j += LANES)
-    for (int u = 0; u < PARTS; u++) {
-      V v = load<V>(x + j + u * W);
-      top[u] = max(v, top[u]);
-      bad |= bits<Integers<F>>(v != v);
-    }
-  F value = -INF<F>;
-  for (int u = 0; u < PARTS; u++)
-    for (int i = 0; i < W; i++) value = top[u][i] > value ? top[u][i] : value;
+  each<F, 1, 1>(n, -1, {{x}, {-INF<F>}, {nullptr}}, [&](auto &in, auto &, int u) __attribute__((always_inline)) {
+    top[u] = max(in[0], top[u]);
+    bad |= bits<Integers<F>>(in[0] != in[0]);
+  });
   if (any(bad)) return {NOT_A_NUMBER<F>, 0};
+  for (int u = 1; u < PARTS; u++) top[0] = max(top[0], top[u]);
+  F value = top[0][0];
+  for (int i = 1; i < W; i++) value = top[0][i] > value ? top[0][i] : value;
+  const V v = set(value);
   int64_t j = 0;
-  while (j < m && !any(load<V>(x + j) == set(value))) j += W;
-  while (j < m && x[j] != value) j++;
+  while (j + 4 * W <= n && !any((load<V>(x + j) == v) | (load<V>(x + j + W) == v) | (load<V>(x + j + 2 * W) == v) |
+                                (load<V>(x + j + 3 * W) == v)))
+    j += 4 * W;
+  while (j < n && x[j] != value) j++;
   return {value, j};
 }
 
-// x·factor + y·other, of all m numbers. A factor that is subnormal in F is split between the two multiplications.
-template <class F> static void scale(F *x, int64_t m, double factor, const F *y = nullptr, double other = 0) {
-  typedef Vector<F> V;
+// to = x·factor + y·other. A factor that is subnormal in F is split between two multiplications.
+template <class F>
+static void scale(const F *x, double factor, const F *y, double other, F *to, int64_t n) {
   const F up = F(sizeof(F) == 4 ? 0x1p-60 : 0x1p-500);
-  if (factor != 0 && std::fabs(factor) < double(std::numeric_limits<F>::min()) / double(up)) {
-    for (int64_t j = 0; j < m; j++) x[j] *= up;
-    factor /= up;
-  }
-  const V a = set(F(factor)), b = set(F(other));
-  if (y)
-    for (int64_t j = 0; j < m; j += WIDTH<F>) store(x + j, fma(load<V>(y + j), b, load<V>(x + j) * a));
+  const bool split = factor != 0 && std::fabs(factor) < double(std::numeric_limits<F>::min()) / double(up);
+  const auto a = set(F(split ? factor / double(up) : factor)), b = set(F(other)), first = set(up);
+  if (split)
+    each<F, 2, 1>(n, -1, {{x, y}, {0, 0}, {to}}, [&](auto &in, auto &out, int) __attribute__((always_inline)) {
+      out[0] = fma(in[1], b, in[0] * first * a);
+    });
+  else if (y)
+    each<F, 2, 1>(n, -1, {{x, y}, {0, 0}, {to}}, [&](auto &in, auto &out, int) __attribute__((always_inline)) {
+      out[0] = fma(in[1], b, in[0] * a);
+    });
   else
-    for (int64_t j = 0; j < m; j += WIDTH<F>) store(x + j, load<V>(x + j) * a);
+    each<F, 1, 1>(n, -1, {{x}, {0}, {to}}, [&](auto &in, auto &out, int) __attribute__((always_inline)) {
+      out[0] = in[0] * a;
+    });
 }
 
 // q^γ of q in (0, 1], 0 for q = 0: by multiplications where γ is a small integer, else e^(γ log q). The logarithm needs
@@ -92,23 +99,14 @@ struct Power {
   }
 };
 
-// The weights ω of the classes, over the target: t·(1−s) + s/C, times the class's weight. −0 becomes 0.
-template <class F> static void weigh(Row<F> &r) {
-  typedef Vector<F> V;
+// The weights ω of the classes into `weights`: the target smoothed, t·(1−s) + s/C, times the class's weight. A label is
+// the target that is 1 there (`target` null).
+template <class F> static void weigh(const Row<F> &r, F *weights) {
   const double s = r.call.label_smoothing;
-  if (s != 0) {
-    const V keep = set(F(1 - s)), add = set(F(s / double(r.n)));
-    for (int64_t j = 0; j < r.m; j += WIDTH<F>) store(r.t + j, fma(load<V>(r.t + j), keep, add));
-    for (int64_t j = r.n; j < r.m; j++) r.t[j] = 0;
-  }
-  if (r.per_class)
-    for (int64_t j = 0; j < r.m; j += WIDTH<F>) store(r.t + j, load<V>(r.t + j) * load<V>(r.per_class + j));
-}
-// The same of a label, which must be in range.
-template <class F> static void weigh_label(Row<F> &r) {
-  fill(r.t, r.m, F(0));
-  r.t[r.label] = 1;
-  weigh(r);
+  const auto keep = set(F(1 - s)), add = set(F(s / double(r.n)));
+  each<F, 2, 1>(r.n, -1, {{r.target, r.per_class}, {0, 1}, {weights}},
+                [&](auto &in, auto &out, int) __attribute__((always_inline)) { out[0] = fma(in[0], keep, add) * in[1]; });
+  if (!r.target) weights[r.label] = F((1 - s) + s / double(r.n)) * (r.per_class ? r.per_class[r.label] : F(1));
 }
 
 }  // namespace LOSSBRIDGE_NS

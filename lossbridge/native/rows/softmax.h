@@ -5,7 +5,7 @@
 // Ω = Σ ω and O = Σ_{j≠k} ω_j:
 //
 // 1. −log p_k = log1p(R / e_k); −log p_j = m − z_j + log1p(R / e_k). The loss Σ ω_j (−log p_j) has no other terms than
-//    positive ones. To leave k out of both sums, z_k becomes −∞ and ω_k 0 beforehand.
+//    positive ones, and k is in neither sum.
 // 2. gradient_j = e_j Ω/S − ω_j; of k, whose difference would cancel, (O e_k − ω_k R) / S.
 // 3. One label y of weight w: loss = w·(m − z_y + log1p(R / e_k)); gradient_j = w e_j / S, but of y −w R / S if it leads,
 //    else w (e_y / S − 1). With label smoothing it is a distribution.
@@ -20,85 +20,65 @@
 namespace lossbridge {
 namespace LOSSBRIDGE_NS {
 
-// Exponentials of a row over z, but of the class k that leads, whose place holds 0; and their sum.
-template <class F> struct Exponentials {
-  F m;
-  int64_t k;
-  double leader, others, total;
-};
-template <class F> static Exponentials<F> exponentials(F *z, int64_t m, const Peak<F> &p) {
-  typedef Vector<F> V;
-  const Unit<F> unit(p.value);
-  z[p.place] = -INF<F>;
-  Sum<F> s;
-  each<F>(m, [&](int64_t j, int u) __attribute__((always_inline)) {
-    V e = exp_in(unit, load<V>(z + j));
-    store(z + j, e);
-    s.part[u] += e;
-  }, s);
-  double leader = exp_of(unit, p.value), others = s.total();
-  return {p.value, p.place, leader, others, others + leader};
-}
-
 // (3)
 template <class F> static double softmax_label(Row<F> &r) {
-  const int64_t y = r.label;
-  const double w = r.per_class ? double(r.per_class[y]) : 1;
-  const Peak<F> p = peak(r.x, r.m);
-  if (!(std::fabs(p.value) < INF<F>)) return no_loss(r, NOT_A_NUMBER<double>);
-  const F z = r.x[y];
-  const Exponentials<F> e = exponentials(r.x, r.m, p);
-  const bool leads = y == e.k;
-  const double loss = log1p_of(e.others / e.leader) + (leads ? 0 : double(e.m) - double(z));
-  if (r.gradient()) {
-    const double f = r.factor * w, of_label = leads ? -e.others / e.total : double(r.x[y]) / e.total - 1;
-    scale(r.x, r.m, f / e.total);
-    r.x[e.k] = F(e.leader / e.total * f);
-    r.x[y] = F(of_label * f);
+  const Peak<F> p = peak(r.x, r.n);
+  if (!p.finite()) return no_loss(r, NOT_A_NUMBER<double>);
+  const int64_t k = p.place, y = r.label;
+  const Unit<F> unit(p.value);
+  const double w = r.per_class ? double(r.per_class[y]) : 1, z = r.x[y];
+  Sum<F> s;
+  each<F, 1, 1>(r.n, k, {{r.x}, {-INF<F>}, {r.gradient}}, [&](auto &in, auto &out, int u) __attribute__((always_inline)) {
+    out[0] = exp_in(unit, in[0]);
+    s.part[u] += out[0];
+  }, s);
+  const double leader = exp_of(unit, p.value), others = s.total(), total = others + leader;
+  const double loss = log1p_of(others / leader) + (y == k ? 0 : double(p.value) - z);
+  if (r.gradient) {
+    const double f = r.factor * w, of_label = y == k ? -others / total : double(r.gradient[y]) / total - 1;
+    scale<F>(r.gradient, f / total, nullptr, 0, r.gradient, r.n);
+    r.gradient[k] = F(leader / total * f);
+    r.gradient[y] = F(of_label * f);
   }
   return w == 0 ? 0 : w * loss;
 }
 
-// (1, 2), of a target that has been weighed.
-template <class F> static double softmax_distribution(Row<F> &r) {
-  typedef Vector<F> V;
-  const Peak<F> p = peak(r.x, r.m);
-  if (!(std::fabs(p.value) < INF<F>)) return no_loss(r, NOT_A_NUMBER<double>);
+// (1, 2), of the weights of the classes.
+template <class F> static double softmax_distribution(Row<F> &r, const F *weights) {
+  const Peak<F> p = peak(r.x, r.n);
+  if (!p.finite()) return no_loss(r, NOT_A_NUMBER<double>);
   const int64_t k = p.place;
   const Unit<F> unit(p.value);
-  const double of_leader = r.t[k], leader = exp_of(unit, p.value);
-  F *e = r.target_gradient() ? r.spare[0] : r.x;
-  r.x[k] = -INF<F>;
-  r.t[k] = 0;
-  Sum<F> exps, costs, weights;
-  each<F>(r.m, [&](int64_t j, int u) __attribute__((always_inline)) {
-    V z = load<V>(r.x + j), w = load<V>(r.t + j), x = exp_in(unit, z);
-    V cost = w * (set(p.value) - z);
-    exps.part[u] += x;
-    costs.part[u] += w == V{} ? w : cost;
-    weights.part[u] += w;
-    store(e + j, x);
-  }, exps, costs, weights);
-  const double R = exps.total(), S = R + leader, O = weights.total(), mass = O + of_leader;
-  const double log_S = log1p_of(R / leader);
-  const double loss = costs.total() + (mass == 0 ? 0 : mass * log_S);
-  if (r.target_gradient()) {  // −log p_j, times what the class's weight ω is per target
-    const double keep = r.factor * (1 - r.call.label_smoothing);
-    const V top = set(p.value), rest = set(F(log_S));
-    if (r.gradient()) scale(e, r.m, r.factor * mass / S, r.t, -r.factor);
-    for (int64_t j = 0; j < r.m; j += WIDTH<F>) {
-      V w = load<V>(r.t + j), cost = (top - load<V>(r.x + j)) + rest;
-      cost = (w == V{} && cost == set(INF<F>)) ? V{} : cost;
-      V per_class = r.per_class ? load<V>(r.per_class + j) : set(F(1));
-      store(r.t + j, per_class * (cost * set(F(keep))));
-    }
-    r.t[k] = F((r.per_class ? double(r.per_class[k]) : 1) * (log_S * keep));
-    if (r.gradient()) memcpy(r.x, e, size_t(r.m) * sizeof(F));
-  } else if (r.gradient()) {
-    scale(r.x, r.m, r.factor * mass / S, r.t, -r.factor);
+  const double of_leader = weights[k];
+  const auto top = set(p.value);
+  F *const e = r.target_gradient ? r.spare[0] : r.gradient;
+  Sum<F> exps, costs, masses;
+  each<F, 2, 1>(r.n, k, {{r.x, weights}, {-INF<F>, 0}, {e}}, [&](auto &in, auto &out, int u) __attribute__((always_inline)) {
+    const auto none = Vector<F>{}, cost = in[1] * (top - in[0]);
+    out[0] = exp_in(unit, in[0]);
+    exps.part[u] += out[0];
+    costs.part[u] += in[1] == none ? none : cost;
+    masses.part[u] += in[1];
+  }, exps, costs, masses);
+  const double leader = exp_of(unit, p.value), R = exps.total(), S = R + leader;
+  const double O = masses.total(), mass = O + of_leader, log_S = log1p_of(R / leader);
+  const double at_leader = (O * leader - of_leader * R) / S * r.factor;
+  if (r.target_gradient) {  // −log p_j, times ω's derivative by the target. Before the gradient, which may be over x.
+    const auto rest = set(F(log_S)), keep = set(F(r.factor * (1 - r.call.label_smoothing))), infinite = set(INF<F>);
+    if (r.gradient) scale(e, r.factor * mass / S, weights, -r.factor, r.spare[1], r.n);
+    each<F, 3, 1>(r.n, k, {{r.x, weights, r.per_class}, {p.value, 0, 1}, {r.target_gradient}},
+                  [&](auto &in, auto &out, int) __attribute__((always_inline)) {
+                    auto cost = (top - in[0]) + rest;
+                    cost = in[1] == Vector<F>{} && cost == infinite ? Vector<F>{} : cost;
+                    out[0] = in[2] * (cost * keep);
+                  });
+    r.target_gradient[k] = F((r.per_class ? double(r.per_class[k]) : 1) * (log_S * double(keep[0])));
+    if (r.gradient) memcpy(r.gradient, r.spare[1], size_t(r.n) * sizeof(F));
+  } else if (r.gradient) {
+    scale(e, r.factor * mass / S, weights, -r.factor, r.gradient, r.n);
   }
-  if (r.gradient()) r.x[k] = F((O * leader - of_leader * R) / S * r.factor);
-  return loss;
+  if (r.gradient) r.gradient[k] = F(at_leader);
+  return costs.total() + (mass == 0 ? 0 : mass * log_S);
 }
 
 // φ(ℓ) and φ'(ℓ) of p and q = 1 − p (4).
@@ -123,33 +103,39 @@ struct Focal {
   }
 };
 
-// (4), of a target that has been weighed.
-static double softmax_focal(Row<double> &r) {
-  const Peak<double> p = peak(r.x, r.m);
-  if (!(std::fabs(p.value) < INF<double>)) return no_loss(r, NOT_A_NUMBER<double>);
+// (4), of the weights of the classes.
+static double softmax_focal(Row<double> &r, const double *weights) {
+  const Peak<double> p = peak(r.x, r.n);
+  if (!p.finite()) return no_loss(r, NOT_A_NUMBER<double>);
   const Focal focal(r.call.gamma);
   const int64_t k = p.place;
-  const double weight_k = r.t[k];
-  memcpy(r.spare[0], r.x, size_t(r.m) * sizeof(double));
-  const Exponentials<double> e = exponentials(r.x, r.m, p);
-  const double log_S = log1p_of(e.others / e.leader), p_k = e.leader / e.total, q_k = e.others / e.total;
-  r.t[k] = 0;
-  Sum<double> values, slopes;
-  each<double>(r.m, [&](int64_t j, int u) __attribute__((always_inline)) {
-    Doubles w = load<Doubles>(r.t + j), share = load<Doubles>(r.x + j) / set(e.total), value, derivative;
-    focal(set(p.value) - load<Doubles>(r.spare[0] + j) + set(log_S), share, set(1.0) - share, value, derivative);
-    Doubles slope = w == Doubles{} ? w : w * derivative;
-    values.part[u] += w == Doubles{} ? w : w * value;
-    slopes.part[u] += slope;
-    store(r.x + j, share);
-    store(r.t + j, slope);
-  }, values, slopes);
+  const Unit<double> unit(p.value);
+  const double weight_k = weights[k];
+  double *const shares = r.spare[0], *const turns = r.spare[1];
+  Sum<double> exps, values, slopes;
+  each<double, 1, 1>(r.n, k, {{r.x}, {-INF<double>}, {shares}}, [&](auto &in, auto &out, int u) __attribute__((always_inline)) {
+    out[0] = exp_in(unit, in[0]);
+    exps.part[u] += out[0];
+  }, exps);
+  const double leader = exp_of(unit, p.value), others = exps.total(), total = others + leader;
+  const double log_S = log1p_of(others / leader), p_k = leader / total, q_k = others / total;
+  each<double, 3, 2>(r.n, k, {{r.x, shares, weights}, {p.value, 0, 0}, {shares, turns}},
+                     [&](auto &in, auto &out, int u) __attribute__((always_inline)) {
+                       const Doubles none{}, share = in[1] / set(total), w = in[2];
+                       Doubles value, derivative;
+                       focal((set(p.value) - in[0]) + set(log_S), share, set(1.0) - share, value, derivative);
+                       values.part[u] += w == none ? none : w * value;
+                       out[0] = share;
+                       out[1] = w == none ? none : w * derivative;
+                       slopes.part[u] += out[1];
+                     },
+                     values, slopes);
   double value, derivative;
   focal(log_S, p_k, q_k, value, derivative);
   const double U = slopes.total(), u_k = weight_k * derivative;
-  if (r.gradient()) {
-    scale(r.x, r.m, (U + u_k) * r.factor, r.t, -r.factor);
-    r.x[k] = (p_k * U - u_k * q_k) * r.factor;
+  if (r.gradient) {
+    scale(shares, (U + u_k) * r.factor, turns, -r.factor, r.gradient, r.n);
+    r.gradient[k] = (p_k * U - u_k * q_k) * r.factor;
   }
   return values.total() + (weight_k == 0 ? 0 : weight_k * value);
 }
@@ -173,45 +159,38 @@ static double clipped(double x, double others, double total, const Bounds &b, bo
 // (5) of one label.
 static double probability_of_label(Row<double> &r, const Bounds &bounds, bool round) {
   const int64_t y = r.label;
-  const double w = r.per_class ? r.per_class[y] : 1, x = r.x[y];
-  for (int64_t j = r.n; j < r.m; j++) r.x[j] = 0;
-  r.x[y] = 0;
-  const double others = sum(r.x, r.m), total = others + x;
+  const double w = r.per_class ? r.per_class[y] : 1, x = r.x[y], others = sum(r.x, r.n, y), total = others + x;
   double p;
   bool inside;
   const double loss = clipped(x, others, total, bounds, round, p, inside);
-  if (r.gradient()) {
+  if (r.gradient) {
     const bool moves = inside && w != 0;
-    fill(r.x, r.m, p != p ? p : moves ? w * r.factor / total : 0);
-    r.x[y] = p != p ? p : moves ? -(others / x) / total * w * r.factor : 0;
+    fill(r.gradient, r.n, p != p ? p : moves ? w * r.factor / total : 0);
+    r.gradient[y] = p != p ? p : moves ? -(others / x) / total * w * r.factor : 0;
   }
   return w == 0 && loss == INF<double> ? 0 : w * loss;
 }
 
-// (5), of a target that has been weighed.
-static double probabilities(Row<double> &r, const Bounds &bounds, bool round) {
+// (5), of the weights of the classes.
+static double probabilities(Row<double> &r, const double *weights, const Bounds &bounds, bool round) {
   const Focal focal(r.call.rule == Rule::PROBABILITIES_FOCAL ? r.call.gamma : 0);
-  for (int64_t j = r.n; j < r.m; j++) r.x[j] = 0;
-  const Peak<double> peaked = peak(r.x, r.m);
+  const Peak<double> peaked = peak(r.x, r.n);
   if (peaked.value != peaked.value) return no_loss(r, peaked.value);
   const int64_t k = peaked.place;
-  const double x_k = r.x[k], weight_k = r.t[k];
-  r.x[k] = 0;
-  r.t[k] = 0;
-  const double others = sum(r.x, r.m), total = others + x_k;
+  const double x_k = r.x[k], weight_k = weights[k], others = sum(r.x, r.n, k), total = others + x_k;
   const Doubles low = set(bounds.low), high = set(bounds.high), none{};
+  double *const turns = r.spare[0];
   Sum<double> values, slopes;
-  each<double>(r.m, [&](int64_t j, int u) __attribute__((always_inline)) {
-    Doubles w = load<Doubles>(r.t + j), p = load<Doubles>(r.x + j) / set(total), seen = p;
-    if (round) seen = rounded_to_float(p);
-    Int64s below = seen < low, above = seen > high, ignored = w == none;
+  each<double, 2, 1>(r.n, k, {{r.x, weights}, {0, 0}, {turns}}, [&](auto &in, auto &out, int u) __attribute__((always_inline)) {
+    const Doubles w = in[1], p = in[0] / set(total), seen = round ? rounded_to_float(p) : p;
+    const Int64s below = seen < low, above = seen > high, ignored = w == none;
     Doubles q = below ? low : above ? high : p, value, derivative;
     q = ignored ? set(1.0) : q;
     focal(none - log<double>(q), q, set(1.0) - q, value, derivative);
     values.part[u] += ignored ? none : w * value;
-    Doubles slope = (ignored | below | above) != Int64s{} ? none : w * derivative;
+    const Doubles slope = (ignored | below | above) != Int64s{} ? none : w * derivative;
     slopes.part[u] += slope;
-    store(r.x + j, slope == none ? none : slope / p);
+    out[0] = slope == none ? none : slope / p;
   }, values, slopes);
   double p, value, derivative;
   bool inside;
@@ -219,10 +198,13 @@ static double probabilities(Row<double> &r, const Bounds &bounds, bool round) {
   const bool confident = inside && p > .5;
   focal(loss, p, confident ? others / total : 1 - p, value, derivative);
   const double U = slopes.total(), u_k = inside && weight_k != 0 ? weight_k * derivative : 0;
-  if (r.gradient()) {
-    const double f = r.factor / total;
-    for (int64_t j = 0; j < r.m; j++) r.x[j] = ((U + u_k) - r.x[j]) * f;
-    r.x[k] = (U - (u_k == 0 ? 0 : confident ? u_k * (others / x_k) : u_k / p - u_k)) * f;
+  if (r.gradient) {
+    const double f = r.factor / total, of_k = u_k == 0 ? 0 : confident ? u_k * (others / x_k) : u_k / p - u_k;
+    const Doubles all = set(U + u_k), by = set(f);
+    each<double, 1, 1>(r.n, -1, {{turns}, {0}, {r.gradient}}, [&](auto &in, auto &out, int) __attribute__((always_inline)) {
+      out[0] = (all - in[0]) * by;
+    });
+    r.gradient[k] = (U - of_k) * f;
   }
   return values.total() + (weight_k == 0 ? 0 : weight_k * value);
 }

@@ -113,18 +113,23 @@ LOSSBRIDGE_INLINE Doubles half_as_doubles(Floats x, int half) {
   HalfFloats halves[2];
   memcpy(halves, &x, BYTES);
 #if defined(__AVX512F__)
-  return _mm512_cvtps_pd(halves[half]);
+  return _mm512_maskz_cvtps_pd(0xff, halves[half]);  // GCC 12 warns of the plain one
 #else
   return __builtin_convertvector(halves[half], Doubles);
 #endif
 }
 // Whether a comparison is true anywhere.
 template <class M> LOSSBRIDGE_INLINE bool any(M mask) {
-  typedef int64_t Words __attribute__((vector_size(BYTES)));
-  Words w = bits<Words>(mask);
-  int64_t all = 0;
-  for (int i = 0; i < BYTES / 8; i++) all |= w[i];
-  return all != 0;
+#if defined(__AVX512F__)
+  return _mm512_test_epi64_mask(bits<__m512i>(mask), bits<__m512i>(mask)) != 0;
+#elif defined(__AVX2__)
+  return !_mm256_testz_si256(bits<__m256i>(mask), bits<__m256i>(mask));
+#elif defined(__x86_64__)
+  return _mm_movemask_epi8(bits<__m128i>(mask)) != 0;
+#else
+  const Int64s words = bits<Int64s>(mask);
+  return (words[0] | words[1]) != 0;
+#endif
 }
 
 }  // namespace LOSSBRIDGE_NS
