@@ -26,6 +26,9 @@ owns, quiet, shape, widest = ops.owns, ops.quiet, ops.shape, ops.widest
 # Whether CUDA tensors go to lossbridge.native.triton_kernels, which have never run on a GPU.
 TRITON = os.environ.get("LOSSBRIDGE_TRITON") == "1"
 
+# Entries from which a compiled program is faster with an operator than with the operations of a rule.
+OPERATOR = 1 << 18
+
 
 # The paths, the fastest first.
 
@@ -74,19 +77,20 @@ def _refuses_rows(r: Request, compiled: bool) -> str:
             return f"the native rows for {r.rule.name} write no gradient for the target"
         if per_class is not None and per_class.requires_grad:
             return "a weight needs a gradient"
-    if torch.compiler.is_compiling():
-        return _refuses_operator(r)
-    return "" if compiled else _refuses_ordinary(r)
+    return _refuses_operator(r) if compiled else _refuses_ordinary(r)
 
 
 def _refuses_operator(r: Request) -> str:
-    """Why an operator would not do in the program that is being compiled."""
-    if torch.compiler.is_exporting():
+    """Why an operator would not do in what is compiled."""
+    compiling, small = torch.compiler.is_compiling(), r.pred.numel() < OPERATOR
+    if compiling and torch.compiler.is_exporting():
         return "what torch.export writes runs without lossbridge"
-    if ops.is_transformed():
+    if compiling and ops.is_transformed():
         return "torch.func or forward mode transforms the call"
-    plain = type(r.pred) in ops.TYPES and type(r.target) in ops.TYPES
-    return "" if plain else "a tensor is of a subclass"
+    if type(r.pred) not in ops.TYPES or type(r.target) not in ops.TYPES:
+        return "a tensor is of a subclass"
+    # A size that is a symbol must not be held to this limit.
+    return f"an operator pays from {OPERATOR} entries on" if (ops.is_known(small) if compiling else small) else ""
 
 
 def _refuses_rule(r: Request, compiled: bool) -> str:

@@ -59,6 +59,13 @@ def is_transformed() -> bool:
     return bool(functorch_depth() > 0 or forward_level() >= 0)
 
 
+def is_known(condition: Any) -> bool:
+    """Whether a condition on sizes holds for all that a program which is being compiled can meet. It guards nothing."""
+    from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+    return statically_known_true(condition)
+
+
 # As torch.compiler.assume_constant_result does, which imports torch._dynamo. They are constant: what is compiled
 # has one compiler and one nesting.
 for _function in (differentiated_once, is_nested, is_transformed):
