@@ -23,6 +23,8 @@ if os.environ.get("LOSSBRIDGE_NATIVE") == "0":
 else:
     try:
         from lossbridge.native import _rows
+
+        compute = _rows.run  # of the arguments of a `Call`
     except ImportError as error:
         if os.environ.get("LOSSBRIDGE_INSTRUCTION_SET"):
             raise  # who asks for one must not be given something else in silence
@@ -125,6 +127,8 @@ def call(
     `shape`: of the predictions; `dtypes`, `memory`: of predictions and target, whose arrays are contiguous.
     """
     axis, options = r.axis, r.options
+    if "per_class_number" not in more:
+        more["per_class_number"] = per_class(options)[0]
     if axis is None:
         outer, classes, inner = 1, math.prod(shape), 1
     else:
@@ -168,14 +172,6 @@ def divides(r: Request) -> tuple[int, Array]:
     if not by_weight(r):
         return COUNTED, 1.0
     return (GIVEN, total_weight(r)) if has_mass(r) else (WEIGHTS, 1.0)
-
-
-def threads() -> int:
-    """How many threads a call may use: OMP_NUM_THREADS, as for OpenMP's programs, else one a core of this process."""
-    wanted = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
-    if wanted.isdecimal() and int(wanted):
-        return int(wanted)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def threads() -> int:
