@@ -21,6 +21,7 @@ from torch import Tensor
 from lossbridge.frameworks import torch_ops as ops
 from lossbridge.frameworks.framework import by_formula
 from lossbridge.maths import bernoulli, divergence, softmax
+from lossbridge.native import huge_pages
 from lossbridge.reduction import reduced
 from lossbridge.spec import Request
 
@@ -102,10 +103,10 @@ def _in_blocks(
     shape, samples_shape = _shapes(pred, r.axis)
     dtype = pred.dtype if pred.dtype == torch.float64 else torch.float32
     rows = pred.reshape(shape)
-    losses = rows.new_empty(samples_shape, dtype=dtype)
+    losses = _fresh(rows, samples_shape, dtype)
     gradient = None
     if expected:
-        gradient = rows if r.inplace_gradient else rows.new_empty(shape)
+        gradient = rows if r.inplace_gradient else _fresh(rows, shape, rows.dtype)
     target = target.reshape(samples_shape if target.ndim < pred.ndim else shape)
     valid = None if r.valid is None else r.valid.expand(_of_samples(pred, r.axis)).reshape(samples_shape)
     for block in _blocks(shape):
@@ -119,6 +120,14 @@ def _in_blocks(
             gradient[block] = part
     gradient = None if gradient is None else gradient.view(pred.shape)
     return losses.view(_of_samples(pred, r.axis)), gradient
+
+
+def _fresh(like: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """A buffer that is yet to be filled, in huge pages if it is large: without them its page faults cost more than the
+    arithmetic."""
+    buffer = like.new_empty(shape, dtype=dtype)
+    huge_pages.advise(buffer.data_ptr(), buffer.nbytes)
+    return buffer
 
 
 def _expected(r: Request) -> float:
