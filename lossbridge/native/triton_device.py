@@ -24,12 +24,12 @@ Cross-entropy, with weights w_c (targets, smoothed, times class weights) that su
 
 KL(t ‖ p) of t = softmax(u/T), p = softmax(v/T), without the factor T² of the loss:
 
-(6) a_c = (u_c − v_c)/T, with what its subtraction rounds off; μ = Σ t·a; δ_c = log(t_c/p_c) = a_c − σ, where σ is the
-    difference of the logarithms of the sums; KL = μ − σ.
+(6) a_c = (u_c − v_c)/T, with what that subtraction rounds off; μ = Σ t·a; σ = log Σ e^(u/T) − log Σ e^(v/T). Then
+    δ_c = log(t_c/p_c) = a_c − σ, and KL = μ − σ. Of a, μ and σ one difference is taken off beforehand, a_k of the
+    target's k or that of the maxima, so that a large one does not hide the digits of δ.
 (7) F = Σ t·f(a − μ), f(b) = e^(−b) − 1 + b ≥ 0, is e^KL − 1, because t·e^(−a) = p·e^(−σ). So KL = log1p(F): nothing
-    cancels, and a rounded μ does not count to first order. Where KL > 1/4, KL = Σ t·f(a − σ).
-(8) t·f(a − c) = t·(a − c) + p·e^(c − σ) − t, and where |a − c| < 1 the series of f. To be the same in all blocks, μ is
-    summed of a_c − a_k.
+    cancels, and the rounding of μ does not count to first order. From KL = 1/4 on, KL = Σ t·f(a − σ).
+(8) t·f(a − c) is t times the series of f where |a − c| < 1, else t·(a − c) + p·e^(c − σ) − t.
 (9) gradient_c = (p_c − t_c)/T, and where |δ| < 1 t_c·(e^(−δ) − 1)/T, with σ = μ − KL.
 
 Bernoulli, of logits x, with P = pos_weight·t and N = 1 − t (both smoothed), and a = e^(−|x|):
