@@ -159,8 +159,9 @@ def _weights(target, class_weight, row, stride, column, inside, label, hit, term
 
 
 @triton.jit
-def _save(statistic, x, valid, exists):
-    tl.store(statistic, tl.where(valid, x, 0.0), mask=exists)
+def _save(stats, row, numbers, valid, exists):
+    for i in tl.static_range(len(numbers)):
+        tl.store(stats + row * len(numbers) + i, tl.where(valid, numbers[i], 0.0), mask=exists)
 
 
 @triton.jit
@@ -228,9 +229,8 @@ def cross_entropy(
     value = tl.where(in_range, value, tl.where(valid, float("nan"), 0.0))
     tl.store(loss + row, value, mask=exists)
     tl.store(top + row, k, mask=exists)
-    _save(stats + row * 3, m, valid, exists)
-    _save(stats + row * 3 + 1, mass / (s + e_k), valid, exists)
-    _save(stats + row * 3 + 2, (others * e_k - w_k * s) / (s + e_k), valid, exists)
+    of_k = others * e_k - w_k * s
+    _save(stats, row, (m, mass / (s + e_k), of_k / (s + e_k)), valid, exists)
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -367,12 +367,7 @@ def kl(
     value = tl.where(near, _log1p(f / all_t), f / all_t) + (m_t - m_t) + (m_p - m_p)
     tl.store(loss + row, tl.where(valid, value, 0.0), mask=exists)
     high, low = _halves(tl.where(near, mean - T * value - (v_k.to(tl.float64) - m_p), logs))  # T·σ − (m_t − m_p)
-    _save(stats + row * 6, m_t, valid, exists)
-    _save(stats + row * 6 + 1, 1.0 / all_t, valid, exists)
-    _save(stats + row * 6 + 2, m_p, valid, exists)
-    _save(stats + row * 6 + 3, 1.0 / all_p, valid, exists)
-    _save(stats + row * 6 + 4, high, valid, exists)
-    _save(stats + row * 6 + 5, low, valid, exists)
+    _save(stats, row, (m_t, 1.0 / all_t, m_p, 1.0 / all_p, high, low), valid, exists)
 
 
 @triton.jit(do_not_specialize=["rows"])
