@@ -23,6 +23,8 @@ if os.environ.get("LOSSBRIDGE_NATIVE") == "0":
 else:
     try:
         from lossbridge.native import _rows
+
+        compute = _rows.run  # of the arguments of a `Call`
     except ImportError as error:
         if os.environ.get("LOSSBRIDGE_INSTRUCTION_SET"):
             raise  # who asks for one must not be given something else in silence
@@ -125,6 +127,8 @@ def call(
     `shape`: of the predictions; `dtypes`, `memory`: of predictions and target, whose arrays are contiguous.
     """
     axis, options = r.axis, r.options
+    if "per_class_number" not in more:
+        more["per_class_number"] = per_class(options)[0]
     if axis is None:
         outer, classes, inner = 1, math.prod(shape), 1
     else:
@@ -180,6 +184,11 @@ def threads() -> int:
 
 def run(call: Call) -> None:
     _rows.run(*call)
+
+
+def xla_handler() -> object:
+    """A capsule with the function that XLA calls: rows/xla.cpp."""
+    return _rows.xla_handler()
 
 
 def advise(address: int, size: int) -> None:

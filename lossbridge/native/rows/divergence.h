@@ -42,7 +42,7 @@ LOSSBRIDGE_INLINE Doubles remainder_over_square(Doubles d) {
   return q;
 }
 
-static double exp_small(double x) { return exp_of(Unit<double>(0), x) * 0x1p-500; }
+static double exp_small(double x) { return exp_of(Unit<double>(), x) * 0x1p-500; }
 
 // a − b = high + low, exactly.
 template <class V> struct Difference {
@@ -122,36 +122,33 @@ template <class F> static double divergence_logits(Row<F> &r) {
   const bool small = rough < 0.25;
   const double centre = small ? mean : c * T, grown = small ? exp_small(rough) : 1;
 
-  const Difference<V> middle = together(offset, centre);
   const V share_z = set(F(1 / total_z)), share_x = set(F(grown / total_x)), inverse = set(over.inverse);
+  if (r.target_gradient) {  // before the gradient, which may be over x
+    const Difference<V> mean_a = together(offset, mean);
+    const V f = set(F(r.factor));
+    each<F, 3, 1>(r.n, -1, {{z_row, r.x, of_z}, {0, 0, 0}, {r.target_gradient}},
+                  [&](auto &in, auto &out, int) __attribute__((always_inline)) {
+                    const V turned = in[2] * share_z * difference_less(in[0], in[1], mean_a) * f;
+                    out[0] = in[2] == none ? none : turned;
+                  });
+  }
+  const Difference<V> middle = together(offset, centre);
+  const V by = set(F(small ? 1 : r.factor * T));
   Sum<F> terms;
-  each<F, 4, 2>(r.n, -1, {{z_row, r.x, of_z, of_x}, {0, 0, 0, 0}, {of_z, of_x}},
+  each<F, 4, 1>(r.n, -1, {{z_row, r.x, of_z, of_x}, {0, 0, 0, 0}, {r.gradient}},
                 [&](auto &in, auto &out, int u) __attribute__((always_inline)) {
                   const V t = in[2] * share_z, d = difference_less(in[0], in[1], middle) * inverse;
                   const V p = in[3] * share_x, gap = p - t, first = t * d, of_near = remainder_over_square(d) * d * first;
                   // Of logits so large that δ has no digits left, p − t tells that it is wrong.
                   const auto near = (abs(d) < set(F(1))) & (abs(gap) < t * fma(set(F(2)), abs(d), set(F(.001))));
                   terms.part[u] += near ? of_near : t == none ? gap : first + gap;
-                  out[0] = t;
-                  out[1] = near ? of_near - first : gap;
+                  out[0] = (near ? of_near - first : gap) * by;
                 },
                 terms);
   const double F_of_centre = terms.total(), kl = small ? log1p_of(F_of_centre) : F_of_centre;
-  if (r.target_gradient) {
-    const Difference<V> mean_a = together(offset, mean);
-    const V f = set(F(r.factor));
-    each<F, 3, 1>(r.n, -1, {{z_row, r.x, of_z}, {0, 0, 0}, {r.target_gradient}},
-                  [&](auto &in, auto &out, int) __attribute__((always_inline)) {
-                    const V turned = in[2] * difference_less(in[0], in[1], mean_a) * f;
-                    out[0] = in[2] == none ? none : turned;
-                  });
-  }
-  if (r.gradient) {
-    const double f = r.factor * T;
-    if (small)
-      scale(of_x, f / (1 + F_of_centre), of_z, -f / (1 + F_of_centre) * F_of_centre, r.gradient, r.n);
-    else
-      scale<F>(of_x, f, nullptr, 0, r.gradient, r.n);
+  if (r.gradient && small) {
+    const double f = r.factor * T / (1 + F_of_centre);
+    scale(r.gradient, f, of_z, -f * F_of_centre / total_z, r.gradient, r.n);
   }
   return rough < INF<double> ? T * T * kl : rough;
 }
