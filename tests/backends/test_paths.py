@@ -91,24 +91,11 @@ def by_rule(form: Form) -> str:
     return "rule" if form.rule.gradients else "formula"
 
 
-# The rules whose native rows have no gradient for the target: written out, so that one that is taken away is missed.
-NO_TARGET_GRADIENT = (
-    *("probabilities of distributions", "focal softmax", "focal probabilities"),
-    *("focal Bernoulli of logits", "focal Bernoulli of probabilities"),
-)
-
-
-def on_numpy(form: Form, situation: str) -> str:
-    """Every loss has native rows, where they are built."""
-    of_target = situation == "target" and form.rule.name in NO_TARGET_GRADIENT
-    without = rows.MISSING or of_target or situation == "weight"
-    return by_rule(form) if without else "rows"
-
-
 # The rules that the native rows compute: written out, so that one that is taken away is missed. All that losses have.
 IN_ROWS = (
     *("softmax of labels", "softmax of distributions", "probabilities of labels", "probabilities of distributions"),
-    *("log loss of labels", "focal softmax", "focal probabilities", "Bernoulli of logits", "Bernoulli of probabilities"),
+    *("log loss of labels", "focal softmax", "focal probabilities"),
+    *("Bernoulli of logits", "Bernoulli of probabilities"),
     *("focal Bernoulli of logits", "focal Bernoulli of probabilities"),
     *("divergence of logits", "divergence of probabilities"),
 )
@@ -118,13 +105,19 @@ ROWS_DIFFERENTIATE_THE_TARGET = (
 )
 
 
+def in_rows(form: Form, situation: str) -> bool:
+    rules = ROWS_DIFFERENTIATE_THE_TARGET if situation == "target" else IN_ROWS
+    return form.rule.name in rules and not rows.MISSING
+
+
+def on_numpy(form: Form, situation: str) -> str:
+    return "rows" if in_rows(form, situation) and situation != "weight" else by_rule(form)
+
+
 def on_torch(form: Form, situation: str) -> str:
-    in_rows = form.rule.name in IN_ROWS and not rows.MISSING
-    if situation == "target":
-        in_rows = in_rows and form.rule.name in ROWS_DIFFERENTIATE_THE_TARGET
     if situation in ("functorch", "forward"):
         return "formula"
-    return "rows" if in_rows and situation != "compile" else by_rule(form)
+    return "rows" if in_rows(form, situation) and situation != "compile" else by_rule(form)
 
 
 def on_tensorflow(form: Form, situation: str) -> str:
@@ -136,7 +129,7 @@ def on_tensorflow(form: Form, situation: str) -> str:
 
 
 def on_jax(form: Form, situation: str) -> str:
-    return by_rule(form) if rows.MISSING or situation == "explicit" else "rows"
+    return "rows" if in_rows(form, situation) and situation != "explicit" else by_rule(form)
 
 
 TABLE: dict[str, tuple[Callable[[Form, str], str], dict[str, Situation]]] = {
