@@ -123,10 +123,11 @@ template <class F> static double divergence_logits(Row<F> &r) {
   const double centre = small ? mean : c * T, grown = small ? exp_small(rough) : 1;
 
   const V share_z = set(F(1 / total_z)), share_x = set(F(grown / total_x)), inverse = set(over.inverse);
-  if (r.target_gradient) {  // before the gradient, which may be over x
+  F *const of_target = r.spare[2];  // until x and z have been read, over which gradients may go
+  if (r.target_gradient) {
     const Difference<V> mean_a = together(offset, mean);
     const V f = set(F(r.factor));
-    each<F, 3, 1>(r.n, -1, {{z_row, r.x, of_z}, {0, 0, 0}, {r.target_gradient}},
+    each<F, 3, 1>(r.n, -1, {{z_row, r.x, of_z}, {0, 0, 0}, {of_target}},
                   [&](auto &in, auto &out, int) __attribute__((always_inline)) {
                     const V turned = in[2] * share_z * difference_less(in[0], in[1], mean_a) * f;
                     out[0] = in[2] == none ? none : turned;
@@ -146,6 +147,7 @@ template <class F> static double divergence_logits(Row<F> &r) {
                 },
                 terms);
   const double F_of_centre = terms.total(), kl = small ? log1p_of(F_of_centre) : F_of_centre;
+  if (r.target_gradient) memcpy(r.target_gradient, of_target, size_t(r.n) * sizeof(F));
   if (r.gradient && small) {
     const double f = r.factor * T / (1 + F_of_centre);
     scale(r.gradient, f, of_z, -f * F_of_centre / total_z, r.gradient, r.n);
