@@ -324,13 +324,14 @@ def test_version() -> None:
     assert run("--version").stdout == f"lossbridge {lossbridge.__version__}, {rows.status()}\n"
 
 
-def test_explain_says_the_path_and_why_not_a_faster_one(save) -> None:
+def test_explain_says_the_path_and_why_not_a_faster_one(save, monkeypatch) -> None:
     result = run("explain", "categorical_crossentropy", "--backend", "numpy", "--from-logits", "--shape", "64,10")
     assert "categorical_crossentropy, (64, 10) of float32, from_logits=True" in result.stdout
-    assert "│ blocks │ value: a row kernel" in result.stdout
+    assert ("│ rule" if rows.MISSING else "│ rows │ value: native rows") in result.stdout
+    monkeypatch.setenv("LOSSBRIDGE_NATIVE", "0")
     focal = run("explain", "categorical_focal_crossentropy", "--backend", "numpy")
     assert "│ formula │" in focal.stdout
-    assert "not blocks: no row kernel for focal probabilities" in focal.stdout
+    assert "not rows: the native rows are switched off by LOSSBRIDGE_NATIVE=0" in focal.stdout
     own = save(y_true=np.eye(3, dtype=np.float32), y_pred=np.full((3, 3), 1 / 3, np.float32), sample_weight=np.ones(3))
     assert "kl_divergence, (3, 3) of float32" in run("explain", "kl_divergence", own, "--backend", "numpy").stdout
 

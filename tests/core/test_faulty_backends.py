@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import lossbridge
+from lossbridge.native import rows
 
 PACKAGE = str(Path(lossbridge.__file__).parents[1])  # for sitecustomize, which runs before the working directory counts
 
@@ -33,12 +34,21 @@ FAULTS = {
 }
 
 
-def parity(tmp_path: Path, fault: str, *arguments: str) -> tuple[subprocess.CompletedProcess[str], dict]:
+IN_ROWS = (
+    "import lossbridge.native.rows as r; run = r.run; r.run = lambda c: run(c._replace(upstream=1.001 * c.upstream))"
+)
+
+
+def parity(
+    tmp_path: Path, fault: str, *arguments: str, native: str = "0"
+) -> tuple[subprocess.CompletedProcess[str], dict]:
+    """Without the native rows, which would hide what is wrong with NumPy's operations."""
     (tmp_path / "sitecustomize.py").write_text(f"import sys\nimport lossbridge.frameworks.numpy_ops as b\n{fault}\n")
     kept = tmp_path / "parity.json"
     result = subprocess.run(
         [sys.executable, "-m", "lossbridge", "parity", "--backend", "numpy", "--json", str(kept), *arguments],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), PACKAGE]), "COLUMNS": "160"},
+        env=os.environ
+        | {"PYTHONPATH": os.pathsep.join([str(tmp_path), PACKAGE]), "COLUMNS": "160", "LOSSBRIDGE_NATIVE": native},
         capture_output=True,
         text=True,
         timeout=300,
@@ -58,11 +68,18 @@ def test_parity_reports_each_kind_of_fault(tmp_path, kind) -> None:
     assert "in full agreement: none" in result.stdout
 
 
+@pytest.mark.skipif(bool(rows.MISSING), reason=rows.MISSING)
+def test_parity_reports_a_fault_in_the_native_rows(tmp_path) -> None:
+    result, report = parity(tmp_path, IN_ROWS, "--loss", "kl_divergence", native="1")
+    assert result.returncode == 1
+    assert any("gradient" in outcome["fault"] for outcome in report["outcomes"] if outcome["fault"])
+
+
 @pytest.mark.parametrize(
     "kind", ["value", *(pytest.param(kind, marks=pytest.mark.exhaustive) for kind in ("gradient", "reduction"))]
 )
 def test_peers_report_it_too(tmp_path, kind) -> None:
-    """By functions that run in the row kernels, and by one that is a formula over operations."""
+    """By functions that are losses of lossbridge, and by one that is a formula of its own."""
     functions = ("torch.cross_entropy", "sklearn", "optax.poly_loss_cross_entropy")
     result, report = parity(tmp_path, FAULTS[kind][0], "--peers", *(x for name in functions for x in ("--loss", name)))
     assert result.returncode == 1
