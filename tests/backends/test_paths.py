@@ -100,33 +100,23 @@ def on_numpy(form: Form, situation: str) -> str:
 # The rules that the native rows compute: written out, so that one that is taken away is missed. All that losses have.
 IN_ROWS = (
     *("softmax of labels", "softmax of distributions", "probabilities of labels", "probabilities of distributions"),
-    *(
-        "log loss of labels",
-        "focal softmax",
-        "focal probabilities",
-        "Bernoulli of logits",
-        "Bernoulli of probabilities",
-    ),
+    *("log loss of labels", "focal softmax", "focal probabilities", "Bernoulli of logits", "Bernoulli of probabilities"),
     *("focal Bernoulli of logits", "focal Bernoulli of probabilities"),
     *("divergence of logits", "divergence of probabilities"),
 )
-
-# The rules that have a row kernel on PyTorch: written out, so that one that is taken away is missed.
-IN_BLOCKS = (
-    *("softmax of labels", "softmax of distributions", "divergence of logits", "divergence of probabilities"),
-    *("Bernoulli of logits", "Bernoulli of probabilities"),
+ROWS_DIFFERENTIATE_THE_TARGET = (
+    *("softmax of distributions", "Bernoulli of logits", "Bernoulli of probabilities"),
+    *("divergence of logits", "divergence of probabilities"),
 )
 
 
 def on_torch(form: Form, situation: str) -> str:
-    in_blocks = form.rule.name in IN_BLOCKS
-    small = form.rule.name in ("softmax of labels", "softmax of distributions", "Bernoulli of logits")
-    small = (small and form.loss != "log_loss") or (form.loss == "log_loss" and form.target == "labels" and form.logits)
-    if situation in ("eager", "target") and small:
-        return "small"
-    if situation in ("eager", "large", "float64"):
-        return "blocks" if in_blocks else by_rule(form)
-    return by_rule(form) if situation in ("target", "compile") else "formula"
+    in_rows = form.rule.name in IN_ROWS and not rows.MISSING
+    if situation == "target":
+        in_rows = in_rows and form.rule.name in ROWS_DIFFERENTIATE_THE_TARGET
+    if situation in ("functorch", "forward"):
+        return "formula"
+    return "rows" if in_rows and situation != "compile" else by_rule(form)
 
 
 def on_tensorflow(form: Form, situation: str) -> str:
@@ -160,6 +150,7 @@ TABLE: dict[str, tuple[Callable[[Form, str], str], dict[str, Situation]]] = {
             "float64": Situation(dtype="float64"),
             "target": Situation(how="target", explained=False),
             "compile": Situation(how="compile", under="compile"),
+            "large compile": Situation(LARGE, how="compile", under="compile"),
             "functorch": Situation(how="functorch", explained=False),
             "forward": Situation(how="forward", explained=False),
         },
@@ -307,10 +298,7 @@ def kernels(framework: str) -> dict[str, tuple[Any, str]]:
 
         return {f"blocks: {name}": (numpy_blocks, "KERNELS") for name in numpy_blocks.KERNELS}
     if framework == "torch":
-        from lossbridge.frameworks import torch_blocks, torch_small
-
-        small = {f"small: {name}": (torch_small, "RULES") for name in torch_small.RULES}
-        return small | {f"blocks: {name}": (torch_blocks, "KERNELS") for name in torch_blocks.KERNELS}
+        return {} if rows.MISSING else {f"rows: {name}": (rows, "RULES") for name in rows.RULES}
     if framework == "jax":
         return {} if rows.MISSING else {f"rows: {name}": (rows, "RULES") for name in rows.RULES}
     return {}

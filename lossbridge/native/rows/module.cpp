@@ -3,6 +3,7 @@
 #include <Python.h>
 
 #include <new>
+#include <type_traits>
 
 #include "rows.h"
 #include "units.h"
@@ -13,6 +14,8 @@ namespace {
 using lossbridge::Call;
 
 // Takes one argument after the other. After an error the numbers mean nothing, and PyErr_Occurred() tells.
+// Memory is an address, or an object that lends its own, which the caller holds: NumPy takes longer to tell an address
+// than many a call to be computed.
 struct Arguments {
   PyObject *const *next;
   int64_t integer() { return PyLong_AsLongLong(*next++); }
@@ -21,7 +24,13 @@ struct Arguments {
   bool truth() { return PyObject_IsTrue(*next++) == 1; }
   template <class T>
   T *pointer() {
-    return static_cast<T *>(PyLong_AsVoidPtr(*next++));
+    PyObject *memory = *next++;
+    if (PyLong_Check(memory)) return static_cast<T *>(PyLong_AsVoidPtr(memory));
+    Py_buffer buffer;
+    if (PyObject_GetBuffer(memory, &buffer, std::is_const<T>::value ? PyBUF_SIMPLE : PyBUF_WRITABLE) < 0) return nullptr;
+    T *address = static_cast<T *>(buffer.buf);
+    PyBuffer_Release(&buffer);
+    return address;
   }
 };
 
