@@ -103,9 +103,11 @@ def _float(x: Array, dtype: str) -> str:
 
 def losses(r: Request) -> Array:
     plan, weights = jax_rules.plan_of(r)
-    pred, target = r.pred.astype(_float(r.pred, r.dtype)), r.target
-    if target.ndim == pred.ndim:
-        target = target.astype(_float(target, r.dtype))
+    pred, target = r.pred, r.target
+    if not jnp.issubdtype(pred.dtype, jnp.floating):
+        pred = pred.astype(r.dtype)
+    if target.ndim == pred.ndim and not jnp.issubdtype(target.dtype, jnp.floating):
+        target = target.astype(r.dtype)
     samples = tuple(size for axis, size in enumerate(pred.shape) if axis != plan.axis)
     arrays = {"pred": pred, "target": target}
     for x in weights.values():
@@ -114,9 +116,10 @@ def losses(r: Request) -> Array:
         )
     if r.valid is not None:
         arrays["valid"] = jnp.broadcast_to(r.valid, samples)
-    if r.reduction not in ("none", None) and plan.axis is not None:
-        upstream = jax.grad(lambda found: reduced(r, found))(jnp.zeros(samples, r.dtype))
-        arrays["expected"] = lax.stop_gradient(upstream)
+    zeros = jnp.zeros(samples, r.dtype)
+    compiled = isinstance(zeros, jax.core.Tracer)  # eagerly, what is written would be copied
+    if compiled and r.reduction not in ("none", None) and plan.axis is not None:
+        arrays["expected"] = lax.stop_gradient(jax.grad(lambda found: reduced(r, found))(zeros))
     return _rows(Call(plan, next(iter(weights), ""), tuple(arrays)), arrays)[0]
 
 
