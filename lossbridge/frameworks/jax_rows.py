@@ -103,9 +103,11 @@ def _float(x: Array, dtype: str) -> str:
 
 def losses(r: Request) -> Array:
     plan, weights = jax_rules.plan_of(r)
-    pred, target = r.pred.astype(_float(r.pred, r.dtype)), r.target
-    if target.ndim == pred.ndim:
-        target = target.astype(_float(target, r.dtype))
+    pred, target = r.pred, r.target
+    if not jnp.issubdtype(pred.dtype, jnp.floating):
+        pred = pred.astype(r.dtype)
+    if target.ndim == pred.ndim and not jnp.issubdtype(target.dtype, jnp.floating):
+        target = target.astype(r.dtype)
     samples = tuple(size for axis, size in enumerate(pred.shape) if axis != plan.axis)
     arrays = {"pred": pred, "target": target}
     for x in weights.values():
@@ -114,9 +116,10 @@ def losses(r: Request) -> Array:
         )
     if r.valid is not None:
         arrays["valid"] = jnp.broadcast_to(r.valid, samples)
-    if r.reduction not in ("none", None) and plan.axis is not None:
-        upstream = jax.grad(lambda found: reduced(r, found))(jnp.zeros(samples, r.dtype))
-        arrays["expected"] = lax.stop_gradient(upstream)
+    zeros = jnp.zeros(samples, r.dtype)
+    compiled = isinstance(zeros, jax.core.Tracer)  # eagerly, what is written would be copied
+    if compiled and r.reduction not in ("none", None) and plan.axis is not None:
+        arrays["expected"] = lax.stop_gradient(jax.grad(lambda found: reduced(r, found))(zeros))
     return _rows(Call(plan, next(iter(weights), ""), tuple(arrays)), arrays)[0]
 
 
@@ -382,8 +385,8 @@ def _attributes(call: Call, given: Sequence[str]) -> dict[str, np.ndarray]:
 def _takes_rows(context: Any, call: Call) -> bool:
     if context.module_context.lowering_parameters.for_export:
         return False  # who loads the program may not have the rows
-    splits = call.plan.axis != 0 and "per_class" not in call.given and context.avals_in[0].ndim <= len(_LETTERS)
-    return splits or _devices(context) == 1
+    splits = call.plan.axis and "per_class" not in call.given and context.avals_in[0].ndim <= len(_LETTERS)
+    return bool(splits) or _devices(context) == 1
 
 
 # As Shardy names the axes of a rule.
@@ -402,21 +405,18 @@ def _split(context: Any, call: Call) -> dict[str, Any] | None:
     """The attributes that let XLA split the axes before that of the classes over the devices."""
     if _devices(context) == 1:
         return None
-    sizes = context.avals_in[0].shape
-    axes = range(len(sizes))
-    whole = axes[len(sizes) if call.plan.axis is None else call.plan.axis :]
+    axis, sizes = call.plan.axis, context.avals_in[0].shape
 
     def letters(dense: bool) -> str:
-        return f"[{', '.join(_LETTERS[i] for i in axes if dense or i != call.plan.axis)}]"
+        return f"[{', '.join(x for i, x in enumerate(_LETTERS[: len(sizes)]) if dense or i != axis)}]"
 
     arguments = ", ".join(letters(x.ndim == len(sizes)) for x in context.avals_in)
     results = ", ".join(letters(name != LOSSES) for name in call.wanted)
-    factors = ", ".join(f"{_LETTERS[i]}={size}" for i, size in enumerate(sizes))
-    rule = f"({arguments})->({results}) {{{factors}}}"
-    if whole:
-        rule += f" need_replication={{{', '.join(_LETTERS[i] for i in whole)}}}"
+    factors = ", ".join(f"{x}={size}" for x, size in zip(_LETTERS, sizes, strict=False))
+    whole = ", ".join(_LETTERS[axis : len(sizes)])
+    rule = f"({arguments})->({results}) {{{factors}}} need_replication={{{whole}}}"
     return {
-        "mhlo.frontend_attributes": mlir.ir_attribute({"num_batch_dims": str(len(sizes) - len(whole))}),
+        "mhlo.frontend_attributes": mlir.ir_attribute({"num_batch_dims": str(axis)}),
         "sdy.sharding_rule": mlir.ir.Attribute.parse(f"#sdy.op_sharding_rule<{rule}>"),
     }
 

@@ -241,13 +241,13 @@ import jax, jax.numpy as jnp, numpy as np, lossbridge as lb
 from lossbridge.native import rows
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 
-z = jax.random.normal(jax.random.key(0), (600, 1000))
+z = jax.random.normal(jax.random.key(0), (60, 100))
 t = jax.nn.softmax(0.3 * z)
 y = jnp.argmax(t, 1)
 mesh = Mesh(np.array(jax.devices()), ("x",))
 over, by_class = NamedSharding(mesh, P("x")), NamedSharding(mesh, P(None, "x"))
 explicit = NamedSharding(jax.make_mesh((2,), ("x",), axis_types=(AxisType.Explicit,)), P("x"))
-weights = jnp.linspace(0.5, 2, 1000)
+weights = jnp.linspace(0.5, 2, 100)
 
 for loss, t, options in (
     (lb.categorical_crossentropy, t, {}),

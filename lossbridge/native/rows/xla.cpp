@@ -104,46 +104,56 @@ class Arithmetic {
   std::fenv_t before;
 };
 
-Error *execute(const CallFrame &frame) {
-  const Attributes &attributes = frame.attributes;
-  if (frame.stage != EXECUTE) return wrong(frame, "lossbridge's rows have no other stage than that of execution");
-  if (attributes.size != 2 || attributes.types[0] != ARRAY || attributes.types[1] != ARRAY)
-    return wrong(frame, "lossbridge's rows take two arrays as attributes");
-  const Array &all_integers = *static_cast<const Array *>(attributes.attributes[0]);
-  const Array &all_numbers = *static_cast<const Array *>(attributes.attributes[1]);
-  if (all_integers.size != INTEGERS || all_integers.dtype != DataType::S64 || all_numbers.size != NUMBERS ||
-      all_numbers.dtype != DataType::F64 || frame.arguments.size < 2)
-    return wrong(frame, "lossbridge's rows are called by another version of lossbridge");
-  const int64_t *integers = static_cast<const int64_t *>(all_integers.data);
-  const double *numbers = static_cast<const double *>(all_numbers.data);
+// The two attributes.
+struct Options {
+  const int64_t *integers;
+  const double *numbers;
+};
+bool read(const Attributes &attributes, Options *options) {
+  if (attributes.size != 2 || attributes.types[0] != ARRAY || attributes.types[1] != ARRAY) return false;
+  const Array &integers = *static_cast<const Array *>(attributes.attributes[0]);
+  const Array &numbers = *static_cast<const Array *>(attributes.attributes[1]);
+  *options = {static_cast<const int64_t *>(integers.data), static_cast<const double *>(numbers.data)};
+  return integers.size == INTEGERS && integers.dtype == DataType::S64 && numbers.size == NUMBERS &&
+         numbers.dtype == DataType::F64;
+}
+void set_options(Call &c, const Options &options) {
+  c.rule = static_cast<Rule>(options.integers[RULE]);
+  c.balanced = options.integers[BALANCED] != 0;
+  c.threads = static_cast<int32_t>(options.integers[THREADS]);
+  c.label_smoothing = options.numbers[LABEL_SMOOTHING];
+  c.epsilon = options.numbers[EPSILON];
+  c.temperature = options.numbers[TEMPERATURE];
+  c.gamma = options.numbers[GAMMA];
+  c.per_class_number = options.numbers[PER_CLASS_NUMBER];
+}
 
+Error *execute(const CallFrame &frame) {
+  if (frame.stage != EXECUTE) return wrong(frame, "lossbridge's rows have no other stage than that of execution");
+  Options options;
+  if (!read(frame.attributes, &options) || frame.arguments.size < 2)
+    return wrong(frame, "lossbridge's rows are called by another version of lossbridge");
   Next argument{frame.arguments, 0}, result{frame.results, 0};
   const Buffer &pred = *argument.take(true), &target = *argument.take(true);
+  const int64_t axis = options.integers[AXIS];
   Call c{};
-  if (!to_dtype(pred.dtype, &c.dtype) || !to_dtype(target.dtype, &c.target_dtype) || integers[AXIS] >= pred.rank)
+  if (!to_dtype(pred.dtype, &c.dtype) || !to_dtype(target.dtype, &c.target_dtype) || axis >= pred.rank)
     return wrong(frame, "lossbridge has no rows for these arrays");
-  c.rule = static_cast<Rule>(integers[RULE]);
-  set_shape(c, pred, integers[AXIS]);
+  set_options(c, options);
+  set_shape(c, pred, axis);
   c.pred = pred.data;
   c.target = target.data;
-  c.label_smoothing = numbers[LABEL_SMOOTHING];
-  c.epsilon = numbers[EPSILON];
-  c.temperature = numbers[TEMPERATURE];
-  c.gamma = numbers[GAMMA];
-  c.per_class_number = numbers[PER_CLASS_NUMBER];
-  c.balanced = integers[BALANCED] != 0;
-  const int64_t given = integers[ARGUMENTS], wanted = integers[RESULTS];
+  const int64_t given = options.integers[ARGUMENTS], wanted = options.integers[RESULTS];
   c.per_class = data(argument.take(given & PER_CLASS));
   c.counted = static_cast<const uint8_t *>(data(argument.take(given & COUNTED)));
   c.upstream_each = data(argument.take(given & UPSTREAM));
   c.upstream = 1;
-  c.threads = static_cast<int32_t>(integers[THREADS]);
   const Buffer *expected = argument.take(given & EXPECTED), *written = argument.take(given & EXPECTED);
   const Buffer *losses = result.take(wanted & LOSSES), *gradient = result.take(wanted & GRADIENT);
   const Buffer *target_gradient = result.take(wanted & TARGET_GRADIENT);
   if (!argument.is_at_end() || !result.is_at_end())
     return wrong(frame, "lossbridge's rows are called with other buffers than their attributes say");
-  if (expected != nullptr && written->data == gradient->data) {
+  if (written != nullptr && gradient != nullptr && written->data == gradient->data && c.upstream_each != nullptr) {
     // The gradient was written for an upstream that was expected, into the memory that is now the result's.
     const auto size = static_cast<size_t>(samples(c) * result_bytes(c));
     if (std::memcmp(expected->data, c.upstream_each, size) == 0) return nullptr;
