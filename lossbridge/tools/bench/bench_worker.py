@@ -1,4 +1,4 @@
-"""The bench command's worker: the cells that a request asks for, and facts about the machine."""
+"""The bench command's worker: the cells that a request asks for (one number of threads), and facts."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from lossbridge.frameworks import FRAMEWORKS
 from lossbridge.frameworks.framework import Framework
+from lossbridge.tools.bench import thread_limits
 from lossbridge.tools.bench.cells import Budget, Cell
 from lossbridge.tools.bench.measure import outcome
 from lossbridge.tools.bench.memory import copy_bandwidth
@@ -30,9 +31,11 @@ def versions() -> dict[str, str]:
 def jobs(b: Framework, request: dict[str, Any]) -> tuple[list[Job], dict[str, Any]]:
     device, budget = request["device"], Budget(**request["budget"])
     cells = [Cell(**cell) for cell in request["cells"]]
-    facts = {"versions": versions(), "copy_bytes_per_second": copy_bandwidth(b, device)}
+    speeds = {str(threads): copy_bandwidth(b, device) for threads in {cell.threads for cell in cells}}
+    facts = {"versions": versions(), "copy_bytes_per_second": speeds}
     return [(cell.name, partial(outcome, b, cell, budget, device)) for cell in cells], facts
 
 
 if __name__ == "__main__":
+    thread_limits.keep()
     serve(jobs)
