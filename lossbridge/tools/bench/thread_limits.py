@@ -18,10 +18,15 @@ def environment(threads: int) -> Mapping[str, str]:
 
 
 def keep() -> None:
-    """In the worker. The cores bind what reads no variable: XLA's threads, NumPy's paths, threads that spin."""
+    """In the worker. The cores bind what reads no variable: XLA's threads, NumPy's paths, threads that spin.
+
+    Which ones depends on the process: two runs at a time would else share a core, and leave the others idle.
+    """
     threads = int(os.environ.get(_COUNT, 0))
     if threads and hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+        allowed = sorted(os.sched_getaffinity(0))
+        first = os.getpid() % len(allowed)
+        os.sched_setaffinity(0, (allowed[first:] + allowed)[:threads])
 
 
 def cores() -> int:
