@@ -110,17 +110,16 @@ def ratio_table(runs: Sequence[Run]) -> Table:
 
     def row(r: Ratio) -> tuple[str, ...]:
         ours, peer = r.ours, r.peer
-        over_copy = ours.ms / r.limit_ms if ours.ms and r.limit_ms else None
         library = "–" if peer is None else peer.name.split(".")[0]
-        times = _ms(ours.ms), _ms(ours.cpu_ms), _count(ours.faults), _number(over_copy, ".1f")
+        times = _ms(ours.ms), _ms(ours.cpu_ms), _count(ours.faults)
         return _short(r.cell), r.way, *times, _number(r.wall), _number(r.cpu), _number(r.memory), library
 
     return _in_sections(
         "lossbridge and the best peer",
-        ("cell", "way", "ms", "CPU", "faults", "/ copy", "ms", "CPU", "MiB", "fastest"),
+        ("cell", "way", "ms", "CPU", "faults", "ms", "CPU", "MiB", "fastest"),
         [(r.backend, row(r), None if r.peer is None else r not in missed) for r in found if r.cell.sweep != "data"],
-        "ms, CPU: our times of a call by the clock, and of all cores together; faults: page faults of a call; / copy: "
-        "our time over that of a copy of the bytes that must move. Then the ratios of medians, ours over a peer's that "
+        "ms, CPU: our times of a call by the clock, and of all cores together; faults: page faults of a call. "
+        "Then the ratios of medians, ours over a peer's that "
         "runs in the same way: times over the fastest peer's, extra memory over the least. Forward and backward, "
         "float32, random data and one thread unless it says otherwise. Red: memory, or CPU time (with two threads the "
         f"clock's), above {targets.NEVER_ABOVE}.",
