@@ -126,9 +126,7 @@ def run_workers(
             for name, silent in list(workers.items()):
                 if time.monotonic() - silent.heard > timeout:
                     del workers[name]
-                    silent.process.kill()
-                    runs[name].status = "hung"
-                    runs[name].words = f"silent for {timeout:g} s in: {silent.doing}. {silent.close()}".strip()
+                    _give_up(runs[name], silent, timeout)
     finally:
         for left in workers.values():
             left.process.kill()
@@ -142,6 +140,12 @@ def _finish(run: BackendRun[Any], worker: _Worker) -> None:
     if run.status == "crashed" or (code and run.status == "ran"):
         run.status = "crashed"
         run.words = f"exit status {code} in: {worker.doing}. {words}".strip()
+
+
+def _give_up(run: BackendRun[Any], worker: _Worker, timeout: float) -> None:
+    worker.process.kill()
+    run.status = "hung"
+    run.words = f"silent for {timeout:g} s in: {worker.doing}. {worker.close()}".strip()
 
 
 class _Worker:
