@@ -37,6 +37,7 @@ except ImportError:  # on Windows
 Array = np.ndarray
 # Wide enough for a peer's own rounding: for bfloat16 logits PyTorch's loss has an error of 6e-3.
 TOLERANCE = {"float64": 1e-6, "float32": 1e-3, "float16": 5e-2, "bfloat16": 5e-2}
+LEAST = 1e-34  # numbers below 1.2e-38 become 0 in XLA and TensorFlow: a focal loss of rows that lead by 30 has such
 SAMPLE_SECONDS = 1e-3  # faster calls are repeated between two readings of the clock
 
 
@@ -158,7 +159,7 @@ class Exact:
 
     def errors(self, b: Framework, value: Any, gradient: Any) -> tuple[float, float | None]:
         """Relative errors, the gradient's to the largest entry of its row. NaN counts as an infinite error."""
-        return self._errors(b, value, gradient, 0.0, 0.0)
+        return self._errors(b, value, gradient, LEAST, LEAST)
 
     def rough_errors(self, b: Framework, value: Any, gradient: Any) -> tuple[float, float | None]:
         """Relative to no less than a loss of 1: a peer may lose the digits of a loss that is nearly 0."""
@@ -167,12 +168,12 @@ class Exact:
     def _errors(
         self, b: Framework, value: Any, gradient: Any, least_value: float, least_gradient: float
     ) -> tuple[float, float | None]:
-        error = abs(float(value) - self.value) / (max(abs(self.value), least_value) or 1.0)
+        error = abs(float(value) - self.value) / max(abs(self.value), least_value)
         if gradient is None:
             return _or_infinite(error), None
         some = np.stack([b.to_numpy(gradient[row]) for row in self.rows]).astype(np.float64)
         size = np.abs(self.gradient).max(1, keepdims=True)
-        size = np.where(size == 0, 1.0, np.maximum(size, least_gradient))  # an ignored row has none
+        size = np.maximum(size, least_gradient)
         return _or_infinite(error), _or_infinite(float((np.abs(some - self.gradient) / size).max()))
 
 
