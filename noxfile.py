@@ -1,5 +1,8 @@
 """`python -m nox -s tests` runs the tests, in less than half an hour; `python -m nox -l` lists the other sessions."""
 
+import shutil
+from pathlib import Path
+
 import nox
 
 nox.options.sessions = ["tests"]
@@ -11,6 +14,8 @@ FRAMEWORKS = "from lossbridge.frameworks import FRAMEWORKS; print(*FRAMEWORKS)"
 PARALLEL = ("-n", "2", "--dist", "loadgroup")
 # What `exhaustive` runs alone: more examples of what the others check by a few of each kind.
 BRIEFLY = ("-m", "not exhaustive")
+# A package without the native rows would pass most tests too, and so hide an error in their sources.
+HAS_ROWS = "from lossbridge.native import rows; assert not rows.MISSING, rows.MISSING"
 PROJECT = nox.project.load_toml("pyproject.toml")
 # pip, also where uv is installed: it honours a local build of the pinned torch, which spares GB of CUDA packages.
 nox.options.default_venv_backend = "virtualenv"
@@ -22,22 +27,39 @@ def install(session: nox.Session, *groups: str, extras: str = "all") -> None:
     session.install(*pinned, "-e", f".[{extras}]")
 
 
-@nox.session
-def tests(session: nox.Session) -> None:
-    """Lint, types, and the tests, each backend in its own process; `exhaustive` has more examples of some."""
-    install(session, "dev")
-    session.run("ruff", "check", ".")
-    session.run("ruff", "format", "--check", ".")
-    session.run("mypy")
+def install_for_tests(session: nox.Session, *groups: str, extras: str = "all") -> None:
+    install(session, *groups, extras=extras)
+    session.run("python", "-c", HAS_ROWS)
+
+
+def run_tests(session: nox.Session) -> None:
     session.run("pytest", "tests/core", *PARALLEL, *BRIEFLY, *session.posargs)
     for backend in session.run("python", "-c", FRAMEWORKS, silent=True).split():
         session.run("pytest", "tests/backends", "--backend", backend, *PARALLEL, *BRIEFLY, *session.posargs)
 
 
 @nox.session
+def tests(session: nox.Session) -> None:
+    """Lint, types, and the tests, each backend in its own process; `exhaustive` has more examples of some."""
+    install_for_tests(session, "dev")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("mypy")
+    run_tests(session)
+
+
+@nox.session
+def pure(session: nox.Session) -> None:
+    """The tests without the native rows, as where no compiler was."""
+    install(session, "dev")
+    session.env["LOSSBRIDGE_NATIVE"] = "0"
+    run_tests(session)
+
+
+@nox.session
 def backend(session: nox.Session) -> None:
     """The tests of the backends that are named: `nox -s backend -- torch`."""
-    install(session, "dev")
+    install_for_tests(session, "dev")
     for name in session.posargs:
         session.run("pytest", "tests/backends", "--backend", name, *PARALLEL, *BRIEFLY)
 
@@ -45,7 +67,7 @@ def backend(session: nox.Session) -> None:
 @nox.session
 def exhaustive(session: nox.Session) -> None:
     """The examples that `tests` leaves out, of the parts named: `nox -s exhaustive -- core torch`."""
-    install(session, "dev")
+    install_for_tests(session, "dev")
     for name in session.posargs:
         what = ["tests/core"] if name == "core" else ["tests/backends", "--backend", name]
         session.run("pytest", *what, *PARALLEL, "-m", "exhaustive")
@@ -54,11 +76,48 @@ def exhaustive(session: nox.Session) -> None:
 @nox.session
 def lowest(session: nox.Session) -> None:
     """The NumPy backend with the oldest NumPy that the package allows."""
-    install(session, "test", extras="cli")
+    install_for_tests(session, "test", extras="cli")
     session.install("numpy==2.0.*", "ml-dtypes")
     # What is compared with other libraries needs those, whose NumPy is another.
     others = ("--ignore-glob", "*/test_compat*.py", "--ignore", "tests/backends/test_diagnosis_calls.py")
     session.run("pytest", "tests/backends", "--backend", "numpy", *others)
+
+
+def build_drivers(session: nox.Session, folder: str, *options: str) -> None:
+    """Those of tests/fuzz."""
+    session.install("cmake>=3.26", "ninja")
+    session.run("cmake", "-S", "tests/fuzz", "-B", folder, "-G", "Ninja", *options)
+    session.run("cmake", "--build", folder)
+
+
+@nox.session
+def sanitize(session: nox.Session) -> None:
+    """Random calls of the rows under AddressSanitizer and UBSan, for 20 seconds or more: `nox -s sanitize -- 600`."""
+    build_drivers(session, "build/sanitize", "-D", "LOSSBRIDGE_SANITIZE=ON")
+    session.run("build/sanitize/fuzz_rows", *(session.posargs or ["20"]), external=True)
+
+
+@nox.session
+def aarch64(session: nox.Session) -> None:
+    """What the rows compute here, with every instruction set and 1 to 3 threads, and on aarch64: the same bits."""
+    for command, package in {
+        "aarch64-linux-gnu-g++": "g++-aarch64-linux-gnu",
+        "qemu-aarch64-static": "qemu-user-static",
+    }.items():
+        if shutil.which(command) is None:
+            session.error(f"{command} is missing; on Debian: apt-get install {package}")
+    build_drivers(session, "build/fuzz")
+    build_drivers(session, "build/aarch64", "--toolchain", "aarch64-linux-gnu.cmake")
+    here, there = ["build/fuzz/digests"], ["qemu-aarch64-static", "build/aarch64/digests"]
+    found = {}
+    for digests in here, there:
+        for name in session.run(*digests, silent=True, external=True).split():
+            for threads in "123":
+                found[name, threads] = session.run(*digests, name, threads, silent=True, external=True)
+    if len(set(found.values())) > 1:
+        for (name, threads), lines in found.items():
+            Path(f"build/digests-{name}-{threads}.txt").write_text(lines)
+        session.error("they differ; compare build/digests-*.txt")
 
 
 @nox.session

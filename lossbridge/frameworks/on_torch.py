@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lossbridge.frameworks import torch_blocks, torch_ops, torch_small
+from lossbridge.frameworks import torch_operator, torch_ops, torch_rows
 from lossbridge.frameworks.framework import Choice, Path, by_formula, prepared
 from lossbridge.maths.ops import Array
+from lossbridge.native import rows
 from lossbridge.spec import Request
 
 name = "torch"
@@ -25,6 +26,9 @@ owns, quiet, shape, widest = ops.owns, ops.quiet, ops.shape, ops.widest
 # Whether CUDA tensors go to lossbridge.native.triton_kernels, which have never run on a GPU.
 TRITON = os.environ.get("LOSSBRIDGE_TRITON") == "1"
 
+# Entries from which a compiled program is faster with an operator than with the operations of a rule.
+OPERATOR = 1 << 18
+
 
 # The paths, the fastest first.
 
@@ -35,24 +39,18 @@ def choose(r: Request, *, compiled: bool = False) -> Choice:
     no_triton = _refuses_triton(r)
     if not no_triton:
         return Choice(PATHS["triton"])
-    no_cpu = _refuses_eager_cpu(r, compiled)
-    # Not asked of what is compiled: a size that is a symbol would be held to this limit.
-    too_many = "" if no_cpu or r.pred.numel() <= torch_small.MOST else f"more than {torch_small.MOST} entries"
-    no_small = no_cpu or too_many or torch_small.refuses(r)
-    if not no_small:
-        return Choice(PATHS["small"], (("triton", no_triton),))
-    no_blocks = no_cpu or torch_blocks.refuses(r)
-    if not no_blocks:
-        return Choice(PATHS["blocks"], (("triton", no_triton), ("small", no_small)))
+    no_rows = _refuses_rows(r, compiled)
+    if not no_rows:
+        return Choice(PATHS["rows"], (("triton", no_triton),))
     no_rule = _refuses_rule(r, compiled)
-    faster = (("triton", no_triton), ("small", no_small), ("blocks", no_blocks))
+    faster = (("triton", no_triton), ("rows", no_rows))
     if not no_rule:
         return Choice(PATHS["rule"], faster)
     return Choice(PATHS["formula"], (*faster, ("rule", no_rule)))
 
 
 def chosen(request: Callable[[Array, Array], Request], target: Any, pred: Any, under: str) -> Choice:
-    transformed = ops.functorch_is_active() or ops.forward_mode_is_on()
+    transformed = ops.functorch_is_active() or ops.forward_level() >= 0
     if pred.is_floating_point() and not pred.requires_grad and not transformed:
         pred = pred.detach().requires_grad_()
     return choose(request(target, pred), compiled=bool(under))
@@ -68,12 +66,31 @@ def _refuses_triton(r: Request) -> str:
     return triton_kernels.refuses(r)
 
 
-def _refuses_eager_cpu(r: Request, compiled: bool) -> str:
-    if compiled:
-        return "torch.compile fuses the operations of a rule or formula"
-    if r.pred.device.type != "cpu" or r.target.device.type != "cpu":
+def _refuses_rows(r: Request, compiled: bool) -> str:
+    if not (r.pred.is_cpu and r.target.is_cpu):
         return f"the tensors are on {r.pred.device.type}"
-    return _refuses_ordinary(r)
+    if rows.MISSING or r.rule.name not in rows.RULES or not r.pred.is_floating_point():
+        return rows.refuses(r.rule, ops.dtype(r.pred), "float32")  # a target of other numbers is cast
+    _, per_class = _per_class(r)
+    if torch.is_grad_enabled():
+        if r.target.requires_grad and r.rule.name not in rows.WITH_TARGET_GRADIENT:
+            return f"the native rows for {r.rule.name} write no gradient for the target"
+        if per_class is not None and per_class.requires_grad:
+            return "a weight needs a gradient"
+    return _refuses_operator(r) if compiled else _refuses_ordinary(r)
+
+
+def _refuses_operator(r: Request) -> str:
+    """Why an operator would not do in what is compiled."""
+    compiling, small = torch.compiler.is_compiling(), r.pred.numel() < OPERATOR
+    if compiling and torch.compiler.is_exporting():
+        return "what torch.export writes runs without lossbridge"
+    if compiling and ops.is_transformed():
+        return "torch.func or forward mode transforms the call"
+    if type(r.pred) not in ops.TYPES or type(r.target) not in ops.TYPES:
+        return "a tensor is of a subclass"
+    # A size that is a symbol must not be held to this limit.
+    return f"an operator pays from {OPERATOR} entries on" if (ops.is_known(small) if compiling else small) else ""
 
 
 def _refuses_rule(r: Request, compiled: bool) -> str:
@@ -99,7 +116,7 @@ def _refuses_ordinary(r: Request) -> str:
     for x in (r.target, r.pred, r.valid, _per_class(r)[1]):
         if x is not None and type(x) not in ops.TYPES:
             return "a tensor is of a subclass"
-    if ops.forward_mode_is_on():
+    if ops.forward_level() >= 0:
         return "forward-mode differentiation is on"
     return ""
 
@@ -116,6 +133,30 @@ def _by_triton(r: Request) -> Tensor:
     from lossbridge.native import triton_kernels
 
     return triton_kernels.losses(r)
+
+
+def _losses_by_rows(r: Request) -> Tensor:
+    return _by_rows(r, False)
+
+
+def _mean_by_rows(r: Request) -> Tensor:
+    return _by_rows(r, True)
+
+
+def _by_rows(r: Request, averaged: bool) -> Tensor:
+    if torch.compiler.is_compiling():
+        return torch_operator.computed(r, _per_class(r)[1], averaged)
+    pred, target = r.pred, r.target
+    if target.ndim == pred.ndim and not target.is_floating_point():
+        target = ops.cast(target, r.dtype)
+    name, per_class = _per_class(r)
+    rest = r._replace(target=None, pred=None, valid=None, counted=None, weight=None, normalizer=None)
+    if per_class is not None:
+        rest = rest._replace(options={option: x for option, x in r.options.items() if option != name})
+    dtypes = ops.DTYPES[pred.dtype], ops.DTYPES[target.dtype]
+    call = rows.call(rest, pred.shape, dtypes, (0, 0), divides=rows.COUNTED if averaged else rows.NO_SUM)
+    job = torch_rows.Job(call, rest, name, averaged)
+    return torch_rows.computed(job, (pred, target, r.valid, per_class))
 
 
 def _by_rule(r: Request) -> Tensor:
@@ -136,18 +177,11 @@ PATHS: Mapping[str, Path] = {
     for path in (
         Path("triton", _by_triton, "Triton kernels", "Triton kernels"),
         Path(
-            "small",
-            torch_small.losses,
-            "PyTorch's own function, in float64",
-            "automatic differentiation, of PyTorch's own function in float64",
-            mean=torch_small.mean,
-        ),
-        Path(
-            "blocks",
-            torch_blocks.losses,
-            "one pass over blocks of rows that stay in the cache",
+            "rows",
+            _losses_by_rows,
+            "the native rows, in one pass",
             "written in the same pass",
-            mean=torch_blocks.mean,
+            mean=_mean_by_rows,
         ),
         Path(
             "rule", _by_rule, "the formula, over PyTorch's operations", "the derivative rule, over PyTorch's operations"

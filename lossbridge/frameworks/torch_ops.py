@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 import sys
 from contextlib import nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,8 +28,8 @@ def base_of(x: torch.Tensor) -> torch.Tensor | None:
     return x._base
 
 
-def forward_mode_is_on() -> bool:
-    return forward_ad._current_level >= 0
+# The nesting of forward-mode differentiation, −1 outside.
+forward_level = partial(getattr, forward_ad, "_current_level")
 
 
 def differentiated_once() -> bool:
@@ -44,7 +46,7 @@ def differentiated_once() -> bool:
         return False
     within = getattr(torch._dynamo.config, "trace_autograd_ops", False)
     by_inductor = getattr(compiler, "_compiler_name", "") == "inductor"
-    return by_inductor and functorch_depth() <= 1 and not within and not forward_mode_is_on()
+    return by_inductor and functorch_depth() <= 1 and not within and forward_level() < 0
 
 
 def is_nested() -> bool:
@@ -52,10 +54,28 @@ def is_nested() -> bool:
     return bool(functorch_depth() > 1)
 
 
-# As torch.compiler.assume_constant_result does, which imports torch._dynamo. Both are constant: what is compiled
+def is_transformed() -> bool:
+    """Whether torch.func or forward mode is at work."""
+    return bool(functorch_depth() > 0 or forward_level() >= 0)
+
+
+def is_known(condition: Any) -> bool:
+    """Whether a condition on sizes holds for all that a program which is being compiled can meet. It guards nothing."""
+    from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+    return statically_known_true(condition)
+
+
+# As torch.compiler.assume_constant_result does, which imports torch._dynamo. They are constant: what is compiled
 # has one compiler and one nesting.
-for _function in (differentiated_once, is_nested):
+for _function in (differentiated_once, is_nested, is_transformed):
     _function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+# Of the context of an autograd.Function: each is unpacked alone, which is when an in-place change is noticed.
+raw_saved_tensors = operator.attrgetter("_raw_saved_tensors")
+# Whether what is saved for the backward pass at work will be asked for again.
+graph_is_kept = torch._C._autograd._get_current_graph_task_keep_graph
 
 
 # ---- End of the private interfaces. ----
@@ -219,7 +239,7 @@ def broadcast_to(x: Array, like: Array) -> Array:
 
 _OPS: Any = sys.modules[__name__]
 
-# Derivatives: the one attachment of a rule. (torch_blocks attaches gradients that are computed with the losses.)
+# Derivatives: the one attachment of a rule. (torch_rows attaches those of the native rows.)
 
 
 class Plan(NamedTuple):

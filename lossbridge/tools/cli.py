@@ -9,6 +9,7 @@ import difflib
 import itertools
 import math
 import re
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,9 +22,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressC
 
 from lossbridge.explanation import explain as paths_of
 from lossbridge.frameworks import FRAMEWORKS
+from lossbridge.native import rows
 from lossbridge.tools import diagnosis
-from lossbridge.tools.bench import bench_report, plots, results, thread_limits
+from lossbridge.tools.bench import bench_report, plots, results
 from lossbridge.tools.bench import cells as bench_cells
+from lossbridge.tools.bench.sections import sections
 from lossbridge.tools.explain_worker import Found, call_of
 from lossbridge.tools.explain_worker import table as explain_table
 from lossbridge.tools.parity import parity_report, peers, vectors
@@ -136,9 +139,14 @@ def _options(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return {name: arguments[name] for name in _OPTIONS if arguments[name] is not None}
 
 
+def _print_header() -> None:
+    """Which lossbridge this is: a number says little without it."""
+    _print_lines([f"lossbridge {__version__}, {rows.status()}"])
+
+
 def _print_version(asked: bool) -> None:
     if asked:
-        out.print(f"lossbridge {__version__}", highlight=False)
+        _print_header()
         raise typer.Exit()
 
 
@@ -251,6 +259,7 @@ def _report_parity(
         agreed = agreed and not (request.losses and lacking)
         absent = [f"{library}: not installed, and not compared" for library in lacking]
         absent += parity_report.by_convention_only(runs)
+    _print_header()
     out.print(about.title, highlight=False)
     out.print(parity_report.table(runs))
     out.print(about.legend, style="dim")
@@ -325,6 +334,7 @@ def bench(
     lines = bench_report.closing_lines(runs, named)
     if compare is not None:
         lines += [*worse, f"{compared} figures compared with {compare}, {len(worse)} got worse"]
+    _print_header()
     for table in bench_report.tables(runs):
         out.print(table.shown())
         out.print(table.legend, style="dim")
@@ -341,25 +351,24 @@ def bench(
 def _run_bench(
     cells: dict[str, list[bench_cells.Cell]], budget: bench_cells.Budget, device: str, timeout: float
 ) -> list[results.Run]:
-    """One backend, and one number of threads, after another: side by side they would slow each other down."""
-    runs: list[results.Run] = []
+    """One section after another: side by side they would slow each other down."""
+    runs: dict[str, list[results.Run]] = defaultdict(list)
     with _progress() as progress:
-        bars = {name: progress.add_task(name, total=len(cells[name])) for name in cells if installed(name)}
-        for name, chosen in cells.items():
-            parts: list[results.Run] = []
-            for threads in sorted({cell.threads for cell in chosen}):
-                some = [cell.as_dict() for cell in chosen if cell.threads == threads]
-                parts += run_workers(
-                    [name],
-                    {"device": device, "cells": some, "budget": asdict(budget)},
-                    worker="lossbridge.tools.bench.bench_worker",
-                    outcome=results.Outcome.of_dict,
-                    timeout=timeout,
-                    environment=thread_limits.environment(threads) if device == "cpu" else {},
-                    on_outcome=lambda name, outcome: progress.advance(bars[name]),
-                )
-            runs.append(results.joined(parts))
-    return runs
+        # What is not installed is reported once.
+        todo = [s for s in sections(cells, device) if s.label == s.backend or installed(s.backend)]
+        totals = Counter(section.backend for section in todo for _ in section.cells)
+        bars = {name: progress.add_task(name, total=total) for name, total in totals.items() if installed(name)}
+        for section in todo:
+            runs[section.label] += run_workers(
+                [section.backend],
+                {"device": device, "cells": [cell.as_dict() for cell in section.cells], "budget": asdict(budget)},
+                worker="lossbridge.tools.bench.bench_worker",
+                outcome=results.Outcome.of_dict,
+                timeout=timeout,
+                environment=section.environment,
+                on_outcome=lambda name, outcome: progress.advance(bars[name]),
+            )
+    return [results.joined(label, parts) for label, parts in runs.items()]
 
 
 @app.command()

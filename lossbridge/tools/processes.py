@@ -86,8 +86,8 @@ def run_workers(
 ) -> list[BackendRun[Outcome]]:
     """Sends the request to one worker per backend, all at once, and collects their outcomes.
 
-    `worker`: the module to run, with the variables of `environment`; `outcome`: makes an outcome from its dict. A
-    worker that is silent for `timeout` seconds is killed and counts as hung.
+    `worker`: the module to run; `environment`: what is added to this process's for it; `outcome`: makes an outcome from
+    its dict. A worker that is silent for `timeout` seconds is killed and counts as hung.
     """
     messages: queue.Queue[tuple[str, dict[str, Any] | None]] = queue.Queue()
     runs: dict[str, BackendRun[Outcome]] = {name: BackendRun(name, "crashed") for name in backends}

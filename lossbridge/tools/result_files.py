@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from lossbridge.native import rows
 from lossbridge.version import __version__
 
 
@@ -18,6 +19,7 @@ def facts(device: str) -> dict[str, str]:
     """Where results come from: versions, machine and device."""
     return {
         "lossbridge": __version__,
+        "rows": rows.status(),
         "machine": platform.platform(),
         "python": platform.python_version(),
         "device": device,
@@ -58,7 +60,7 @@ svg {{ max-width: 100%; height: auto }}
 <h1>{title}</h1>
 <p>{verdict}</p>
 {content}
-<p><small>lossbridge {lossbridge}, {machine}, Python {python}, device {device}</small></p>
+<p><small>lossbridge {lossbridge}, {rows}, {machine}, Python {python}, device {device}</small></p>
 </html>
 """
 

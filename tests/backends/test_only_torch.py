@@ -230,9 +230,36 @@ def test_private_dispatch_modes() -> None:
 
 
 def test_private_forward_mode() -> None:
-    assert not ops.forward_mode_is_on()
+    assert ops.forward_level() == -1
     with torch.autograd.forward_ad.dual_level():
-        assert ops.forward_mode_is_on()
+        assert ops.forward_level() == 0
+
+
+def test_private_saved_tensors() -> None:
+    """Each is unpacked alone, and the graph is kept only where it is asked for."""
+    answers = []
+
+    class Ask(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, y):
+            ctx.save_for_backward(x, y, None)
+            return x * y
+
+        @staticmethod
+        def backward(ctx, upstream):
+            first, second, none = ops.raw_saved_tensors(ctx)
+            with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+                first.unpack()
+            answers.append((second.unpack().item(), none.unpack(), ops.graph_is_kept()))
+            return upstream, None
+
+    leaf, y = torch.ones((), requires_grad=True), torch.full((), 3.0)
+    x = leaf * 1
+    value = Ask.apply(x, y)
+    x.add_(1)
+    value.backward(retain_graph=True)
+    value.backward()
+    assert answers == [(3.0, None, True), (3.0, None, False)]
 
 
 def test_private_base() -> None:
@@ -242,22 +269,40 @@ def test_private_base() -> None:
 
 
 @pytest.mark.parametrize(
-    ("compiler", "transform", "once", "nested"),
+    ("compiler", "transform", "once", "nested", "transformed"),
     [
-        ("inductor", lambda f: f, True, False),
-        ("inductor", torch.vmap, True, False),
-        ("inductor", lambda f: torch.vmap(torch.vmap(f)), False, True),
-        ("aot_eager", lambda f: f, False, False),
+        ("inductor", lambda f: f, True, False, False),
+        ("inductor", torch.vmap, True, False, True),
+        ("inductor", lambda f: torch.vmap(torch.vmap(f)), False, True, True),
+        ("aot_eager", lambda f: f, False, False, False),
     ],
     ids=["alone", "vmap", "nested", "another compiler"],
 )
-def test_private_answers_while_compiling(compiler, transform, once, nested) -> None:
+def test_private_answers_while_compiling(compiler, transform, once, nested, transformed) -> None:
     def ask(x):
-        return x + (1.0 if ops.differentiated_once() else 0.0) + (2.0 if ops.is_nested() else 0.0)
+        answers = ops.differentiated_once(), ops.is_nested(), ops.is_transformed()
+        return x + sum(2.0**bit for bit, answer in enumerate(answers) if answer)
 
     torch.compiler.reset()
     compiled = torch.compile(transform(ask), fullgraph=True, backend=compiler)
-    assert compiled(torch.zeros(2, 3)).unique().item() == once + 2 * nested
+    assert compiled(torch.zeros(2, 3)).unique().item() == once + 2 * nested + 4 * transformed
+
+
+def test_private_knowledge_of_sizes() -> None:
+    """A size is known until a second one comes; then a question about it compiles nothing anew."""
+    programs = []
+
+    def ask(x):
+        return x + (1.0 if ops.is_known(x.numel() < 100) else 2.0)
+
+    def count(graph, _):
+        programs.append(graph)
+        return graph.forward
+
+    torch.compiler.reset()
+    compiled = torch.compile(ask, fullgraph=True, backend=count)
+    assert [compiled(torch.zeros(size))[0].item() for size in (5, 6, 7, 200, 8)] == [1, 2, 2, 2, 2]
+    assert len(programs) == 2
 
 
 # The way of one call.

@@ -20,6 +20,7 @@ from lossbridge.compat import optax as compat_optax
 from lossbridge.compat import scipy as compat_scipy
 from lossbridge.compat import sklearn as compat_sklearn
 from lossbridge.compat import torch as compat_torch
+from lossbridge.native import rows
 from lossbridge.spec import LOSSES
 
 
@@ -96,22 +97,26 @@ def on_numpy(form: Form, situation: str) -> str:
     return by_rule(form) if without_kernel or narrow else "blocks"
 
 
-# The rules that have a row kernel on PyTorch: written out, so that one that is taken away is missed.
-IN_BLOCKS = (
-    *("softmax of labels", "softmax of distributions", "divergence of logits", "divergence of probabilities"),
-    *("Bernoulli of logits", "Bernoulli of probabilities"),
+# The rules that the native rows compute: written out, so that one that is taken away is missed. All that losses have.
+IN_ROWS = (
+    *("softmax of labels", "softmax of distributions", "probabilities of labels", "probabilities of distributions"),
+    *("log loss of labels", "focal softmax", "focal probabilities", "Bernoulli of logits", "Bernoulli of probabilities"),
+    *("focal Bernoulli of logits", "focal Bernoulli of probabilities"),
+    *("divergence of logits", "divergence of probabilities"),
+)
+ROWS_DIFFERENTIATE_THE_TARGET = (
+    *("softmax of distributions", "Bernoulli of logits", "Bernoulli of probabilities"),
+    *("divergence of logits", "divergence of probabilities"),
 )
 
 
 def on_torch(form: Form, situation: str) -> str:
-    in_blocks = form.rule.name in IN_BLOCKS
-    small = form.rule.name in ("softmax of labels", "softmax of distributions", "Bernoulli of logits")
-    small = (small and form.loss != "log_loss") or (form.loss == "log_loss" and form.target == "labels" and form.logits)
-    if situation in ("eager", "target") and small:
-        return "small"
-    if situation in ("eager", "large", "float64"):
-        return "blocks" if in_blocks else by_rule(form)
-    return by_rule(form) if situation in ("target", "compile") else "formula"
+    in_rows = form.rule.name in IN_ROWS and not rows.MISSING
+    if situation == "target":
+        in_rows = in_rows and form.rule.name in ROWS_DIFFERENTIATE_THE_TARGET
+    if situation in ("functorch", "forward"):
+        return "formula"
+    return "rows" if in_rows and situation != "compile" else by_rule(form)
 
 
 def on_tensorflow(form: Form, situation: str) -> str:
@@ -123,7 +128,7 @@ def on_tensorflow(form: Form, situation: str) -> str:
 
 
 def on_jax(form: Form, situation: str) -> str:
-    return "rule" if form.rule.gradients else "blocks" if "focal" in form.loss else "formula"
+    return by_rule(form) if rows.MISSING or situation == "explicit" else "rows"
 
 
 TABLE: dict[str, tuple[Callable[[Form, str], str], dict[str, Situation]]] = {
@@ -144,6 +149,7 @@ TABLE: dict[str, tuple[Callable[[Form, str], str], dict[str, Situation]]] = {
             "float64": Situation(dtype="float64"),
             "target": Situation(how="target", explained=False),
             "compile": Situation(how="compile", under="compile"),
+            "large compile": Situation(LARGE, how="compile", under="compile"),
             "functorch": Situation(how="functorch", explained=False),
             "forward": Situation(how="forward", explained=False),
         },
@@ -158,7 +164,15 @@ TABLE: dict[str, tuple[Callable[[Form, str], str], dict[str, Situation]]] = {
             "forward": Situation(how="forward", explained=False),
         },
     ),
-    "jax": (on_jax, {"eager": Situation(), "jit": Situation(how="jit", under="jit"), "large": Situation(LARGE)}),
+    "jax": (
+        on_jax,
+        {
+            "eager": Situation(),
+            "jit": Situation(how="jit", under="jit"),
+            "target": Situation(how="target", explained=False),
+            "explicit": Situation(how="explicit"),
+        },
+    ),
 }
 
 
@@ -196,7 +210,7 @@ def called(lib, form: Form, situation: Situation) -> None:
             target = lib.array(np.asarray(target), situation.dtype)
         elif lib.b.name == "torch":
             target = lib.b.place(np.asarray(target), "int64", "cpu")
-        pred = lib.array(pred, situation.dtype)
+        pred = placed(lib.array(pred, situation.dtype), situation)
         if situation.how == "target":
             lib.b.value_and_grad(lambda t: loss(t, pred), target)
         elif situation.how == "functorch":
@@ -205,10 +219,20 @@ def called(lib, form: Form, situation: Situation) -> None:
             torch.func.grad(lambda p: loss(target, p))(pred)
         elif situation.how == "forward":
             forward_mode(lib.b.name, lambda p: loss(target, p), pred)
-        elif situation.how == "eager":
+        elif situation.how in ("eager", "explicit"):
             lb.value_and_grad(loss)(target, pred)
         else:
             lib.b.compilers()[situation.how](lb.value_and_grad(loss) if lib.b.name != "torch" else loss)(target, pred)
+
+
+def placed(pred: Any, situation: Situation) -> Any:
+    """In the situation "explicit", an array of JAX whose type says how it is split over devices."""
+    if situation.how != "explicit":
+        return pred
+    import jax
+
+    mesh = jax.make_mesh((1,), ("x",), axis_types=(jax.sharding.AxisType.Explicit,))
+    return jax.device_put(pred, jax.NamedSharding(mesh, jax.sharding.PartitionSpec("x")))
 
 
 def forward_mode(framework: str, function: Callable[[Any], Any], x: Any) -> None:
@@ -237,7 +261,8 @@ def explained(lib, form: Form, situation: Situation) -> str:
     target, pred = arrays(form, *situation.shape, situation.dtype)
     with lib.b.scope(situation.dtype, "cpu"):
         target = lib.b.asarray(target) if form.target == "labels" else lib.array(target, situation.dtype)
-        found = lb.explain(form.loss, target, lib.array(pred, situation.dtype), under=situation.under, **form.options)
+        pred = placed(lib.array(pred, situation.dtype), situation)
+        found = lb.explain(form.loss, target, pred, under=situation.under, **form.options)
     return found.path
 
 
@@ -259,7 +284,7 @@ def test_this_path_runs_and_no_other(lib, taken, cell) -> None:
 def test_no_path_is_left_out(lib) -> None:
     """Triton's, which needs a GPU or its interpreter, is in test_only_torch_triton.py."""
     expected = {path for _, _, path in cells(lib.b.name)}
-    assert expected == set(lib.framework.PATHS) - {"triton"}
+    assert expected == set(lib.framework.PATHS) - {"triton"} - ({"rows"} if rows.MISSING else set())
 
 
 # Kernels.
@@ -272,14 +297,9 @@ def kernels(framework: str) -> dict[str, tuple[Any, str]]:
 
         return {f"blocks: {name}": (numpy_blocks, "KERNELS") for name in numpy_blocks.KERNELS}
     if framework == "torch":
-        from lossbridge.frameworks import torch_blocks, torch_small
-
-        small = {f"small: {name}": (torch_small, "RULES") for name in torch_small.RULES}
-        return small | {f"blocks: {name}": (torch_blocks, "KERNELS") for name in torch_blocks.KERNELS}
+        return {} if rows.MISSING else {f"rows: {name}": (rows, "RULES") for name in rows.RULES}
     if framework == "jax":
-        from lossbridge.frameworks import on_jax
-
-        return {f"derived in blocks: {name}": (on_jax, "DERIVED_IN_BLOCKS") for name in on_jax.DERIVED_IN_BLOCKS}
+        return {} if rows.MISSING else {f"rows: {name}": (rows, "RULES") for name in rows.RULES}
     return {}
 
 

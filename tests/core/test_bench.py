@@ -18,6 +18,7 @@ import pytest
 from typer.testing import CliRunner
 
 from lossbridge.frameworks import FRAMEWORKS
+from lossbridge.tools import cli, processes
 from lossbridge.tools.bench import bench_report as report
 from lossbridge.tools.bench import (
     cells,
@@ -27,6 +28,7 @@ from lossbridge.tools.bench import (
     memory,
     plots,
     results,
+    sections,
     targets,
     textbook,
     thread_limits,
@@ -80,10 +82,32 @@ def test_every_loss_and_every_target_is_measured() -> None:
     assert {form.loss for form in cells.FORMS.values()} == set(LOSSES)
     assert set(textbook.VALUES) == set(cells.NAMED_FORMS)
     assert set(cells.ITEM_BYTES) == set(DTYPES)
+    everything = sections.sections({backend: cells.cells(backend) for backend in FRAMEWORKS}, "cpu")
     for target in targets.TARGETS:
-        measured = [cell.same for cell in cells.cells(target.backend) if not cell.sweep]
+        some = [cell for section in everything if section.label == target.backend for cell in section.cells]
+        measured = [cell.same for cell in some if not cell.sweep]
         for cell in (target.cell, target.peer_cell or target.cell):
             assert cell.same in measured, target.case
+
+
+def test_sections() -> None:
+    """A process for each number of threads, and one for PyTorch's large cells with its own huge pages."""
+    chosen = {name: cells.cells(name, quick=True) for name in ("numpy", "torch")}
+    found = sections.sections(chosen, "cpu")
+    switched = "torch, THP_MEM_ALLOC_ENABLE=1"
+    backends = [("numpy", "numpy")] * 2 + [("torch", "torch")] * 2 + [(switched, "torch")]
+    assert [(section.label, section.backend) for section in found] == backends
+    assert [{cell.threads for cell in section.cells} for section in found] == [{1}, {2}, {1}, {2}, {1}]
+    assert [section.environment["OMP_NUM_THREADS"] for section in found] == ["1", "2", "1", "2", "1"]
+    pages = [section.environment.get("THP_MEM_ALLOC_ENABLE") for section in found]
+    assert pages == [None, None, "0", "0", "1"]
+    for backend, some in chosen.items():
+        measured = [cell for section in found if section.label == backend for cell in section.cells]
+        assert sorted(measured, key=some.index) == some
+    assert {cell.form for cell in found[-1].cells} == set(cells.BIG_FORMS)
+    assert {(cell.ways, cell.dtype, cell.backward) for cell in found[-1].cells} == {("eager", "float32", True)}
+    assert [section.environment for section in sections.sections(chosen, "cuda")] == [{}, {}]
+    assert len(sections.sections({"torch": TINY}, "cpu")) == 1
 
 
 def test_bytes_that_must_move() -> None:
@@ -102,8 +126,6 @@ def test_a_cell_of_every_form(form, backward) -> None:
     assert not outcome.fault
     assert outcome.measurements[0].name == contenders.OURS
     for m in outcome.measurements:
-        if m.skipped:
-            continue
         assert 3 <= m.rounds <= 5
         assert 0 < m.low_ms <= m.ms <= m.high_ms
         assert m.value_error < 1e-5
@@ -296,6 +318,8 @@ def test_targets() -> None:
     assert [(limit.what, limit.found, limit.most) for limit in found.limits] == [("time", 0.15, 0.16)]
     assert found.reached
     assert judged(big, made(40, 200, 100)).reached is False
+    switched = made(30, 200, 100, backend="torch, THP_MEM_ALLOC_ENABLE=1")
+    assert [limit.most for limit in judged(big, switched).limits] == [0.35]
     others = [j for j in targets.judge([made(30, 200, 100)]) if j.target.case != big]
     assert others
     assert all(j.reached is None and j.words for j in others)
@@ -314,22 +338,28 @@ def test_the_core_counts_with_one_thread_and_the_clock_with_two() -> None:
 
     parts = [run(one, 100, 80), run(two, 60, 110)]
     assert [results.cost(part.outcomes[0].measurements[0], part.outcomes[0].cell) for part in parts] == [80, 60]
-    both = results.joined(parts)
+    both = results.joined("torch", parts)
     assert both.status == "ran"
     assert judged("CE 4096×1000, two threads / one", both).limits[0].found == 0.6
-    crashed = results.joined([parts[0], replace(parts[1], status="crashed", words="exit status 1")])
+    crashed = results.joined("torch", [parts[0], replace(parts[1], status="crashed", words="exit status 1")])
     assert (crashed.status, len(crashed.outcomes)) == ("crashed", 2)
 
 
-def test_what_is_skipped_is_said() -> None:
-    """A buffer for the gradient, while value_and_grad takes none."""
-    outcome = measure.outcome(NUMPY, Cell("CE, labels", 12, 7), BUDGET)
-    (out,) = [m for m in outcome.measurements if m.name == contenders.OUT]
+def test_a_gradient_in_the_callers_buffer() -> None:
+    cell = Cell("CE, labels", 12, 7)
+    (out,) = [c for c in contenders.contenders("numpy", cell) if c.name == contenders.OUT]
+    first, second = (out.with_gradient(np.arange(12) % 7, np.ones((12, 7), np.float32))[1] for _ in range(2))
+    assert first is second
+    outcome = measure.outcome(NUMPY, cell, BUDGET)
     assert not outcome.fault
-    assert (out.ms is None) == bool(out.skipped)
-    big = Outcome(Cell("CE, labels", *cells.LM), [Measurement(contenders.OUT, "eager", skipped="no out= yet")])
-    found = judged("CE 2048×32768, out= / textbook", Run("numpy", "ran", outcomes=[big]))
-    assert (found.words, found.reached) == ("skipped: no out= yet", None)
+    assert outcome.get(contenders.OUT, "eager") is not None
+
+
+def test_why_a_target_is_not_judged() -> None:
+    case, big = "CE 2048×32768, out= / textbook", Cell("CE, labels", *cells.LM)
+    for outcomes, words in (([], "not measured"), ([Outcome(big)], "lacks lossbridge, out=, eager")):
+        found = judged(case, Run("numpy", "ran", outcomes=outcomes))
+        assert (found.words, found.reached) == (words, None)
 
 
 def test_what_was_not_compared_is_not_reached() -> None:
@@ -405,7 +435,8 @@ def test_bench(tiny, tmp_path) -> None:
     assert "8×5 " in result.stdout
     assert "8 cells, 0 contenders not timed" in result.stdout
     found = json.loads(kept.read_text())
-    for key in ("format", "lossbridge", "machine", "processor", "cores", "python", "device", "quick"):
+    assert f"lossbridge {found['lossbridge']}, {found['rows']}" in result.stdout
+    for key in ("format", "lossbridge", "rows", "machine", "processor", "cores", "python", "device", "quick"):
         assert key in found
     (backend,) = found["backends"]
     assert backend["copy_bytes_per_second"]["1"] > 0
@@ -420,12 +451,43 @@ def test_bench(tiny, tmp_path) -> None:
     assert again.outcomes == [Outcome.of_dict(cell) for cell in json.loads(kept.read_text())["backends"][0]["cells"]]
 
     text = page.read_text()
+    assert found["rows"] in text
     assert text.count("<svg") == 2  # no memory in cells this small
     assert "textbook" in text
     for opener in ("src=", "<link", "@import", "url(http", "<script"):
         assert opener not in text
     assert {path.name for path in pictures.iterdir()} == {"time_over_v_ce_labels.png", "time_over_n_ce_labels.png"}
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in pictures.iterdir())
+
+
+def test_bench_of_pytorch_by_sections(monkeypatch, tmp_path) -> None:
+    """Three processes: with one thread and with two, which stand together, and with PyTorch's own huge pages."""
+    some = [Cell("CE, labels", 8, 5, ways="eager", threads=threads) for threads in (1, 2)]
+    monkeypatch.setattr(cells, "BIG_FORMS", {"CE, labels": (8, 5)})
+    monkeypatch.setattr(cells, "cells", lambda backend, quick=False: some)
+    monkeypatch.setattr(cells, "FULL", BUDGET)
+    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "1")  # the user's: each section says what it has
+    kept = tmp_path / "b.json"
+    result = run("--backend", "torch", "--json", kept)
+    assert "3 cells, 0 contenders not timed" in result.stdout
+    lines = [line.strip() for line in result.stdout.splitlines()]
+    assert lines.index("torch") < lines.index("torch, THP_MEM_ALLOC_ENABLE=1")
+    found = json.loads(kept.read_text())
+    labels = ["torch", "torch, THP_MEM_ALLOC_ENABLE=1"]
+    assert [ratio["backend"] for ratio in found["ratios"]] == ["torch", *labels]
+    assert [backend["backend"] for backend in found["backends"]] == labels
+    assert [backend["environment"]["THP_MEM_ALLOC_ENABLE"] for backend in found["backends"]] == ["0", "1"]
+    assert [list(backend["copy_bytes_per_second"]) for backend in found["backends"]] == [["1", "2"], ["1"]]
+
+
+def test_what_is_not_installed_is_reported_once(monkeypatch) -> None:
+    some = [Cell("CE, labels", *cells.LM, threads=threads) for threads in (1, 2)]
+    monkeypatch.setattr(cells, "cells", lambda backend, quick=False: some)
+    for module in (cli, processes):
+        monkeypatch.setattr(module, "installed", lambda library: False)
+    result = run("--backend", "torch", code=1)
+    assert result.stdout.count("torch: missing (asked for): not installed") == 1
+    assert "THP_MEM_ALLOC_ENABLE" not in result.stdout
 
 
 def test_compare(tiny, tmp_path, monkeypatch) -> None:

@@ -13,6 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 import lossbridge
+from lossbridge.native import rows
 from lossbridge.tools import processes
 from lossbridge.tools.cli import app
 from lossbridge.tools.parity.cases import DTYPES, LOSSES, cases
@@ -320,7 +321,7 @@ def test_the_command_without_its_extra(tmp_path) -> None:
 
 
 def test_version() -> None:
-    assert lossbridge.__version__ in run("--version").stdout
+    assert run("--version").stdout == f"lossbridge {lossbridge.__version__}, {rows.status()}\n"
 
 
 def test_explain_says_the_path_and_why_not_a_faster_one(save) -> None:

@@ -216,7 +216,7 @@ def measurement_table(run: Run) -> Table:
     rows, good = [], []
     for outcome in run.outcomes:
         for m in outcome.measurements:
-            spread = f"{_ms(m.low_ms)} – {_ms(m.high_ms)}" if m.ms is not None else m.fault or m.skipped
+            spread = f"{_ms(m.low_ms)} – {_ms(m.high_ms)}" if m.ms is not None else m.fault
             rows.append(
                 (
                     _short(outcome.cell),

@@ -1,8 +1,9 @@
-"""The bench command's worker: the cells that a request asks for (one number of threads), and facts."""
+"""The bench command's worker: the cells of one section, and facts."""
 
 from __future__ import annotations
 
 import importlib.metadata
+import os
 from functools import partial
 from typing import Any
 
@@ -12,6 +13,7 @@ from lossbridge.tools.bench import thread_limits
 from lossbridge.tools.bench.cells import Budget, Cell
 from lossbridge.tools.bench.measure import outcome
 from lossbridge.tools.bench.memory import copy_bandwidth
+from lossbridge.tools.bench.sections import OWN_HUGE_PAGES
 from lossbridge.tools.processes import Job, serve
 
 LIBRARIES = (*FRAMEWORKS, "scipy", "scikit-learn", "keras", "optax", "liger-kernel", "triton")
@@ -32,7 +34,9 @@ def jobs(b: Framework, request: dict[str, Any]) -> tuple[list[Job], dict[str, An
     device, budget = request["device"], Budget(**request["budget"])
     cells = [Cell(**cell) for cell in request["cells"]]
     speeds = {str(threads): copy_bandwidth(b, device) for threads in {cell.threads for cell in cells}}
-    facts = {"versions": versions(), "copy_bytes_per_second": speeds}
+    # Also where the user has set it, and no section.
+    environment = {name: os.environ[name] for name in (OWN_HUGE_PAGES,) if name in os.environ}
+    facts = {"versions": versions(), "environment": environment, "copy_bytes_per_second": speeds}
     return [(cell.name, partial(outcome, b, cell, budget, device)) for cell in cells], facts
 
 

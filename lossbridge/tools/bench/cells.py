@@ -1,7 +1,8 @@
 """What is measured: the form of a loss, its shape, dtype and data, with or without the gradient. Plain data.
 
 Nothing here depends on a framework. Losses and their targets come from lossbridge.spec; a loss that has no form here
-gets one. Data are in data_kinds.py, peers in contenders.py, limits in targets.py.
+gets one. Data are in data_kinds.py, peers in contenders.py, limits in targets.py, the processes that measure in
+sections.py.
 """
 
 from __future__ import annotations

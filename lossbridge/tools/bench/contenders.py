@@ -31,15 +31,13 @@ OURS, IN_PLACE, OUT = "lossbridge", "lossbridge, inplace_gradient", "lossbridge,
 
 @dataclass(frozen=True)
 class Contender:
-    """`with_gradient`: a function that returns value and gradient, where the framework has no usual way to one.
-    `lacks`: why it cannot run yet, if so."""
+    """`with_gradient`: a function that returns value and gradient, where the framework has no usual way to one."""
 
     name: str
     loss: Loss
     with_gradient: Loss | None = None
     consumes: bool = False  # it overwrites the predictions: each call gets a copy
     eager_only: bool = False
-    lacks: str = ""
 
 
 def contenders(backend: str, cell: Cell, device: str = "cpu", options: Options | None = None) -> list[Contender]:
@@ -135,15 +133,8 @@ def _out(cell: Cell) -> Contender:
     form = FORMS[cell.form]
     function, options = getattr(losses, form.loss), dict(form.options)
     both = losses.value_and_grad(function)
-    lacks = ""
-    try:
-        both(np.zeros(1, int), np.zeros((1, 2), np.float32), out=np.zeros((1, 2), np.float32), **options)
-    except TypeError:
-        lacks = "value_and_grad has no out= yet"
     buffer = np.zeros((cell.rows, cell.classes), cell.dtype)
-    return Contender(
-        OUT, partial(function, **options), lambda t, pred: both(t, pred, out=buffer, **options), lacks=lacks
-    )
+    return Contender(OUT, partial(function, **options), lambda t, pred: both(t, pred, out=buffer, **options))
 
 
 def _torch(cell: Cell, device: str) -> Iterator[Contender]:

@@ -101,7 +101,7 @@ def _measured(
     del data
     found = [_checked(b, entrant, judge, cell, device) for entrant in entrants]
     del judge
-    racing = [i for i, m in enumerate(found) if not m.fault and not m.skipped]
+    racing = [i for i, m in enumerate(found) if not m.fault]
     warm = [found[i].way == steps.EAGER and (found[i].first_ms or 0) > 500 for i in racing]
     times = interleaved(b, [entrants[i] for i in racing], budget, device, warm)
     for i, samples in zip(racing, times, strict=True):
@@ -198,8 +198,6 @@ def _or_infinite(error: float) -> float:
 def _checked(b: Framework, entrant: Entrant, judge: Exact, cell: Cell, device: str) -> Measurement:
     """The first call, which compiles: its time and errors, or the fault."""
     name, way = entrant.contender.name, entrant.way
-    if entrant.contender.lacks:
-        return Measurement(name, way, skipped=entrant.contender.lacks)
     pred = entrant.fresh()
     start = time.perf_counter()
     try:

@@ -26,7 +26,7 @@ class Measurement:
     """One contender, run in one way. `ms`, `low_ms`, `high_ms`: median and quartiles of a call; `cpu_ms`, `faults`:
     medians of its time on all cores together, user's and system's, and of its page faults; `first_ms`: the first call,
     with compilation. Errors are relative, the gradient's to the largest entry of its row. `fault`: why it was not
-    timed; `skipped`: why it was not even run."""
+    timed."""
 
     name: str
     way: str
@@ -42,7 +42,6 @@ class Measurement:
     value_error: float | None = None
     gradient_error: float | None = None
     fault: str = ""
-    skipped: str = ""
 
 
 @dataclass(frozen=True)
@@ -74,13 +73,13 @@ class Outcome:
 Run = BackendRun[Outcome]
 
 
-def joined(runs: Sequence[Run]) -> Run:
-    """The runs of one backend with different numbers of threads, as one."""
+def joined(label: str, runs: Sequence[Run]) -> Run:
+    """The runs of the sections of this label, which differ in the number of threads, as one."""
     first = next((run for run in runs if run.status != "ran"), runs[0])
     outcomes = [outcome for run in runs for outcome in run.outcomes]
     speeds = [run.facts.get("copy_bytes_per_second", {}) for run in runs]
     copies = {threads: speed for found in speeds for threads, speed in found.items()}
-    return replace(first, outcomes=outcomes, facts={**runs[0].facts, "copy_bytes_per_second": copies})
+    return replace(first, backend=label, outcomes=outcomes, facts={**runs[0].facts, "copy_bytes_per_second": copies})
 
 
 def bandwidth(run: Run, threads: int = 1) -> float:

@@ -1,0 +1,72 @@
+// A call of the rows: what is computed, of which arrays, into which. Plain data, without a framework.
+#pragma once
+#include <cstdint>
+
+namespace lossbridge {
+
+// The rules of lossbridge/maths, by their numbers in lossbridge/native/rows.py.
+enum class Rule : int32_t {
+  SOFTMAX_LABELS = 0,               // logits and labels
+  SOFTMAX_DISTRIBUTIONS = 1,        // logits and distributions
+  PROBABILITIES_LABELS = 2,         // probabilities, renormalised and clipped, and labels
+  PROBABILITIES_DISTRIBUTIONS = 3,  // and distributions
+  LOG_LOSS = 4,                     // probabilities, clipped, and labels
+  SOFTMAX_FOCAL = 5,
+  PROBABILITIES_FOCAL = 6,
+  BERNOULLI_LOGITS = 7,
+  BERNOULLI_PROBABILITIES = 8,
+  BERNOULLI_FOCAL_LOGITS = 9,
+  BERNOULLI_FOCAL_PROBABILITIES = 10,
+  DIVERGENCE_LOGITS = 11,
+  DIVERGENCE_PROBABILITIES = 12,
+};
+
+enum class Dtype : int32_t { FLOAT32 = 0, FLOAT64 = 1, FLOAT16 = 2, BFLOAT16 = 3, INT32 = 4, INT64 = 5 };
+
+// What the sum of the losses is divided by.
+enum class Divisor : int32_t {
+  NONE = 0,     // there is no sum, only the losses
+  COUNTED = 1,  // the number of samples that count
+  WEIGHTS = 2,  // the sum of their weights
+  GIVEN = 3,    // `divisor`
+};
+
+// Predictions have the shape (outer, classes, inner) and lie in C order; there are outer·inner samples. With
+// `elementwise`, which only Bernoulli rules have, each of the outer·classes·inner entries is a sample. Arrays "of the
+// result" are float64 where the predictions are, else float32. What may be null says so.
+struct Call {
+  Rule rule;
+  Dtype dtype;         // of the predictions and their gradient
+  Dtype target_dtype;  // labels: INT32 or INT64
+  bool elementwise;
+  int64_t outer, classes, inner;
+  const void *pred, *target;
+
+  // The rule's options; those that a rule lacks are ignored.
+  double label_smoothing, epsilon, temperature, gamma;
+  double per_class_number;  // pos_weight or alpha, where it is one number
+  const void *per_class;    // class_weight, pos_weight or alpha of each class, of the result; or null
+  bool balanced;            // binary focal: alpha counts
+
+  // The samples: of the result, outer·inner; or null.
+  const uint8_t *counted;  // false: masked or ignored, not read; loss and gradient are 0
+  const void *weight;      // multiplies the losses; a sample of weight 0 is not read
+  Divisor divides;
+  double divisor;
+  double upstream;            // what flows back to the result, or without a sum to every loss
+  const void *upstream_each;  // times this for every sample, or null
+
+  // Written.
+  void *losses;           // l·w of each sample, of the result; or null
+  void *result;           // one number: Σ l·w / D, 0 where D = 0; or null
+  void *gradient;         // for the predictions, of their shape and dtype, may be `pred` itself; or null
+  void *target_gradient;  // for the target, of its shape and dtype; or null. Not for labels.
+  int32_t threads;
+};
+
+// Bytes of scratch memory that a thread needs.
+int64_t scratch_bytes(const Call &);
+// Computes the samples; returns nothing, because nothing can fail.
+void run(const Call &);
+
+}  // namespace lossbridge

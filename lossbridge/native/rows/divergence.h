@@ -1,0 +1,181 @@
+// Rows of the divergence family. `f(δ) = δ + e^(−δ) − 1` is that of lossbridge/maths/divergence.py (1).
+//
+// Of logits z (target) and x, t = softmax(z/T), p = softmax(x/T), with the leading class k of z:
+//
+// 1. a_j = (z_j − x_j) − (z_k − x_k), both differences with their rounding errors, so that a is right to the last bit and
+//    a_k is 0. δ_j = log(t_j/p_j) = a_j/T − c, where c = log Σ e^((z − z_k)/T) − log Σ e^((x − x_k)/T).
+// 2. c has the rounding errors of two sums of exponentials. Where the divergence is small they would be all that is left.
+//    But for any centre b, F(b) = Σ t f(a/T − b) = e^(b − c) − 1 + μ − b with μ = Σ t a/T: a sum of terms ≥ 0. At b = μ,
+//    F = e^KL − 1, and its derivative by b is F itself: the rounding of μ does not count. So KL = log1p(F(μ)).
+// 3. A term is t f(δ) by the series of f where |δ| < 1, else t δ + (p e^(b − c) − t). Where KL, which is about μ − c, is
+//    above 1/4, b = c does as well, KL = F(c), and no exponential overflows.
+// 4. gradient = T (p − t). With h = t (f(δ) − δ), or p e^(b − c) − t: p − t = (h − F t) / (1 + F) for b = μ, h for b = c.
+//    For the target T t (a/T − μ). KL is multiplied by T².
+//
+// Of probabilities, in double, t and p clipped to [ε, 1]:
+//
+// 5. Σ t log(t/p). Where p lies between t/2 and 2 t, δ = −log1p((p − t)/t) and t log(t/p) = t f(δ) + (t − p), whose
+//    difference is exact. gradient = −t/p, for the target log(t/p) + 1; 0 where clipped, and where t = 0.
+#pragma once
+#include "softmax.h"
+
+namespace lossbridge {
+namespace LOSSBRIDGE_NS {
+
+// f(d)/d² for |d| ≤ 1.
+LOSSBRIDGE_INLINE Floats remainder_over_square(Floats d) {
+  Floats q = fma(set(-0x1.7416fp-19f), d, set(0x1.a9622ap-16f));
+  q = fma(q, d, set(-0x1.a028cap-13f));
+  q = fma(q, d, set(0x1.6bffbp-10f));
+  q = fma(q, d, set(-0x1.1110ep-7f));
+  q = fma(q, d, set(0x1.55557ap-5f));
+  q = fma(q, d, set(-0x1.555556p-3f));
+  return fma(q, d, set(0.5f));
+}
+LOSSBRIDGE_INLINE Doubles remainder_over_square(Doubles d) {
+  double factorial = 121645100408832000.0;  // 19!
+  Doubles q = set(-1 / factorial);
+  for (int n = 18; n >= 2; n--) {
+    factorial /= n + 1;
+    q = fma(q, d, set((n % 2 ? -1 : 1) / factorial));
+  }
+  return q;
+}
+
+static double exp_small(double x) { return exp_of(Unit<double>(), x) * 0x1p-500; }
+
+// a − b = high + low, exactly.
+template <class V> struct Difference {
+  V high, low;
+};
+template <class V> LOSSBRIDGE_INLINE Difference<V> difference(V a, V b) {
+  V d = a - b, back = d - a;
+  return {d, (a - (d - back)) - (b + back)};
+}
+
+// Division by the temperature.
+template <class F> struct Temperature {
+  double T;
+  F inverse, inverse_low;  // 1/T is their sum
+  explicit Temperature(double t) : T(t), inverse(F(1 / t)), inverse_low(F(std::fma(-double(inverse), t, 1.0) / t)) {}
+  template <class V> LOSSBRIDGE_METHOD V exponential(const Unit<F> &unit, V x) const {
+    if (T == 1) return exp_in(unit, x);
+    const V q = x * set(inverse);
+    return exp_in(unit, q, fma(x, set(inverse_low), fma(x, set(inverse), V{} - q)));
+  }
+};
+
+// The logarithm of a unit, less z/T, which may cancel.
+template <class F> static double less(const Unit<F> &unit, F z, double T) {
+  typedef Numbers<double> N;
+  const double q = double(z) / T, low = std::fma(-q, T, double(z)) / T;
+  return std::fma(unit.exponent, N::LN2_HIGH, double(unit.shift) - q) + std::fma(unit.exponent, N::LN2_LOW, -low);
+}
+
+// z − x less a number in two parts. Infinite or NaN where a logit is −∞.
+template <class V> LOSSBRIDGE_INLINE V difference_less(V z, V x, Difference<V> number) {
+  const Difference<V> d = difference(z, x);
+  return (d.high - number.high) + (d.low - number.low);
+}
+// offset + centre in two parts.
+static Difference<Floats> together(Difference<float> offset, double centre) {
+  const double sum = double(offset.high) + double(offset.low) + centre;
+  return {set(float(sum)), set(float(sum - double(float(sum))))};
+}
+static Difference<Doubles> together(Difference<double> offset, double centre) {
+  const Difference<double> sum = difference(offset.high, -centre);
+  return {set(sum.high), set(sum.low + offset.low)};
+}
+
+// (1) to (4)
+template <class F> static double divergence_logits(Row<F> &r) {
+  typedef Vector<F> V;
+  const Temperature<F> over(r.call.temperature);
+  const double T = over.T;
+  const F *const z_row = r.target;
+  const Peak<F> top_z = peak(z_row, r.n), top_x = peak(r.x, r.n);
+  if (!top_z.finite() || !top_x.finite()) return no_loss(r, NOT_A_NUMBER<double>);
+  const Unit<F> unit_z(F(double(top_z.value) / T)), unit_x(F(double(top_x.value) / T));
+  // Where p_k is 0 the divergence is infinite, and any finite number will do for the gradient.
+  const F z_k = top_z.value, x_k = r.x[top_z.place] == -INF<F> ? z_k : r.x[top_z.place];
+  const Difference<F> offset = difference(z_k, x_k);
+  const Difference<V> from = together(offset, 0);
+  const double up = sizeof(F) == 4 ? 0x1p-60 : 0x1p-500;  // of all exponentials: in a difference of logarithms it cancels
+  const V none{}, scaled = set(F(up));
+
+  F *const of_z = r.spare[0], *const of_x = r.spare[1];
+  Sum<F> sum_z, sum_x, sum_a;
+  each<F, 2, 2>(r.n, -1, {{z_row, r.x}, {-INF<F>, -INF<F>}, {of_z, of_x}},
+                [&](auto &in, auto &out, int u) __attribute__((always_inline)) {
+                  out[0] = over.exponential(unit_z, in[0]);
+                  out[1] = over.exponential(unit_x, in[1]);
+                  const V a = out[0] * (difference_less(in[0], in[1], from) * scaled);
+                  sum_z.part[u] += out[0];
+                  sum_x.part[u] += out[1];
+                  sum_a.part[u] += out[0] == none ? none : in[1] == set(-INF<F>) ? set(INF<F>) : a;
+                },
+                sum_z, sum_x, sum_a);
+  const double total_z = sum_z.total(), total_x = sum_x.total();
+  const double mean = sum_a.total() / (total_z * up);  // μ T
+  const double c = (log_of(total_z * up) + less(unit_z, z_k, T)) - (log_of(total_x * up) + less(unit_x, x_k, T));
+  const double rough = mean / T - c;
+  const bool small = rough < 0.25;
+  const double centre = small ? mean : c * T, grown = small ? exp_small(rough) : 1;
+
+  const V share_z = set(F(1 / total_z)), share_x = set(F(grown / total_x)), inverse = set(over.inverse);
+  if (r.target_gradient) {  // before the gradient, which may be over x
+    const Difference<V> mean_a = together(offset, mean);
+    const V f = set(F(r.factor));
+    each<F, 3, 1>(r.n, -1, {{z_row, r.x, of_z}, {0, 0, 0}, {r.target_gradient}},
+                  [&](auto &in, auto &out, int) __attribute__((always_inline)) {
+                    const V turned = in[2] * share_z * difference_less(in[0], in[1], mean_a) * f;
+                    out[0] = in[2] == none ? none : turned;
+                  });
+  }
+  const Difference<V> middle = together(offset, centre);
+  const V by = set(F(small ? 1 : r.factor * T));
+  Sum<F> terms;
+  each<F, 4, 1>(r.n, -1, {{z_row, r.x, of_z, of_x}, {0, 0, 0, 0}, {r.gradient}},
+                [&](auto &in, auto &out, int u) __attribute__((always_inline)) {
+                  const V t = in[2] * share_z, d = difference_less(in[0], in[1], middle) * inverse;
+                  const V p = in[3] * share_x, gap = p - t, first = t * d, of_near = remainder_over_square(d) * d * first;
+                  // Of logits so large that δ has no digits left, p − t tells that it is wrong.
+                  const auto near = (abs(d) < set(F(1))) & (abs(gap) < t * fma(set(F(2)), abs(d), set(F(.001))));
+                  terms.part[u] += near ? of_near : t == none ? gap : first + gap;
+                  out[0] = (near ? of_near - first : gap) * by;
+                },
+                terms);
+  const double F_of_centre = terms.total(), kl = small ? log1p_of(F_of_centre) : F_of_centre;
+  if (r.gradient && small) {
+    const double f = r.factor * T / (1 + F_of_centre);
+    scale(r.gradient, f, of_z, -f * F_of_centre / total_z, r.gradient, r.n);
+  }
+  return rough < INF<double> ? T * T * kl : rough;
+}
+
+// (5)
+static double divergence_probabilities(Row<double> &r, double epsilon) {
+  typedef Doubles V;
+  const V low = set(epsilon), one = set(1.0), none{}, f = set(r.factor);
+  Sum<double> terms, gaps;
+  each<double, 2, 2>(r.n, -1, {{r.target, r.x}, {1, 1}, {r.target_gradient, r.gradient}},
+                     [&](auto &in, auto &out, int u) __attribute__((always_inline)) {
+                       const V target = in[0], pred = in[1];
+                       const V t = target < low ? low : target > one ? one : target;
+                       const V p = pred < low ? low : pred > one ? one : pred, gap = p - t;
+                       const Int64s nothing = t == none, near = (gap > set(-.5) * t) & (gap < t);
+                       const V d = none - log1p<double>((near ? gap : none) / (near ? t : one));
+                       const V far = log<double>((nothing ? one : t) / (nothing ? one : p)), ratio = near ? d : far;
+                       terms.part[u] += nothing ? none : t * (near ? remainder_over_square(d) * d * d : far);
+                       gaps.part[u] += near ? none - gap : none;
+                       const Int64s fixed_t = (target < low) | (target > one) | nothing;
+                       const Int64s fixed_p = (pred < low) | (pred > one) | nothing;
+                       out[0] = t != t ? t : fixed_t != Int64s{} ? none : (ratio + one) * f;
+                       out[1] = p != p ? p : fixed_p != Int64s{} ? none : none - t / p * f;
+                     },
+                     terms, gaps);
+  return terms.total() + gaps.total();
+}
+
+}  // namespace LOSSBRIDGE_NS
+}  // namespace lossbridge

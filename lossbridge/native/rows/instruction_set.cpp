@@ -1,0 +1,255 @@
+// The rows, compiled once for each instruction set, into a namespace of its own. A unit of work is computed sample by sample
+// where it lies; what is of another dtype than the arithmetic, or lies along an inner axis, goes by way of scratch memory.
+#include <algorithm>
+
+#include "bernoulli.h"
+#include "divergence.h"
+#include "softmax.h"
+#include "units.h"
+
+namespace lossbridge {
+namespace LOSSBRIDGE_NS {
+
+// What of a call the numbers of `F`, in which it is computed, decide.
+static bool in_double(const Call &c) {
+  switch (c.rule) {
+    case Rule::SOFTMAX_LABELS:
+    case Rule::SOFTMAX_DISTRIBUTIONS:
+    case Rule::BERNOULLI_LOGITS:
+    case Rule::DIVERGENCE_LOGITS: return c.dtype == Dtype::FLOAT64;
+    default: return true;  // of probabilities and focal: logarithms and powers would lose digits in float
+  }
+}
+static bool of_labels(const Call &c) { return c.target_dtype == Dtype::INT32 || c.target_dtype == Dtype::INT64; }
+static bool bernoulli(const Call &c) {
+  return c.rule >= Rule::BERNOULLI_LOGITS && c.rule <= Rule::BERNOULLI_FOCAL_PROBABILITIES;
+}
+static int64_t row_length(const Call &c) { return c.elementwise ? std::min(samples(c), CHUNK) : c.classes; }
+static int64_t columns(const Call &c) { return c.elementwise ? 1 : std::min(c.inner, TILE); }
+
+// Predictions and target of the columns, and rows for the rule.
+constexpr int64_t SPARE = 4;
+int64_t scratch_bytes(const Call &c) {
+  const int64_t rows = 2 * columns(c) + SPARE + 1 + 1;  // and the weights of a label, and of the classes
+  return rows * padded(row_length(c)) * int64_t(in_double(c) ? sizeof(double) : sizeof(float));
+}
+
+// Arrays of the caller's dtypes.
+
+template <class Body> static void with_type(Dtype dtype, const Body &body) {
+  switch (dtype) {
+    case Dtype::FLOAT32: return body(float{});
+    case Dtype::FLOAT64: return body(double{});
+    case Dtype::FLOAT16: return body(Float16{});
+    case Dtype::BFLOAT16: return body(Bfloat16{});
+    default: return;
+  }
+}
+// A number of an array of the result's dtype.
+static double at(const Call &c, const void *p, int64_t i) {
+  return c.dtype == Dtype::FLOAT64 ? ((const double *)p)[i] : double(((const float *)p)[i]);
+}
+static void put(const Call &c, void *p, int64_t i, double x) {
+  if (c.dtype == Dtype::FLOAT64)
+    ((double *)p)[i] = x;
+  else
+    ((float *)p)[i] = float(x);
+}
+static int64_t label_at(const Call &c, int64_t i) {
+  return c.target_dtype == Dtype::INT32 ? ((const int32_t *)c.target)[i] : ((const int64_t *)c.target)[i];
+}
+static double weight_of(const Call &c, int64_t sample) { return c.weight ? at(c, c.weight, sample) : 1; }
+static bool counts(const Call &c, int64_t sample) {
+  return (!c.counted || c.counted[sample]) && (!c.weight || at(c, c.weight, sample) != 0);
+}
+static double factor_of(const Call &c, int64_t sample) {
+  return c.upstream * weight_of(c, sample) * (c.upstream_each ? at(c, c.upstream_each, sample) : 1);
+}
+
+// A unit: `count` rows of n numbers.
+struct Block {
+  int64_t sample, count, entry, n, stride;
+};
+static Block block(const Call &c, int64_t unit) {
+  if (c.elementwise) {
+    int64_t first = unit * CHUNK;
+    return {first, 1, first, std::min(CHUNK, samples(c) - first), 1};
+  }
+  const int64_t tiles = (c.inner + TILE - 1) / TILE, outer = unit / tiles, column = unit % tiles * TILE;
+  return {outer * c.inner + column, std::min(TILE, c.inner - column), outer * c.classes * c.inner + column, c.classes,
+          c.inner};
+}
+
+// An array of a unit as rows of F: where it lies, if `direct`, else in scratch memory.
+template <class F> struct Side {
+  Dtype dtype;
+  bool direct;
+  F *scratch;
+  Side(const Block &b, Dtype dtype, F *scratch)
+      : dtype(dtype), direct(b.stride == 1 && dtype == (sizeof(F) == 4 ? Dtype::FLOAT32 : Dtype::FLOAT64)), scratch(scratch) {}
+  F *row(const Block &b, const void *p, int64_t i) const {
+    if (!p) return nullptr;
+    return direct ? (F *)p + b.entry + i * b.n : scratch + i * padded(b.n);
+  }
+  void load(const Block &b, const void *p) const {
+    if (direct) return;
+    with_type(dtype, [&](auto type) { load_rows((const decltype(type) *)p + b.entry, b.count, b.n, b.stride, scratch); });
+  }
+  void store(const Block &b, void *p) const {
+    if (direct || !p) return;
+    with_type(dtype, [&](auto type) { store_rows(scratch, b.count, b.n, b.stride, (decltype(type) *)p + b.entry); });
+  }
+};
+
+// The rules: a sample's loss. Bernoulli rules write a loss an entry to `losses`.
+
+static Bounds bounds_of(const Call &c) {
+  return c.dtype == Dtype::FLOAT64 ? Bounds::of<double>(c.epsilon) : Bounds::of<float>(c.epsilon);
+}
+static double compute_sample(Row<float> &r, const float *weights, float *losses) {
+  switch (r.call.rule) {
+    case Rule::SOFTMAX_LABELS: return weights ? softmax_distribution(r, weights) : softmax_label(r);
+    case Rule::SOFTMAX_DISTRIBUTIONS: return softmax_distribution(r, weights);
+    case Rule::DIVERGENCE_LOGITS: return divergence_logits(r);
+    default: bernoulli_logits(r, losses); return 0;
+  }
+}
+static double compute_sample(Row<double> &r, const double *weights, double *losses) {
+  const Call &c = r.call;
+  const Bounds bounds = bounds_of(c);
+  switch (c.rule) {
+    case Rule::SOFTMAX_LABELS: return weights ? softmax_distribution(r, weights) : softmax_label(r);
+    case Rule::SOFTMAX_DISTRIBUTIONS: return softmax_distribution(r, weights);
+    case Rule::SOFTMAX_FOCAL: return softmax_focal(r, weights);
+    case Rule::PROBABILITIES_LABELS:
+      return weights ? probabilities(r, weights, bounds) : probability_of_label(r, bounds);
+    case Rule::PROBABILITIES_DISTRIBUTIONS:
+    case Rule::PROBABILITIES_FOCAL: return probabilities(r, weights, bounds);
+    case Rule::DIVERGENCE_LOGITS: return divergence_logits(r);
+    case Rule::DIVERGENCE_PROBABILITIES: return divergence_probabilities(r, bounds.low);
+    case Rule::BERNOULLI_LOGITS: bernoulli_logits(r, losses); return 0;
+    case Rule::BERNOULLI_PROBABILITIES: bernoulli_probabilities(r, losses, bounds); return 0;
+    case Rule::BERNOULLI_FOCAL_LOGITS: bernoulli_focal_logits(r, losses); return 0;
+    case Rule::BERNOULLI_FOCAL_PROBABILITIES: bernoulli_focal_probabilities(r, losses, bounds); return 0;
+    default: return 0;
+  }
+}
+
+// A sample along an axis. `room`: a row for the weights of the classes, where they differ from the target.
+template <class F> static double computed(Row<F> &r, int64_t sample, F *room) {
+  const Call &c = r.call;
+  if (bernoulli(c)) {
+    compute_sample(r, nullptr, r.spare[0]);
+    return sum(r.spare[0], r.n, -1) / double(r.n);
+  }
+  if (c.rule == Rule::DIVERGENCE_LOGITS || c.rule == Rule::DIVERGENCE_PROBABILITIES)
+    return compute_sample(r, nullptr, nullptr);
+  if (of_labels(c)) {
+    r.label = label_at(c, sample);
+    if (r.label < 0 || r.label >= r.n) return no_loss(r, 0);
+  }
+  const bool differ = c.label_smoothing != 0 || (!of_labels(c) && (r.per_class || c.per_class_number != 1));
+  if (differ) weigh(r, room);
+  return compute_sample(r, differ ? room : r.target, nullptr);
+}
+
+// −log of a label's probability reads one entry of the row, and writes one of a gradient of zeros.
+static void log_loss(const Call &c, const Block &b) {
+  const Bounds bounds = bounds_of(c);
+  with_type(c.dtype, [&](auto type) {
+    typedef decltype(type) T;
+    const T *pred = (const T *)c.pred + b.entry;
+    T *gradient = c.gradient ? (T *)c.gradient + b.entry : nullptr;
+    for (int64_t i = 0; i < b.count; i++) {
+      const int64_t sample = b.sample + i, y = label_at(c, sample);
+      const int64_t along = b.stride == 1 ? i * b.n : i;
+      const bool read = counts(c, sample), valid = y >= 0 && y < b.n;
+      const double x = read && valid ? double(widened(pred[along + y * b.stride])) : 1;
+      const double p = x < bounds.low ? bounds.low : x > bounds.high ? bounds.high : x;
+      const double loss = valid ? -log_of(p) : NOT_A_NUMBER<double>;
+      if (c.losses) put(c, c.losses, sample, read ? loss * weight_of(c, sample) : 0);
+      if (!gradient) continue;
+      for (int64_t j = 0; j < b.n; j++) narrow(0.0f, &gradient[along + j * b.stride]);
+      if (read && valid && x >= bounds.low && x <= bounds.high)
+        narrow(-factor_of(c, sample) / x, &gradient[along + y * b.stride]);
+    }
+  });
+}
+
+// Entries that are samples, whose losses lie in `losses`: with their weights, and without those that do not count.
+template <class F> static void finish_entries(Row<F> &r, const Block &b, F *losses) {
+  const Call &c = r.call;
+  for (int64_t j = 0; j < b.n; j++) {
+    const int64_t sample = b.sample + j;
+    const bool read = counts(c, sample);
+    const double by = read ? weight_of(c, sample) * (c.upstream_each ? at(c, c.upstream_each, sample) : 1) : 0;
+    losses[j] = read ? F(double(losses[j]) * weight_of(c, sample)) : 0;
+    if (r.gradient) r.gradient[j] = read ? F(double(r.gradient[j]) * by) : 0;
+    if (r.target_gradient) r.target_gradient[j] = read ? F(double(r.target_gradient[j]) * by) : 0;
+  }
+}
+
+// A unit. Its rows of the call's arrays, then what the rules need, lie in `scratch`.
+template <class F> static void compute_block(const Call &c, const Block &b, const F *per_class, F *scratch) {
+  const int64_t m = padded(b.n);
+  const Side<F> pred(b, c.dtype, scratch), target(b, c.target_dtype, scratch + b.count * m);
+  F *const spare = scratch + 2 * b.count * m, *const room = spare + SPARE * m;
+  const bool dense = !of_labels(c);
+  auto row = [&](int64_t i) {
+    return Row<F>{c, b.n, pred.row(b, c.pred, i), dense ? target.row(b, c.target, i) : nullptr,
+                  pred.row(b, c.gradient, i), dense ? target.row(b, c.target_gradient, i) : nullptr,
+                  {spare, spare + m, spare + 2 * m, spare + 3 * m}, per_class, 0, 0};
+  };
+  if (b.count > 1 || c.elementwise || counts(c, b.sample)) {
+    pred.load(b, c.pred);
+    if (dense) target.load(b, c.target);
+  }
+  if (c.elementwise) {
+    Row<F> r = row(0);
+    r.factor = c.upstream;
+    const bool plain = !c.weight && !c.counted && !c.upstream_each;
+    const Side<F> found(b, c.dtype == Dtype::FLOAT64 ? Dtype::FLOAT64 : Dtype::FLOAT32, spare);
+    F *const losses = c.losses ? found.row(b, c.losses, 0) : spare;
+    compute_sample(r, nullptr, losses);
+    if (!plain) finish_entries(r, b, losses);
+    found.store(b, c.losses);
+  } else {
+    for (int64_t i = 0; i < b.count; i++) {
+      Row<F> r = row(i);
+      const int64_t sample = b.sample + i;
+      double loss = 0;
+      if (counts(c, sample)) {
+        r.factor = factor_of(c, sample) / (bernoulli(c) ? double(b.n) : 1);
+        loss = computed(r, sample, room) * weight_of(c, sample);
+      } else {
+        fill(r.gradient, r.n, F(0));
+        fill(r.target_gradient, r.n, F(0));
+      }
+      if (c.losses) put(c, c.losses, sample, loss);
+    }
+  }
+  pred.store(b, c.gradient);
+  target.store(b, c.target_gradient);
+}
+
+template <class F> static void compute_in(const Call &c, int64_t from, int64_t to, F *scratch) {
+  F *per_class = nullptr;
+  if (c.per_class && !c.elementwise) {
+    per_class = scratch;
+    scratch += padded(c.classes);
+    for (int64_t j = 0; j < c.classes; j++) per_class[j] = F(at(c, c.per_class, j));
+  }
+  for (int64_t unit = from; unit < to; unit++) compute_block(c, block(c, unit), per_class, scratch);
+}
+
+void compute(const Call &c, int64_t from, int64_t to, void *scratch) {
+  if (c.rule == Rule::LOG_LOSS)
+    for (int64_t unit = from; unit < to; unit++) log_loss(c, block(c, unit));
+  else if (in_double(c))
+    compute_in(c, from, to, (double *)scratch);
+  else
+    compute_in(c, from, to, (float *)scratch);
+}
+
+}  // namespace LOSSBRIDGE_NS
+}  // namespace lossbridge

@@ -1,0 +1,79 @@
+// Rows in memory, of any dtype, as rows of float or double in scratch memory, and back. No arithmetic but rounding.
+//
+// A conversion is plain C++: it is exact or rounds once, and the compiler's vectors give the same bits.
+#pragma once
+#include "vectors.h"
+
+namespace lossbridge {
+namespace LOSSBRIDGE_NS {
+
+struct Bfloat16 {
+  uint16_t bits;
+};
+struct Float16 {
+  uint16_t bits;
+};
+
+LOSSBRIDGE_INLINE float widened(float x) { return x; }
+LOSSBRIDGE_INLINE double widened(double x) { return x; }
+LOSSBRIDGE_INLINE float widened(Bfloat16 x) { return bits<float>(uint32_t(x.bits) << 16); }
+LOSSBRIDGE_INLINE float widened(Float16 x) {
+  uint32_t h = x.bits;
+  float magnitude = bits<float>((h & 0x7fff) << 13) * 0x1p112f;  // exact, subnormal numbers too
+  uint32_t u = bits<uint32_t>(magnitude) | ((h & 0x7c00) == 0x7c00 ? 0x7f800000 : 0);  // ∞ and NaN
+  return bits<float>(u | (h & 0x8000) << 16);
+}
+
+// To the nearest, ties to even.
+LOSSBRIDGE_INLINE void narrow(float x, float *p) { *p = x; }
+LOSSBRIDGE_INLINE void narrow(double x, double *p) { *p = x; }
+LOSSBRIDGE_INLINE void narrow(double x, float *p) { *p = float(x); }
+LOSSBRIDGE_INLINE void narrow(float x, Bfloat16 *p) {
+  uint32_t u = bits<uint32_t>(x), rounded = (u + 0x7fff + (u >> 16 & 1)) >> 16;
+  p->bits = uint16_t((u & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : rounded);
+}
+LOSSBRIDGE_INLINE void narrow(float x, Float16 *p) {
+  uint32_t u = bits<uint32_t>(x), a = u & 0x7fffffff;
+  uint32_t normal = (a + 0xc8000fff + (a >> 13 & 1)) >> 13;                    // another bias; half a unit
+  uint32_t subnormal = bits<uint32_t>(bits<float>(a) + 0.5f) - 0x3f000000;  // the sum rounds as is wanted
+  uint32_t h = a < 0x38800000 ? subnormal : normal;
+  h = a >= 0x477ff000 ? 0x7c00 : h;
+  h = a > 0x7f800000 ? 0x7e00 : h;
+  p->bits = uint16_t(h | (u >> 16 & 0x8000));
+}
+template <class Half> LOSSBRIDGE_INLINE void narrow(double x, Half *p) {  // once, by way of a float rounded to odd
+  float f = float(x);
+  uint32_t u = bits<uint32_t>(f);
+  bool inexact = double(f) != x && x == x && (u & 1) == 0;
+  u += !inexact ? 0 : (double(f) < x) == (x > 0) ? 1 : -1;
+  narrow(bits<float>(u), p);
+}
+
+// A row's length in scratch memory.
+constexpr int64_t padded(int64_t n) { return (n + LANES - 1) / LANES * LANES; }
+
+// `count` rows of n numbers. In memory neighbours in a row lie `stride` apart, and rows 1, or n where the stride is 1. Row
+// i lies at x + i·padded(n).
+template <class T, class F>
+static void load_rows(const T *__restrict p, int64_t count, int64_t n, int64_t stride, F *__restrict x) {
+  const int64_t m = padded(n);
+  if (stride == 1)
+    for (int64_t i = 0; i < count; i++)
+      for (int64_t j = 0; j < n; j++) x[i * m + j] = F(widened(p[i * n + j]));
+  else
+    for (int64_t j = 0; j < n; j++)
+      for (int64_t i = 0; i < count; i++) x[i * m + j] = F(widened(p[j * stride + i]));
+}
+template <class T, class F>
+static void store_rows(const F *__restrict x, int64_t count, int64_t n, int64_t stride, T *__restrict p) {
+  const int64_t m = padded(n);
+  if (stride == 1)
+    for (int64_t i = 0; i < count; i++)
+      for (int64_t j = 0; j < n; j++) narrow(x[i * m + j], &p[i * n + j]);
+  else
+    for (int64_t j = 0; j < n; j++)
+      for (int64_t i = 0; i < count; i++) narrow(x[i * m + j], &p[j * stride + i]);
+}
+
+}  // namespace LOSSBRIDGE_NS
+}  // namespace lossbridge

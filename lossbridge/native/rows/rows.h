@@ -1,0 +1,32 @@
+// The rows as the extension module sees them: `run` and `scratch_bytes` of call.h, and which code computes them.
+#pragma once
+#include <string>
+#include <vector>
+
+#include "call.h"
+
+namespace lossbridge {
+
+// One compilation of instruction_set.cpp.
+struct InstructionSet {
+  const char *name;
+  bool (*supported)();  // by this processor
+  // Computes the units [from, to) of units.h: losses and gradients, neither sums nor divides.
+  void (*compute)(const Call &, int64_t from, int64_t to, void *scratch);
+  int64_t (*scratch_bytes)(const Call &);
+};
+
+// The best that the processor has, or the one that LOSSBRIDGE_INSTRUCTION_SET names; chosen when the library is loaded.
+// Null if that one cannot be had; instruction_set_error() then says why, in one line.
+const InstructionSet *instruction_set();
+std::string instruction_set_error();
+
+// All that the processor has, the best first, and a call on one of them: for tests.
+std::vector<const InstructionSet *> instruction_sets();
+void run_with(const InstructionSet &, const Call &);
+
+// Asks for huge pages below a buffer that nobody has touched yet. A hint: of smaller buffers, and on systems that have
+// no such pages, nothing comes.
+void advise(void *address, int64_t bytes);
+
+}  // namespace lossbridge
