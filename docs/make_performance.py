@@ -14,7 +14,7 @@ from lossbridge.tools.bench import results, targets
 
 PAGE = Path(__file__).with_name("performance.md")
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "cpu.json"
-SAID = {True: "yes", False: "**no**", None: "not measured"}
+SAID = {True: "yes", False: "**no**", None: ""}
 
 
 def goals() -> Iterator[str]:
@@ -22,22 +22,32 @@ def goals() -> Iterator[str]:
     yield "|---|---|---|---|---|"
     for judgement in targets.judge(report.read(RESULTS)):
         target = judgement.target
-        found = ", ".join(f"{limit.what} {_number(limit)}" for limit in judgement.limits)
+        found = ", ".join(f"{limit.what} {_number(limit.found, limit.form)}" for limit in judgement.limits)
         most = ", ".join(f"{limit.what} ≤ {limit.most:g}" for limit in judgement.limits)
-        yield f"| {target.case} | {target.backend} | {found} | {most} | {SAID[judgement.reached]} |"
+        said = judgement.words or SAID[judgement.reached]
+        yield f"| {target.case} | {target.backend} | {found} | {most} | {said} |"
 
 
-def _number(limit: targets.Limit) -> str:
-    return "–" if limit.found is None else format(limit.found, limit.form)
+def _number(x: float | None, form: str = ".2f") -> str:
+    return "–" if x is None else format(x, form)
 
 
 def cells() -> Iterator[str]:
-    yield "| backend | cell | way | time / best peer | fastest peer | memory / leanest peer |"
-    yield "|---|---|---|---|---|---|"
-    for ratio in results.ratios(report.read(RESULTS)):
-        if ratio.peer is not None and not ratio.cell.sweep:
-            time, memory = ("–" if x is None else f"{x:.2f}" for x in (ratio.time, ratio.memory))
-            yield f"| {ratio.backend} | {ratio.cell.name} | {ratio.way} | {time} | {ratio.peer.name} | {memory} |"
+    yield "| backend | cell | way | CPU | clock | fastest peer | memory / leanest peer | page faults |"
+    yield "|---|---|---|---|---|---|---|---|"
+    for r in results.ratios(report.read(RESULTS)):
+        if r.peer is not None and not r.cell.sweep:
+            cpu, clock, memory = (_number(x) for x in (r.cpu, r.wall, r.memory))
+            faults = " / ".join(_number(x, ".0f") for x in (r.ours.faults, r.peer.faults))
+            yield f"| {r.backend} | {r.cell.name} | {r.way} | {cpu} | {clock} | {r.peer.name} | {memory} | {faults} |"
+
+
+def data() -> Iterator[str]:
+    yield "| backend | contender | loss | way | factor | slowest | fastest | kinds |"
+    yield "|---|---|---|---|---|---|---|---|"
+    for s in results.spreads(report.read(RESULTS)):
+        factor = f"**{s.factor:.2f}**" if s.factor > targets.MOST_SPREAD else f"{s.factor:.2f}"
+        yield f"| {s.backend} | {s.name} | {s.form} | {s.way} | {factor} | {s.slowest} | {s.fastest} | {s.kinds} |"
 
 
 def growth() -> Iterator[str]:
@@ -51,7 +61,7 @@ def growth() -> Iterator[str]:
             )
 
 
-TABLES = {"goals": goals, "cells": cells, "growth": growth}
+TABLES = {"goals": goals, "cells": cells, "data": data, "growth": growth}
 
 
 def filled(text: str) -> str:

@@ -27,8 +27,9 @@ import numpy as np
 from gpu.job import Card, Job, Record, kernels_taken, torch_inputs, with_kernel, words_of
 from lossbridge import reference
 from lossbridge.frameworks import FRAMEWORKS
-from lossbridge.tools.bench import contenders, measure, memory, steps
-from lossbridge.tools.bench.cells import FORMS, ITEM_BYTES, Cell, Form
+from lossbridge.tools.bench import contenders, data_kinds, measure, memory, steps
+from lossbridge.tools.bench.cells import FORMS, ITEM_BYTES, Cell
+from lossbridge.tools.bench.data_kinds import Form
 
 # The machine.
 
@@ -397,10 +398,9 @@ def jax_times(card: Card) -> Iterator[Job]:
 
 def jax_race(card: Card, cell: Cell) -> Iterator[Record]:
     b = FRAMEWORKS["jax"]()
-    y_true, y_pred = measure.arrays(cell)
-    labels = y_true.dtype.kind == "i"
-    inputs = b.place(y_true, "int32" if labels else cell.dtype, card.device), b.place(y_pred, cell.dtype, card.device)
-    judge = measure.Exact(cell, y_true if labels else b.to_numpy(inputs[0]), b.to_numpy(inputs[1]))
+    data = data_kinds.made(FORMS[cell.form], (cell.rows, cell.classes))
+    inputs = measure.placed(b, cell, data, card.device)
+    judge = measure.exact(b, cell, data, *inputs)
     found = contenders.contenders("jax", cell, card.device)
     race = Race(
         {"name": cell.name, "dtype": cell.dtype, "shape": [cell.rows, cell.classes]},

@@ -29,7 +29,7 @@ _LIBRARY.define(f"rows_gradients(Tensor upstream, {_ARGUMENTS}) -> (Tensor, Tens
 
 
 def computed(r: Request, per_class: Tensor | None, averaged: bool) -> Tensor:
-    """The losses of a request, or their mean, in a program that is being compiled. `per_class`: its option of tensors."""
+    """The losses of a request, or their mean, in a program that is being compiled. `per_class`: its tensor option."""
     pred, target = r.pred, r.target
     if target.ndim == pred.ndim and not target.is_floating_point():
         target = ops.cast(target, r.dtype)

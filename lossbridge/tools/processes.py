@@ -80,20 +80,21 @@ def run_workers(
     worker: str,
     outcome: Callable[[dict[str, Any]], Outcome],
     timeout: float,
+    environment: Mapping[str, str] | None = None,
     on_total: Callable[[str, int], None] = lambda backend, total: None,
     on_outcome: Callable[[str, Outcome], None] = lambda backend, outcome: None,
 ) -> list[BackendRun[Outcome]]:
     """Sends the request to one worker per backend, all at once, and collects their outcomes.
 
-    `worker`: the module to run; `outcome`: makes an outcome from its dict. The request's `environment`, if any, is
-    added to the workers' own. A worker that is silent for `timeout` seconds is killed and counts as hung.
+    `worker`: the module to run; `environment`: what is added to this process's for it; `outcome`: makes an outcome from
+    its dict. A worker that is silent for `timeout` seconds is killed and counts as hung.
     """
     messages: queue.Queue[tuple[str, dict[str, Any] | None]] = queue.Queue()
     runs: dict[str, BackendRun[Outcome]] = {name: BackendRun(name, "crashed") for name in backends}
     workers = {}
     for name in backends:
         if installed(name):
-            workers[name] = _Worker(worker, name, {**request, "backend": name}, messages)
+            workers[name] = _Worker(worker, {**request, "backend": name}, messages, environment or {})
         else:
             runs[name] = BackendRun(name, "missing", words=f"not installed: pip install 'lossbridge[{name}]'")
 
@@ -125,9 +126,7 @@ def run_workers(
             for name, silent in list(workers.items()):
                 if time.monotonic() - silent.heard > timeout:
                     del workers[name]
-                    silent.process.kill()
-                    runs[name].status = "hung"
-                    runs[name].words = f"silent for {timeout:g} s in: {silent.doing}. {silent.close()}".strip()
+                    _give_up(runs[name], silent, timeout)
     finally:
         for left in workers.values():
             left.process.kill()
@@ -143,27 +142,32 @@ def _finish(run: BackendRun[Any], worker: _Worker) -> None:
         run.words = f"exit status {code} in: {worker.doing}. {words}".strip()
 
 
+def _give_up(run: BackendRun[Any], worker: _Worker, timeout: float) -> None:
+    worker.process.kill()
+    run.status = "hung"
+    run.words = f"silent for {timeout:g} s in: {worker.doing}. {worker.close()}".strip()
+
+
 class _Worker:
     """A process, the thread that reads its output, and the time of its last message."""
 
     def __init__(
         self,
         module: str,
-        backend: str,
         request: dict[str, Any],
         messages: queue.Queue[tuple[str, dict[str, Any] | None]],
+        environment: Mapping[str, str],
     ) -> None:
-        self.backend = backend
+        self.backend = request["backend"]
         self.doing = "start"
         self.heard = time.monotonic()
         self.errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (closed by close())
-        environment = {"TF_CPP_MIN_LOG_LEVEL": "3"} | dict(os.environ) | request.get("environment", {})
         self.process = subprocess.Popen(
             [sys.executable, "-m", module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.errors,
-            env=environment,
+            env={"TF_CPP_MIN_LOG_LEVEL": "3", **os.environ, **environment},
             text=True,
             encoding="utf-8",
         )

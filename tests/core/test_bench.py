@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
+import sys
 import time
 from dataclasses import replace
 
@@ -15,8 +18,21 @@ import pytest
 from typer.testing import CliRunner
 
 from lossbridge.frameworks import FRAMEWORKS
+from lossbridge.tools import cli, processes
 from lossbridge.tools.bench import bench_report as report
-from lossbridge.tools.bench import cells, contenders, measure, memory, plots, results, targets, textbook
+from lossbridge.tools.bench import (
+    cells,
+    contenders,
+    data_kinds,
+    measure,
+    memory,
+    plots,
+    results,
+    sections,
+    targets,
+    textbook,
+    thread_limits,
+)
 from lossbridge.tools.bench.cells import Budget, Cell
 from lossbridge.tools.bench.contenders import Contender
 from lossbridge.tools.bench.results import Measurement, Outcome, Run
@@ -55,7 +71,8 @@ def tiny(monkeypatch):
 def test_the_registry(backend, quick) -> None:
     chosen = cells.cells(backend, quick=quick)
     assert len(set(chosen)) == len(chosen)
-    assert {cell.sweep for cell in chosen} == {"", "N", "V"}
+    assert {cell.sweep for cell in chosen} == {"", "N", "V", "data"}
+    assert {cell.threads for cell in chosen} == {1, 2}
     for cell in chosen:
         assert cell.form in (*cells.FORMS, cells.IMPORT)
         assert Cell(**cell.as_dict()) == cell  # plain data: it travels to the worker as JSON
@@ -65,22 +82,32 @@ def test_every_loss_and_every_target_is_measured() -> None:
     assert {form.loss for form in cells.FORMS.values()} == set(LOSSES)
     assert set(textbook.VALUES) == set(cells.NAMED_FORMS)
     assert set(cells.ITEM_BYTES) == set(DTYPES)
+    everything = sections.sections({backend: cells.cells(backend) for backend in FRAMEWORKS}, "cpu")
     for target in targets.TARGETS:
-        measured = [cell for cell in cells.cells(target.backend) if not cell.sweep]
-        assert target.cell.same in [cell.same for cell in measured], target.case
+        some = [cell for section in everything if section.label == target.backend for cell in section.cells]
+        measured = [cell.same for cell in some if not cell.sweep]
+        for cell in (target.cell, target.peer_cell or target.cell):
+            assert cell.same in measured, target.case
 
 
-def test_pytorch_is_measured_with_its_own_huge_pages_too() -> None:
+def test_sections() -> None:
+    """A process for each number of threads, and one for PyTorch's large cells with its own huge pages."""
     chosen = {name: cells.cells(name, quick=True) for name in ("numpy", "torch")}
-    numpy, plain, switched = cells.sections(chosen, "cpu")
-    assert (numpy.label, numpy.cells, numpy.environment) == ("numpy", chosen["numpy"], {})
-    assert (plain.label, plain.cells, plain.environment) == ("torch", chosen["torch"], {"THP_MEM_ALLOC_ENABLE": "0"})
-    assert (switched.label, switched.backend) == ("torch, THP_MEM_ALLOC_ENABLE=1", "torch")
-    assert switched.environment == {"THP_MEM_ALLOC_ENABLE": "1"}
-    assert {cell.form for cell in switched.cells} == set(cells.BIG_FORMS)
-    assert {(cell.ways, cell.dtype, cell.backward) for cell in switched.cells} == {("eager", "float32", True)}
-    assert len(cells.sections(chosen, "cuda")) == 2
-    assert len(cells.sections({"torch": TINY}, "cpu")) == 1
+    found = sections.sections(chosen, "cpu")
+    switched = "torch, THP_MEM_ALLOC_ENABLE=1"
+    backends = [("numpy", "numpy")] * 2 + [("torch", "torch")] * 2 + [(switched, "torch")]
+    assert [(section.label, section.backend) for section in found] == backends
+    assert [{cell.threads for cell in section.cells} for section in found] == [{1}, {2}, {1}, {2}, {1}]
+    assert [section.environment["OMP_NUM_THREADS"] for section in found] == ["1", "2", "1", "2", "1"]
+    pages = [section.environment.get("THP_MEM_ALLOC_ENABLE") for section in found]
+    assert pages == [None, None, "0", "0", "1"]
+    for backend, some in chosen.items():
+        measured = [cell for section in found if section.label == backend for cell in section.cells]
+        assert sorted(measured, key=some.index) == some
+    assert {cell.form for cell in found[-1].cells} == set(cells.BIG_FORMS)
+    assert {(cell.ways, cell.dtype, cell.backward) for cell in found[-1].cells} == {("eager", "float32", True)}
+    assert [section.environment for section in sections.sections(chosen, "cuda")] == [{}, {}]
+    assert len(sections.sections({"torch": TINY}, "cpu")) == 1
 
 
 def test_bytes_that_must_move() -> None:
@@ -105,6 +132,54 @@ def test_a_cell_of_every_form(form, backward) -> None:
         assert (m.gradient_error is not None) == backward
     if form in textbook.WITH_GRADIENTS:
         assert outcome.peers("eager")
+
+
+@pytest.mark.parametrize("form", cells.FORMS)
+def test_every_kind_of_data(form) -> None:
+    """Ours is right with all of them, and so is the peer where it has the option."""
+    kinds = data_kinds.kinds(cells.FORMS[form])
+    assert len(kinds) > 3
+    for data in kinds:
+        outcome = measure.outcome(NUMPY, Cell(form, 12, 40, sweep="data", data=data), BUDGET)
+        assert not outcome.fault, data
+        assert outcome.measurements[0].ms, data
+
+
+def test_data_are_what_their_kind_says() -> None:
+    def made_of(name: str, kind: str) -> data_kinds.Data:
+        return data_kinds.made(cells.FORMS[name], (90, 40), kind)
+
+    rows = np.arange(90)
+    for lead in (0, 5, 30):
+        data = made_of("CE, labels", f"leads by {lead}")
+        true = data.pred[rows, data.target]
+        data.pred[rows, data.target] = -np.inf
+        assert true - data.pred.max(1) == pytest.approx(lead, abs=1e-5)
+    data = made_of("KL of logits", "distance 1e-3")
+    assert 1e-4 < np.abs(data.target - data.pred).mean() < 1e-3
+    assert np.isinf(made_of("CE, labels", data_kinds.PADDED).pred[:, 30:]).all()
+    assert 20 < (made_of("CE, labels", data_kinds.IGNORED_ROWS).target == data_kinds.IGNORE).sum() < 40
+    assert 20 < (~made_of("KL of logits", data_kinds.IGNORED_ROWS).options["mask"]).sum() < 40
+
+
+def test_what_varies_is_an_argument() -> None:
+    """Arrays among the options go to each call: what a compiler knows, it folds."""
+    seen = []
+    one = Contender("one", None, lambda t, z, **arrays: (seen.append(sorted(arrays)), (0.0, z))[1])
+    cell = Cell("KL of logits", 12, 7, data=data_kinds.IGNORED_ROWS)
+    measure.outcome(NUMPY, cell, BUDGET, competing=[one])
+    assert seen[0] == ["mask"]
+
+
+def test_a_peer_may_lose_digits_that_are_nearly_nothing_and_we_may_not() -> None:
+    def rounded(t, z):
+        value, gradient = textbook.WITH_GRADIENTS["CE, labels"](t, z)
+        return np.round(value, 6), gradient
+
+    cell = Cell("CE, labels", 12, 7, data="leads by 30")
+    peer, ours = (Contender(name, None, rounded) for name in ("peer", contenders.OURS))
+    assert not measure.outcome(NUMPY, cell, BUDGET, competing=[peer]).fault
+    assert "value has a relative error of 1.0e+00" in measure.outcome(NUMPY, cell, BUDGET, competing=[ours]).fault
 
 
 @pytest.mark.parametrize(
@@ -141,8 +216,35 @@ def test_contenders_run_in_turn() -> None:
     ]
     entrants = [measure.Entrant(c, "eager", lambda t, z, c=c: (c.loss(t, z), None), None, None) for c in slow]
     times = measure.interleaved(NUMPY, entrants, Budget(least=3, most=3, seconds=0, memory=1), "cpu", [False, False])
-    assert calls == ["a", "b"] * 4  # one to warm up, which also tells how many calls make a sample
-    assert all(2e-3 <= t < 1 for ts in times for t in ts)
+    # Each after one that is not measured; the first round tells how many calls make a sample.
+    assert calls == ["a", "a", "b", "b"] * 4
+    assert all(2e-3 <= t.wall < 1 for ts in times for t in ts)
+    assert all(t.cpu < t.wall for ts in times for t in ts)  # it sleeps
+
+
+def test_time_of_all_cores_and_page_faults() -> None:
+    size = 1 << 24
+
+    def fills(t, z):
+        return np.zeros(size, np.uint8) + np.uint8(1), None
+
+    entrant = measure.Entrant(Contender("fills", fills), "eager", fills, None, None)
+    sample = measure._sample(NUMPY, entrant, 1, "cpu")
+    assert 0 < sample.cpu <= sample.wall * 1.5
+    assert 0 < sample.faults <= 2 * size / 4096 + 100  # fewer where the system has larger pages
+
+
+def test_a_worker_keeps_to_its_threads() -> None:
+    program = (
+        "import os\n"
+        "from lossbridge.tools.bench import thread_limits\n"
+        "thread_limits.keep()\n"
+        "print(thread_limits.cores(), os.environ['OMP_NUM_THREADS'])"
+    )
+    environment = {**os.environ, **thread_limits.environment(1)}
+    said = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert said.stdout.split()[1] == "1"
+    assert said.stdout.split()[0] == "1" or not hasattr(os, "sched_setaffinity")
 
 
 def test_what_overwrites_its_input_gets_its_own() -> None:
@@ -185,38 +287,104 @@ def test_import_times() -> None:
 # What follows from measurements.
 
 
-def made(ours: float, peer: float, other: float, *, extra: tuple[int, int, int] = (1, 3, 2), cell=None) -> Run:
-    """A run with one cell: times in ms, extra memory in units of 100 MiB."""
+def made(ours, peer, other, *, extra=(1, 3, 2), cell=None, backend="torch") -> Run:
+    """A run with one cell: times in ms, of the core and of the clock; extra memory in units of 100 MiB."""
     cell = cell or targets.TARGETS[0].cell
-    names = (contenders.OURS, "F.cross_entropy", "keras.SparseCategoricalCrossentropy")
+    names = (contenders.OURS, "F.cross_entropy", "textbook")
     measurements = [
-        Measurement(name, "eager", ms, ms * 0.99, ms * 1.01, 7, 1.0, size * 100 * 2**20, None, 1e-7, 1e-7)
+        Measurement(name, "eager", ms, ms * 0.99, ms * 1.01, ms, 0.0, 7, 1.0, size * 100 * 2**20, None, 1e-7, 1e-7)
         for name, ms, size in zip(names, (ours, peer, other), extra, strict=True)
     ]
-    facts = {"copy_bytes_per_second": 1e10}
-    return Run("torch", "ran", "2.13", outcomes=[Outcome(cell, measurements)], facts=facts)
+    facts = {"copy_bytes_per_second": {"1": 1e10}}
+    return Run(backend, "ran", "2.13", outcomes=[Outcome(cell, measurements)], facts=facts)
 
 
 def test_ratios_are_to_the_best_peer() -> None:
     (ratio,) = results.ratios([made(50, 200, 100)])
-    assert (ratio.time, ratio.memory, ratio.peer.name) == (0.5, 0.5, "keras.SparseCategoricalCrossentropy")
+    assert (ratio.time, ratio.memory, ratio.peer.name) == (0.5, 0.5, "textbook")
     assert ratio.limit_ms == pytest.approx(2 * 2048 * 32768 * 4 / 1e7)
     assert not targets.above([ratio])
     (ratio,) = targets.above(results.ratios([made(110, 200, 100)]))
     assert ratio.time == 1.1
 
 
+def judged(case: str, *runs: Run):
+    return next(j for j in targets.judge(runs) if j.target.case == case)
+
+
 def test_targets() -> None:
-    first, *rest = targets.judge([made(80, 200, 100)])
-    assert [(limit.what, limit.found) for limit in first.limits] == [("time", 0.4), ("memory", 1 / 3)]
-    assert first.reached
-    assert all(judgement.reached is None and judgement.words for judgement in rest)
-    assert targets.judge([made(100, 200, 100)])[0].reached is False
-    assert targets.judge([made(80, 200, 100, extra=(2, 3, 2))])[0].reached is False
-    small = targets._SMALL
-    over = next(j for j in targets.judge([made(0.03, 0.02, 1, cell=small)]) if j.target.over_us)
+    big = "CE 2048×32768"
+    found = judged(big, made(30, 200, 100))
+    assert [(limit.what, limit.found, limit.most) for limit in found.limits] == [("time", 0.15, 0.16)]
+    assert found.reached
+    assert judged(big, made(40, 200, 100)).reached is False
+    switched = made(30, 200, 100, backend="torch, THP_MEM_ALLOC_ENABLE=1")
+    assert [limit.most for limit in judged(big, switched).limits] == [0.35]
+    others = [j for j in targets.judge([made(30, 200, 100)]) if j.target.case != big]
+    assert others
+    assert all(j.reached is None and j.words for j in others)
+    over = judged("CE 32×10", made(0.03, 0.02, 1, cell=Cell("CE, labels", *cells.SMALL)))
     assert over.limits[0].found == pytest.approx(10)
     assert over.reached
+    memory = [made(30, 200, 100, extra=(size, 3, 3), backend="numpy") for size in (1, 2)]
+    assert [judged(f"{big} / textbook", run).reached for run in memory] == [True, False]
+
+
+def test_the_core_counts_with_one_thread_and_the_clock_with_two() -> None:
+    one, two = Cell("CE, labels", *cells.CLASSIFIER), Cell("CE, labels", *cells.CLASSIFIER, threads=2)
+
+    def run(cell: Cell, ms: float, cpu_ms: float) -> Run:
+        return Run("torch", "ran", outcomes=[Outcome(cell, [Measurement(contenders.OURS, "eager", ms, cpu_ms=cpu_ms)])])
+
+    parts = [run(one, 100, 80), run(two, 60, 110)]
+    assert [results.cost(part.outcomes[0].measurements[0], part.outcomes[0].cell) for part in parts] == [80, 60]
+    both = results.joined("torch", parts)
+    assert both.status == "ran"
+    assert judged("CE 4096×1000, two threads / one", both).limits[0].found == 0.6
+    crashed = results.joined("torch", [parts[0], replace(parts[1], status="crashed", words="exit status 1")])
+    assert (crashed.status, len(crashed.outcomes)) == ("crashed", 2)
+
+
+def test_a_gradient_in_the_callers_buffer() -> None:
+    cell = Cell("CE, labels", 12, 7)
+    (out,) = [c for c in contenders.contenders("numpy", cell) if c.name == contenders.OUT]
+    first, second = (out.with_gradient(np.arange(12) % 7, np.ones((12, 7), np.float32))[1] for _ in range(2))
+    assert first is second
+    outcome = measure.outcome(NUMPY, cell, BUDGET)
+    assert not outcome.fault
+    assert outcome.get(contenders.OUT, "eager") is not None
+
+
+def test_why_a_target_is_not_judged() -> None:
+    case, big = "CE 2048×32768, out= / textbook", Cell("CE, labels", *cells.LM)
+    for outcomes, words in (([], "not measured"), ([Outcome(big)], "lacks lossbridge, out=, eager")):
+        found = judged(case, Run("numpy", "ran", outcomes=outcomes))
+        assert (found.words, found.reached) == (words, None)
+
+
+def test_what_was_not_compared_is_not_reached() -> None:
+    alone = Outcome(Cell("CE, labels", 9, 9), [Measurement(contenders.OURS, "eager", 1.0)])
+    table = report.target_table([Run("torch", "ran", outcomes=[alone])])
+    assert "any cell / best peer" not in [row[0] for row in table.rows]
+    assert "any cell / best peer" in [row[0] for row in report.target_table([made(50, 200, 100)]).rows]
+
+
+def test_how_time_depends_on_the_data() -> None:
+    def outcome(data: str, ms: float) -> Outcome:
+        cell = Cell("CE, labels", 9, 9, sweep="data", data=data)
+        return Outcome(cell, [Measurement(name, "eager", ms * k) for name, k in ((contenders.OURS, 1), ("peer", 2))])
+
+    outcomes = [outcome("random", 2.0), outcome("leads by 30", 3.0), outcome(data_kinds.IGNORED_ROWS, 1.0)]
+    runs = [Run("torch", "ran", outcomes=outcomes)]
+    ours, peer = results.spreads(runs)
+    assert (ours.name, ours.factor, ours.slowest, ours.fastest) == (contenders.OURS, 1.5, "leads by 30", "random")
+    assert (peer.name, peer.factor) == ("peer", 1.5)
+    table = report.data_table(runs)
+    assert list(table.good) == [None, False]
+    assert table.rows[1] == ("CE, labels", "eager", "1.50", "leads by 30", "random", "3", "1.50", "0.50")
+    assert ("worst of 1: torch, CE, labels, eager, leads by 30", "time", "1.50", "1.3", "1 above") in [
+        tuple(row) for row in report.target_table(runs).rows
+    ]
 
 
 def test_slopes() -> None:
@@ -249,11 +417,13 @@ def test_memory_below_noise_counts_as_noise() -> None:
 
 
 def test_infinite_figures_are_shown_and_kept(tmp_path) -> None:
-    runs = [made(50, 200, 100, extra=(1, 0, 0))]
-    assert math.isinf(targets.judge(runs)[0].limits[1].found)
-    assert "∞" in report.target_table(runs).rows[2]
+    runs = [made(50, 200, 100, extra=(1, 0, 0), backend="numpy")]
+    found = judged("CE 2048×32768 / textbook", *runs)
+    assert math.isinf(found.limits[1].found)
+    assert any("∞" in row for row in report.target_table(runs).rows)
     report.write_json(tmp_path / "b.json", runs, "cpu", True)
-    assert json.loads((tmp_path / "b.json").read_text())["targets"][0]["limits"][1]["found"] is None
+    kept = {target["target"]["case"]: target for target in json.loads((tmp_path / "b.json").read_text())["targets"]}
+    assert kept["CE 2048×32768 / textbook"]["limits"][1]["found"] is None
 
 
 # The command.
@@ -262,13 +432,15 @@ def test_infinite_figures_are_shown_and_kept(tmp_path) -> None:
 def test_bench(tiny, tmp_path) -> None:
     kept, page, pictures = tmp_path / "b.json", tmp_path / "b.html", tmp_path / "plots"
     result = run("--backend", "numpy", "--json", kept, "--html", page, "--plots", pictures)
-    assert "CE, labels 8×5 " in result.stdout
+    assert "8×5 " in result.stdout
     assert "8 cells, 0 contenders not timed" in result.stdout
     found = json.loads(kept.read_text())
-    for key in ("format", "lossbridge", "machine", "processor", "cores", "python", "device", "quick"):
+    assert f"lossbridge {found['lossbridge']}, {found['rows']}" in result.stdout
+    for key in ("format", "lossbridge", "rows", "machine", "processor", "cores", "python", "device", "quick"):
         assert key in found
     (backend,) = found["backends"]
-    assert backend["copy_bytes_per_second"] > 0
+    assert backend["copy_bytes_per_second"]["1"] > 0
+    assert backend["cells"][0]["measurements"][0]["cpu_ms"] > 0
     assert backend["versions"]["numpy"] == np.__version__
     assert [cell["cell"]["classes"] for cell in backend["cells"]] == [cell.classes for cell in TINY]
     assert {m["name"] for m in backend["cells"][1]["measurements"]} >= {"lossbridge", "textbook", "sklearn.log_loss"}
@@ -279,6 +451,7 @@ def test_bench(tiny, tmp_path) -> None:
     assert again.outcomes == [Outcome.of_dict(cell) for cell in json.loads(kept.read_text())["backends"][0]["cells"]]
 
     text = page.read_text()
+    assert found["rows"] in text
     assert text.count("<svg") == 2  # no memory in cells this small
     assert "textbook" in text
     for opener in ("src=", "<link", "@import", "url(http", "<script"):
@@ -287,22 +460,34 @@ def test_bench(tiny, tmp_path) -> None:
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in pictures.iterdir())
 
 
-def test_bench_of_pytorch_with_its_own_huge_pages(monkeypatch, tmp_path) -> None:
-    """Two processes, two sections, and the environment that each one had."""
+def test_bench_of_pytorch_by_sections(monkeypatch, tmp_path) -> None:
+    """Three processes: with one thread and with two, which stand together, and with PyTorch's own huge pages."""
+    some = [Cell("CE, labels", 8, 5, ways="eager", threads=threads) for threads in (1, 2)]
     monkeypatch.setattr(cells, "BIG_FORMS", {"CE, labels": (8, 5)})
-    monkeypatch.setattr(cells, "cells", lambda backend, quick=False: [Cell("CE, labels", 8, 5, ways="eager")])
+    monkeypatch.setattr(cells, "cells", lambda backend, quick=False: some)
     monkeypatch.setattr(cells, "FULL", BUDGET)
-    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "1")  # of the user's: each section says what it has
+    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "1")  # the user's: each section says what it has
     kept = tmp_path / "b.json"
     result = run("--backend", "torch", "--json", kept)
-    assert "2 cells, 0 contenders not timed" in result.stdout
+    assert "3 cells, 0 contenders not timed" in result.stdout
     lines = [line.strip() for line in result.stdout.splitlines()]
     assert lines.index("torch") < lines.index("torch, THP_MEM_ALLOC_ENABLE=1")
     found = json.loads(kept.read_text())
     labels = ["torch", "torch, THP_MEM_ALLOC_ENABLE=1"]
-    assert [ratio["backend"] for ratio in found["ratios"]] == labels
+    assert [ratio["backend"] for ratio in found["ratios"]] == ["torch", *labels]
     assert [backend["backend"] for backend in found["backends"]] == labels
     assert [backend["environment"]["THP_MEM_ALLOC_ENABLE"] for backend in found["backends"]] == ["0", "1"]
+    assert [list(backend["copy_bytes_per_second"]) for backend in found["backends"]] == [["1", "2"], ["1"]]
+
+
+def test_what_is_not_installed_is_reported_once(monkeypatch) -> None:
+    some = [Cell("CE, labels", *cells.LM, threads=threads) for threads in (1, 2)]
+    monkeypatch.setattr(cells, "cells", lambda backend, quick=False: some)
+    for module in (cli, processes):
+        monkeypatch.setattr(module, "installed", lambda library: False)
+    result = run("--backend", "torch", code=1)
+    assert result.stdout.count("torch: missing (asked for): not installed") == 1
+    assert "THP_MEM_ALLOC_ENABLE" not in result.stdout
 
 
 def test_compare(tiny, tmp_path, monkeypatch) -> None:
@@ -378,7 +563,7 @@ def test_pictures_of_several_backends() -> None:
             )
             for v in (512, 4096, 32768)
         ]
-        return Run(backend, "ran", "1.0", outcomes=steps, facts={"copy_bytes_per_second": 1e10})
+        return Run(backend, "ran", "1.0", outcomes=steps, facts={"copy_bytes_per_second": {"1": 1e10}})
 
     figures = plots.figures([swept(name) for name in ("numpy", "torch", "jax")], "CE, labels")
     assert list(figures) == ["time_over_v_ce_labels", "memory_over_v_ce_labels"]

@@ -10,7 +10,7 @@ import json
 import math
 import os
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ from rich.text import Text
 
 from lossbridge.tools.bench import plots, targets
 from lossbridge.tools.bench.cells import IMPORT, Cell
-from lossbridge.tools.bench.results import Outcome, Ratio, Run, bandwidth, limit_ms, ratios, slopes
+from lossbridge.tools.bench.contenders import OURS
+from lossbridge.tools.bench.results import Outcome, Ratio, Run, Spread, bandwidth, limit_ms, ratios, slopes, spreads
 from lossbridge.tools.processes import BackendRun
 from lossbridge.tools.result_files import facts, page, svg, write_results
 
@@ -77,7 +78,13 @@ def _short(cell: Cell) -> str:
     if cell.form == IMPORT:
         return IMPORT
     dtype = "" if cell.dtype == "float32" else f" {cell.dtype}"
-    return f"{cell.form} {cell.rows}×{cell.classes}{dtype}{'' if cell.backward else ' forward'}"
+    direction = "" if cell.backward else " forward"
+    return f"{cell.form} {cell.rows}×{cell.classes}{dtype}{direction}{cell.circumstances}"
+
+
+def _count(x: float | None) -> str:
+    """A number of page faults in a few digits."""
+    return _number(x and x / 1000, ".0f") + "k" if x and x >= 1000 else _number(x, ".0f")
 
 
 def _in_sections(
@@ -102,18 +109,43 @@ def ratio_table(runs: Sequence[Run]) -> Table:
     missed = targets.above(found)
 
     def row(r: Ratio) -> tuple[str, ...]:
-        over_copy = r.ours.ms / r.limit_ms if r.ours.ms and r.limit_ms else None
-        library = "–" if r.peer is None else r.peer.name.split(".")[0]
-        ratio, memory = _number(r.time), _number(r.memory)
-        return _short(r.cell), r.way, _ms(r.ours.ms), _number(over_copy, ".1f"), ratio, memory, library
+        ours, peer = r.ours, r.peer
+        library = "–" if peer is None else peer.name.split(".")[0]
+        times = _ms(ours.ms), _ms(ours.cpu_ms), _count(ours.faults)
+        return _short(r.cell), r.way, *times, _number(r.wall), _number(r.cpu), _number(r.memory), library
 
     return _in_sections(
         "lossbridge and the best peer",
-        ("cell", "way", "ms", "/ copy", "time", "memory", "fastest"),
-        [(r.backend, row(r), None if r.peer is None else r not in missed) for r in found],
-        "Ratios of medians, ours over a peer's that runs in the same way: time over the fastest peer's, extra memory "
-        "over the least. Forward and backward unless it says forward; float32 unless it names a dtype. / copy: our "
-        f"time over that of a copy of the bytes that must move. Red: above {targets.NEVER_ABOVE}.",
+        ("cell", "way", "ms", "CPU", "faults", "ms", "CPU", "MiB", "fastest"),
+        [(r.backend, row(r), None if r.peer is None else r not in missed) for r in found if r.cell.sweep != "data"],
+        "ms, CPU: our times of a call by the clock, and of all cores together; faults: page faults of a call. "
+        "Then the ratios of medians, ours over a peer's that "
+        "runs in the same way: times over the fastest peer's, extra memory over the least. Forward and backward, "
+        "float32, random data and one thread unless it says otherwise. Red: memory, or CPU time (with two threads the "
+        f"clock's), above {targets.NEVER_ABOVE}.",
+    )
+
+
+def data_table(runs: Sequence[Run]) -> Table:
+    found = spreads(runs)
+    peers = {(s.backend, s.form, s.way): s for s in found if not s.name.startswith(OURS)}
+
+    compared = [r for r in ratios(runs) if r.cell.sweep == "data" and r.time is not None]
+
+    def row(s: Spread) -> tuple[str, ...]:
+        key = s.backend, s.form, s.way
+        peer = peers[key].factor if key in peers else None
+        worst = max((r.time or 0.0 for r in compared if (r.backend, r.cell.form, r.way) == key), default=None)
+        return s.form, s.way, _number(s.factor), s.slowest, s.fastest, str(s.kinds), _number(peer), _number(worst)
+
+    ours = [s for s in found if s.name == OURS]
+    return _in_sections(
+        "How time depends on the data",
+        ("loss", "way", "factor", "slowest", "fastest", "kinds", "peer's", "/ peer"),
+        [(s.backend, row(s), s.factor <= targets.MOST_SPREAD) for s in ours],
+        "factor: CPU time with the slowest kind of data over that with the fastest; data of which a third is ignored "
+        "are never the fastest. peer's: the same of the framework's own function. / peer: our time over that of "
+        f"this function, with the kind that is worst for us. Red: factor above {targets.MOST_SPREAD}.",
     )
 
 
@@ -127,19 +159,33 @@ def target_table(runs: Sequence[Run]) -> Table:
             entries = first, limit.what, _number(limit.found, limit.form), format(limit.most, limit.form), verdict
             rows.append((t.backend, entries, reached))
             first = ""
-    found = ratios(runs)
-    for what in ("time", "memory") if found else ():
-        above = targets.above(found, what)
-        worst = getattr(above[0], what) if above else None
-        words = f"{len(above)} above" if above else "reached"
-        case = f"worst: {above[0].backend}, {_short(above[0].cell)}, {above[0].way}" if above else "all"
-        rows.append(("any cell / best peer", (case, what, _number(worst), str(targets.NEVER_ABOVE), words), not above))
+    rows += _general(runs)
     return _in_sections(
         "Targets",
         ("ours / peer", "", "found", "≤", ""),
         rows,
-        "Ratios, unless there is a unit. JAX: memory is what XLA plans for temporaries.",
+        "Ratios, unless there is a unit: of CPU time on one thread; of the clock's where there are two.",
     )
+
+
+def _general(runs: Sequence[Run]) -> Iterator[tuple[str, tuple[str, ...], bool | None]]:
+    """The limits for every cell and every loss, of which the worst is shown; none where nothing was compared."""
+    found = ratios(runs)
+    for what in ("time", "memory"):
+        compared = [r for r in found if getattr(r, what) is not None]
+        if compared:
+            worst = max(compared, key=lambda r: getattr(r, what))
+            above = len(targets.above(compared, what))
+            case = f"worst of {len(compared)}: {worst.backend}, {_short(worst.cell)}, {worst.way}"
+            entries = case, what, _number(getattr(worst, what)), str(targets.NEVER_ABOVE)
+            yield "any cell / best peer", (*entries, f"{above} above" if above else "reached"), not above
+    ours = [s for s in spreads(runs) if s.name == OURS]
+    if ours:
+        slowest = max(ours, key=lambda s: s.factor)
+        above = sum(s.factor > targets.MOST_SPREAD for s in ours)
+        case = f"worst of {len(ours)}: {slowest.backend}, {slowest.form}, {slowest.way}, {slowest.slowest}"
+        entries = case, "time", _number(slowest.factor), str(targets.MOST_SPREAD)
+        yield "any loss, slowest / fastest data", (*entries, f"{above} above" if above else "reached"), not above
 
 
 def growth_table(runs: Sequence[Run]) -> Table:
@@ -161,7 +207,8 @@ def growth_table(runs: Sequence[Run]) -> Table:
 
 def tables(runs: Sequence[Run]) -> list[Table]:
     """The tables that the command prints, those that have rows."""
-    return [table for table in (ratio_table(runs), growth_table(runs), target_table(runs)) if table.rows]
+    made = (ratio_table(runs), data_table(runs), growth_table(runs), target_table(runs))
+    return [table for table in made if table.rows]
 
 
 def measurement_table(run: Run) -> Table:
@@ -177,6 +224,8 @@ def measurement_table(run: Run) -> Table:
                     m.way,
                     _ms(m.ms),
                     spread,
+                    _ms(m.cpu_ms),
+                    _count(m.faults),
                     str(m.rounds),
                     _number(m.extra_bytes / MIB if m.extra_bytes is not None else None, ".0f"),
                     _number(m.value_error, ".0e"),
@@ -185,7 +234,8 @@ def measurement_table(run: Run) -> Table:
                 )
             )
             good.append(False if m.fault else None)
-    head = ("cell", "contender", "way", "ms", "quartiles", "rounds", "extra MiB", "value", "gradient", "copy ms")
+    times = ("ms", "quartiles", "CPU", "faults", "rounds")
+    head = ("cell", "contender", "way", *times, "extra MiB", "value", "gradient", "copy ms")
     speed = f", copies at {bandwidth(run) / 1e9:.0f} GB/s" if bandwidth(run) else ""
     legend = "value, gradient: relative errors, checked before any timing; a contender that is wrong is not timed."
     return Table(f"{run.backend} {run.version}{speed}", head, rows, good, legend)
@@ -223,6 +273,8 @@ def content(runs: Sequence[Run], device: str, quick: bool) -> dict[str, Any]:
                 "cell": r.cell.name,
                 "way": r.way,
                 "time": r.time,
+                "wall": r.wall,
+                "cpu": r.cpu,
                 "memory": r.memory,
                 "peer": r.peer and r.peer.name,
                 "limit_ms": r.limit_ms,
@@ -231,6 +283,7 @@ def content(runs: Sequence[Run], device: str, quick: bool) -> dict[str, Any]:
         ],
         "targets": judged,
         "slopes": [asdict(s) for s in slopes(runs)],
+        "spreads": [asdict(s) for s in spreads(runs)],
     }
 
 
@@ -258,14 +311,17 @@ def read(path: Path) -> list[Run]:
     if not isinstance(found, dict) or found.get("format") != FORMAT or "backends" not in found:
         raise UnusableResults(f"{path} is no result of this lossbridge bench; give one that its --json wrote")
     try:
-        return [_run(one) for one in found["backends"]]
+        return [_run(one, found.get("cores", 1)) for one in found["backends"]]
     except (KeyError, TypeError) as error:
         raise UnusableResults(f"{path} is damaged: {error}; write it again with lossbridge bench --json") from error
 
 
-def _run(found: dict[str, Any]) -> Run:
-    outcomes = [Outcome.of_dict(cell) for cell in found["cells"]]
-    copied = {"copy_bytes_per_second": found.get("copy_bytes_per_second", 0)}
+def _run(found: dict[str, Any], cores: int) -> Run:
+    """Older files name no threads: all cores were used."""
+    cells = [{**one, "cell": {"threads": cores, **one["cell"]}} for one in found["cells"]]
+    speed = found.get("copy_bytes_per_second", {})
+    copied = {"copy_bytes_per_second": speed if isinstance(speed, dict) else {str(cores): speed}}
+    outcomes = [Outcome.of_dict(cell) for cell in cells]
     return BackendRun(found["backend"], found["status"], found["version"], found["words"], outcomes, copied)
 
 
@@ -275,7 +331,7 @@ def write_json(path: Path, runs: Sequence[Run], device: str, quick: bool) -> Non
 
 def write_html(path: Path, runs: Sequence[Run], device: str, verdict: Sequence[str]) -> None:
     """All tables and plots."""
-    tables = [target_table(runs), ratio_table(runs), growth_table(runs)]
+    tables = [target_table(runs), ratio_table(runs), data_table(runs), growth_table(runs)]
     figures = [svg(figure) for form in plots.forms(runs) for figure in plots.figures(runs, form).values()]
     details = [measurement_table(run) for run in runs if run.outcomes]
     parts = [*(t.html() for t in tables if t.rows), *figures, *(t.html() for t in details)]

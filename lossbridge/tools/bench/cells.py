@@ -1,38 +1,23 @@
-"""What is measured: the form of a loss, its shape and dtype, with or without the gradient. Plain data.
+"""What is measured: the form of a loss, its shape, dtype and data, with or without the gradient. Plain data.
 
 Nothing here depends on a framework. Losses and their targets come from lossbridge.spec; a loss that has no form here
-gets one. Peers are in contenders.py, limits in targets.py.
+gets one. Data are in data_kinds.py, peers in contenders.py, limits in targets.py, the processes that measure in
+sections.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from lossbridge.spec import LOSSES, Target
+from lossbridge.spec import LOSSES
+from lossbridge.tools.bench import data_kinds
+from lossbridge.tools.bench.data_kinds import RANDOM, Form
 
-Sweep = Literal["", "N", "V"]
+Sweep = Literal["", "N", "V", "data"]
 Ways = Literal["all", "eager", "compiled"]
 ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
-
-
-@dataclass(frozen=True)
-class Form:
-    """A loss with the options that decide which formula it computes."""
-
-    loss: str
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def from_logits(self) -> bool:
-        return LOSSES[self.loss].form(self.options) == "logits"
-
-    @property
-    def target(self) -> Target:
-        """What y_true holds; of log_loss, which takes two kinds, the labels."""
-        record = LOSSES[self.loss]
-        return next(iter(record.rules[record.form(self.options)]))
 
 
 _LOGITS = {"from_logits": True}
@@ -66,10 +51,11 @@ IMPORT = "import"  # the form of the cell that measures the package's import ins
 
 @dataclass(frozen=True)
 class Cell:
-    """One measurement of all contenders of a backend. `ways`: how they run; `sweep`: the size that is swept, if any.
+    """One measurement of all contenders of a backend. `ways`: how they run; `sweep`: what is swept, if anything.
 
     `views`: the contenders are lossbridge and its views in lossbridge.compat, without peers, because a call finds the
-    memory as its neighbour in the race has left it.
+    memory as its neighbour in the race has left it. `data`: a kind of data_kinds.KINDS. `threads`: how many a call may
+    use. `busy`: beside another process that never rests.
     """
 
     form: str
@@ -80,6 +66,9 @@ class Cell:
     ways: Ways = "all"
     sweep: Sweep = ""
     views: bool = False
+    data: str = RANDOM
+    threads: int = 1
+    busy: bool = False
 
     @property
     def name(self) -> str:
@@ -87,12 +76,20 @@ class Cell:
             return self.form
         direction = "forward and backward" if self.backward else "forward"
         views = ", and compat" if self.views else ""
-        return f"{self.form}, {self.rows}×{self.classes} {self.dtype}, {direction}{views}"
+        return f"{self.form}, {self.rows}×{self.classes} {self.dtype}, {direction}{views}{self.circumstances}"
+
+    @property
+    def circumstances(self) -> str:
+        """Data, threads and a busy machine, where they are not the usual ones."""
+        data = f", {self.data}" if self.data != RANDOM or self.sweep == "data" else ""
+        threads = f", {self.threads} threads" if self.threads > 1 else ""
+        return f"{data}{threads}{', busy' if self.busy else ''}"
 
     @property
     def same(self) -> tuple[Any, ...]:
         """Equal for cells that measure the same, as a step of a sweep or not."""
-        return self.form, self.rows, self.classes, self.dtype, self.backward, self.views
+        shape = self.rows, self.classes, self.dtype
+        return self.form, *shape, self.backward, self.views, self.data, self.threads, self.busy
 
     @property
     def gradient_bytes(self) -> int:
@@ -120,24 +117,27 @@ class Budget:
     memory: int  # calls whose peak memory is measured
 
 
-FULL = Budget(least=7, most=51, seconds=8.0, memory=3)
-QUICK = Budget(least=3, most=15, seconds=1.0, memory=1)
+FULL = Budget(least=7, most=51, seconds=3.0, memory=3)
+QUICK = Budget(least=3, most=15, seconds=0.5, memory=1)
 
 SMALL, CLASSIFIER, LM, LM_DENSE = (32, 10), (4096, 1000), (2048, 32768), (1024, 32768)
-BIG_FORMS = {"CE, labels": LM, "CE, dense": LM_DENSE, "KL of logits": LM_DENSE}
-# PyTorch's switch for huge pages on CPUs, which it reads when it is imported. Its own losses gain most by it.
-OWN_HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
+LLAMA, GPT2, BINARY, HALF_LM = (512, 128256), (1024, 50257), (4096, 4096), (512, 32768)
+BIG_FORMS = {"CE, labels": LM, "CE, dense": LM_DENSE, "KL of logits": LM_DENSE, "BCE of logits": BINARY}
+SWEPT = "CE, labels", "CE, dense", "KL of logits"
+DATA_SHAPE, QUICK_DATA_SHAPE = (256, 32768), (64, 32768)
 
 
 def cells(backend: str, *, quick: bool = False) -> list[Cell]:
     """What is measured on a backend, small cells first."""
-    return list(_quick(backend) if quick else _full(backend))
+    return list(dict.fromkeys(_quick(backend) if quick else _full(backend)))
 
 
-def selected(backend: str, losses: list[str], dtypes: list[str], *, quick: bool = False) -> list[Cell]:
+def selected(
+    backend: str, losses: list[str], dtypes: list[str], *, quick: bool = False, device: str = "cpu"
+) -> list[Cell]:
     """The cells of these losses and dtypes; an empty list names all. A loss that is named always has a cell."""
-    found = cells(backend, quick=quick)
-    measured = {FORMS[cell.form].loss for cell in found if cell.form != IMPORT}
+    found = [cell for cell in cells(backend, quick=quick) if device == "cpu" or cell.threads == 1]
+    measured = {FORMS[cell.form].loss for cell in found if cell.form != IMPORT and not cell.sweep}
     found += [
         Cell(name, *CLASSIFIER, ways=_main_way(backend))
         for name, form in FORMS.items()
@@ -151,32 +151,8 @@ def selected(backend: str, losses: list[str], dtypes: list[str], *, quick: bool 
     ]
 
 
-@dataclass(frozen=True)
-class Section:
-    """Cells that one process measures. `label`: its name in the results; `environment`: what is added to the user's."""
-
-    label: str
-    backend: str
-    cells: list[Cell]
-    environment: Mapping[str, str] = field(default_factory=dict)
-
-
-def sections(chosen: Mapping[str, list[Cell]], device: str) -> list[Section]:
-    """One of each backend's cells, and one of PyTorch's large cells with its own huge pages."""
-    found = []
-    for backend, some in chosen.items():
-        if backend != "torch":
-            found.append(Section(backend, backend, some))
-            continue
-        found.append(Section(backend, backend, some, {OWN_HUGE_PAGES: "0"}))
-        large = {Cell(form, *shape).same for form, shape in BIG_FORMS.items()}
-        large_cells = [replace(cell, ways="eager") for cell in some if cell.same in large and not cell.sweep]
-        if large_cells and device == "cpu":
-            found.append(Section(f"{backend}, {OWN_HUGE_PAGES}=1", backend, large_cells, {OWN_HUGE_PAGES: "1"}))
-    return found
-
-
 def _full(backend: str) -> Iterator[Cell]:
+    main = _main_way(backend)
     if backend == "numpy":
         yield Cell(IMPORT, 0, 0)
     for form in ("CE, labels", "CE, dense", "BCE of logits"):
@@ -186,20 +162,54 @@ def _full(backend: str) -> Iterator[Cell]:
         for backward in (False, True):
             yield Cell(form, *CLASSIFIER, backward=backward)
     for form in ("CE, labels", "CE, dense", "log loss"):
-        yield Cell(form, *CLASSIFIER, ways=_main_way(backend), views=True)
+        yield Cell(form, *CLASSIFIER, ways=main, views=True)
     for dtype in ("float16", "float64"):
         yield Cell("CE, labels", *CLASSIFIER, dtype=dtype)
     for form, shape in BIG_FORMS.items():
         for backward in (False, True):
-            yield Cell(form, *shape, backward=backward)
-    if backend != "numpy":  # NumPy has no bfloat16
-        for form, shape in BIG_FORMS.items():
-            yield Cell(form, *shape, dtype="bfloat16")
-    for form in BIG_FORMS:
+            yield Cell(form, *shape, backward=backward, ways=main)
+    if backend != "numpy":  # NumPy has no bfloat16, and computes float16 without instructions for it
+        for dtype in ("bfloat16", "float16"):
+            for form, shape in list(BIG_FORMS.items())[: 1 if backend == "tensorflow" else None]:
+                yield Cell(form, *shape, dtype=dtype, ways=main)
+    yield from _of_targets(backend)
+    for form in SWEPT:
         for classes in (512, 2048, 8192, 32768, 65536):
-            yield Cell(form, 512, classes, sweep="V")
+            yield Cell(form, 256, classes, ways=main, sweep="V")
         for rows in (32, 128, 512, 2048, 8192):
-            yield Cell(form, rows, 4096, sweep="N")
+            yield Cell(form, rows, 2048, ways=main, sweep="N")
+    yield from _data(backend, data_kinds.KINDS, DATA_SHAPE)
+    yield from _two_threads(backend, SWEPT)
+
+
+def _of_targets(backend: str) -> Iterator[Cell]:
+    """The large cells that targets.py names, besides those that every backend has."""
+    if backend == "torch":
+        for shape in (LLAMA, GPT2):
+            for backward in (False, True):
+                yield Cell("CE, labels", *shape, backward=backward, ways="eager")
+        yield Cell("CE, labels", *LM_DENSE)
+    if backend == "jax":
+        for form in ("CE, dense", "KL of logits"):
+            yield Cell(form, *HALF_LM, ways="compiled")
+
+
+def _data(backend: str, kinds: Iterable[str], shape: tuple[int, int]) -> Iterator[Cell]:
+    """Every loss with each of these kinds of data that suits it."""
+    for name, form in FORMS.items():
+        for kind in data_kinds.kinds(form):
+            if kind in kinds:
+                yield Cell(name, *shape, ways=_main_way(backend), sweep="data", data=kind)
+
+
+def _two_threads(backend: str, big: Iterable[str]) -> Iterator[Cell]:
+    """Beside the cells of one thread; and with one and with two beside a process that is always busy."""
+    main = _main_way(backend)
+    yield Cell("CE, labels", *CLASSIFIER, ways=main, threads=2)
+    for form in big:
+        yield Cell(form, *BIG_FORMS[form], ways=main, threads=2)
+    for threads in (1, 2):
+        yield Cell("CE, labels", *CLASSIFIER, ways=main, threads=threads, busy=True)
 
 
 def _quick(backend: str) -> Iterator[Cell]:
@@ -208,18 +218,27 @@ def _quick(backend: str) -> Iterator[Cell]:
     if backend == "numpy":
         yield Cell(IMPORT, 0, 0)
         yield Cell("log loss", *CLASSIFIER, backward=False)
-    yield Cell("CE, labels", *SMALL)
-    yield Cell("CE, labels", *LM, ways="all" if backend == "torch" else main)
+    for backward in (False, True):
+        yield Cell("CE, labels", *SMALL, backward=backward)
+    yield Cell("CE, labels", *CLASSIFIER)
+    yield Cell("CE, labels", *LM, ways=main)
     if backend == "torch":
-        yield Cell("CE, labels", *LM, dtype="bfloat16", ways="eager")
+        yield from (Cell(form, *CLASSIFIER, ways=main) for form in ("CE, dense", "KL of logits"))
         yield from (Cell(form, *CLASSIFIER, ways=main, views=True) for form in ("CE, dense", "log loss"))
-    if backend in ("torch", "jax"):
-        yield Cell("CE, dense", *LM_DENSE, ways=main)
-        yield Cell("KL of logits", *LM_DENSE, ways=main)
+        yield Cell("CE, labels", *LM, backward=False, ways=main)
+        yield from (Cell("CE, labels", *LM, dtype=dtype, ways=main) for dtype in ("bfloat16", "float16"))
+        for dtype in ("float32", "bfloat16"):
+            yield from (Cell(form, *BIG_FORMS[form], dtype=dtype, ways=main) for form in list(BIG_FORMS)[1:])
+        yield Cell("CE, labels", *LM_DENSE, ways="all")
+    if backend == "jax":
+        yield from (Cell(form, *HALF_LM, ways=main) for form in ("CE, dense", "KL of logits"))
+        yield Cell("CE, labels", *LM, dtype="bfloat16", ways=main)
     for classes in (1024, 8192, 65536):
         yield Cell("CE, labels", 256, classes, ways=main, sweep="V")
     for rows in (64, 1024, 16384):
         yield Cell("CE, labels", rows, 1024, ways=main, sweep="N")
+    yield from _data(backend, data_kinds.QUICK, QUICK_DATA_SHAPE)
+    yield from _two_threads(backend, ())
 
 
 def _main_way(backend: str) -> Ways:

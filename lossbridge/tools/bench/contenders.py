@@ -1,12 +1,13 @@
 """The contenders: lossbridge and every installed peer, each a function of a framework's own arrays. Measures nothing.
 
-A function takes target and pred, of shape (rows, classes), or labels (rows,), and returns the mean. Every function is
+A function takes target and pred, of shape (rows, classes), or labels (rows,), and options that are arrays by name; it
+returns the mean. Whatever varies from batch to batch is an argument: a compiler folds what it knows. Every function is
 written out, because torch.compile keeps one cache per code object, and contenders would share it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,12 +19,14 @@ from lossbridge.compat import sklearn as compat_sklearn
 from lossbridge.compat import torch as compat_torch
 from lossbridge.frameworks import FRAMEWORKS
 from lossbridge.frameworks.framework import Framework
-from lossbridge.tools.bench import textbook
+from lossbridge.tools.bench import option_peers, textbook
 from lossbridge.tools.bench.cells import FORMS, NAMED_FORMS, Cell
+from lossbridge.tools.bench.data_kinds import PADDED, RANDOM
 from lossbridge.tools.processes import installed
 
-Loss = Callable[[Any, Any], Any]
-OURS, IN_PLACE = "lossbridge", "lossbridge, inplace_gradient"
+Loss = Callable[..., Any]
+Options = Mapping[str, Any]
+OURS, IN_PLACE, OUT = "lossbridge", "lossbridge, inplace_gradient", "lossbridge, out="
 
 
 @dataclass(frozen=True)
@@ -37,20 +40,36 @@ class Contender:
     eager_only: bool = False
 
 
-def contenders(backend: str, cell: Cell, device: str = "cpu") -> list[Contender]:
-    """Ours first. A framework without known peers, or a form without any, is measured alone."""
+def contenders(backend: str, cell: Cell, device: str = "cpu", options: Options | None = None) -> list[Contender]:
+    """Ours first. A framework without known peers, or a form without any, is measured alone.
+
+    `options`: the data's, in NumPy. Those that are arrays are arguments of each call. With data of a kind the peers are
+    the framework's own functions, those that have the options.
+    """
+    options = options or {}
+    ours = _ours(cell, {name: x for name, x in options.items() if not hasattr(x, "shape")})
     if cell.views:
-        return [_ours(cell), *_views(backend, cell)]
-    peers = _PEERS[backend](cell, device) if backend in _PEERS and cell.form in NAMED_FORMS else ()
-    return [_ours(cell), *peers]
+        return [ours, *_views(backend, cell)]
+    if backend not in _PEERS or cell.form not in NAMED_FORMS:
+        return [ours]
+    if options:
+        return [ours, *(Contender(*peer) for peer in option_peers.peers(backend, cell.form, options))]
+    if cell.data == PADDED and FORMS[cell.form].target != "labels":
+        return [ours]  # the peers' 0·(−∞) is NaN
+    peers = list(_PEERS[backend](cell, device))
+    if cell.data == RANDOM and cell.sweep != "data":
+        return [ours, *peers]
+    return [ours, *(peer for peer in peers[:1] if not peer.name.startswith(("keras.", OURS)))]
 
 
-def _ours(cell: Cell) -> Contender:
+def _ours(cell: Cell, given: Options) -> Contender:
     form = FORMS[cell.form]
-    function, options = getattr(losses, form.loss), dict(form.options)
+    function, options = getattr(losses, form.loss), {**form.options, **given}
     both = losses.value_and_grad(function)
     return Contender(
-        OURS, lambda target, pred: function(target, pred, **options), lambda t, pred: both(t, pred, **options)
+        OURS,
+        lambda target, pred, **arrays: function(target, pred, **options, **arrays),
+        lambda target, pred, **arrays: both(target, pred, **options, **arrays),
     )
 
 
@@ -85,6 +104,8 @@ def _numpy(cell: Cell, device: str) -> Iterator[Contender]:
     if both is not None or not cell.backward:
         yield Contender("textbook", textbook.VALUES[form], both)
     if cell.backward:
+        if form == "CE, labels":
+            yield _out(cell)
         return  # the peers below have no gradients
     if installed("sklearn") and form == "log loss":
         from sklearn.metrics import log_loss
@@ -103,6 +124,17 @@ def _numpy(cell: Cell, device: str) -> Iterator[Contender]:
         if form == "KL of probabilities":
             yield Contender("scipy.rel_entr", lambda t, p: rel_entr(t, p).sum(1).mean())
             yield Contender("scipy.entropy", lambda t, p: entropy(t, p, axis=1).mean())
+
+
+def _out(cell: Cell) -> Contender:
+    """Ours, with the gradient written to a buffer that the caller keeps."""
+    import numpy as np
+
+    form = FORMS[cell.form]
+    function, options = getattr(losses, form.loss), dict(form.options)
+    both = losses.value_and_grad(function)
+    buffer = np.zeros((cell.rows, cell.classes), cell.dtype)
+    return Contender(OUT, partial(function, **options), lambda t, pred: both(t, pred, out=buffer, **options))
 
 
 def _torch(cell: Cell, device: str) -> Iterator[Contender]:

@@ -5,6 +5,7 @@ Which contenders there are is in contenders.py, how they run in steps.py.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
 import math
@@ -14,47 +15,38 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from lossbridge import reference
 from lossbridge.frameworks.framework import Framework
-from lossbridge.tools.bench import memory, steps, textbook
+from lossbridge.tools.bench import data_kinds, memory, steps, textbook
 from lossbridge.tools.bench.cells import FORMS, IMPORT, Budget, Cell
 from lossbridge.tools.bench.contenders import OURS, Contender, contenders
+from lossbridge.tools.bench.data_kinds import RANDOM, Data
 from lossbridge.tools.bench.results import ENOUGH_BYTES, Measurement, Outcome
+
+try:
+    import resource
+except ImportError:  # on Windows
+    resource = None  # type: ignore[assignment]
 
 Array = np.ndarray
 # Wide enough for a peer's own rounding: for bfloat16 logits PyTorch's loss has an error of 6e-3.
 TOLERANCE = {"float64": 1e-6, "float32": 1e-3, "float16": 5e-2, "bfloat16": 5e-2}
+LEAST = 1e-34  # numbers below 1.2e-38 become 0 in XLA and TensorFlow: a focal loss of rows that lead by 30 has such
 SAMPLE_SECONDS = 1e-3  # faster calls are repeated between two readings of the clock
 
 
-def arrays(cell: Cell) -> tuple[Array, Array]:
-    """(target, pred), the same for every backend."""
-    rng = np.random.default_rng(0)
-    form, shape = FORMS[cell.form], (cell.rows, cell.classes)
+class Sample(NamedTuple):
+    """Of one call: seconds of the clock, seconds of all cores together, and page faults; None where not known."""
 
-    def distributions() -> Array:
-        p = rng.random(shape, np.float32) + np.float32(0.1)
-        return p / p.sum(1, keepdims=True)
-
-    if form.target == "labels":
-        target: Array = rng.integers(0, cell.classes, cell.rows)
-    elif form.target == "distributions":
-        target = distributions()
-    elif form.target == "outcomes":
-        target = rng.random(shape, np.float32)
-    else:
-        target = rng.standard_normal(shape, np.float32)
-    if form.from_logits:
-        return target, rng.standard_normal(shape, np.float32)
-    if form.target == "outcomes":
-        return target, rng.uniform(0.05, 0.95, shape).astype(np.float32)
-    return target, distributions()
+    wall: float
+    cpu: float | None = None
+    faults: float | None = None
 
 
 @dataclass
@@ -66,6 +58,10 @@ class Entrant:
     run: steps.Step
     target: Any
     pred: Any
+    arrays: dict[str, Any] = field(default_factory=dict)  # options of the loss
+
+    def call(self, pred: Any) -> tuple[Any, Any]:
+        return self.run(self.target, pred, **self.arrays)
 
     def fresh(self) -> Any:
         """Predictions that the contender may overwrite. In PyTorch they are no leaf, as a model's logits are none."""
@@ -82,7 +78,8 @@ def outcome(
     """The cell's measurements. `competing`: contenders to measure instead of all."""
     if cell.form == IMPORT:
         return Outcome(cell, import_times(max(7, budget.least)))
-    with b.scope(cell.dtype, device), warnings.catch_warnings():
+    beside = _busy_process() if cell.busy else contextlib.nullcontext()
+    with b.scope(cell.dtype, device), beside, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # compilers warn about large constants, libraries about renamed functions
         return Outcome(cell, _measured(b, cell, budget, device, competing))
 
@@ -90,73 +87,131 @@ def outcome(
 def _measured(
     b: Framework, cell: Cell, budget: Budget, device: str, competing: Sequence[Contender] | None
 ) -> list[Measurement]:
-    y_true, y_pred = arrays(cell)
-    labels = "int64" if b.name == "torch" else "int32"
-    target = b.place(y_true, labels if y_true.dtype.kind == "i" else cell.dtype, device)
-    pred = steps.leaf(b, b.place(y_pred, cell.dtype, device), cell.backward)
+    data = data_kinds.made(FORMS[cell.form], (cell.rows, cell.classes), cell.data)
+    target, pred = placed(b, cell, data, device)
+    pred = steps.leaf(b, pred, cell.backward)
+    known = contenders(b.name, cell, device, data.options) if competing is None else competing
+    arrays = {name: b.place(x, x.dtype.name, device) for name, x in data.options.items() if isinstance(x, np.ndarray)}
     entrants = [
-        Entrant(contender, way, steps.step(b, contender, way, cell.backward), target, pred)
-        for contender in (contenders(b.name, cell, device) if competing is None else competing)
+        Entrant(contender, way, steps.step(b, contender, way, cell.backward), target, pred, arrays)
+        for contender in known
         for way in steps.ways(b, cell, contender)
     ]
-    exact = Exact(cell, y_true if y_true.dtype.kind == "i" else b.to_numpy(target), b.to_numpy(pred))
-    del y_true, y_pred
-    found = [_checked(b, entrant, exact, cell.dtype, device) for entrant in entrants]
-    del exact
+    judge = exact(b, cell, data, target, pred)
+    del data
+    found = [_checked(b, entrant, judge, cell, device) for entrant in entrants]
+    del judge
     racing = [i for i, m in enumerate(found) if not m.fault]
     warm = [found[i].way == steps.EAGER and (found[i].first_ms or 0) > 500 for i in racing]
     times = interleaved(b, [entrants[i] for i in racing], budget, device, warm)
-    for i, seconds in zip(racing, times, strict=True):
-        found[i] = _with_times(found[i], seconds)
+    for i, samples in zip(racing, times, strict=True):
+        found[i] = _with_times(found[i], samples)
     for i in racing:
         found[i] = _with_memory(b, found[i], entrants[i], cell, budget, device)
     return found
 
 
+def placed(b: Framework, cell: Cell, data: Data, device: str) -> tuple[Any, Any]:
+    """Target and predictions as arrays of the framework."""
+    labels = "int64" if b.name == "torch" else "int32"
+    target = b.place(data.target, labels if data.target.dtype.kind == "i" else cell.dtype, device)
+    return target, b.place(data.pred, cell.dtype, device)
+
+
+@contextlib.contextmanager
+def _busy_process() -> Iterator[None]:
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as process:
+        try:
+            yield
+        finally:
+            process.kill()
+
+
 # Correctness.
+
+
+def exact(b: Framework, cell: Cell, data: Data, target: Any, pred: Any) -> Exact:
+    """For the arrays as the framework has rounded them."""
+    labels = data.target.dtype.kind == "i"
+    return Exact(cell, data.target if labels else b.to_numpy(target), b.to_numpy(pred), data.options)
 
 
 class Exact:
     """The exact value, and the exact gradient of a few rows, for the inputs as rounded to the cell's dtype."""
 
-    def __init__(self, cell: Cell, target: Array, pred: Array) -> None:
+    def __init__(self, cell: Cell, target: Array, pred: Array, options: Mapping[str, Any]) -> None:
         form = FORMS[cell.form]
-        oracle = functools.partial(getattr(reference, form.loss), **form.options)
-        plain = textbook.VALUES.get(cell.form, lambda t, p: oracle(t, p).value)
-        self.value = textbook.exact_value(plain, target, pred)
         self.rows = sorted({0, cell.rows // 2, cell.rows - 1})
-        result = oracle(target[self.rows], pred[self.rows])
-        self.gradient = result.gradient * (len(self.rows) / cell.rows)  # of the mean over all rows
+        # What one entry can add to a mean, and to its gradient: for peers that have no digits of less than that.
+        elements = pred.size if form.target == "outcomes" else len(pred)
+        self.least_value, self.least_gradient = 1.0, 1.0 / elements
+        counted = options.get("mask", target != options["ignore_class"] if "ignore_class" in options else None)
+        count = len(pred) if counted is None else int(counted.sum())
+        oracle = functools.partial(getattr(reference, form.loss), **form.options, **_without_mask(options))
+        if cell.data == RANDOM:
+            plain = textbook.VALUES.get(cell.form, lambda t, p: oracle(t, p).value)
+            self.value = textbook.exact_value(plain, target, pred)
+        else:
+            self.value = _sum_of_rows(oracle, target, pred, options.get("mask")) / count
+        some = None if "mask" not in options else options["mask"][self.rows]
+        result = oracle(target[self.rows], pred[self.rows], mask=some, reduction="sum")
+        self.gradient = result.gradient / count
 
     def errors(self, b: Framework, value: Any, gradient: Any) -> tuple[float, float | None]:
         """Relative errors, the gradient's to the largest entry of its row. NaN counts as an infinite error."""
-        error = abs(float(value) - self.value) / abs(self.value)
+        return self._errors(b, value, gradient, LEAST, LEAST)
+
+    def rough_errors(self, b: Framework, value: Any, gradient: Any) -> tuple[float, float | None]:
+        """Relative to no less than a loss of 1: a peer may lose the digits of a loss that is nearly 0."""
+        return self._errors(b, value, gradient, self.least_value, self.least_gradient)
+
+    def _errors(
+        self, b: Framework, value: Any, gradient: Any, least_value: float, least_gradient: float
+    ) -> tuple[float, float | None]:
+        error = abs(float(value) - self.value) / max(abs(self.value), least_value)
         if gradient is None:
             return _or_infinite(error), None
         some = np.stack([b.to_numpy(gradient[row]) for row in self.rows]).astype(np.float64)
         size = np.abs(self.gradient).max(1, keepdims=True)
+        size = np.maximum(size, least_gradient)
         return _or_infinite(error), _or_infinite(float((np.abs(some - self.gradient) / size).max()))
+
+
+def _without_mask(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: x for name, x in options.items() if name != "mask"}
+
+
+def _sum_of_rows(oracle: Callable[..., Any], target: Array, pred: Array, mask: Array | None) -> float:
+    """Of the reference, in blocks of rows."""
+    rows, total = max(1, (1 << 20) // pred.shape[1]), 0.0
+    for start in range(0, len(pred), rows):
+        these = slice(start, start + rows)
+        counted = None if mask is None else mask[these]
+        total += float(oracle(target[these], pred[these], mask=counted, reduction="sum").value)
+    return total
 
 
 def _or_infinite(error: float) -> float:
     return math.inf if math.isnan(error) else error
 
 
-def _checked(b: Framework, entrant: Entrant, exact: Exact, dtype: str, device: str) -> Measurement:
+def _checked(b: Framework, entrant: Entrant, judge: Exact, cell: Cell, device: str) -> Measurement:
     """The first call, which compiles: its time and errors, or the fault."""
+    name, way = entrant.contender.name, entrant.way
     pred = entrant.fresh()
     start = time.perf_counter()
     try:
-        result = entrant.run(entrant.target, pred)
+        result = entrant.call(pred)
         steps.wait(b, result, device)
         first = (time.perf_counter() - start) * 1e3
-        value_error, gradient_error = exact.errors(b, *result)
+        value_error, gradient_error = judge.errors(b, *result)
+        rough = cell.data != RANDOM and not name.startswith(OURS)
+        judged = judge.rough_errors(b, *result) if rough else (value_error, gradient_error)
     except Exception as error:
         return entrant.failed(error)
-    for quantity, off in (("value", value_error), ("gradient", gradient_error or 0.0)):
-        if not off <= TOLERANCE[dtype]:
+    for quantity, off in zip(("value", "gradient"), judged, strict=True):
+        if not (off or 0.0) <= TOLERANCE[cell.dtype]:
             return entrant.failed(f"{quantity} has a relative error of {off:.1e}: not timed")
-    name, way = entrant.contender.name, entrant.way
     return Measurement(name, way, first_ms=first, value_error=value_error, gradient_error=gradient_error)
 
 
@@ -165,17 +220,17 @@ def _checked(b: Framework, entrant: Entrant, exact: Exact, dtype: str, device: s
 
 def interleaved(
     b: Framework, entrants: Sequence[Entrant], budget: Budget, device: str, warm: Sequence[bool]
-) -> list[list[float]]:
-    """Seconds per call of each, run in turn (A B C, A B C, …), so that a machine that slows down slows all of them.
+) -> list[list[Sample]]:
+    """Samples of each, run in turn (A B C, A B C, …), so that a machine that slows down slows all of them.
 
     The first round warms up, and sets how many calls make a sample. `warm`: entrants that skip it, because their slow
     first call has warmed them up.
     """
     calls = [
-        1 if done else _calls_a_sample(_sample(b, entrant, 1, device), entrant)
+        1 if done else _calls_a_sample(_sample(b, entrant, 1, device).wall, entrant)
         for entrant, done in zip(entrants, warm, strict=True)
     ]
-    times: list[list[float]] = [[] for _ in entrants]
+    times: list[list[Sample]] = [[] for _ in entrants]
     gc.collect()
     gc.disable()
     try:
@@ -194,21 +249,40 @@ def _calls_a_sample(seconds: float, entrant: Entrant) -> int:
     return 1 if entrant.contender.consumes else max(1, min(1000, math.ceil(SAMPLE_SECONDS / seconds)))
 
 
-def _sample(b: Framework, entrant: Entrant, calls: int, device: str) -> float:
-    run, target, pred = entrant.run, entrant.target, entrant.fresh()
+def _sample(b: Framework, entrant: Entrant, calls: int, device: str) -> Sample:
+    """Of so many calls. One that is not measured comes before them: a call finds the memory as another has left it."""
+    steps.wait(b, entrant.call(entrant.fresh()), device)
+    pred = entrant.fresh()
     steps.wait(b, pred, device)
-    start = time.perf_counter()
+    faults, cpu, start = page_faults(), time.process_time(), time.perf_counter()
     for _ in range(calls):
-        result = run(target, pred)
+        result = entrant.call(pred)
         steps.wait(b, result, device)
-    seconds = (time.perf_counter() - start) / calls
+    wall, cpu, more = time.perf_counter() - start, time.process_time() - cpu, page_faults()
     del result  # not timed: some frameworks free its memory at once, others later
-    return seconds
+    if device != "cpu":
+        return Sample(wall / calls)
+    return Sample(wall / calls, cpu / calls, None if faults is None or more is None else (more - faults) / calls)
 
 
-def _with_times(m: Measurement, seconds: Sequence[float]) -> Measurement:
-    low, median, high = np.percentile(np.array(seconds) * 1e3, (25, 50, 75))
-    return replace(m, ms=float(median), low_ms=float(low), high_ms=float(high), rounds=len(seconds))
+def page_faults() -> int | None:
+    """Of this process so far, those that read nothing from a disk; None where the system does not count them."""
+    return None if resource is None else resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+
+def _with_times(m: Measurement, samples: Sequence[Sample]) -> Measurement:
+    low, median, high = (float(x) for x in np.percentile([1e3 * s.wall for s in samples], (25, 50, 75)))
+    cpu = [1e3 * s.cpu for s in samples if s.cpu is not None]
+    faults = [s.faults for s in samples if s.faults is not None]
+    return replace(
+        m,
+        ms=median,
+        low_ms=low,
+        high_ms=high,
+        cpu_ms=float(np.median(cpu)) if cpu else None,
+        faults=float(np.median(faults)) if faults else None,
+        rounds=len(samples),
+    )
 
 
 # Memory.
@@ -221,7 +295,7 @@ def _with_memory(
     if cell.gradient_bytes < ENOUGH_BYTES:
         return m
     peaks = [memory.extra_bytes(_once(b, entrant, device), b, device) for _ in range(budget.memory)]
-    planned = steps.planned_bytes(b, entrant.run, entrant.target, entrant.pred)
+    planned = steps.planned_bytes(b, entrant.run, entrant.target, entrant.pred, **entrant.arrays)
     # Memory that the framework keeps from before lowers a measured peak, and nothing raises it: the largest counts.
     measured = [peak for peak in (*peaks, planned and sum(planned)) if peak is not None]
     return replace(m, extra_bytes=max(measured, default=None), temporary_bytes=planned and planned[0])
@@ -231,7 +305,7 @@ def _once(b: Framework, entrant: Entrant, device: str) -> Callable[[], Any]:
     pred = entrant.fresh()
 
     def call() -> Any:
-        result = entrant.run(entrant.target, pred)
+        result = entrant.call(pred)
         steps.wait(b, result, device)
         return result
 
@@ -247,15 +321,16 @@ def import_times(rounds: int) -> list[Measurement]:
     From bytecode, as after an installation by pip: a first round, which does not count, writes it.
     """
     names = (OURS, "numpy")
-    seconds: dict[str, list[float]] = {name: [] for name in names}
+    samples: dict[str, list[Sample]] = {name: [] for name in names}
+    clocks = "time.perf_counter(), time.process_time()"
     with tempfile.TemporaryDirectory() as cache:
         environment = {name: x for name, x in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
         environment["PYTHONPYCACHEPREFIX"] = cache
         for _ in range(1 + rounds):
             for name in names:
-                program = f"import time; t = time.perf_counter(); import {name}; print(time.perf_counter() - t)"
+                program = f"import time; t, u = {clocks}; import {name}; v, w = {clocks}; print(v - t, w - u)"
                 said = subprocess.run(
                     [sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment
                 )
-                seconds[name].append(float(said.stdout))
-    return [_with_times(Measurement(name, steps.EAGER), seconds[name][1:]) for name in names]
+                samples[name].append(Sample(*map(float, said.stdout.split())))
+    return [_with_times(Measurement(name, steps.EAGER), samples[name][1:]) for name in names]

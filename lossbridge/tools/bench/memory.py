@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from lossbridge.frameworks.framework import Framework
+from lossbridge.tools.bench import thread_limits
 
 _SELF = Path("/proc/self")
 Call = Callable[[], Any]
@@ -131,9 +132,9 @@ def copy_bandwidth(b: Framework, device: str, size: int = 1 << 28, rounds: int =
 
 
 def _host_copy(size: int) -> Call:
-    """One thread per core: a single one does not use the full bandwidth."""
+    """One thread a core: a single one does not use the full bandwidth."""
     source, target = np.ones(size, np.uint8), np.zeros(size, np.uint8)
-    cores = os.cpu_count() or 1
+    cores = thread_limits.cores()
     parts = list(zip(np.array_split(target, cores), np.array_split(source, cores), strict=True))
     threads = ThreadPoolExecutor(cores)
     return lambda: list(threads.map(lambda part: np.copyto(*part), parts))

@@ -6,14 +6,15 @@ Measures nothing and prints nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from lossbridge.tools.bench.cells import IMPORT, Cell
 from lossbridge.tools.bench.contenders import OURS
+from lossbridge.tools.bench.data_kinds import IGNORED_ROWS
 from lossbridge.tools.processes import BackendRun
 
 WORSE = 1.10  # a figure counts as worse from this factor on
@@ -22,8 +23,9 @@ ENOUGH_BYTES = 1 << 22  # below, memory is not told from noise, and time is not 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One contender, run in one way. `ms`, `low_ms`, `high_ms`: median and quartiles of a call; `first_ms`: the first
-    call, with compilation. Errors are relative, the gradient's to the largest entry of its row. `fault`: why it was not
+    """One contender, run in one way. `ms`, `low_ms`, `high_ms`: median and quartiles of a call; `cpu_ms`, `faults`:
+    medians of its time on all cores together, user's and system's, and of its page faults; `first_ms`: the first call,
+    with compilation. Errors are relative, the gradient's to the largest entry of its row. `fault`: why it was not
     timed."""
 
     name: str
@@ -31,6 +33,8 @@ class Measurement:
     ms: float | None = None
     low_ms: float | None = None
     high_ms: float | None = None
+    cpu_ms: float | None = None
+    faults: float | None = None
     rounds: int = 0
     first_ms: float | None = None
     extra_bytes: int | None = None
@@ -69,19 +73,38 @@ class Outcome:
 Run = BackendRun[Outcome]
 
 
-def bandwidth(run: Run) -> float:
-    """Bytes per second of a copy; 0 where unknown."""
-    return float(run.facts.get("copy_bytes_per_second", 0))
+def joined(label: str, runs: Sequence[Run]) -> Run:
+    """The runs of the sections of this label, which differ in the number of threads, as one."""
+    first = next((run for run in runs if run.status != "ran"), runs[0])
+    outcomes = [outcome for run in runs for outcome in run.outcomes]
+    speeds = [run.facts.get("copy_bytes_per_second", {}) for run in runs]
+    copies = {threads: speed for found in speeds for threads, speed in found.items()}
+    return replace(first, backend=label, outcomes=outcomes, facts={**runs[0].facts, "copy_bytes_per_second": copies})
+
+
+def bandwidth(run: Run, threads: int = 1) -> float:
+    """Bytes per second of a copy by so many threads; 0 where unknown."""
+    return float(run.facts.get("copy_bytes_per_second", {}).get(str(threads), 0))
 
 
 def limit_ms(run: Run, cell: Cell) -> float | None:
     """The time of a copy of the bytes that the cell must move; None where that is too short to tell anything."""
-    return cell.bytes / bandwidth(run) * 1e3 if bandwidth(run) and cell.bytes >= ENOUGH_BYTES else None
+    speed = bandwidth(run, cell.threads)
+    return cell.bytes / speed * 1e3 if speed and cell.bytes >= ENOUGH_BYTES else None
+
+
+def cost(m: Measurement, cell: Cell) -> float | None:
+    """The time that is compared: of the core where there is one thread, because the clock also counts what else runs on
+    the machine; of the clock with more threads, and on a device."""
+    return m.ms if m.cpu_ms is None or cell.threads > 1 else m.cpu_ms
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """Ours over the best peer's, run in the same way. None where there is no peer, or too little memory to compare."""
+    """Ours over the best peer's, run in the same way. None where there is no peer, or too little memory to compare.
+
+    `wall`, `cpu`: of both kinds of time; `time`: of the kind that counts.
+    """
 
     backend: str
     cell: Cell
@@ -89,6 +112,8 @@ class Ratio:
     ours: Measurement
     limit_ms: float | None
     peer: Measurement | None = None  # the fastest
+    wall: float | None = None
+    cpu: float | None = None
     time: float | None = None
     memory: float | None = None  # over the peer with the least
 
@@ -114,17 +139,21 @@ def ratios(runs: Iterable[Run]) -> list[Ratio]:
                 if m.name != OURS or m.ms is None or outcome.cell.form == IMPORT:
                     continue
                 peers = outcome.peers(m.way)
-                fastest = min(peers, key=lambda peer: peer.ms or math.inf, default=None)
+                cell = outcome.cell
+                costs = {peer.name: cost(peer, cell) or math.inf for peer in peers}
+                fastest = min(peers, key=lambda peer: costs[peer.name], default=None)
                 least = min((p.extra_bytes for p in peers if p.extra_bytes is not None), default=None)
                 found.append(
                     Ratio(
                         run.backend,
-                        outcome.cell,
+                        cell,
                         m.way,
                         m,
-                        limit_ms(run, outcome.cell),
+                        limit_ms(run, cell),
                         fastest,
                         quotient(m.ms, fastest.ms) if fastest else None,
+                        quotient(m.cpu_ms, fastest.cpu_ms) if fastest else None,
+                        quotient(cost(m, cell), cost(fastest, cell)) if fastest else None,
                         memory_quotient(m.extra_bytes, least),
                     )
                 )
@@ -164,9 +193,45 @@ def slopes(runs: Iterable[Run]) -> list[Slope]:
     return found
 
 
+@dataclass(frozen=True)
+class Spread:
+    """How much time depends on the data: the cost of the slowest kind over that of the fastest. A kind that leaves rows
+    out is never the fastest: it has less to do."""
+
+    backend: str
+    form: str
+    name: str
+    way: str
+    factor: float
+    slowest: str
+    fastest: str
+    kinds: int
+
+
+def spreads(runs: Iterable[Run]) -> list[Spread]:
+    """Of each contender and loss with at least two kinds of data, in the order of the losses, ours first."""
+    found = []
+    for run in runs:
+        outcomes = [o for o in run.outcomes if o.cell.sweep == "data"]
+        keys = dict.fromkeys((o.cell.form, m.way, m.name) for o in outcomes for m in o.measurements)
+        for form, way, name in keys:
+            costs = {
+                o.cell.data: cost(m, o.cell) or math.nan
+                for o in outcomes
+                if o.cell.form == form and (m := o.get(name, way))
+            }
+            whole = {data: ms for data, ms in costs.items() if data != IGNORED_ROWS}
+            if not whole or len(costs) < 2:
+                continue
+            slowest, fastest = max(costs, key=costs.__getitem__), min(whole, key=whole.__getitem__)
+            factor = costs[slowest] / costs[fastest]
+            found.append(Spread(run.backend, form, name, way, factor, slowest, fastest, len(costs)))
+    return found
+
+
 def sweeps(run: Run) -> Iterator[tuple[str, str, list[Outcome]]]:
     """(form, "N" or "V", outcomes in order of size) of every sweep with at least two steps."""
-    keys = dict.fromkeys((o.cell.form, o.cell.sweep) for o in run.outcomes if o.cell.sweep)
+    keys = dict.fromkeys((o.cell.form, o.cell.sweep) for o in run.outcomes if o.cell.sweep in ("N", "V"))
     for form, sweep in keys:
         steps = [o for o in run.outcomes if (o.cell.form, o.cell.sweep) == (form, sweep)]
         if len(steps) > 1:

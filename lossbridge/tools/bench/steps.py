@@ -2,7 +2,7 @@
 
 A step is what a user writes. In PyTorch torch.compile compiles the loss, and autograd runs around it; in JAX and
 TensorFlow value and gradient are one function, which is compiled as a whole. In NumPy, and in a framework that is not
-known here, it is lossbridge.value_and_grad.
+known here, it is lossbridge.value_and_grad. Arrays are arguments of what is compiled, options that are arrays by name.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from lossbridge.tools.bench.cells import Cell
 from lossbridge.tools.bench.contenders import Contender
 
 EAGER = "eager"
-Step = Callable[[Any, Any], tuple[Any, Any]]  # (target, pred) -> value, gradient or None
+Step = Callable[..., tuple[Any, Any]]  # (target, pred, **arrays) -> value, gradient or None
 
 
 def ways(b: Framework, cell: Cell, contender: Contender) -> list[str]:
@@ -31,12 +31,12 @@ def step(b: Framework, contender: Contender, way: str, backward: bool) -> Step:
         return _WITH_GRADIENT.get(b.name, _lossbridge)(contender, compiler)
     run = compiler(contender.loss)
     if b.name != "torch":
-        return lambda target, pred: (run(target, pred), None)
+        return lambda target, pred, **arrays: (run(target, pred, **arrays), None)
     import torch
 
-    def without_graph(target: Any, pred: Any) -> tuple[Any, Any]:
+    def without_graph(target: Any, pred: Any, **arrays: Any) -> tuple[Any, Any]:
         with torch.no_grad():
-            return run(target, pred), None
+            return run(target, pred, **arrays), None
 
     return without_graph
 
@@ -51,8 +51,8 @@ def _torch(contender: Contender, compiler: Any) -> Step:
 
     loss = compiler(contender.loss)
 
-    def run(target: Any, pred: Any) -> tuple[Any, Any]:
-        value = loss(target, pred)
+    def run(target: Any, pred: Any, **arrays: Any) -> tuple[Any, Any]:
+        value = loss(target, pred, **arrays)
         return value.detach(), torch.autograd.grad(value, pred)[0]
 
     return run
@@ -61,10 +61,10 @@ def _torch(contender: Contender, compiler: Any) -> Step:
 def _tensorflow(contender: Contender, compiler: Any) -> Step:
     import tensorflow as tf
 
-    def run(target: Any, pred: Any) -> tuple[Any, Any]:
+    def run(target: Any, pred: Any, **arrays: Any) -> tuple[Any, Any]:
         with tf.GradientTape() as tape:
             tape.watch(pred)
-            value = contender.loss(target, pred)
+            value = contender.loss(target, pred, **arrays)
         return value, tape.gradient(value, pred)
 
     return compiler(run)
@@ -110,9 +110,9 @@ def wait(b: Framework, result: Any, device: str) -> None:
                 b.to_numpy(x)
 
 
-def planned_bytes(b: Framework, run: Step, target: Any, pred: Any) -> tuple[int, int] | None:
+def planned_bytes(b: Framework, run: Step, *arguments: Any, **arrays: Any) -> tuple[int, int] | None:
     """Bytes that XLA plans for a function compiled by JAX: temporaries, and results."""
     if b.name != "jax" or not hasattr(run, "lower"):
         return None
-    analysis = run.lower(target, pred).compile().memory_analysis()
+    analysis = run.lower(*arguments, **arrays).compile().memory_analysis()
     return None if analysis is None else (int(analysis.temp_size_in_bytes), int(analysis.output_size_in_bytes))

@@ -1,26 +1,40 @@
-"""The targets: limits on ours over a named peer's, in one cell of one backend, as plain data; and whether they are met.
+"""The targets: limits on ours over a named peer's, in a cell of a backend, as plain data; and whether they are met.
 
-Limits are goals, not results: the benchmark prints both.
+Limits are goals, not results: the benchmark prints both. Those for CUDA stand in benchmarks/gpu, which measures them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
 
-from lossbridge.tools.bench.cells import CLASSIFIER, IMPORT, LM, LM_DENSE, SMALL, Cell
-from lossbridge.tools.bench.contenders import IN_PLACE, OURS
-from lossbridge.tools.bench.results import ENOUGH_BYTES, Measurement, Ratio, Run, quotient
+from lossbridge.tools.bench.cells import (
+    BINARY,
+    CLASSIFIER,
+    GPT2,
+    HALF_LM,
+    IMPORT,
+    LLAMA,
+    LM,
+    LM_DENSE,
+    SMALL,
+    Cell,
+)
+from lossbridge.tools.bench.contenders import IN_PLACE, OURS, OUT
+from lossbridge.tools.bench.results import Measurement, Ratio, Run, cost, quotient
+from lossbridge.tools.bench.sections import TORCH_WITH_HUGE_PAGES
 
 Who = tuple[str, str]  # a contender's name, and the way it runs
 NEVER_ABOVE = 1.05  # the limit for every cell, over the best peer
+MOST_SPREAD = 1.3  # of every loss: the slowest kind of data over the fastest
 _ROUNDING = 0.005  # of a ratio of memory, which is measured in pages
 
 
 @dataclass(frozen=True)
 class Target:
-    """`time`, `memory`: limits on ratios; `over_us`: on a difference of times in µs; `error`: on the value's error."""
+    """`backend`: the label of a section. `time`, `memory`: limits on ratios; `over_us`: on a difference of times in µs.
+    `peer_cell`: where the peer is measured, if not in the same cell. Time is that of results.cost: the core's with one
+    thread, else the clock's."""
 
     case: str
     backend: str
@@ -30,44 +44,99 @@ class Target:
     time: float | None = None
     memory: float | None = None
     over_us: float | None = None
-    error: float | None = None
-    memory_of: Literal["extra_bytes", "temporary_bytes"] = "extra_bytes"
+    peer_cell: Cell | None = None
 
 
-_CE, _CE16, _SMALL = Cell("CE, labels", *LM), Cell("CE, labels", *LM, dtype="bfloat16"), Cell("CE, labels", *SMALL)
-_DENSE, _KL = Cell("CE, dense", *LM_DENSE), Cell("KL of logits", *LM_DENSE)
-_CLASSES, _PROBABILITIES = (Cell(form, *CLASSIFIER, views=True) for form in ("CE, dense", "log loss"))
-_LOG_LOSS = Cell("log loss", 4096, 1000, backward=False)
-_F, _TF = "F.cross_entropy", "tf.nn.sparse_softmax_cross_entropy"
-_KERAS = "keras.SparseCategoricalCrossentropy"
-_OPTAX, _OPTAX_KL = "optax.softmax_cross_entropy", "optax.kl_divergence_with_log_targets"
-_OPTAX_LABELS = f"{_OPTAX}_with_integer_labels"
-_XLA: Literal["temporary_bytes"] = "temporary_bytes"
+_CE = "CE, labels"
 _EAGER, _COMPILE, _JIT, _FUNCTION = (OURS, "eager"), (OURS, "compile"), (OURS, "jit"), (OURS, "function")
-
-TARGETS = (
-    Target("CE / F.cross_entropy", "torch", _CE, _EAGER, (_F, "eager"), 0.45, 0.34),
-    Target("CE inplace_gradient / F.cross_entropy", "torch", _CE, (IN_PLACE, "eager"), (_F, "eager"), 0.20, 0.0),
-    Target("CE / compiled F.cross_entropy", "torch", _CE, _EAGER, (_F, "compile"), 0.80, 1.0),
-    Target("CE compiled / compiled F.cross_entropy", "torch", _CE, _COMPILE, (_F, "compile"), 1.0, 1.0),
-    Target("CE bfloat16 / F.cross_entropy", "torch", _CE16, _EAGER, (_F, "eager"), 0.55, 0.34, error=1e-5),
-    Target("CE dense / F.cross_entropy", "torch", _DENSE, _EAGER, (_F, "eager"), 0.45, 0.34),
-    Target("KL of logits / F.kl_div", "torch", _KL, _EAGER, ("F.kl_div", "eager"), 0.32, 0.21),
-    Target("small batch over F.cross_entropy", "torch", _SMALL, _EAGER, (_F, "eager"), over_us=20),
-    Target("CE jit / optax", "jax", _CE, _JIT, (_OPTAX_LABELS, "jit"), 1.0, 1.0, memory_of=_XLA),
-    Target("CE dense jit / optax", "jax", _DENSE, _JIT, (_OPTAX, "jit"), 0.62, 0.02, memory_of=_XLA),
-    Target("KL of logits jit / optax", "jax", _KL, _JIT, (_OPTAX_KL, "jit"), 0.50, 0.02, memory_of=_XLA),
-    Target("CE tf.function / tf.nn in tf.function", "tensorflow", _CE, _FUNCTION, (_TF, "function"), 0.30, 1.0),
-    Target("CE tf.function / tf.nn in jit_compile", "tensorflow", _CE, _FUNCTION, (_TF, "jit_compile"), 0.60, 0.50),
-    Target("small batch / Keras' loss object", "tensorflow", _SMALL, _EAGER, (_KERAS, "eager"), 0.5),
-    Target("CE value and gradient / plain NumPy", "numpy", _CE, _EAGER, ("textbook", "eager"), 0.25, 0.20),
-    Target("log_loss / scikit-learn", "numpy", _LOG_LOSS, _EAGER, ("sklearn.log_loss", "eager"), 0.20, 0.50),
-    *(
-        Target(f"compat.{view} / lossbridge itself", "torch", cell, (f"{OURS}.compat.{view}", "eager"), _EAGER, 1.1)
-        for view, cell in (("torch", _CLASSES), ("optax", _CLASSES), ("keras", _CLASSES), ("sklearn", _PROBABILITIES))
-    ),
-    Target("import lossbridge over import numpy", "numpy", Cell(IMPORT, 0, 0), _EAGER, ("numpy", "eager"), over_us=2e4),
+_F, _KL_DIV, _BCE = ("F.cross_entropy", "eager"), ("F.kl_div", "eager"), ("F.binary_cross_entropy_with_logits", "eager")
+_IN_PLACE = IN_PLACE, "eager"
+_F_COMPILED = "F.cross_entropy", "compile"
+_OPTAX_LABELS, _OPTAX = (
+    ("optax.softmax_cross_entropy_with_integer_labels", "jit"),
+    ("optax.softmax_cross_entropy", "jit"),
 )
+_OPTAX_KL = "optax.kl_divergence_with_log_targets", "jit"
+_TF = "tf.nn.sparse_softmax_cross_entropy"
+_TF_FUNCTION, _TF_JIT = (_TF, "function"), (_TF, "jit_compile")
+_KERAS, _TEXTBOOK = ("keras.SparseCategoricalCrossentropy", "eager"), ("textbook", "eager")
+_DENSE = (
+    ("CE dense 1024×32768", "CE, dense", LM_DENSE, _F),
+    ("KL 1024×32768", "KL of logits", LM_DENSE, _KL_DIV),
+    ("BCE 4096×4096", "BCE of logits", BINARY, _BCE),
+)
+_THREADED = (
+    ("CE 4096×1000", _CE, CLASSIFIER),
+    ("CE 2048×32768", _CE, LM),
+    *(big[:3] for big in _DENSE[:2]),
+)
+_SIZES = {f"{rows}×{classes}": (rows, classes) for rows, classes in (LM, LLAMA, GPT2)}
+
+
+def _torch() -> Iterator[Target]:
+    """Beside PyTorch's own functions, eager."""
+    cell, small = Cell(_CE, *CLASSIFIER), Cell(_CE, *SMALL)
+    for size, shape in _SIZES.items():
+        yield Target(f"CE {size}", "torch", Cell(_CE, *shape), _EAGER, _F, 0.16)
+    for size, shape in _SIZES.items():
+        yield Target(f"CE {size}, gradient over the logits", "torch", Cell(_CE, *shape), _IN_PLACE, _F, 0.07, 0.0)
+    for size, shape in _SIZES.items():
+        yield Target(f"CE {size}, forward", "torch", Cell(_CE, *shape, backward=False), _EAGER, _F, 0.18)
+    yield Target("CE 4096×1000", "torch", cell, _EAGER, _F, 0.23)
+    yield Target("CE dense 4096×1000", "torch", replace(cell, form="CE, dense"), _EAGER, _F, 0.36)
+    yield Target("KL 4096×1000", "torch", replace(cell, form="KL of logits"), _EAGER, _KL_DIV, 0.26)
+    for dtype, most in (("bfloat16", 0.18), ("float16", 0.16)):
+        yield Target(f"CE 2048×32768 {dtype}", "torch", Cell(_CE, *LM, dtype=dtype), _EAGER, _F, most)
+    for dtype, limits in (("", (0.13, 0.10, 0.15)), (" bfloat16", (0.20, 0.14, 0.17))):
+        for (name, form, shape, peer), most in zip(_DENSE, limits, strict=True):
+            big = Cell(form, *shape, dtype=dtype.strip() or "float32")
+            yield Target(f"{name}{dtype}", "torch", big, _EAGER, peer, most)
+    for size, shape, most in (("1024×32768", LM_DENSE, 0.40), ("4096×1000", CLASSIFIER, 0.45)):
+        compiled = Cell(_CE, *shape)
+        yield Target(f"CE {size} / compiled F", "torch", compiled, _EAGER, _F_COMPILED, 0.32)
+        yield Target(f"CE {size}, compiled / compiled F", "torch", compiled, _COMPILE, _F_COMPILED, most)
+    yield Target("CE 32×10", "torch", small, _EAGER, _F, over_us=20)
+    yield Target("CE 32×10, forward", "torch", replace(small, backward=False), _EAGER, _F, over_us=8)
+
+
+def _torch_with_huge_pages() -> Iterator[Target]:
+    """Beside PyTorch's own function when it has the huge pages that ours ask for by themselves."""
+    for size, shape in _SIZES.items():
+        yield Target(f"CE {size}", TORCH_WITH_HUGE_PAGES, Cell(_CE, *shape), _EAGER, _F, 0.35)
+
+
+def _others() -> Iterator[Target]:
+    """Of JAX beside optax under jit, of TensorFlow, of NumPy."""
+    lm, classifier, small = Cell(_CE, *LM), Cell(_CE, *CLASSIFIER), Cell(_CE, *SMALL)
+    yield Target("CE 2048×32768 / optax", "jax", lm, _JIT, _OPTAX_LABELS, 0.30)
+    yield Target("CE dense 512×32768 / optax", "jax", Cell("CE, dense", *HALF_LM), _JIT, _OPTAX, 0.20)
+    yield Target("KL 512×32768 / optax", "jax", Cell("KL of logits", *HALF_LM), _JIT, _OPTAX_KL, 0.15)
+    yield Target("CE 2048×32768 bfloat16 / optax", "jax", replace(lm, dtype="bfloat16"), _JIT, _OPTAX_LABELS, 0.12)
+    yield Target("CE 32×10 / optax", "jax", small, _JIT, _OPTAX_LABELS, 0.35)
+    yield Target("CE 4096×1000, eager / tf.function", "tensorflow", classifier, _EAGER, _TF_FUNCTION, 0.40)
+    yield Target("CE 4096×1000, tf.function / the same", "tensorflow", classifier, _FUNCTION, _TF_FUNCTION, 0.30)
+    yield Target("CE 4096×1000, tf.function / jit_compile", "tensorflow", classifier, _FUNCTION, _TF_JIT, 0.60)
+    yield Target("CE 32×10, eager / Keras' loss", "tensorflow", small, _EAGER, _KERAS, 0.4)
+    yield Target("CE 32×10, tf.function / the same", "tensorflow", small, _FUNCTION, _TF_FUNCTION, 1.05)
+    yield Target("CE 4096×1000 / textbook", "numpy", classifier, _EAGER, _TEXTBOOK, 0.33, 0.34)
+    yield Target("CE 2048×32768 / textbook", "numpy", lm, _EAGER, _TEXTBOOK, 0.31, 0.34)
+    yield Target("CE 2048×32768, out= / textbook", "numpy", lm, (OUT, "eager"), _TEXTBOOK, 0.17, 0.0)
+    yield Target("CE 32×10 / textbook", "numpy", small, _EAGER, _TEXTBOOK, 1.0)
+    yield Target("import, over import numpy", "numpy", Cell(IMPORT, 0, 0), _EAGER, ("numpy", "eager"), over_us=15e3)
+
+
+def _threads() -> Iterator[Target]:
+    """By the clock: two threads over one, alone on the machine, and beside a process that is always busy."""
+    ways = {"numpy": _EAGER, "torch": _EAGER, "tensorflow": _FUNCTION, "jax": _JIT}
+    for backend, ours in ways.items():
+        for case, form, shape in _THREADED:
+            two, one = Cell(form, *shape, threads=2), Cell(form, *shape)
+            yield Target(f"{case}, two threads / one", backend, two, ours, ours, 0.65, peer_cell=one)
+        two, one = (Cell(_CE, *CLASSIFIER, threads=threads, busy=True) for threads in (2, 1))
+        yield Target("CE 4096×1000, two threads / one, busy machine", backend, two, ours, ours, 1.1, peer_cell=one)
+
+
+TARGETS = (*_torch(), *_torch_with_huge_pages(), *_others(), *_threads())
 
 
 @dataclass(frozen=True)
@@ -103,34 +172,35 @@ def judge(runs: Iterable[Run]) -> list[Judgement]:
 
 
 def _judged(target: Target, run: Run) -> Judgement:
-    outcome = next((o for o in run.outcomes if o.cell.same == target.cell.same and not o.cell.sweep), None)
-    ours, peer = (None if outcome is None else outcome.get(*who) for who in (target.ours, target.peer))
-    words = ""
-    if ours is None or peer is None:
-        absent = target.ours if ours is None else target.peer
-        words = "not measured" if outcome is None else f"lacks {', '.join(absent)}"
-    return Judgement(target, tuple(_limits(target, ours, peer)), words)
+    ours, mine = _measured(run, target.cell, target.ours)
+    peer, theirs = _measured(run, target.peer_cell or target.cell, target.peer)
+    return Judgement(target, tuple(_limits(target, ours, peer)), mine or theirs)
+
+
+def _measured(run: Run, cell: Cell, who: Who) -> tuple[Measurement | None, str]:
+    """The measurement, or why there is none."""
+    outcomes = [o for o in run.outcomes if o.cell.same == cell.same and not o.cell.sweep]
+    found = next((m for o in outcomes if (m := o.get(*who))), None)
+    if found is not None:
+        return found, ""
+    return None, f"lacks {', '.join(who)}" if outcomes else "not measured"
 
 
 def _limits(target: Target, ours: Measurement | None, peer: Measurement | None) -> Iterator[Limit]:
+    mine, theirs = (_time(target, m) for m in (ours, peer))
     if target.time is not None:
-        yield Limit("time", target.time, quotient(ours.ms, peer.ms) if ours and peer else None)
+        yield Limit("time", target.time, quotient(mine, theirs))
     if target.memory is not None:
-        yield Limit("memory", target.memory, _memory(target, ours, peer) if ours and peer else None)
+        found = quotient(ours.extra_bytes, peer.extra_bytes) if ours and peer else None
+        yield Limit("memory", target.memory, found)
     if target.over_us is not None:
-        over = (ours.ms - peer.ms) * 1e3 if ours and peer and ours.ms and peer.ms else None
-        yield Limit("µs over", target.over_us, over, ".0f")
-    if target.error is not None:
-        yield Limit("error", target.error, ours.value_error if ours else None, ".0e")
+        yield Limit("µs over", target.over_us, (mine - theirs) * 1e3 if mine and theirs else None, ".0f")
 
 
-def _memory(target: Target, ours: Measurement, peer: Measurement) -> float | None:
-    """Ours over the peer's; temporaries below ENOUGH_BYTES count as 0."""
-    found = [getattr(m, target.memory_of) for m in (ours, peer)]
-    if None in found:
+def _time(target: Target, m: Measurement | None) -> float | None:
+    if m is None:
         return None
-    mine, others = (0 if target.memory_of == "temporary_bytes" and x < ENOUGH_BYTES else x for x in found)
-    return quotient(mine, others)
+    return m.ms if target.peer_cell else cost(m, target.cell)
 
 
 def above(ratios: Iterable[Ratio], *whats: str) -> list[Ratio]:

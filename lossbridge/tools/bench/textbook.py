@@ -142,8 +142,8 @@ WITH_GRADIENTS: Mapping[str, Loss] = {
 }
 
 
-def exact_value(loss: Loss, target: Array, pred: Array, block: int = 1 << 21) -> float:
-    """The mean of a loss in float64, computed in blocks of rows."""
+def exact_value(loss: Loss, target: Array, pred: Array, block: int = 1 << 17) -> float:
+    """The mean of a loss in float64, computed in blocks of rows that stay in the cache."""
     rows, total = max(1, block // pred.shape[1]), 0.0
     for start in range(0, len(pred), rows):
         t, p = target[start : start + rows], pred[start : start + rows].astype(np.float64)
