@@ -20,6 +20,7 @@ from problems import EDGES, PROBLEMS
 import lossbridge as lb
 from lossbridge import information
 from lossbridge.frameworks import torch_ops as ops
+from lossbridge.native import rows
 from lossbridge.spec import LOSSES as RECORDS
 from lossbridge.tools.parity.cases import LOSSES
 
@@ -333,3 +334,17 @@ def test_the_way_of_a_call_is_short_and_straight() -> None:
     visits = [file for file, _ in itertools.groupby(entered)]
     assert len(visits) == len(set(visits)) <= 6
     assert len(entered) <= 60
+
+
+@pytest.mark.skipif(bool(rows.MISSING), reason=rows.MISSING)
+def test_subnormal_gradients_where_pytorch_flushes_them() -> None:
+    logits = torch.tensor([[0.0, -90.0]], requires_grad=True)  # e^−90 is subnormal
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor does not flush")
+    try:
+        loss = lb.sparse_categorical_crossentropy(torch.tensor([0]), logits, from_logits=True)
+        (gradient,) = torch.autograd.grad(loss, logits)
+    finally:
+        torch.set_flush_denormal(False)
+    assert gradient.tolist() == [[-loss.item(), loss.item()]]
+    assert 0 < loss.item() < 1e-38

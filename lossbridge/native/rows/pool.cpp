@@ -7,6 +7,8 @@
 #include <system_error>
 #include <thread>
 
+#include "arithmetic.h"
+
 #if !defined(_WIN32)
 #include <pthread.h>
 #endif
@@ -53,6 +55,7 @@ class Pool {
   }
 
   [[noreturn]] void serve() {
+    const UsualArithmetic usual;  // a thread begins with the mode of the one that starts it
     std::unique_lock<std::mutex> lock(mutex);
     for (;;) {
       wake.wait(lock, [this] { return open > 0; });

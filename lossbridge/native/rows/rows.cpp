@@ -8,6 +8,7 @@
 #include <new>
 #include <vector>
 
+#include "arithmetic.h"
 #include "pool.h"
 #include "units.h"
 
@@ -290,6 +291,7 @@ void advise(void *address, int64_t bytes) {
 int64_t scratch_bytes(const Call &c) { return chosen->scratch_bytes(c); }
 
 void run_with(const InstructionSet &set, const Call &call) {
+  const UsualArithmetic usual;
   Job job{set, call, threads_for(call)};
   const double d = divisor(job);
   Call &c = job.call;

@@ -2,7 +2,6 @@
 // lossbridge/frameworks/jax_rows.py makes these calls; what is said of arguments and attributes here is said there too.
 #include "xla.h"
 
-#include <cfenv>
 #include <cstring>
 #include <new>
 
@@ -91,19 +90,6 @@ void set_shape(Call &c, const Buffer &pred, int64_t axis) {
   c.inner = c.elementwise ? 1 : product(pred.dims + axis + 1, end);
 }
 
-// XLA's threads take subnormal numbers for 0. The rows need them: float16 has its smallest numbers there.
-class Arithmetic {
- public:
-  Arithmetic() {
-    std::fegetenv(&before);
-    std::fesetenv(FE_DFL_ENV);
-  }
-  ~Arithmetic() { std::fesetenv(&before); }
-
- private:
-  std::fenv_t before;
-};
-
 // The two attributes.
 struct Options {
   const int64_t *integers;
@@ -161,7 +147,6 @@ Error *execute(const CallFrame &frame) {
   c.losses = fresh(losses);
   c.gradient = fresh(gradient);
   c.target_gradient = fresh(target_gradient);
-  const Arithmetic usual;
   run(c);
   return nullptr;
 }
