@@ -180,7 +180,7 @@ PATHS: Mapping[str, Path] = {
             "rows",
             _losses_by_rows,
             "the native rows, in one pass",
-            "written in the same pass",
+            "written in the same pass, for a mean; else by a second pass",
             mean=_mean_by_rows,
         ),
         Path(

@@ -115,9 +115,7 @@ def refuses(rule: Rule, dtype: str, target_dtype: str) -> str:
     return "" if target_dtype in DTYPES else f"the target is {target_dtype}"
 
 
-def call(
-    r: Request, shape: tuple[int, ...], dtypes: tuple[str, str], addresses: tuple[int, int], **more: Any
-) -> Call:
+def call(r: Request, shape: tuple[int, ...], dtypes: tuple[str, str], addresses: tuple[int, int], **more: Any) -> Call:
     """The call of a request. An array among its options, the samples and what is written are fields of `more`.
 
     `shape`: of the predictions; `dtypes`, `addresses`: of predictions and target, whose arrays are contiguous.

@@ -149,7 +149,7 @@ template <class F> static double computed(Row<F> &r, int64_t sample, F *room) {
     r.label = label_at(c, sample);
     if (r.label < 0 || r.label >= r.n) return no_loss(r, 0);
   }
-  const bool differ = c.label_smoothing != 0 || (r.per_class && !of_labels(c));
+  const bool differ = c.label_smoothing != 0 || (r.per_class && !of_labels(c)) || weight_of_all(c) != 1;
   if (differ) weigh(r, room);
   return compute_sample(r, differ ? room : r.target, nullptr);
 }
