@@ -57,7 +57,7 @@ def chosen(request: Callable[[Array, Array], Request], target: Any, pred: Any, u
 
 
 def _refuses_triton(r: Request) -> str:
-    if r.pred.device.type != "cuda":
+    if not r.pred.is_cuda:
         return "the tensors are not on CUDA"
     if not TRITON:
         return "the environment does not say LOSSBRIDGE_TRITON=1"
@@ -77,7 +77,7 @@ def _refuses_rows(r: Request, compiled: bool) -> str:
             return f"the native rows for {r.rule.name} write no gradient for the target"
         if per_class is not None and per_class.requires_grad:
             return "a weight needs a gradient"
-    return _refuses_operator(r) if compiled else _refuses_ordinary(r)
+    return _refuses_operator(r) if compiled else _refuses_ordinary(r, per_class)
 
 
 def _refuses_operator(r: Request) -> str:
@@ -104,16 +104,16 @@ def _refuses_rule(r: Request, compiled: bool) -> str:
         return "" if once else "further derivatives may be asked of what is compiled"
     if not torch.is_grad_enabled() or not (r.pred.requires_grad or r.target.requires_grad):
         return "no gradient is needed"
-    return _refuses_ordinary(r)
+    return _refuses_ordinary(r, per_class)
 
 
-def _refuses_ordinary(r: Request) -> str:
+def _refuses_ordinary(r: Request, per_class: Tensor | None) -> str:
     """What else is at work than reverse-mode differentiation of plain tensors; "" if nothing."""
     if torch.jit.is_tracing() or ops.dispatch_modes():
         return "the call is traced"
     if ops.functorch_is_active():
         return "torch.func transforms the call"
-    for x in (r.target, r.pred, r.valid, _per_class(r)[1]):
+    for x in (r.target, r.pred, r.valid, per_class):
         if x is not None and type(x) not in ops.TYPES:
             return "a tensor is of a subclass"
     if ops.forward_level() >= 0:
@@ -150,7 +150,9 @@ def _by_rows(r: Request, averaged: bool) -> Tensor:
     if target.ndim == pred.ndim and not target.is_floating_point():
         target = ops.cast(target, r.dtype)
     name, per_class = _per_class(r)
-    rest = r._replace(target=None, pred=None, valid=None, counted=None, weight=None, normalizer=None)
+    rest = r
+    if torch.is_grad_enabled():  # autograd will hold it, and must hold no array by it
+        rest = r._replace(target=None, pred=None, valid=None, counted=None, weight=None, normalizer=None)
     if per_class is not None:
         rest = rest._replace(options={option: x for option, x in r.options.items() if option != name})
     dtypes = ops.DTYPES[pred.dtype], ops.DTYPES[target.dtype]

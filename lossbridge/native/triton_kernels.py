@@ -223,7 +223,7 @@ def refuses(r: Request) -> str:
     family = KERNELS.get(r.rule.name)
     if family is None:
         return f"no Triton kernel for {r.rule.name}"
-    if ops.forward_mode_is_on():
+    if ops.forward_level() >= 0:
         return "forward-mode differentiation is on"  # which operators do not support
     if r.pred.dtype not in DTYPES:
         return f"the predictions are {ops.dtype(r.pred)}"
