@@ -248,6 +248,25 @@ def real_numbers(name: str, dtype: str) -> None:
         raise TypeError(f"{name} has dtype {dtype}, which holds no real numbers that a loss can use; {hint}")
 
 
+def gradient_buffer(out: Any, pred: np.ndarray, others: Mapping[str, Any], *, may_be_pred: bool) -> None:
+    """`others`: the other arguments, which the gradient must not overwrite."""
+    wanted = f"pass a C-contiguous, writable array of shape {text(pred.shape)} and dtype {pred.dtype}"
+    if not isinstance(out, np.ndarray):
+        raise TypeError(f"out is {type(out).__name__}; {wanted}")
+    if out.shape != pred.shape or out.dtype != pred.dtype:
+        raise ValueError(f"out has shape {text(out.shape)} and dtype {out.dtype}; {wanted}")
+    if not (out.flags.c_contiguous and out.flags.writeable):
+        raise ValueError(f"out is {'not C-contiguous' if out.flags.writeable else 'read-only'}; {wanted}")
+    for name, x in others.items():
+        if isinstance(x, np.ndarray) and np.may_share_memory(out, x):
+            raise ValueError(f"out shares memory with {name}; pass another array")
+    if np.may_share_memory(out, pred):
+        if not may_be_pred:
+            raise ValueError("out shares memory with y_pred, which this loss may read again; pass another array")
+        if out.ctypes.data != pred.ctypes.data or not pred.flags.c_contiguous:
+            raise ValueError("out overlaps y_pred; pass y_pred itself, or another array")
+
+
 def agree(a: Shape, b: Shape) -> bool:
     """Equal shapes, where an unknown size (None) agrees with any."""
     return len(a) == len(b) and all(m is None or n is None or m == n for m, n in zip(a, b, strict=True))

@@ -19,7 +19,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from lossbridge.errors import is_float
+from lossbridge.errors import gradient_buffer, is_float
 from lossbridge.request import as_array, framework_of, run
 from lossbridge.spec import LOSSES, Reduction
 
@@ -445,7 +445,14 @@ def value_and_grad(loss: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
 
     Returns:
         A function of the same arguments that returns (value, gradient). The gradient has y_pred's shape and dtype
-        (float32 for integers); where the value is no scalar, it is that of the sum of its entries.
+        (float32 for integers); where the value is no scalar, it is that of the sum of its entries. With `out=`, a NumPy
+        array of that shape and dtype, it is written there and is what is returned: a training loop that keeps one such
+        array allocates none. With `out=y_pred` it replaces the predictions; then the loss has to be one of lossbridge's
+        functions itself.
+
+    Raises:
+        ValueError: an `out` that does not fit, or that shares memory with another argument.
+        TypeError: `out` for arrays of another library.
 
     >>> value, gradient = value_and_grad(categorical_crossentropy)([[1.0, 0, 0]], [[0.7, 0.2, 0.1]])
     >>> [round(float(entry), 4) for entry in gradient[0]]
@@ -453,12 +460,23 @@ def value_and_grad(loss: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
     """
 
     @functools.wraps(loss)
-    def evaluate(y_true: Any, y_pred: Any, **options: Any) -> tuple[Any, Any]:
+    def evaluate(y_true: Any, y_pred: Any, *, out: Any = None, **options: Any) -> tuple[Any, Any]:
         framework = framework_of(y_pred)
         ops = framework.ops
         pred = as_array(ops, "y_pred", y_pred)
         if not is_float(ops.dtype(pred)):
             pred = ops.cast(pred, "float32")
-        return framework.value_and_grad(lambda pred: loss(y_true, pred, **options), pred)
+
+        def of_pred(pred: Any) -> Any:
+            return loss(y_true, pred, **options)
+
+        if out is None:
+            return framework.value_and_grad(of_pred, pred)
+        if framework.name != "numpy":
+            raise TypeError(f"out is for gradients of NumPy arrays, and y_pred is of {framework.name}; leave it out")
+        one_loss = getattr(loss, "__module__", "") == __name__
+        gradient_buffer(out, pred, {"y_true": y_true, **options}, may_be_pred=one_loss)
+        on_numpy: Any = framework  # whose value_and_grad takes one argument more
+        return on_numpy.value_and_grad(of_pred, pred, out)
 
     return evaluate

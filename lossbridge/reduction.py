@@ -36,11 +36,12 @@ def neutralise(ops: Ops, x: Array, valid: Array | None, axis: int | None, value:
 
 def reduce(r: Request) -> Array:
     """The ratio of a request's losses, which a path of its framework computes."""
-    plain_mean = r.reduction in MEANS and r.weight is r.normalizer is None and not _has_mass(r)
     path = r.framework.choose(r).path
-    if plain_mean and path.mean is not None:
-        return path.mean(r)
-    return reduced(r, path.losses(r))
+    if path.ratio is not None:
+        return path.ratio(r)
+    plain_mean = r.reduction in MEANS and r.weight is r.normalizer is None and not has_mass(r)
+    with r.framework.ops.quiet():
+        return path.mean(r) if plain_mean and path.mean is not None else reduced(r, path.losses(r))
 
 
 def reduced(r: Request, losses: Array) -> Array:
@@ -54,39 +55,42 @@ def reduced(r: Request, losses: Array) -> Array:
         return losses
     if r.reduction == "sum":
         return ops.sum(losses)
-    if r.normalizer is None and r.counted is None and not _by_weight(r):
+    if r.normalizer is None and r.counted is None and not by_weight(r):
         return ops.mean(losses)
     denominator = _denominator(ops, r, losses)
     empty = denominator == 0
     return ops.where(empty, 0.0, ops.sum(losses) / ops.where(empty, 1.0, denominator))
 
 
-def _by_weight(r: Request) -> bool:
-    return r.reduction == "mean_with_sample_weight" and (r.weight is not None or _has_mass(r))
+def by_weight(r: Request) -> bool:
+    """Whether the denominator is a sum of weights, with the mean_with_sample_weight."""
+    return r.reduction == "mean_with_sample_weight" and (r.weight is not None or has_mass(r))
 
 
-def _has_mass(r: Request) -> bool:
+def has_mass(r: Request) -> bool:
+    """Whether a sample counts by its class weights too in such a denominator."""
     return r.loss.mass is not None and r.options.get("class_weight") is not None
 
 
 def _denominator(ops: Ops, r: Request, losses: Array) -> Array:
     if r.normalizer is not None:
         return r.normalizer
-    if not _by_weight(r):
+    if not by_weight(r):
         return ops.cast(ops.count(ops.broadcast_to(r.counted, losses)), ops.dtype(losses))
-    total = r.weight
-    if _has_mass(r):
-        total = _mass(ops, r) if total is None else total * _mass(ops, r)
-    if r.valid is not None:
-        total = ops.where(r.valid, total, 0.0)
-    return ops.sum(ops.broadcast_to(total, losses))
+    if has_mass(r):
+        return total_weight(r)
+    weight = r.weight if r.valid is None else ops.where(r.valid, r.weight, 0.0)
+    return ops.sum(ops.broadcast_to(weight, losses))
 
 
-def _mass(ops: Ops, r: Request) -> Array:
-    """What each sample counts besides its weight: Σ_c w_c t_c."""
+def total_weight(r: Request) -> Array:
+    """The sum of what the samples count: Σ_c w_c t_c, times their weights."""
     assert r.loss.mass is not None
-    target = r.target
+    ops, target = r.framework.ops, r.target
     if len(ops.shape(target)) == len(ops.shape(r.pred)):
         target = neutralise(ops, ops.cast(target, r.dtype), r.valid, r.axis, 0.5)
     options = {name: r.options[name] for name in ("label_smoothing", "class_weight") if name in r.options}
-    return r.loss.mass(ops, target, r.pred, r.axis, **options)
+    with ops.quiet():
+        mass = r.loss.mass(ops, target, r.pred, r.axis, **options)
+        mass = mass if r.weight is None else mass * r.weight
+        return ops.sum(mass if r.valid is None else ops.where(r.valid, mass, 0.0))

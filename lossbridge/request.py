@@ -33,9 +33,7 @@ _ARRAYS = ("sample_weight", "mask", "normalizer", *PER_CLASS)
 
 def run(loss: Loss, y_true: Any, y_pred: Any, *, names: Names | None = None, **given: Any) -> Any:
     """The loss of these arrays. `given`: its options by name, and those of COMMON."""
-    request = resolve(loss, y_true, y_pred, names or loss.names, {**COMMON, **given})
-    with request.framework.ops.quiet():
-        return reduce(request)
+    return reduce(resolve(loss, y_true, y_pred, names or loss.names, {**COMMON, **given}))
 
 
 def resolve(loss: Loss, y_true: Any, y_pred: Any, names: Names, given: Mapping[str, Any]) -> Request:
@@ -50,23 +48,22 @@ def resolve(loss: Loss, y_true: Any, y_pred: Any, names: Names, given: Mapping[s
     axis = None if kind in loss.elementwise else _axis(loss, target, pred, given["axis"], names)
     _check_target(ops, loss, kind, (target, pred), (axis, given["axis"]), names)
     target = held_to(ops, names.target, target, pred, axis if kind == "labels" else None)
-    with ops.quiet():
-        dtype = compute_dtype(ops, pred)
-        request = Request(
-            loss=loss,
-            rule=rule,
-            framework=framework,
-            target=target,
-            pred=pred,
-            axis=axis,
-            dtype=dtype,
-            options=_options(ops, loss, rule, given, (pred, axis, dtype), names),
-            reduction=given["reduction"],
-            inplace_gradient=given.get("inplace_gradient", False),
-        )
-        if not given["sample_weight"] is given["mask"] is given["normalizer"] is None:
-            request = _with_weights(request, given)
-        return _with_labels(request, y_true, given, names) if kind == "labels" else request
+    dtype = compute_dtype(ops, pred)
+    request = Request(
+        loss=loss,
+        rule=rule,
+        framework=framework,
+        target=target,
+        pred=pred,
+        axis=axis,
+        dtype=dtype,
+        options=_options(ops, loss, rule, given, (pred, axis, dtype), names),
+        reduction=given["reduction"],
+        inplace_gradient=given.get("inplace_gradient", False),
+    )
+    if not given["sample_weight"] is given["mask"] is given["normalizer"] is None:
+        request = _with_weights(request, given)
+    return _with_labels(request, y_true, given, names) if kind == "labels" else request
 
 
 def _are_valid(given: Mapping[str, Any]) -> bool:
@@ -160,7 +157,9 @@ def compute_dtype(ops: ArrayOps, pred: Array) -> str:
 
 def number(ops: ArrayOps, name: str, x: Any, pred: Array, dtype: str) -> Array:
     """Weights or a denominator as an array of this dtype."""
-    return ops.cast(as_array(ops, name, x, pred), dtype)
+    x = as_array(ops, name, x, pred)
+    with ops.quiet():  # a number may be too large for it
+        return ops.cast(x, dtype)
 
 
 # The loss, its axis, and whether the target fits.

@@ -57,6 +57,7 @@ class Path(NamedTuple):
     value_words: str  # how the losses are computed, as `lossbridge.explain` says it
     gradient_words: str
     mean: Callable[[Request], Array] | None = None  # of the counted losses, without weights, if faster
+    ratio: Callable[[Request], Array] | None = None  # the whole of `reduction.reduce`, if faster
 
 
 class Choice(NamedTuple):

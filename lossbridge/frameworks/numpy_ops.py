@@ -22,15 +22,30 @@ DTYPES = {np.dtype(name): name for name in ("float32", "float64", "float16", "in
 
 
 class Variable:
-    """An array on the tape, with its parents and the pullback of the gradient to each of them."""
+    """An array on the tape, with its parents and the pullback of the gradient to each of them.
 
-    __slots__ = ("parents", "value")
+    `buffer`: where the gradient for it may be computed, by the first who takes it. `of_one`: the gradient for its only
+    parent where 1 flows back, if it is known already.
+    """
+
+    __slots__ = ("buffer", "of_one", "parents", "value")
     __array_ufunc__ = None  # so that array + Variable calls Variable.__radd__ and makes no object array
     __hash__ = None  # type: ignore[assignment]
 
-    def __init__(self, value: np.ndarray, parents: tuple[tuple[Variable, Pullback], ...] = ()) -> None:
+    def __init__(
+        self,
+        value: np.ndarray,
+        parents: tuple[tuple[Variable, Pullback], ...] = (),
+        buffer: np.ndarray | None = None,
+    ) -> None:
         self.value = value
         self.parents = parents
+        self.buffer = buffer
+        self.of_one: np.ndarray | None = None
+
+    def take_buffer(self) -> np.ndarray | None:
+        buffer, self.buffer = self.buffer, None
+        return buffer
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -184,7 +199,7 @@ def same_sizes(x: Array, axes: list[int], like: Array, like_axes: list[int], wor
 
 
 def dtype(x: Array) -> str:
-    return _name(value_of(x).dtype)
+    return DTYPES.get(x.dtype) or _name(x.dtype)
 
 
 @functools.cache

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lossbridge.frameworks import numpy_blocks, numpy_ops
+from lossbridge.frameworks import numpy_ops, numpy_rows
 from lossbridge.frameworks.framework import Choice, Path, by_formula, prepared
 from lossbridge.maths.ops import Array
 from lossbridge.reduction import neutralise
@@ -26,30 +26,17 @@ owns, quiet, shape, widest = ops.owns, ops.quiet, ops.shape, ops.widest
 
 def choose(r: Request) -> Choice:
     """The first that does not refuse the request."""
-    no_blocks = numpy_blocks.refuses(r)
-    if not no_blocks:
-        return Choice(PATHS["blocks"])
+    no_rows = numpy_rows.refuses(r)
+    if not no_rows:
+        return Choice(PATHS["rows"])
     no_rule = "" if r.rule.gradients else f"no derivative rule is written for {r.rule.name}"
     if not no_rule:
-        return Choice(PATHS["rule"], (("blocks", no_blocks),))
-    return Choice(PATHS["formula"], (("blocks", no_blocks), ("rule", no_rule)))
+        return Choice(PATHS["rule"], (("rows", no_rows),))
+    return Choice(PATHS["formula"], (("rows", no_rows), ("rule", no_rule)))
 
 
 def chosen(request: Callable[[Array, Array], Request], target: Any, pred: Any, under: str) -> Choice:
-    r = request(target, pred)
-    choice = choose(r)
-    if choice.path.name == "blocks" and not isinstance(numpy_blocks.row_kernel(r), numpy_blocks.RowKernel):
-        value, gradient = "a kernel that reads the labels' entries alone", "0 but for those entries"
-        return choice._replace(path=choice.path._replace(value_words=value, gradient_words=gradient))
-    return choice
-
-
-def _over_ops(r: Request) -> Array:
-    """In blocks of rows if the input is large and the options allow it."""
-    large = ops.value_of(r.pred).size > min(numpy_blocks.CACHE // 9, numpy_blocks.LARGE)
-    if large and not numpy_blocks.refuses_rows(r):
-        return numpy_blocks.rule_losses(r)
-    return by_formula(ops, r, r.target, r.pred) if r.rule.gradients is None else _by_rule(r)
+    return choose(request(target, pred))
 
 
 def _by_rule(r: Request) -> Array:
@@ -71,19 +58,24 @@ def _by_rule(r: Request) -> Array:
     return ops.record(found, *((x, pullback(which)) for which, x in enumerate(inputs)))
 
 
+def _by_formula(r: Request) -> Array:
+    return by_formula(ops, r, r.target, r.pred)
+
+
 PATHS: Mapping[str, Path] = {
     path.name: path
     for path in (
         Path(
-            "blocks",
-            numpy_blocks.losses,
-            "a row kernel, in one pass over blocks that stay in the cache",
+            "rows",
+            numpy_rows.losses,
+            "native rows, which compute the ratio in one pass",
             "written in the same pass",
+            ratio=numpy_rows.ratio,
         ),
-        Path("rule", _over_ops, "the formula, over NumPy's operations", "the derivative rule, over NumPy's operations"),
+        Path("rule", _by_rule, "the formula, over NumPy's operations", "the derivative rule, over NumPy's operations"),
         Path(
             "formula",
-            _over_ops,
+            _by_formula,
             "the formula, over NumPy's operations",
             "automatic differentiation, by a tape of NumPy's operations",
         ),
@@ -94,14 +86,24 @@ PATHS: Mapping[str, Path] = {
 # Running.
 
 
-def value_and_grad(function: Callable[[Array], Array], x: np.ndarray) -> tuple[Array, np.ndarray]:
-    leaf = ops.Variable(x)
+def value_and_grad(
+    function: Callable[[Array], Array], x: np.ndarray, buffer: np.ndarray | None = None
+) -> tuple[Array, np.ndarray]:
+    """`buffer`: where the gradient goes, of x's shape and dtype. It may be `x`, if `function` is one loss."""
+    leaf = ops.Variable(x, buffer=buffer)
     result = function(leaf)
     if not isinstance(result, ops.Variable):
         if np.asarray(result).dtype.kind not in "fiub":
             raise TypeError(f"the loss returned {type(result).__name__}; return one array of numbers")
-        return result, np.zeros_like(x)
-    return result.value[()], ops.pulled_back(result, leaf, np.ones_like(result.value))
+        value, gradient = result, np.zeros_like(x)
+    elif result.of_one is not None and result.parents[0][0] is leaf:
+        value, gradient = result.value[()], result.of_one
+    else:
+        value, gradient = result.value[()], ops.pulled_back(result, leaf, np.ones_like(result.value))
+    if buffer is None or gradient is buffer:
+        return value, gradient
+    np.copyto(buffer, gradient)
+    return value, buffer
 
 
 def compilers() -> Mapping[str, Callable[[Callable[..., Any]], Callable[..., Any]]]:

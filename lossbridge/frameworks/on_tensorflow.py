@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from lossbridge.frameworks import numpy_ops, on_numpy, tensorflow_ops
+from lossbridge.frameworks import numpy_ops, numpy_rows, on_numpy, tensorflow_ops
 from lossbridge.frameworks.framework import Choice, Path, by_formula, prepared
 from lossbridge.maths import softmax
 from lossbridge.maths.elementary import in_range, zero_if_unweighted
 from lossbridge.maths.ops import Array
+from lossbridge.reduction import reduced
 from lossbridge.spec import Request
 
 name = "tensorflow"
@@ -36,6 +37,9 @@ XLA_ELEMENTS = 2**16
 # In XLA: elements of a block of rows, 1 MiB of float32, and of a part of a sum.
 XLA_BLOCK = 2**18
 XLA_PART = 2**10
+
+# Bytes. TensorFlow copies memory that is less aligned.
+_ALIGNMENT = 64
 
 
 # The paths, the fastest first.
@@ -118,6 +122,10 @@ def _by_formula(r: Request) -> Array:
     return by_formula(ops, r, r.target, r.pred)
 
 
+def _ratio_by_formula(r: Request) -> Array:
+    return reduced(r, _by_formula(r))
+
+
 # Eager.
 
 
@@ -132,7 +140,7 @@ def _by_numpy(r: Request) -> Array:
             return on_numpy.choose(r).path.losses(r)
 
     if not ops.is_recorded([r.pred]):
-        return tf.convert_to_tensor(losses(pred))
+        return ops.from_numpy(np.asarray(losses(pred)), r.pred)
     leaf = numpy_ops.Variable(pred)
     found = [losses(leaf)]
 
@@ -140,26 +148,64 @@ def _by_numpy(r: Request) -> Array:
         once = found.pop() if found else losses(leaf)  # the residuals that a path has saved can be used once
         return numpy_ops.pulled_back(once, leaf, upstream)
 
-    return ops.recorded(numpy_ops.value_of(found[0]), r.pred, pulled_back, lambda upstream: _gradient(r, upstream))
+    return ops.recorded(numpy_ops.value_of(found[0]), r.pred, pulled_back, partial(_gradient, _by_formula, r))
+
+
+def _ratio_by_numpy(r: Request) -> Array:
+    """The ratio in one pass of the native rows, into memory that becomes TensorFlow's; else of the losses above."""
+    there = _on_numpy(r)
+    weights = [x for x in (r.weight, r.normalizer) if x is not None]
+    differentiated = weights and (ops.is_recorded(weights) or ops.in_forward_mode(*weights))
+    if differentiated or not ops.on_host(*weights) or numpy_rows.refuses(there):
+        return reduced(r, _by_numpy(r))
+    if not ops.is_recorded([r.pred]):
+        return ops.from_numpy(np.asarray(numpy_rows.computed(there, (False, False)).ratio), r.pred)
+    done = numpy_rows.computed(there, (False, True), _aligned(there.pred))
+    of_one = [done.gradients[1]]
+
+    def pulled_back(upstream: np.ndarray) -> np.ndarray:
+        gradient = of_one.pop() if of_one else None  # what was handed out is the caller's
+        if gradient is None or not numpy_rows.is_one(upstream):
+            gradient = _aligned(there.pred) if gradient is None else gradient
+            numpy_rows.again(done, upstream, 1, gradient)
+        return gradient
+
+    return ops.recorded(np.asarray(done.ratio), r.pred, pulled_back, partial(_gradient, _ratio_by_formula, r))
+
+
+def _aligned(x: np.ndarray) -> np.ndarray:
+    """Memory for an array like `x`, which TensorFlow will not copy if it is large."""
+    if x.size < numpy_rows.SMALL:
+        return np.empty(x.shape, x.dtype)
+    raw = np.empty(x.nbytes + _ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % _ALIGNMENT
+    return raw[start : start + x.nbytes].view(x.dtype).reshape(x.shape)
 
 
 def _on_numpy(r: Request) -> Request:
-    """The request of the same losses, of NumPy's arrays."""
+    """The request of the same ratio, of NumPy's arrays."""
+
+    def array(x: Array | None) -> Any:
+        return np.asarray(x) if tf.is_tensor(x) else x
+
     return r._replace(
         framework=on_numpy,
-        target=np.asarray(r.target),
-        pred=np.asarray(r.pred),
-        valid=None if r.valid is None else np.asarray(r.valid),
-        options={key: np.asarray(x) if tf.is_tensor(x) else x for key, x in r.options.items()},
+        target=array(r.target),
+        pred=array(r.pred),
+        weight=array(r.weight),
+        counted=array(r.counted),
+        valid=array(r.valid),
+        normalizer=array(r.normalizer),
+        options={key: array(x) for key, x in r.options.items()},
     )
 
 
-def _gradient(r: Request, upstream: Array) -> Array:
-    """The formula's gradient for the predictions, which can be differentiated again."""
+def _gradient(function: Callable[[Request], Array], r: Request, upstream: Array) -> Array:
+    """The gradient of function(r) for the predictions, which can be differentiated again."""
     with tf.GradientTape() as tape:
         tape.watch(r.pred)
-        losses = by_formula(ops, r, r.target, r.pred)
-    return tape.gradient(losses, r.pred, upstream, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+        found = function(r)
+    return tape.gradient(found, r.pred, upstream, unconnected_gradients=tf.UnconnectedGradients.ZERO)
 
 
 # In a graph: one attachment of a derivative, for all rules.
@@ -356,7 +402,13 @@ def _like(rows: Array, x: Array, axis: int | None) -> Array:
 PATHS: Mapping[str, Path] = {
     path.name: path
     for path in (
-        Path("numpy", _by_numpy, "NumPy's path, on TensorFlow's memory", "NumPy's, on TensorFlow's memory"),
+        Path(
+            "numpy",
+            _by_numpy,
+            "NumPy's path, on TensorFlow's memory",
+            "NumPy's, on TensorFlow's memory",
+            ratio=_ratio_by_numpy,
+        ),
         Path(
             "xla",
             partial(_by_rule, xla=True),

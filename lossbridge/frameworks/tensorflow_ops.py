@@ -28,6 +28,14 @@ def in_forward_mode(*arrays: Array) -> bool:
     return bool(pack_tangents(list(arrays)).tangents)
 
 
+def from_numpy(x: np.ndarray, like: Array) -> Array:
+    """`x` as a tensor on the device of `like`, without a copy where it is aligned to 64 bytes: nobody may write to it.
+
+    tf.convert_to_tensor always copies, and takes twice as long for a scalar.
+    """
+    return EagerTensor(x, like.device, None)
+
+
 def in_branch_of_cond() -> bool:
     """In such a branch the gradient does not see what was passed to a compiled function."""
     return type(tf.compat.v1.get_default_graph()).__name__ == "CondBranchFuncGraph"
@@ -149,12 +157,12 @@ def recorded(result: np.ndarray, x: Array, pulled_back: Callable[[np.ndarray], n
     The gradient is computed by `pulled_back`, or by `gradient`, of TensorFlow's operations, where it is itself
     differentiated or traced.
     """
-    tensor = tf.convert_to_tensor(result)
+    tensor = from_numpy(result, x)
 
     def backward(upstream: Array) -> list[Array]:
         if not on_host(upstream) or is_recorded([upstream, x]):
             return [gradient(upstream)]
-        return [tf.convert_to_tensor(pulled_back(np.asarray(upstream)))]
+        return [from_numpy(pulled_back(np.asarray(upstream)), x)]
 
     record_operation("lossbridge", [tensor], [x], backward)
     return tensor

@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from lossbridge.maths import bernoulli, divergence, softmax
-from lossbridge.maths.ops import Rule
+from lossbridge.maths.ops import Array, Rule
+from lossbridge.reduction import by_weight, has_mass, total_weight
 from lossbridge.spec import Request
 
 # Why there are none; "" if they are there.
@@ -53,6 +54,7 @@ RULES: Mapping[str, int] = {
 }
 # The numbers of `Dtype`.
 DTYPES: Mapping[str, int] = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 3, "int32": 4, "int64": 5}
+FLOATS = tuple(DTYPES)[:4]
 # The numbers of `Divisor`.
 NO_SUM, COUNTED, WEIGHTS, GIVEN = range(4)
 
@@ -70,10 +72,12 @@ WITH_TARGET_GRADIENT = tuple(
 )
 # The options that hold one number a class, or one for all.
 PER_CLASS = ("class_weight", "pos_weight", "alpha")
+# Memory: an address, 0 for null, or an object with a buffer. The caller keeps it alive.
+Memory = Any
 
 
 class Call(NamedTuple):
-    """The arguments of `_rows.run`, in order, as rows/call.h explains them. Addresses are integers; 0 is null."""
+    """The arguments of `_rows.run`, in order, as rows/call.h explains them."""
 
     rule: int
     dtype: int
@@ -82,25 +86,25 @@ class Call(NamedTuple):
     outer: int
     classes: int
     inner: int
-    pred: int
-    target: int
+    pred: Memory
+    target: Memory
     label_smoothing: float = 0.0
     epsilon: float = 0.0
     temperature: float = 1.0
     gamma: float = 0.0
     per_class_number: float = 1.0
-    per_class: int = 0
+    per_class: Memory = 0
     balanced: bool = False
-    counted: int = 0
-    weight: int = 0
+    counted: Memory = 0
+    weight: Memory = 0
     divides: int = NO_SUM
     divisor: float = 1.0
     upstream: float = 1.0
-    upstream_each: int = 0
-    losses: int = 0
-    result: int = 0
-    gradient: int = 0
-    target_gradient: int = 0
+    upstream_each: Memory = 0
+    losses: Memory = 0
+    result: Memory = 0
+    gradient: Memory = 0
+    target_gradient: Memory = 0
     threads: int = 1
 
 
@@ -110,47 +114,81 @@ def refuses(rule: Rule, dtype: str, target_dtype: str) -> str:
         return MISSING
     if rule.name not in RULES:
         return f"there are no native rows for {rule.name}"
-    if dtype not in ("float32", "float64", "float16", "bfloat16"):
+    if dtype not in FLOATS:
         return f"the predictions are {dtype}"
     return "" if target_dtype in DTYPES else f"the target is {target_dtype}"
 
 
-def call(r: Request, shape: tuple[int, ...], dtypes: tuple[str, str], addresses: tuple[int, int], **more: Any) -> Call:
-    """The call of a request. An array among its options, the samples and what is written are fields of `more`.
+def call(
+    r: Request, shape: tuple[int, ...], dtypes: tuple[str, str], memory: tuple[Memory, Memory], **more: Any
+) -> Call:
+    """The call of a request. What is read besides, and what is written, are fields of `more`.
 
-    `shape`: of the predictions; `dtypes`, `addresses`: of predictions and target, whose arrays are contiguous.
+    `shape`: of the predictions; `dtypes`, `memory`: of predictions and target, whose arrays are contiguous.
     """
-    axis = len(shape) - 1 if r.axis is None else r.axis
-    elementwise = r.axis is None
-    options = r.options
-    number = next((x for name in PER_CLASS if isinstance(x := options.get(name), int | float)), 1.0)
+    axis, options = r.axis, r.options
+    if "per_class_number" not in more:
+        more["per_class_number"] = per_class(options)[0]
+    if axis is None:
+        outer, classes, inner = 1, math.prod(shape), 1
+    else:
+        outer, classes, inner = math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :])
     return Call(
-        rule=RULES[r.rule.name],
-        dtype=DTYPES[dtypes[0]],
-        target_dtype=DTYPES[dtypes[1]],
-        elementwise=elementwise,
-        outer=1 if elementwise else math.prod(shape[:axis]),
-        classes=math.prod(shape) if elementwise else shape[axis],
-        inner=1 if elementwise else math.prod(shape[axis + 1 :]),
-        pred=addresses[0],
-        target=addresses[1],
-        label_smoothing=options.get("label_smoothing", 0.0),
-        epsilon=options.get("epsilon", 0.0),
-        temperature=options.get("temperature", 1.0),
-        gamma=options.get("gamma", 0.0),
-        per_class_number=number,
+        RULES[r.rule.name],
+        DTYPES[dtypes[0]],
+        DTYPES[dtypes[1]],
+        axis is None,
+        outer,
+        classes,
+        inner,
+        memory[0],
+        memory[1],
+        options.get("label_smoothing", 0.0),
+        options.get("epsilon", 0.0),
+        options.get("temperature", 1.0),
+        options.get("gamma", 0.0),
         balanced=options.get("apply_class_balancing", False),
         **more,
     )
 
 
-def per_class(options: Mapping[str, Any]) -> Any:
-    """The option that is an array of one number a class, or None."""
-    return next((x for name in PER_CLASS if not isinstance(x := options.get(name), int | float | None)), None)
+def per_class(options: Mapping[str, Any]) -> tuple[float, Any]:
+    """The number that holds for all classes, and the array of one a class, or None. No rule has two such options."""
+    for name in PER_CLASS:
+        x = options.get(name)
+        if x is not None:
+            return (1.0, x) if len(getattr(x, "shape", ())) else (float(x), None)
+    return 1.0, None
+
+
+def divides(r: Request) -> tuple[int, Array]:
+    """What the sum of the losses is divided by, and the number where it is GIVEN."""
+    if r.reduction in ("none", None):
+        return NO_SUM, 1.0
+    if r.reduction == "sum":
+        return GIVEN, 1.0
+    if r.normalizer is not None:
+        return GIVEN, r.normalizer
+    if not by_weight(r):
+        return COUNTED, 1.0
+    return (GIVEN, total_weight(r)) if has_mass(r) else (WEIGHTS, 1.0)
+
+
+def threads() -> int:
+    """How many threads a call may use: OMP_NUM_THREADS, as for OpenMP's programs, else one a core of this process."""
+    wanted = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    if wanted.isdecimal() and int(wanted):
+        return int(wanted)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run(call: Call) -> None:
     _rows.run(*call)
+
+
+def xla_handler() -> object:
+    """A capsule with the function that XLA calls: rows/xla.cpp."""
+    return _rows.xla_handler()
 
 
 def advise(address: int, size: int) -> None:

@@ -3,33 +3,39 @@
 Nothing of torch here: triton_kernels.py launches them. Compiled for GPUs, but run by Triton's interpreter alone so far.
 
 Arrays are (N, V), with the classes contiguous and any stride between rows. A program computes a tile of R rows and C
-columns. Forward, it reads its rows block by block, once (divergences: twice); every lane holds the statistics of the
-columns that it has read, and they are combined after the last block, so that a row may be of any length. Backward, each
-tile is independent of the others, because the statistics of the row are saved; it multiplies by the incoming gradient,
-so that each gradient is written once.
+columns. Forward, it reads its rows block by block, once (divergences: twice); the sum of a block is float32, that of
+the blocks float64, and so are the few operations on the sums of a row. Backward, each tile is independent of the
+others, because the statistics of the row are saved; it multiplies by the incoming gradient, so that each gradient is
+written once. On the GPU products and sums are fused, in the interpreter (tl.fma too) they are not: both are right.
 
-Of logits z_c, with weights w_c (targets, smoothed, times class weights) that sum to W:
+Of logits z_c, divided by a temperature T in divergences:
 
-(1) m = max z = z_k, s = Σ_{c≠k} e^(z_c − m). Then −log p_c = log1p(s) + m − z_c.
-(2) One pass (Milakov and Gimelshein, 2018). A logit z ≤ m adds e^(z − m) to s. A logit z > m becomes the maximum: the
-    new s is (s + 1)·e^(m − z).
-(3) loss = D + W·log1p(s), D = Σ_c w_c (m − z_c). Where the maximum rises to m', D grows by W·(m' − m).
-(4) gradient_c = W·e^(z_c − m)/(1 + s) − w_c, and for k, where the two would cancel, ((W − w_k) − w_k·s)/(1 + s), with
+(1) m = max z = z_k. Exponentials are counted in units of 2^M, M = round(m·log₂e): e_c = e^(z_c)·2^(−M), with
+    z_c = n·log 2 + r. Nothing is subtracted from z_c, so nothing is rounded. From |m| = 208 on, e_c = e^(z_c − m): that
+    difference is exact for all z_c that count.
+(2) s = Σ_{c≠k} e_c. Where a block has a larger m, the sums so far are multiplied by the ratio of the units.
+(3) −log p_c = log1p(s/e_k) + m − z_c.
+
+Cross-entropy, with weights w_c (targets, smoothed, times class weights) that sum to W:
+
+(4) loss = D + W·log1p(s/e_k), D = Σ_c w_c (m − z_c). Where the maximum rises to m', D grows by W·(m' − m).
+(5) gradient_c = W·e_c/(s + e_k) − w_c, and for k, where the two would cancel, ((W − w_k)·e_k − w_k·s)/(s + e_k), with
     W − w_k summed as Σ_{c≠k} w_c.
 
 KL(t ‖ p) of t = softmax(u/T), p = softmax(v/T), without the factor T² of the loss:
 
-(5) δ_c = log(t_c/p_c) = (u_c − max u − v_c + max v)/T + log1p(s_p) − log1p(s_t). The two logarithms are rounded, by the
-    same η for the whole row: δ̂ = δ + η.
-(6) F = Σ t·(δ̂ + e^(−δ̂) − 1), whose terms are ≥ 0, and M = Σ t·δ̂ give F − M = Σ t·e^(−δ̂) − 1 = e^(−η) − 1.
-(7) KL = M − η = F − g(F − M), g(x) = x − log1p(x) ≈ x²/2 for small x: nothing cancels, and nearly equal rows have all
-    their digits.
-(8) gradient_c = (p_c − t_c)/T, and where |δ| < 1 t_c·(e^(−δ) − 1)/T, with η taken out of δ̂.
+(6) a_c = (u_c − v_c)/T, with what that subtraction rounds off; μ = Σ t·a; σ = log Σ e^(u/T) − log Σ e^(v/T). Then
+    δ_c = log(t_c/p_c) = a_c − σ, and KL = μ − σ. Of a, μ and σ one difference is taken off beforehand, a_k of the
+    target's k or that of the maxima, so that a large one does not hide the digits of δ.
+(7) F = Σ t·f(a − μ), f(b) = e^(−b) − 1 + b ≥ 0, is e^KL − 1, because t·e^(−a) = p·e^(−σ). So KL = log1p(F): nothing
+    cancels, and the rounding of μ does not count to first order. From KL = 1/4 on, KL = Σ t·f(a − σ).
+(8) t·f(a − c) is t times the series of f where |a − c| < 1, else t·(a − c) + p·e^(c − σ) − t.
+(9) gradient_c = (p_c − t_c)/T, and where |δ| < 1 t_c·(e^(−δ) − 1)/T, with σ = μ − KL.
 
 Bernoulli, of logits x, with P = pos_weight·t and N = 1 − t (both smoothed), and a = e^(−|x|):
 
-(9) loss = mean of P·(max(−x, 0) + log1p(a)) + N·(max(x, 0) + log1p(a)).
-(10) gradient = (N·p − P·(1 − p))/V, where p and 1 − p are 1/(1 + a) and a/(1 + a) for x > 0, and the reverse for x ≤ 0.
+(10) loss = mean of P·(max(−x, 0) + log1p(a)) + N·(max(x, 0) + log1p(a)).
+(11) gradient = (N·p − P·(1 − p))/V, where p and 1 − p are 1/(1 + a) and a/(1 + a) for x > 0, and the reverse for x ≤ 0.
 """
 
 from __future__ import annotations
@@ -40,26 +46,42 @@ import triton
 import triton.language as tl
 
 _INFINITY = tl.constexpr(math.inf)
-_LOWEST = tl.constexpr(-3.4028234663852886e38)
-_NO_COLUMN = tl.constexpr(2**31 - 1)
+_LARGEST = tl.constexpr(3.4028234663852886e38)
+# `scale`: log₂e/T; T·log 2 in two parts, of which the first has 9 bits, so that n times it is exact; 1/T.
+_T_IS_1 = tl.constexpr((1.4426950408889634, 0.693359375, -2.12194440e-4, 1.0))
 
 
-# Functions on the device. All arithmetic is float32.
+# Functions on the device. All arithmetic of elements is float32.
 
 
 @triton.jit
-def _exp(x):
-    """exp x of x ≤ 0, 0 in place of subnormal numbers.
+def _exp(z, c, M, scale):
+    """e^((z − c)/T)·2^(−M), at most 1.5; 0 below 2⁻¹²⁶.
 
-    The hardware computes 2^(x·log₂e), and the rounding of that product costs digits where x is far from 0. So
-    x = n·log 2 + r, and e^x = 2^n·e^r. Adding 1.5·2²³ leaves the rounded n in the last bits, which become the exponent.
+    Adding 1.5·2²³ − M leaves the rounded n − M in the last bits, which become the exponent.
     """
-    underflows = x < -87.3
-    shifted = tl.where(underflows, 0.0, x) * 1.4426950408889634 + 12582912.0
-    n = shifted - 12582912.0
-    r = (x - n * 0.693359375) - n * -2.12194440e-4  # log 2 in two parts; n times the first is exact
+    d = z - c
+    magic = 12582912.0 - M
+    shifted = d * scale[0] + magic
+    n = shifted - magic
+    r = ((d - n * scale[1]) - n * scale[2]) * scale[3]
+    series = 0.0416684076 + r * (0.00836889539 + r * 0.00138141925)
+    series = 0.49999994 + r * (0.166665196 + r * series)  # (e^r − 1 − r)/r² of |r| < 0.347, to 2⁻²⁸ of e^r
     power = (shifted.to(tl.int32, bitcast=True) << 23) + 0x3F800000
-    return tl.where(underflows, 0.0, tl.exp(r) * power.to(tl.float32, bitcast=True))
+    e = (1.0 + (r + r * r * series)) * power.to(tl.float32, bitcast=True)
+    return tl.where(shifted < 12582912.0 - 126.0, 0.0, e)
+
+
+@triton.jit
+def _unit(m, scale):
+    """(1): c and M, of which one is 0.
+
+    M is found more than once. So it must not be left to the compiler which of its operations it fuses.
+    """
+    near = tl.abs(m) * scale[0] < 300.0
+    c = tl.minimum(tl.maximum(m, -_LARGEST), _LARGEST)
+    M = tl.fma(m, scale[0], 12582912.0) - 12582912.0
+    return tl.where(near, 0.0, c), tl.where(near, M, 0.0)
 
 
 @triton.jit
@@ -71,33 +93,30 @@ def _log1p(x):
 
 
 @triton.jit
-def _remainder(x):
-    """x + e^(−x) − 1 of |x| ≤ 1: its power series, to the twelfth power."""
-    series = 1 / 3628800 - x * (1 / 39916800 - x * (1 / 479001600))
-    series = 1 / 40320 - x * (1 / 362880 - x * series)
-    series = 1 / 720 - x * (1 / 5040 - x * series)
-    series = 1 / 24 - x * (1 / 120 - x * series)
-    return x * x * (0.5 - x * (1 / 6 - x * series))
+def _sum(x):
+    return tl.sum(x, 1).to(tl.float64)
 
 
 @triton.jit
-def _update(m, k, s, z, column, inverse):
-    """(2), of logits divided by T = 1/inverse: m, its column k, and s of each lane, with one more logit."""
-    above = z > m
-    # Where z = m = −∞ this counts 1 too; the next finite maximum multiplies it by 0.
-    factor = _exp(-tl.where(z == m, 0.0, tl.abs(z - m)) * inverse)
-    s = tl.where(above, (s + 1.0) * factor, s + factor)
-    return tl.where(above, z, m), tl.where(above, column, k), s
+def _no_block(R: tl.constexpr):
+    """m, k, s and e_k of rows of which nothing has been read."""
+    nothing = tl.zeros([R], tl.float64)
+    return tl.full([R], -_INFINITY, tl.float32), tl.full([R], -1, tl.int32), nothing, nothing
 
 
 @triton.jit
-def _combine(m, k, s, inverse):
-    """(2): m, k and s of each row, from those of its lanes."""
-    top = tl.max(m, 1)
-    is_top = m == top[:, None]
-    at = tl.min(tl.where(is_top, k, _NO_COLUMN), 1)
-    factor = _exp(-tl.where(is_top, 0.0, top[:, None] - m) * inverse)
-    return top, at, tl.sum(tl.where(k == at[:, None], s, (1.0 + s) * factor), 1)
+def _block(z, start, column, m, k, s, e_k, scale):
+    """(2): m, k, s and e_k of rows with one more block; its e; whether m rises; the ratio of the units."""
+    top, at = tl.max(z, 1, return_indices=True)
+    rises = top > m
+    old_c, old_M = _unit(m, scale)
+    m = tl.where(rises, top, m)
+    c, M = _unit(m, scale)
+    ratio = _exp(old_c, c, M - old_M, scale)
+    e = _exp(z, c[:, None], M[:, None], scale)
+    k = tl.where(rises, start + at, k)
+    s = tl.where(rises, (s + e_k) * ratio, s) + _sum(tl.where(rises[:, None] & (column == k[:, None]), 0.0, e))
+    return m, k, s, _exp(m, c, M, scale).to(tl.float64), e, rises, ratio
 
 
 @triton.jit
@@ -140,21 +159,23 @@ def _weights(target, class_weight, row, stride, column, inside, label, hit, term
 
 
 @triton.jit
-def _store_four(stats, row, exists, a, b, c, d):
-    """The saved statistics of a row, for its gradient."""
-    tl.store(stats + row * 4, a, mask=exists)
-    tl.store(stats + row * 4 + 1, b, mask=exists)
-    tl.store(stats + row * 4 + 2, c, mask=exists)
-    tl.store(stats + row * 4 + 3, d, mask=exists)
+def _save(stats, row, numbers, valid, exists):
+    for i in tl.static_range(len(numbers)):
+        tl.store(stats + row * len(numbers) + i, tl.where(valid, numbers[i], 0.0), mask=exists)
 
 
-# Cross-entropy (1) to (4).
+@triton.jit
+def _saved(statistic, valid):
+    return tl.load(statistic, mask=valid, other=0.0)[:, None]
+
+
+# Cross-entropy (4) and (5).
 
 
 @triton.jit
 def _rise(mass, old, new):
-    """W·(m' − m) of (3). Before the first finite logit m is −∞, and the lowest number stands for it."""
-    return tl.where(mass == 0.0, 0.0, mass * (tl.maximum(new, _LOWEST) - tl.maximum(old, _LOWEST)))
+    """W·(m' − m) of (4). Before the first finite logit m is −∞, and the lowest number stands for it."""
+    return tl.where(mass == 0.0, 0.0, mass * (tl.maximum(new, -_LARGEST).to(tl.float64) - tl.maximum(old, -_LARGEST)))
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -179,42 +200,37 @@ def cross_entropy(
 ):
     row, exists, valid = _rows_of(valid_rows, rows, R)
     label, in_range = _labels(target, row, target_stride, classes, valid, LABELS, R)
-    m = tl.full([R, C], -_INFINITY, tl.float32)
-    k = tl.full([R, C], -1, tl.int32)
-    s = tl.zeros([R, C], tl.float32)
-    below = tl.zeros([R, C], tl.float32)  # D
-    weight_k = tl.zeros([R, C], tl.float32)
-    others = tl.zeros([R, C], tl.float32)  # W − w_k
+    m, k, s, e_k = _no_block(R)
+    below, w_k, others = s, s, s  # D, w_k and W − w_k
     for start in range(0, classes, C):
         column = start + tl.arange(0, C)
         inside = valid[:, None] & (column < classes)[None, :]
         z = _load(logits, row, stride, column, inside)
         old = m
-        m, k, s = _update(m, k, s, z, column[None, :], 1.0)
+        m, k, s, e_k, _, rises, _ = _block(z, start, column, m, k, s, e_k, _T_IS_1)
         if not HARD:
             weight = _weights(target, class_weight, row, target_stride, column, inside, label, hit, term, LABELS)
-            below += _rise(weight_k + others, old, m)
-            below += tl.where(weight == 0.0, 0.0, weight * (tl.maximum(m, _LOWEST) - z))
-            others += tl.where(z > old, weight_k, weight)
-            weight_k = tl.where(z > old, weight, weight_k)
+            below += _rise(w_k + others, old, m)
+            below += _sum(tl.where(weight == 0.0, 0.0, weight * (tl.maximum(m, -_LARGEST)[:, None] - z)))
+            leads = rises[:, None] & (column == k[:, None])
+            others += tl.where(rises, w_k, 0.0) + _sum(tl.where(leads, 0.0, weight))
+            w_k = tl.where(rises, _sum(tl.where(leads, weight, 0.0)), w_k)
 
-    row_m, row_k, row_s = _combine(m, k, s, 1.0)
     if HARD:
-        z = tl.load(logits + row * stride + label, mask=in_range, other=0.0).to(tl.float32)
+        z = tl.load(logits + row * stride + label, mask=in_range, other=0.0).to(tl.float64)
         mass = tl.where(in_range, 1.0, 0.0)
         if class_weight is not None:
             mass = tl.load(class_weight + label, mask=in_range, other=0.0)
-        row_below = tl.where((mass == 0.0) & (z == -_INFINITY), 0.0, mass * (row_m - z))
-        row_others = tl.where(label == row_k, 0.0, mass)
-    else:
-        row_below = tl.sum(below + _rise(weight_k + others, m, row_m[:, None]), 1)
-        mass = tl.sum(weight_k + others, 1)
-        row_others = tl.sum(others + tl.where(k == row_k[:, None], 0.0, weight_k), 1)
-    value = row_below + mass * _log1p(row_s) + (row_m - row_m)  # an infinite maximum gives NaN
+        below = tl.where((mass == 0.0) & (z == -_INFINITY), 0.0, mass * (m - z))
+        w_k = tl.where(label == k, mass, 0.0)
+        others = tl.where(label == k, 0.0, mass)
+    mass = w_k + others
+    value = below + mass * _log1p(s / e_k) + (m - m)  # an infinite maximum gives NaN
     value = tl.where(in_range, value, tl.where(valid, float("nan"), 0.0))
     tl.store(loss + row, value, mask=exists)
-    tl.store(top + row, row_k, mask=exists)
-    _store_four(stats, row, exists, row_m, row_s, mass, row_others)
+    tl.store(top + row, k, mask=exists)
+    of_k = others * e_k - w_k * s
+    _save(stats, row, (m, mass / (s + e_k), of_k / (s + e_k)), valid, exists)
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -238,7 +254,7 @@ def cross_entropy_gradient(
     R: tl.constexpr,
     C: tl.constexpr,
 ):
-    """(4)"""
+    """(5)"""
     row, exists, valid = _rows_of(valid_rows, rows, R)
     label, in_range = _labels(target, row, target_stride, classes, valid, LABELS, R)
     column = tl.program_id(1) * C + tl.arange(0, C)
@@ -247,29 +263,49 @@ def cross_entropy_gradient(
     z = _load(logits, row, stride, column, inside)
     weight = _weights(target, class_weight, row, target_stride, column, inside, label, hit, term, LABELS)
     incoming = tl.load(grad + row * grad_stride, mask=in_range, other=0.0)
-    m = tl.load(stats + row * 4, mask=in_range, other=0.0)[:, None]
-    s = tl.load(stats + row * 4 + 1, mask=in_range, other=0.0)[:, None]
-    mass = tl.load(stats + row * 4 + 2, mask=in_range, other=0.0)[:, None]
-    others = tl.load(stats + row * 4 + 3, mask=in_range, other=0.0)[:, None]
     k = tl.load(top + row, mask=in_range, other=0)[:, None]
-    of_others = mass * (_exp(z - m) / (1.0 + s)) - weight
-    of_k = (others - weight * s) / (1.0 + s)
+    c, M = _unit(_saved(stats + row * 3, in_range), _T_IS_1)
+    of_others = _exp(z, c, M, _T_IS_1) * _saved(stats + row * 3 + 1, in_range) - weight
+    of_k = _saved(stats + row * 3 + 2, in_range)
     each = incoming[:, None] * tl.where(column[None, :] == k, of_k, of_others)
     each = tl.where(inside, each, 0.0)
     address = gradient + row[:, None] * classes + column[None, :]
     tl.store(address, each.to(gradient.dtype.element_ty), mask=exists[:, None] & within)
 
 
-# KL(t ‖ p) of logits (5) to (8).
+# KL(t ‖ p) of logits (6) to (9).
 
 
 @triton.jit
-def _log_ratio(u, v, m_t, m_p, shift, inverse):
-    """(5), with shift = log1p(s_p) − log1p(s_t); subtracted in whichever order has the smaller intermediate results."""
-    across, below_t, below_p = u - v, u - m_t, v - m_p
-    across_top = m_t - m_p
-    across_is_smaller = tl.abs(across) + tl.abs(across_top) < tl.abs(below_t) + tl.abs(below_p)
-    return tl.where(across_is_smaller, across - across_top, below_t - below_p) * inverse + shift
+def _subtract(u, v):
+    """u − v, and what its rounding takes away."""
+    d = u - v
+    back = d - u
+    return d, (u - (d - back)) - (v + back)
+
+
+@triton.jit
+def _difference(u, v, u_0, v_0, high, low):
+    """(u − v) − (u_0 − v_0) − (high + low)."""
+    d, error = _subtract(u, v)
+    d_0, error_0 = _subtract(u_0, v_0)
+    return tl.where(tl.abs(d) < _INFINITY, ((d - d_0) - high) + ((error - error_0) - low), d)
+
+
+@triton.jit
+def _halves(x):
+    """The float64 x as a sum of two float32."""
+    high = x.to(tl.float32)
+    return high, (x - high).to(tl.float32)
+
+
+@triton.jit
+def _remainder(b):
+    """f(b) = e^(−b) − 1 + b of |b| ≤ 1, to 2⁻²⁵."""
+    series = -0.000198440233 + b * (2.53548296e-05 + b * -2.77228355e-06)
+    series = -0.00833331048 + b * (0.00138854515 + b * series)
+    series = 0.5 + b * (-0.166666672 + b * (0.041666735 + b * series))
+    return b * b * series
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -283,49 +319,55 @@ def kl(
     classes,
     target_stride,
     stride,
-    inverse,
+    scale,
     R: tl.constexpr,
     C: tl.constexpr,
 ):
     row, exists, valid = _rows_of(valid_rows, rows, R)
-    m_t = tl.full([R, C], -_INFINITY, tl.float32)
-    k_t = tl.full([R, C], -1, tl.int32)
-    s_t = tl.zeros([R, C], tl.float32)
-    m_p, k_p, s_p = m_t, k_t, s_t
+    m_t, k_t, s_t, e_t = _no_block(R)
+    m_p, k_p, s_p, e_p = _no_block(R)
+    total = s_t  # Σ e_t T·(a − a_k)
+    v_k = tl.zeros([R], tl.float32)
     for start in range(0, classes, C):
         column = start + tl.arange(0, C)
         inside = valid[:, None] & (column < classes)[None, :]
         u = _load(target, row, target_stride, column, inside)
         v = _load(logits, row, stride, column, inside)
-        m_t, k_t, s_t = _update(m_t, k_t, s_t, u, column[None, :], inverse)
-        m_p, k_p, s_p = _update(m_p, k_p, s_p, v, column[None, :], inverse)
-    top_t, _, s_row_t = _combine(m_t, k_t, s_t, inverse)
-    top_p, _, s_row_p = _combine(m_p, k_p, s_p, inverse)
-    shift = _log1p(s_row_p) - _log1p(s_row_t)
-    scale_t = 1.0 / (1.0 + s_row_t)
-    scale_p = tl.exp(-shift) * scale_t  # with the same η as δ̂
+        old_m, old_v, mass = m_t, v_k, s_t + e_t
+        m_t, k_t, s_t, e_t, e, rises, ratio = _block(u, start, column, m_t, k_t, s_t, e_t, scale)
+        m_p, k_p, s_p, e_p, _, _, _ = _block(v, start, column, m_p, k_p, s_p, e_p, scale)
+        at_k = tl.load(logits + row * stride + k_t, mask=valid & rises, other=0.0).to(tl.float32)
+        v_k = tl.where(rises, tl.where(tl.abs(at_k) < _INFINITY, at_k, m_t), v_k)
+        moved = (m_t.to(tl.float64) - old_m) - (v_k.to(tl.float64) - old_v)
+        total = tl.where(mass > 0.0, (total - moved * mass) * ratio, 0.0)
+        a = _difference(u, v, m_t[:, None], v_k[:, None], 0.0, 0.0)
+        total += _sum(tl.where(e == 0.0, 0.0, e * tl.minimum(tl.maximum(a, -1e30), 1e30)))
 
-    f = tl.zeros([R, C], tl.float32)  # F
-    mean = tl.zeros([R, C], tl.float32)  # M
+    all_t, all_p = s_t + e_t, s_p + e_p
+    T = (all_t * 0.0 + scale[1] + scale[2]) * 1.4426950408889634
+    logs = T * (_log1p(s_t / e_t) - _log1p(s_p / e_p))  # T·σ − (m_t − m_p)
+    mean, shift = total / all_t, v_k.to(tl.float64) - m_p + logs  # T·(μ − a_k), T·(σ − a_k)
+    near = mean - shift < 0.25 * T
+    high, low = _halves(tl.where(near, mean, logs))
+    of_p = (all_t / all_p * tl.exp(tl.where(near, (mean - shift) / T, 0.0))).to(tl.float32)
+    v_k = tl.where(near, v_k, m_p)
+
+    f = tl.zeros([R], tl.float64)  # F·all_t
+    c_t, M_t = _unit(m_t[:, None], scale)
+    c_p, M_p = _unit(m_p[:, None], scale)
     for start in range(0, classes, C):
         column = start + tl.arange(0, C)
         inside = valid[:, None] & (column < classes)[None, :]
         u = _load(target, row, target_stride, column, inside)
         v = _load(logits, row, stride, column, inside)
-        t = _exp((u - top_t[:, None]) * inverse) * scale_t[:, None]
-        p = _exp((v - top_p[:, None]) * inverse) * scale_p[:, None]
-        delta = _log_ratio(u, v, top_t[:, None], top_p[:, None], shift[:, None], inverse)
-        near = tl.abs(delta) < 1.0
-        first = tl.where(t == 0.0, 0.0, t * delta)
-        f += tl.where(near, t * _remainder(tl.where(near, delta, 0.0)), first + (p - t))
-        mean += first
-    value = tl.sum(f, 1)
-    near = value < 0.25
-    drift = tl.where(near, value - tl.sum(mean, 1), 0.0)  # exp(−η) − 1
-    value = tl.where(near, value - drift * drift * (0.5 - drift * (1 / 3 - drift * 0.25)), value)
-    value = tl.where(value < 0.0, 0.0, value) + (top_t - top_t) + (top_p - top_p)
+        t = _exp(u, c_t, M_t, scale)
+        p = _exp(v, c_p, M_p, scale) * of_p[:, None]
+        b = _difference(u, v, m_t[:, None], v_k[:, None], high[:, None], low[:, None]) * scale[3]
+        f += _sum(tl.where(tl.abs(b) < 1.0, t * _remainder(b), tl.where(t == 0.0, 0.0, t * b) + (p - t)))
+    value = tl.where(near, _log1p(f / all_t), f / all_t) + (m_t - m_t) + (m_p - m_p)
     tl.store(loss + row, tl.where(valid, value, 0.0), mask=exists)
-    _store_four(stats, row, exists, top_t, top_p, s_row_t, shift + _log1p(drift))
+    high, low = _halves(tl.where(near, mean - T * value - (v_k.to(tl.float64) - m_p), logs))  # T·σ − (m_t − m_p)
+    _save(stats, row, (m_t, 1.0 / all_t, m_p, 1.0 / all_p, high, low), valid, exists)
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -341,34 +383,32 @@ def kl_gradient(
     grad_stride,
     target_stride,
     stride,
-    inverse,
+    scale,
     R: tl.constexpr,
     C: tl.constexpr,
 ):
-    """(8)"""
+    """(9)"""
     row, exists, valid = _rows_of(valid_rows, rows, R)
     column = tl.program_id(1) * C + tl.arange(0, C)
     within = (column < classes)[None, :]
     inside = valid[:, None] & within
     u = _load(target, row, target_stride, column, inside)
     v = _load(logits, row, stride, column, inside)
-    incoming = tl.load(grad + row * grad_stride, mask=valid, other=0.0) * inverse
-    top_t = tl.load(stats + row * 4, mask=valid, other=0.0)[:, None]
-    top_p = tl.load(stats + row * 4 + 1, mask=valid, other=0.0)[:, None]
-    scale_t = 1.0 / (1.0 + tl.load(stats + row * 4 + 2, mask=valid, other=0.0)[:, None])
-    shift = tl.load(stats + row * 4 + 3, mask=valid, other=0.0)[:, None]
-    t = _exp((u - top_t) * inverse) * scale_t
-    p = _exp((v - top_p) * inverse) * (tl.exp(-shift) * scale_t)
-    delta = _log_ratio(u, v, top_t, top_p, shift, inverse)
-    near = tl.abs(delta) < 1.0
-    close = tl.where(near, delta, 0.0)
-    each = incoming[:, None] * tl.where(near, t * (_remainder(close) - close), p - t)
+    incoming = tl.load(grad + row * grad_stride, mask=valid, other=0.0) * scale[3]
+    m_t, m_p = _saved(stats + row * 6, valid), _saved(stats + row * 6 + 2, valid)
+    c_t, M_t = _unit(m_t, scale)
+    c_p, M_p = _unit(m_p, scale)
+    t = _exp(u, c_t, M_t, scale) * _saved(stats + row * 6 + 1, valid)
+    p = _exp(v, c_p, M_p, scale) * _saved(stats + row * 6 + 3, valid)
+    high, low = _saved(stats + row * 6 + 4, valid), _saved(stats + row * 6 + 5, valid)
+    delta = _difference(u, v, m_t, m_p, high, low) * scale[3]
+    each = incoming[:, None] * tl.where(tl.abs(delta) < 1.0, t * (_remainder(delta) - delta), p - t)
     each = tl.where(inside, each, 0.0)
     address = gradient + row[:, None] * classes + column[None, :]
     tl.store(address, each.to(gradient.dtype.element_ty), mask=exists[:, None] & within)
 
 
-# Bernoulli (9) and (10).
+# Bernoulli (10) and (11).
 
 
 @triton.jit
@@ -402,16 +442,16 @@ def bernoulli(
     C: tl.constexpr,
 ):
     row, exists, valid = _rows_of(valid_rows, rows, R)
-    total = tl.zeros([R, C], tl.float32)
+    total = tl.zeros([R], tl.float64)
     for start in range(0, classes, C):
         column = start + tl.arange(0, C)
         inside = valid[:, None] & (column < classes)[None, :]
         x = tl.where(inside, _load(logits, row, stride, column, inside), 0.0)
         positive, negative = _outcomes(target, row, target_stride, column, inside, hit, term, pos_weight)
-        log1p_a = _log1p(_exp(-tl.abs(x)))
-        total += _zero_if_unweighted(positive, tl.maximum(-x, 0.0) + log1p_a)
-        total += _zero_if_unweighted(negative, tl.maximum(x, 0.0) + log1p_a)
-    tl.store(loss + row, tl.sum(total, 1) / classes, mask=exists)
+        log1p_a = _log1p(_exp(-tl.abs(x), 0.0, 0.0, _T_IS_1))
+        of_positive = _zero_if_unweighted(positive, tl.maximum(-x, 0.0) + log1p_a)
+        total += _sum(of_positive + _zero_if_unweighted(negative, tl.maximum(x, 0.0) + log1p_a))
+    tl.store(loss + row, total / classes, mask=exists)
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -432,7 +472,7 @@ def bernoulli_gradient(
     R: tl.constexpr,
     C: tl.constexpr,
 ):
-    """(10)"""
+    """(11)"""
     row, exists, valid = _rows_of(valid_rows, rows, R)
     column = tl.program_id(1) * C + tl.arange(0, C)
     within = (column < classes)[None, :]
@@ -440,7 +480,7 @@ def bernoulli_gradient(
     x = tl.where(inside, _load(logits, row, stride, column, inside), 0.0)
     positive, negative = _outcomes(target, row, target_stride, column, inside, hit, term, pos_weight)
     incoming = tl.load(grad + row * grad_stride, mask=valid, other=0.0) / classes
-    a = _exp(-tl.abs(x))
+    a = _exp(-tl.abs(x), 0.0, 0.0, _T_IS_1)
     p = tl.where(x > 0.0, 1.0, a)  # both times 1 + a
     one_minus_p = tl.where(x > 0.0, a, 1.0)
     each = incoming[:, None] * ((negative * p - positive * one_minus_p) / (1.0 + a))

@@ -10,9 +10,11 @@ targets and class weights, are derivatives of the rule's value.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import triton
 from torch import Tensor
@@ -65,6 +67,14 @@ def _smoothing(label_smoothing: float, classes: int) -> tuple[float, float]:
     return 1 - label_smoothing, label_smoothing / classes
 
 
+def _scale(temperature: float) -> tuple[float, ...]:
+    """log₂e/T, T·log 2 in two parts, the first of 9 bits, and 1/T, as float32."""
+    product = temperature * math.log(2)
+    bits = 2.0 ** (9 - math.frexp(product)[1])
+    high = round(product * bits) / bits
+    return tuple(float(np.float32(x)) for x in (1 / product, high, product - high, 1 / temperature))
+
+
 def _results(logits: Tensor, statistics: int, columns: int) -> tuple[Tensor, Tensor, Tensor]:
     """Empty arrays: losses (N,), statistics (N, `statistics`), columns of the largest logits (N, `columns`)."""
     rows = logits.shape[0]
@@ -78,7 +88,7 @@ def cross_entropy(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """numbers: label_smoothing."""
     target, logits = _dense(target), _dense(logits)
-    arrays = (target, logits, *_contiguous(valid, weight), *_results(logits, 4, 1))
+    arrays = (target, logits, *_contiguous(valid, weight), *_results(logits, 3, 1))
     strides = target.stride(0), logits.stride(0)
     labels = target.ndim == 1
     flags = {"LABELS": labels, "HARD": labels and numbers[0] == 0}
@@ -114,10 +124,10 @@ def kl_of_logits(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """numbers: temperature."""
     target, logits = _dense(target), _dense(logits)
-    losses, statistics, column = _results(logits, 4, 0)
+    losses, statistics, column = _results(logits, 6, 0)
     arrays = (target, logits, *_contiguous(valid), losses, statistics)
     strides = target.stride(0), logits.stride(0)
-    _launch(device.kl, False, logits, *arrays, *logits.shape, *strides, 1 / numbers[0])
+    _launch(device.kl, False, logits, *arrays, *logits.shape, *strides, _scale(numbers[0]))
     return losses * numbers[0] ** 2, statistics, column
 
 
@@ -136,7 +146,7 @@ def kl_of_logits_gradient(
     gradient = logits.new_empty(logits.shape)
     arrays = (grad, target, logits, *_contiguous(valid, statistics), gradient)
     strides = grad.stride(0), target.stride(0), logits.stride(0)
-    _launch(device.kl_gradient, True, logits, *arrays, *logits.shape, *strides, 1 / numbers[0])
+    _launch(device.kl_gradient, True, logits, *arrays, *logits.shape, *strides, _scale(numbers[0]))
     return gradient
 
 
@@ -211,8 +221,8 @@ KERNELS: Mapping[str, Family] = {
     )
 }
 
-cross_entropy.register_fake(lambda target, logits, *rest: _results(logits, 4, 1))
-kl_of_logits.register_fake(lambda target, logits, *rest: _results(logits, 4, 0))
+cross_entropy.register_fake(lambda target, logits, *rest: _results(logits, 3, 1))
+kl_of_logits.register_fake(lambda target, logits, *rest: _results(logits, 6, 0))
 bernoulli_log_loss.register_fake(lambda target, logits, *rest: _results(logits, 0, 0))
 for _gradient in (cross_entropy_gradient, kl_of_logits_gradient, bernoulli_log_loss_gradient):
     _gradient.register_fake(lambda grad, target, logits, *rest: logits.new_empty(logits.shape))

@@ -9,8 +9,9 @@ import difflib
 import itertools
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -347,20 +348,29 @@ def bench(
 def _run_bench(
     cells: dict[str, list[bench_cells.Cell]], budget: bench_cells.Budget, device: str, timeout: float
 ) -> list[results.Run]:
-    """One backend after another: side by side they would slow each other down."""
+    """One process after another: side by side they would slow each other down."""
     runs: list[results.Run] = []
+    # What is not installed is reported once.
+    sections = [s for s in bench_cells.sections(cells, device) if s.label == s.backend or installed(s.backend)]
     with _progress() as progress:
-        bars = {name: progress.add_task(name, total=len(cells[name])) for name in cells if installed(name)}
-        for name, some in cells.items():
-            request = {"device": device, "cells": [cell.as_dict() for cell in some], "budget": asdict(budget)}
-            runs += run_workers(
-                [name],
+        totals = Counter(s.backend for s in sections for _ in s.cells)
+        bars = {name: progress.add_task(name, total=totals[name]) for name in cells if installed(name)}
+        for section in sections:
+            request = {
+                "device": device,
+                "cells": [cell.as_dict() for cell in section.cells],
+                "budget": asdict(budget),
+                "environment": dict(section.environment),
+            }
+            (run,) = run_workers(
+                [section.backend],
                 request,
                 worker="lossbridge.tools.bench.bench_worker",
                 outcome=results.Outcome.of_dict,
                 timeout=timeout,
                 on_outcome=lambda name, outcome: progress.advance(bars[name]),
             )
+            runs.append(replace(run, backend=section.label))
     return runs
 
 

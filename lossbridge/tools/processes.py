@@ -85,8 +85,8 @@ def run_workers(
 ) -> list[BackendRun[Outcome]]:
     """Sends the request to one worker per backend, all at once, and collects their outcomes.
 
-    `worker`: the module to run; `outcome`: makes an outcome from its dict. A worker that is silent for `timeout`
-    seconds is killed and counts as hung.
+    `worker`: the module to run; `outcome`: makes an outcome from its dict. The request's `environment`, if any, is
+    added to the workers' own. A worker that is silent for `timeout` seconds is killed and counts as hung.
     """
     messages: queue.Queue[tuple[str, dict[str, Any] | None]] = queue.Queue()
     runs: dict[str, BackendRun[Outcome]] = {name: BackendRun(name, "crashed") for name in backends}
@@ -157,7 +157,7 @@ class _Worker:
         self.doing = "start"
         self.heard = time.monotonic()
         self.errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (closed by close())
-        environment = {"TF_CPP_MIN_LOG_LEVEL": "3"} | dict(os.environ)
+        environment = {"TF_CPP_MIN_LOG_LEVEL": "3"} | dict(os.environ) | request.get("environment", {})
         self.process = subprocess.Popen(
             [sys.executable, "-m", module],
             stdin=subprocess.PIPE,

@@ -1,12 +1,14 @@
-"""JAX's rules: equal to the formulas, derivatives of any order and mode, and no arrays of classes stored."""
+"""JAX's rows and rules: equal to the formulas, derivatives of any order and mode, and no arrays of classes stored."""
 
 from __future__ import annotations
 
 import functools
 import os
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import jax
 import jax.export
@@ -15,8 +17,11 @@ import numpy as np
 import pytest
 
 import lossbridge as lb
+from lossbridge import reference
 from lossbridge.compat import torch as compat
+from lossbridge.frameworks import jax_rows
 from lossbridge.frameworks import on_jax as kernels
+from lossbridge.native import rows
 from lossbridge.request import COMMON, resolve
 from lossbridge.spec import LOSSES, Names
 
@@ -68,6 +73,7 @@ def loss_of(loss: str, **options):
 def by_formula(function, *arguments):
     """A call by the formula, as one program: eagerly XLA would compile each operation of it by itself."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax_rows, "refuses", lambda r: "the formula is forced")
         patch.setattr(kernels, "_refuses_rule", lambda r: "it is forced")
         return jax.jit(lambda *arguments: function(*arguments))(*arguments)
 
@@ -207,7 +213,9 @@ def test_repeatable_and_from_several_threads(loss, options) -> None:
             np.testing.assert_array_equal(slope, expected[1])
 
 
-def test_probabilities_and_too_many_classes_are_left_to_the_formula(monkeypatch) -> None:
+def test_without_rows_probabilities_and_too_many_classes_are_left_to_the_formula(monkeypatch) -> None:
+    monkeypatch.setattr(jax_rows, "MISSING", "they are not built")
+
     def path(from_logits: bool) -> str:
         arrays = jnp.zeros(2, "int32"), jnp.full((2, 4), 0.25)
         request = resolve(LOSSES["log_loss"], *arrays, Names(), {**COMMON, "from_logits": from_logits})
@@ -227,23 +235,41 @@ def test_one_class_costs_nothing() -> None:
 
 
 def test_rows_on_several_devices_stay_there() -> None:
-    """In a process of its own, whose host counts as two devices; of blocks of rows each would need them all."""
+    """In a process of its own, whose host counts as two devices. Each computes its rows, and none gets all of them."""
     program = """
 import jax, jax.numpy as jnp, numpy as np, lossbridge as lb
+from lossbridge.native import rows
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 
 z = jax.random.normal(jax.random.key(0), (600, 1000))
 t = jax.nn.softmax(0.3 * z)
-over = NamedSharding(Mesh(np.array(jax.devices()), ("x",)), P("x"))
+y = jnp.argmax(t, 1)
+mesh = Mesh(np.array(jax.devices()), ("x",))
+over, by_class = NamedSharding(mesh, P("x")), NamedSharding(mesh, P(None, "x"))
 explicit = NamedSharding(jax.make_mesh((2,), ("x",), axis_types=(AxisType.Explicit,)), P("x"))
-for loss in (lb.categorical_crossentropy, lb.kl_divergence):
-    each = lambda t, z: loss(t, z, from_logits=True, reduction="none")
+weights = jnp.linspace(0.5, 2, 1000)
+
+for loss, t, options in (
+    (lb.categorical_crossentropy, t, {}),
+    (lb.categorical_crossentropy, t, {"class_weight": weights}),
+    (lb.kl_divergence, t, {}),
+    (lb.sparse_categorical_crossentropy, y, {}),
+):
+    each = lambda t, z: loss(t, z, from_logits=True, reduction="none", **options)
     expected = each(t, z)
-    manual = jax.jit(jax.shard_map(each, mesh=over.mesh, in_specs=(P("x"), P("x")), out_specs=P("x")))
+    step = jax.jit(jax.value_and_grad(lambda z, t: loss(t, z, from_logits=True, **options)))
+    value, gradient = step(z, t)
+    manual = jax.jit(jax.shard_map(each, mesh=mesh, in_specs=(P("x"), P("x")), out_specs=P("x")))
     np.testing.assert_allclose(manual(t, z), expected, rtol=1e-6)
     np.testing.assert_allclose(each(*jax.device_put((t, z), explicit)), expected, rtol=1e-6)
-    step = jax.jit(jax.value_and_grad(lambda z, t: each(t, z).mean()))
-    assert "all-gather" not in step.lower(*jax.device_put((z, t), over)).compile().as_text()
+    placed = jax.device_put((z, t), over)
+    program = step.lower(*placed).compile().as_text()
+    assert "all-gather" not in program
+    assert ("lossbridge_rows" in program) == (not rows.MISSING and not options)
+    for where in (over, by_class):
+        found = step(jax.device_put(z, where), jax.device_put(t, where if t.ndim == 2 else over))
+        np.testing.assert_allclose(found[0], value, rtol=1e-6)
+        np.testing.assert_allclose(found[1], gradient, rtol=1e-5, atol=1e-9)
 """
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
     subprocess.run([sys.executable, "-c", program], check=True, timeout=300, env=environment)
@@ -254,3 +280,137 @@ def test_a_batch_of_unknown_size_is_exported() -> None:
     exported = jax.export.export(jax.jit(lb.kl_divergence))(*shapes)
     p, q = jnp.full((3, 5), 0.2), jax.nn.softmax(jnp.arange(15.0).reshape(3, 5))
     np.testing.assert_allclose(exported.call(p, q), lb.kl_divergence(p, q), rtol=1e-6)
+
+
+def test_an_exported_program_needs_no_rows() -> None:
+    """Who loads it may not have them."""
+    target, z = problem(SPARSE, LOGITS, 4, 5)
+    step = jax.jit(jax.value_and_grad(lambda z, y: loss_of(SPARSE, **LOGITS)(y, z)))
+    exported = jax.export.export(step, platforms=("cpu", "tpu"))(z, target)
+    assert "@lossbridge_rows" not in exported.mlir_module()
+    for got, wanted in zip(exported.call(z, target), step(z, target), strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-6)
+
+
+def test_no_digits_are_lost() -> None:
+    """Rows 1e-5 apart; −∞ on one side and on both."""
+    rng = np.random.default_rng(1)
+    z = rng.normal(size=(40, 5)).astype(np.float32)
+    z[:10, 0] = -np.inf
+    near = (z + 1e-5 * rng.normal(size=z.shape)).astype(np.float32)
+    near[10:20, 1] = -np.inf
+    for teacher, student in ((z, near), (near, z)):
+        exact = reference.kl_divergence(teacher, student, from_logits=True, reduction="none").value
+        value = lb.kl_divergence(jnp.array(teacher), jnp.array(student), from_logits=True, reduction="none")
+        np.testing.assert_allclose(value, exact, rtol=2e-6)
+
+
+# The rows.
+
+with_rows = pytest.mark.skipif(bool(rows.MISSING), reason=rows.MISSING or "they are there")
+
+
+def test_xla_has_the_rows() -> None:
+    assert jax_rows.MISSING == rows.MISSING
+
+
+def test_xla_declares_its_structs_as_we_do() -> None:
+    """We declare them ourselves, so that nothing of jaxlib is needed to build."""
+    compiler = shutil.which(os.environ.get("CXX", "c++"))
+    if not compiler:
+        pytest.skip("there is no C++ compiler")
+    folders = [f"-I{folder}" for folder in (jax.ffi.include_dir(), Path(lb.__file__).parent / "native" / "rows")]
+    source = Path(__file__).parent / "xla_layout.cpp"
+    subprocess.run([compiler, "-std=c++17", "-fsyntax-only", *folders, source], check=True, timeout=120)
+
+
+@with_rows
+def test_xla_is_told_what_is_wrong_with_a_call() -> None:
+    z = jnp.zeros((2, 3))
+    call = jax.ffi.ffi_call(jax_rows.TARGET, jax.ShapeDtypeStruct((2,), "float32"))
+    numbers = np.zeros(5)
+    for arrays, integers, words in (
+        ((z, z), np.zeros(3, int), "another version"),
+        ((z, z), np.array([1, 1, 0, 1, 2, 1]), "other buffers"),
+        ((z > 0, z), np.array([1, 1, 0, 1, 0, 1]), "no rows for these arrays"),
+    ):
+        with pytest.raises(jax.errors.JaxRuntimeError, match=words):
+            jax.block_until_ready(call(*arrays, integers=integers, numbers=numbers))
+
+
+@with_rows
+@each
+def test_no_array_of_classes_is_stored(loss, options) -> None:
+    """Besides the gradient, which is the result."""
+    target, z = problem(loss, options, 256, 1024)
+    for function in (lambda t, z: loss_of(loss, **options)(t, z), jax.grad(loss_of(loss, **options), argnums=1)):
+        memory = jax.jit(function).lower(target, z).compile().memory_analysis()
+        assert memory.temp_size_in_bytes < z.nbytes / 20
+
+
+@with_rows
+@each
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_gradient_is_the_same_whether_its_upstream_was_expected_or_not(loss, options, dtype) -> None:
+    """By a power of two, so that the factor rounds nothing."""
+    target, z = problem(loss, options, 7, 33, dtype=dtype)
+    function = loss_of(loss, **options)
+    expected = jax.jit(jax.grad(lambda z: function(target, z)))(z)
+    larger = jax.jit(jax.grad(lambda z: 4 * function(target, z)))(z)
+    by_hand = jax.jit(jax.grad(lambda z: loss_of(loss, **options, reduction="none")(target, z).mean()))(z)
+    eager = jax.grad(lambda z: function(target, z))(z)
+    for gradient in (larger / 4, by_hand, eager):
+        np.testing.assert_array_equal(np.float32(gradient), np.float32(expected))
+
+
+@with_rows
+def test_two_gradients_of_one_forward_pass() -> None:
+    """The second finds what the first call wrote for another upstream."""
+    target, z = problem(SPARSE, LOGITS, 7, 5)
+
+    @jax.jit
+    def both(z):
+        value, pullback = jax.vjp(lambda z: loss_of(SPARSE, **LOGITS)(target, z), z)
+        return [pullback(jnp.full_like(value, factor))[0] for factor in (1, 2, 1)]
+
+    one, two, again = both(z)
+    np.testing.assert_array_equal(one, again)
+    np.testing.assert_array_equal(2 * one, two)
+
+
+@with_rows
+@each
+def test_one_call_for_all_of_a_batch(loss, options) -> None:
+    target, z = problem(loss, options, 6, 5)
+    target, z = target.reshape(2, 3, *target.shape[1:]), z.reshape(2, 3, 5)
+    step = jax.value_and_grad(loss_of(loss, **options), argnums=1)
+    for axes in ((0, 0), (0, None), (None, 0)):
+        arguments = [x if axis == 0 else x[0] for x, axis in zip((target, z), axes, strict=True)]
+        batched = jax.jit(jax.vmap(step, axes))
+        assert "while" not in batched.lower(*arguments).as_text()
+        for got, wanted in zip(
+            batched(*arguments),
+            zip(*(step(target[i if axes[0] == 0 else 0], z[i if axes[1] == 0 else 0]) for i in range(2)), strict=True),
+            strict=True,
+        ):
+            np.testing.assert_allclose(got, jnp.stack(wanted), rtol=1e-6)
+
+
+@with_rows
+def test_a_batch_of_weights() -> None:
+    target, z = problem(DENSE, LOGITS, 6, 5)
+    weights = jnp.linspace(0.5, 2, 10).reshape(2, 5)
+    step = jax.grad(lambda z, w: loss_of(DENSE, **LOGITS)(target, z, class_weight=w))
+    found = jax.jit(jax.vmap(step, (None, 0)))(z, weights)
+    np.testing.assert_allclose(found, jnp.stack([step(z, w) for w in weights]), rtol=1e-6)
+
+
+@with_rows
+def test_checkpoint_donation_and_checks_for_nan() -> None:
+    target, z = problem(SPARSE, LOGITS, 7, 5)
+    function = lambda z: loss_of(SPARSE, **LOGITS)(target, z)  # noqa: E731
+    expected = jax.grad(function)(z)
+    np.testing.assert_array_equal(jax.jit(jax.grad(jax.checkpoint(function)))(z), expected)
+    with jax.debug_nans(True), jax.debug_infs(True):
+        np.testing.assert_array_equal(jax.jit(jax.grad(function), donate_argnums=0)(z + 0), expected)
+        np.testing.assert_allclose(jax.jvp(function, (z,), (z,))[1], jnp.sum(expected * z), rtol=1e-5)

@@ -134,7 +134,7 @@ def on_tensorflow(form: Form, situation: str) -> str:
 
 
 def on_jax(form: Form, situation: str) -> str:
-    return "rule" if form.rule.gradients else "blocks" if "focal" in form.loss else "formula"
+    return by_rule(form) if rows.MISSING or situation == "explicit" else "rows"
 
 
 TABLE: dict[str, tuple[Callable[[Form, str], str], dict[str, Situation]]] = {
@@ -170,7 +170,15 @@ TABLE: dict[str, tuple[Callable[[Form, str], str], dict[str, Situation]]] = {
             "forward": Situation(how="forward", explained=False),
         },
     ),
-    "jax": (on_jax, {"eager": Situation(), "jit": Situation(how="jit", under="jit"), "large": Situation(LARGE)}),
+    "jax": (
+        on_jax,
+        {
+            "eager": Situation(),
+            "jit": Situation(how="jit", under="jit"),
+            "target": Situation(how="target", explained=False),
+            "explicit": Situation(how="explicit"),
+        },
+    ),
 }
 
 
@@ -208,7 +216,7 @@ def called(lib, form: Form, situation: Situation) -> None:
             target = lib.array(np.asarray(target), situation.dtype)
         elif lib.b.name == "torch":
             target = lib.b.place(np.asarray(target), "int64", "cpu")
-        pred = lib.array(pred, situation.dtype)
+        pred = placed(lib.array(pred, situation.dtype), situation)
         if situation.how == "target":
             lib.b.value_and_grad(lambda t: loss(t, pred), target)
         elif situation.how == "functorch":
@@ -217,10 +225,20 @@ def called(lib, form: Form, situation: Situation) -> None:
             torch.func.grad(lambda p: loss(target, p))(pred)
         elif situation.how == "forward":
             forward_mode(lib.b.name, lambda p: loss(target, p), pred)
-        elif situation.how == "eager":
+        elif situation.how in ("eager", "explicit"):
             lb.value_and_grad(loss)(target, pred)
         else:
             lib.b.compilers()[situation.how](lb.value_and_grad(loss) if lib.b.name != "torch" else loss)(target, pred)
+
+
+def placed(pred: Any, situation: Situation) -> Any:
+    """In the situation "explicit", an array of JAX whose type says how it is split over devices."""
+    if situation.how != "explicit":
+        return pred
+    import jax
+
+    mesh = jax.make_mesh((1,), ("x",), axis_types=(jax.sharding.AxisType.Explicit,))
+    return jax.device_put(pred, jax.NamedSharding(mesh, jax.sharding.PartitionSpec("x")))
 
 
 def forward_mode(framework: str, function: Callable[[Any], Any], x: Any) -> None:
@@ -249,7 +267,8 @@ def explained(lib, form: Form, situation: Situation) -> str:
     target, pred = arrays(form, *situation.shape, situation.dtype)
     with lib.b.scope(situation.dtype, "cpu"):
         target = lib.b.asarray(target) if form.target == "labels" else lib.array(target, situation.dtype)
-        found = lb.explain(form.loss, target, lib.array(pred, situation.dtype), under=situation.under, **form.options)
+        pred = placed(lib.array(pred, situation.dtype), situation)
+        found = lb.explain(form.loss, target, pred, under=situation.under, **form.options)
     return found.path
 
 
@@ -286,9 +305,7 @@ def kernels(framework: str) -> dict[str, tuple[Any, str]]:
     if framework == "torch":
         return {} if rows.MISSING else {f"rows: {name}": (rows, "RULES") for name in rows.RULES}
     if framework == "jax":
-        from lossbridge.frameworks import on_jax
-
-        return {f"derived in blocks: {name}": (on_jax, "DERIVED_IN_BLOCKS") for name in on_jax.DERIVED_IN_BLOCKS}
+        return {} if rows.MISSING else {f"rows: {name}": (rows, "RULES") for name in rows.RULES}
     return {}
 
 

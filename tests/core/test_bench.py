@@ -70,6 +70,19 @@ def test_every_loss_and_every_target_is_measured() -> None:
         assert target.cell.same in [cell.same for cell in measured], target.case
 
 
+def test_pytorch_is_measured_with_its_own_huge_pages_too() -> None:
+    chosen = {name: cells.cells(name, quick=True) for name in ("numpy", "torch")}
+    numpy, plain, switched = cells.sections(chosen, "cpu")
+    assert (numpy.label, numpy.cells, numpy.environment) == ("numpy", chosen["numpy"], {})
+    assert (plain.label, plain.cells, plain.environment) == ("torch", chosen["torch"], {"THP_MEM_ALLOC_ENABLE": "0"})
+    assert (switched.label, switched.backend) == ("torch, THP_MEM_ALLOC_ENABLE=1", "torch")
+    assert switched.environment == {"THP_MEM_ALLOC_ENABLE": "1"}
+    assert {cell.form for cell in switched.cells} == set(cells.BIG_FORMS)
+    assert {(cell.ways, cell.dtype, cell.backward) for cell in switched.cells} == {("eager", "float32", True)}
+    assert len(cells.sections(chosen, "cuda")) == 2
+    assert len(cells.sections({"torch": TINY}, "cpu")) == 1
+
+
 def test_bytes_that_must_move() -> None:
     assert Cell("CE, labels", 10, 100, backward=False).bytes == 4000
     assert Cell("CE, labels", 10, 100).bytes == 8000
@@ -272,6 +285,24 @@ def test_bench(tiny, tmp_path) -> None:
         assert opener not in text
     assert {path.name for path in pictures.iterdir()} == {"time_over_v_ce_labels.png", "time_over_n_ce_labels.png"}
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in pictures.iterdir())
+
+
+def test_bench_of_pytorch_with_its_own_huge_pages(monkeypatch, tmp_path) -> None:
+    """Two processes, two sections, and the environment that each one had."""
+    monkeypatch.setattr(cells, "BIG_FORMS", {"CE, labels": (8, 5)})
+    monkeypatch.setattr(cells, "cells", lambda backend, quick=False: [Cell("CE, labels", 8, 5, ways="eager")])
+    monkeypatch.setattr(cells, "FULL", BUDGET)
+    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "1")  # of the user's: each section says what it has
+    kept = tmp_path / "b.json"
+    result = run("--backend", "torch", "--json", kept)
+    assert "2 cells, 0 contenders not timed" in result.stdout
+    lines = [line.strip() for line in result.stdout.splitlines()]
+    assert lines.index("torch") < lines.index("torch, THP_MEM_ALLOC_ENABLE=1")
+    found = json.loads(kept.read_text())
+    labels = ["torch", "torch, THP_MEM_ALLOC_ENABLE=1"]
+    assert [ratio["backend"] for ratio in found["ratios"]] == labels
+    assert [backend["backend"] for backend in found["backends"]] == labels
+    assert [backend["environment"]["THP_MEM_ALLOC_ENABLE"] for backend in found["backends"]] == ["0", "1"]
 
 
 def test_compare(tiny, tmp_path, monkeypatch) -> None:

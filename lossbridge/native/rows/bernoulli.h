@@ -81,7 +81,7 @@ static void bernoulli_probabilities(Row<double> &r, double *losses, const Bounds
   });
 }
 
-// (3): p and 1 − p, the losses for and against an outcome, and the derivatives of p and of L without B.
+// (3): p and 1 − p, the losses for and against an outcome, and the derivatives of p and L.
 struct FocalEntry {
   Doubles p, complement, of_positive, of_negative, turn, slope;
 };
@@ -94,16 +94,17 @@ template <class Of> LOSSBRIDGE_INLINE void bernoulli_focal(Row<double> &r, doubl
     V pos, neg, alpha = in[2];
     outcomes.of(in[1], pos, neg);
     const V balance = r.call.balanced ? alpha * pos + (one - alpha) * neg : one;
-    const FocalEntry e = of(in[0], pos, neg);
-    const V loss = balance * (weighted(pos, e.of_positive) + weighted(neg, e.of_negative)), slope = balance * e.slope;
+    const V balanced_pos = balance * pos, balanced_neg = balance * neg;
+    const FocalEntry e = of(in[0], balanced_pos, balanced_neg);
+    const V loss = weighted(balanced_pos, e.of_positive) + weighted(balanced_neg, e.of_negative);
     out[0] = loss;
-    out[1] = slope * f;
+    out[1] = e.slope * f;
     if (power.gamma == 0) return;
     const V q = pos * e.complement + neg * e.p, raised = power(q);
     V turn = (neg - pos) * e.turn;
     turn = turn == none ? none : gamma * (raised / q) * turn * loss;
     out[0] = q == none ? none : raised * loss;
-    out[1] = q == none ? none : fma(raised, slope, turn) * f;
+    out[1] = q == none ? none : fma(raised, e.slope, turn) * f;
   });
 }
 

@@ -42,7 +42,7 @@ LOSSBRIDGE_INLINE Doubles remainder_over_square(Doubles d) {
   return q;
 }
 
-static double exp_small(double x) { return exp_of(Unit<double>(0), x) * 0x1p-500; }
+static double exp_small(double x) { return exp_of(Unit<double>(), x) * 0x1p-500; }
 
 // a − b = high + low, exactly.
 template <class V> struct Difference {
@@ -96,10 +96,12 @@ template <class F> static double divergence_logits(Row<F> &r) {
   const Peak<F> top_z = peak(z_row, r.n), top_x = peak(r.x, r.n);
   if (!top_z.finite() || !top_x.finite()) return no_loss(r, NOT_A_NUMBER<double>);
   const Unit<F> unit_z(F(double(top_z.value) / T)), unit_x(F(double(top_x.value) / T));
-  const F z_k = top_z.value, x_k = r.x[top_z.place];
-  const Difference<F> offset = x_k == -INF<F> ? Difference<F>{0, 0} : difference(z_k, x_k);
+  // Where p_k is 0 the divergence is infinite, and any finite number will do for the gradient.
+  const F z_k = top_z.value, x_k = r.x[top_z.place] == -INF<F> ? z_k : r.x[top_z.place];
+  const Difference<F> offset = difference(z_k, x_k);
   const Difference<V> from = together(offset, 0);
-  const V none{};
+  const double up = sizeof(F) == 4 ? 0x1p-60 : 0x1p-500;  // of all exponentials: in a difference of logarithms it cancels
+  const V none{}, scaled = set(F(up));
 
   F *const of_z = r.spare[0], *const of_x = r.spare[1];
   Sum<F> sum_z, sum_x, sum_a;
@@ -107,49 +109,46 @@ template <class F> static double divergence_logits(Row<F> &r) {
                 [&](auto &in, auto &out, int u) __attribute__((always_inline)) {
                   out[0] = over.exponential(unit_z, in[0]);
                   out[1] = over.exponential(unit_x, in[1]);
-                  const V a = out[0] * difference_less(in[0], in[1], from);
+                  const V a = out[0] * (difference_less(in[0], in[1], from) * scaled);
                   sum_z.part[u] += out[0];
                   sum_x.part[u] += out[1];
-                  sum_a.part[u] += out[0] == none ? none : a;
+                  sum_a.part[u] += out[0] == none ? none : in[1] == set(-INF<F>) ? set(INF<F>) : a;
                 },
                 sum_z, sum_x, sum_a);
   const double total_z = sum_z.total(), total_x = sum_x.total();
-  const double mean = sum_a.total() / total_z;            // μ T
-  const double up = sizeof(F) == 4 ? 0x1p-60 : 0x1p-500;  // of all exponentials: it would cancel
+  const double mean = sum_a.total() / (total_z * up);  // μ T
   const double c = (log_of(total_z * up) + less(unit_z, z_k, T)) - (log_of(total_x * up) + less(unit_x, x_k, T));
   const double rough = mean / T - c;
   const bool small = rough < 0.25;
   const double centre = small ? mean : c * T, grown = small ? exp_small(rough) : 1;
 
-  const Difference<V> middle = together(offset, centre);
   const V share_z = set(F(1 / total_z)), share_x = set(F(grown / total_x)), inverse = set(over.inverse);
-  Sum<F> terms;
-  each<F, 4, 2>(r.n, -1, {{z_row, r.x, of_z, of_x}, {0, 0, 0, 0}, {of_z, of_x}},
-                [&](auto &in, auto &out, int u) __attribute__((always_inline)) {
-                  const V t = in[2] * share_z, d = difference_less(in[0], in[1], middle) * inverse;
-                  const V first = t * d, gap = in[3] * share_x - t, of_near = remainder_over_square(d) * d * first;
-                  const auto near = (abs(d) < set(F(1))) & (t > none);
-                  terms.part[u] += near ? of_near : t == none ? gap : first + gap;
-                  out[0] = t;
-                  out[1] = near ? of_near - first : gap;
-                },
-                terms);
-  const double F_of_centre = terms.total(), kl = small ? log1p_of(F_of_centre) : F_of_centre;
-  if (r.target_gradient) {
+  if (r.target_gradient) {  // before the gradient, which may be over x
     const Difference<V> mean_a = together(offset, mean);
     const V f = set(F(r.factor));
     each<F, 3, 1>(r.n, -1, {{z_row, r.x, of_z}, {0, 0, 0}, {r.target_gradient}},
                   [&](auto &in, auto &out, int) __attribute__((always_inline)) {
-                    const V turned = in[2] * difference_less(in[0], in[1], mean_a) * f;
+                    const V turned = in[2] * share_z * difference_less(in[0], in[1], mean_a) * f;
                     out[0] = in[2] == none ? none : turned;
                   });
   }
-  if (r.gradient) {
-    const double f = r.factor * T;
-    if (small)
-      scale(of_x, f / (1 + F_of_centre), of_z, -f / (1 + F_of_centre) * F_of_centre, r.gradient, r.n);
-    else
-      scale<F>(of_x, f, nullptr, 0, r.gradient, r.n);
+  const Difference<V> middle = together(offset, centre);
+  const V by = set(F(small ? 1 : r.factor * T));
+  Sum<F> terms;
+  each<F, 4, 1>(r.n, -1, {{z_row, r.x, of_z, of_x}, {0, 0, 0, 0}, {r.gradient}},
+                [&](auto &in, auto &out, int u) __attribute__((always_inline)) {
+                  const V t = in[2] * share_z, d = difference_less(in[0], in[1], middle) * inverse;
+                  const V p = in[3] * share_x, gap = p - t, first = t * d, of_near = remainder_over_square(d) * d * first;
+                  // Of logits so large that δ has no digits left, p − t tells that it is wrong.
+                  const auto near = (abs(d) < set(F(1))) & (abs(gap) < t * fma(set(F(2)), abs(d), set(F(.001))));
+                  terms.part[u] += near ? of_near : t == none ? gap : first + gap;
+                  out[0] = (near ? of_near - first : gap) * by;
+                },
+                terms);
+  const double F_of_centre = terms.total(), kl = small ? log1p_of(F_of_centre) : F_of_centre;
+  if (r.gradient && small) {
+    const double f = r.factor * T / (1 + F_of_centre);
+    scale(r.gradient, f, of_z, -f * F_of_centre / total_z, r.gradient, r.n);
   }
   return rough < INF<double> ? T * T * kl : rough;
 }

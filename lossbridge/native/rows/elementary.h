@@ -60,14 +60,17 @@ template <class F> struct Unit {
   F shift;  // subtracted first
   int exponent;
   F magic;
-  explicit Unit(F m) {
-    bool near = std::fabs(m) < Numbers<F>::FAR;
-    shift = near ? 0 : m;
-    exponent = near ? int(std::nearbyint(m * Numbers<F>::LOG2E)) : 0;
-    magic = Numbers<F>::MAGIC - F(exponent - Numbers<F>::UP);
-    lowest = (near ? m : 0) + Numbers<F>::LOWEST;
+  F lowest;  // what is below counts as 0
+  Unit() : shift(0), exponent(0), magic(Numbers<F>::MAGIC + F(Numbers<F>::UP)), lowest(Numbers<F>::LOWEST) {}  // of m = 0
+  explicit Unit(F m) : Unit() {
+    if (std::fabs(m) < Numbers<F>::FAR) {
+      exponent = int(std::nearbyint(m * Numbers<F>::LOG2E));
+      magic -= F(exponent);
+      lowest += m;
+    } else {
+      shift = m;
+    }
   }
-  F lowest;
 };
 
 // exp(z + low) in a unit; `low`, if there, is what rounding has left of z. 0 where that is 0 beside the row's maximum, −∞
@@ -83,8 +86,7 @@ template <class V, class F, class... Low> LOSSBRIDGE_INLINE V exp_in(const Unit<
 
 // exp(d + low) for d ≤ 0; 0 where that is below the normal numbers.
 template <class F, class... Low> LOSSBRIDGE_INLINE Vector<F> exp_negative(Vector<F> d, Low... low) {
-  static const Unit<F> one(0);
-  return exp_in(one, d, low...) * set(F(std::numeric_limits<F>::min_exponent < -1000 ? 0x1p-500 : 0x1p-60));
+  return exp_in(Unit<F>(), d, low...) * set(F(std::numeric_limits<F>::min_exponent < -1000 ? 0x1p-500 : 0x1p-60));
 }
 
 // log(x) + also of positive, normal, finite x (3), where `also` is small.
@@ -226,24 +228,20 @@ LOSSBRIDGE_INLINE void each(int64_t n, int64_t without, const Arrays<F, IN, OUT>
     for (; j < end; j += LANES) lanes(j);
     (sums.flush(), ...);
   };
-  // Lanes that hold something to leave out go by way of buffers.
+  // Lanes that hold something to leave out.
   auto partly = [&](int64_t j) __attribute__((always_inline)) {
-    F read[IN][LANES], written[OUT][LANES];
-    const int64_t here = n - j < LANES ? n - j : LANES, place = without - j;
-    for (int i = 0; i < IN; i++) {
-      for (int u = 0; u < PARTS; u++) store(read[i] + u * W, set(a.fill[i]));
-      if (a.in[i]) memcpy(read[i], a.in[i] + j, size_t(here) * sizeof(F));
-      if (place >= 0 && place < LANES) read[i][place] = a.fill[i];
-    }
-    for (int u = 0; u < PARTS; u++) {
+    for (int u = 0; u < PARTS; u++, j += W) {
+      const Integers<F> out_of_place = places<F>() == Integers<F>{} + (decltype(Integers<F>{}[0] + 0))(without - j);
       V in[IN], out[OUT] = {};
-      for (int i = 0; i < IN; i++) in[i] = load<V>(read[i] + u * W);
+      for (int i = 0; i < IN; i++) {
+        const V all = set(a.fill[i]), some = a.in[i] ? load_some(a.in[i] + j, n - j, all) : all;
+        in[i] = out_of_place ? all : some;
+      }
       body(in, out, u);
-      for (int o = 0; o < OUT; o++) store(written[o] + u * W, out[o]);
+      for (int o = 0; o < OUT; o++)
+        if (a.out[o]) store_some(a.out[o] + j, n - j, out[o]);
     }
     (sums.flush(), ...);
-    for (int o = 0; o < OUT; o++)
-      if (a.out[o]) memcpy(a.out[o] + j, written[o], size_t(here) * sizeof(F));
   };
   // In one loop, so that all is inlined once, and the sums stay in registers.
   const int64_t full = n / LANES * LANES, place = without < 0 ? full : without / LANES * LANES;

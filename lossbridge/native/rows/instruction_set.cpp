@@ -116,16 +116,15 @@ static double compute_sample(Row<float> &r, const float *weights, float *losses)
 }
 static double compute_sample(Row<double> &r, const double *weights, double *losses) {
   const Call &c = r.call;
-  const bool round = c.dtype != Dtype::FLOAT64;
   const Bounds bounds = bounds_of(c);
   switch (c.rule) {
     case Rule::SOFTMAX_LABELS: return weights ? softmax_distribution(r, weights) : softmax_label(r);
     case Rule::SOFTMAX_DISTRIBUTIONS: return softmax_distribution(r, weights);
     case Rule::SOFTMAX_FOCAL: return softmax_focal(r, weights);
     case Rule::PROBABILITIES_LABELS:
-      return weights ? probabilities(r, weights, bounds, round) : probability_of_label(r, bounds, round);
+      return weights ? probabilities(r, weights, bounds) : probability_of_label(r, bounds);
     case Rule::PROBABILITIES_DISTRIBUTIONS:
-    case Rule::PROBABILITIES_FOCAL: return probabilities(r, weights, bounds, round);
+    case Rule::PROBABILITIES_FOCAL: return probabilities(r, weights, bounds);
     case Rule::DIVERGENCE_LOGITS: return divergence_logits(r);
     case Rule::DIVERGENCE_PROBABILITIES: return divergence_probabilities(r, bounds.low);
     case Rule::BERNOULLI_LOGITS: bernoulli_logits(r, losses); return 0;
@@ -149,7 +148,7 @@ template <class F> static double computed(Row<F> &r, int64_t sample, F *room) {
     r.label = label_at(c, sample);
     if (r.label < 0 || r.label >= r.n) return no_loss(r, 0);
   }
-  const bool differ = c.label_smoothing != 0 || (r.per_class && !of_labels(c)) || weight_of_all(c) != 1;
+  const bool differ = c.label_smoothing != 0 || (!of_labels(c) && (r.per_class || c.per_class_number != 1));
   if (differ) weigh(r, room);
   return compute_sample(r, differ ? room : r.target, nullptr);
 }

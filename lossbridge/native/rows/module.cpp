@@ -3,15 +3,19 @@
 #include <Python.h>
 
 #include <new>
+#include <type_traits>
 
 #include "rows.h"
 #include "units.h"
+#include "xla.h"
 
 namespace {
 
 using lossbridge::Call;
 
 // Takes one argument after the other. After an error the numbers mean nothing, and PyErr_Occurred() tells.
+// Memory is an address, or an object that lends its own, which the caller holds: NumPy takes longer to tell an address
+// than many a call to be computed.
 struct Arguments {
   PyObject *const *next;
   int64_t integer() { return PyLong_AsLongLong(*next++); }
@@ -20,7 +24,13 @@ struct Arguments {
   bool truth() { return PyObject_IsTrue(*next++) == 1; }
   template <class T>
   T *pointer() {
-    return static_cast<T *>(PyLong_AsVoidPtr(*next++));
+    PyObject *memory = *next++;
+    if (PyLong_Check(memory)) return static_cast<T *>(PyLong_AsVoidPtr(memory));
+    Py_buffer buffer;
+    if (PyObject_GetBuffer(memory, &buffer, std::is_const<T>::value ? PyBUF_SIMPLE : PyBUF_WRITABLE) < 0) return nullptr;
+    T *address = static_cast<T *>(buffer.buf);
+    PyBuffer_Release(&buffer);
+    return address;
   }
 };
 
@@ -92,6 +102,10 @@ PyObject *advise(PyObject *, PyObject *const *arguments, Py_ssize_t count) {
 
 PyObject *instruction_set(PyObject *, PyObject *) { return PyUnicode_FromString(lossbridge::instruction_set()->name); }
 
+PyObject *xla_handler(PyObject *, PyObject *) {
+  return PyCapsule_New(reinterpret_cast<void *>(lossbridge::xla_handler), nullptr, nullptr);
+}
+
 // METH_FASTCALL: a tuple of 27 numbers would be made and thrown away by every call.
 template <class F>
 PyCFunction as_method(F *function) {
@@ -102,6 +116,7 @@ PyMethodDef methods[] = {
     {"run", as_method(run), METH_FASTCALL, "Computes the call that the 27 arguments are."},
     {"advise", as_method(advise), METH_FASTCALL, "advise(address, bytes): ask for huge pages below a fresh buffer."},
     {"instruction_set", instruction_set, METH_NOARGS, "The name of the instruction set that is used."},
+    {"xla_handler", xla_handler, METH_NOARGS, "The address of a handler of XLA's foreign functions, in a capsule."},
     {nullptr, nullptr, 0, nullptr}};
 
 PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_rows", "The native rows.", 0, methods, nullptr, nullptr, nullptr,

@@ -99,19 +99,15 @@ struct Power {
   }
 };
 
-// A weight that all classes have: a focal loss's alpha, where it is one number.
-static inline double weight_of_all(const Call &c) {
-  return c.rule == Rule::SOFTMAX_FOCAL || c.rule == Rule::PROBABILITIES_FOCAL ? c.per_class_number : 1;
-}
-
-// The weights ω of the classes into `weights`: the target smoothed, t·(1−s) + s/C, times the class's weight. A label is
-// the target that is 1 there (`target` null).
+// The weights ω of the classes into `weights`: the target smoothed, t·(1−s) + s/C, times the class's weight, or what is
+// the weight of all. A label is the target that is 1 there (`target` null).
 template <class F> static void weigh(const Row<F> &r, F *weights) {
   const double s = r.call.label_smoothing;
+  const F of_all = F(r.call.per_class_number);
   const auto keep = set(F(1 - s)), add = set(F(s / double(r.n)));
-  each<F, 2, 1>(r.n, -1, {{r.target, r.per_class}, {0, F(weight_of_all(r.call))}, {weights}},
+  each<F, 2, 1>(r.n, -1, {{r.target, r.per_class}, {0, of_all}, {weights}},
                 [&](auto &in, auto &out, int) __attribute__((always_inline)) { out[0] = fma(in[0], keep, add) * in[1]; });
-  if (!r.target) weights[r.label] = F((1 - s) + s / double(r.n)) * (r.per_class ? r.per_class[r.label] : F(1));
+  if (!r.target) weights[r.label] = F((1 - s) + s / double(r.n)) * (r.per_class ? r.per_class[r.label] : of_all);
 }
 
 }  // namespace LOSSBRIDGE_NS

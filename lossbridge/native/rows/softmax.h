@@ -147,22 +147,21 @@ struct Bounds {
 };
 
 // −log p of one probability between bounds, where p = x / (x + others); and whether it is inside.
-static double clipped(double x, double others, double total, const Bounds &b, bool round, double &p, bool &inside) {
+static double clipped(double x, double others, double total, const Bounds &b, double &p, bool &inside) {
   p = x / total;
-  const double seen = round ? double(float(p)) : p;
-  inside = seen >= b.low && seen <= b.high;
+  inside = p >= b.low && p <= b.high;
   if (inside) return p > .5 ? log1p_of(others / x) : -log_of(p);
-  p = seen < b.low ? b.low : seen > b.high ? b.high : NOT_A_NUMBER<double>;
+  p = p < b.low ? b.low : p > b.high ? b.high : NOT_A_NUMBER<double>;
   return -log_of(p);
 }
 
 // (5) of one label.
-static double probability_of_label(Row<double> &r, const Bounds &bounds, bool round) {
+static double probability_of_label(Row<double> &r, const Bounds &bounds) {
   const int64_t y = r.label;
   const double w = r.per_class ? r.per_class[y] : 1, x = r.x[y], others = sum(r.x, r.n, y), total = others + x;
   double p;
   bool inside;
-  const double loss = clipped(x, others, total, bounds, round, p, inside);
+  const double loss = clipped(x, others, total, bounds, p, inside);
   if (r.gradient) {
     const bool moves = inside && w != 0;
     fill(r.gradient, r.n, p != p ? p : moves ? w * r.factor / total : 0);
@@ -172,7 +171,7 @@ static double probability_of_label(Row<double> &r, const Bounds &bounds, bool ro
 }
 
 // (5), of the weights of the classes.
-static double probabilities(Row<double> &r, const double *weights, const Bounds &bounds, bool round) {
+static double probabilities(Row<double> &r, const double *weights, const Bounds &bounds) {
   const Focal focal(r.call.rule == Rule::PROBABILITIES_FOCAL ? r.call.gamma : 0);
   const Peak<double> peaked = peak(r.x, r.n);
   if (peaked.value != peaked.value) return no_loss(r, peaked.value);
@@ -182,8 +181,8 @@ static double probabilities(Row<double> &r, const double *weights, const Bounds 
   double *const turns = r.spare[0];
   Sum<double> values, slopes;
   each<double, 2, 1>(r.n, k, {{r.x, weights}, {0, 0}, {turns}}, [&](auto &in, auto &out, int u) __attribute__((always_inline)) {
-    const Doubles w = in[1], p = in[0] / set(total), seen = round ? rounded_to_float(p) : p;
-    const Int64s below = seen < low, above = seen > high, ignored = w == none;
+    const Doubles w = in[1], p = in[0] / set(total);
+    const Int64s below = p < low, above = p > high, ignored = w == none;
     Doubles q = below ? low : above ? high : p, value, derivative;
     q = ignored ? set(1.0) : q;
     focal(none - log<double>(q), q, set(1.0) - q, value, derivative);
@@ -194,7 +193,7 @@ static double probabilities(Row<double> &r, const double *weights, const Bounds 
   }, values, slopes);
   double p, value, derivative;
   bool inside;
-  const double loss = clipped(x_k, others, total, bounds, round, p, inside);
+  const double loss = clipped(x_k, others, total, bounds, p, inside);
   const bool confident = inside && p > .5;
   focal(loss, p, confident ? others / total : 1 - p, value, derivative);
   const double U = slopes.total(), u_k = inside && weight_k != 0 ? weight_k * derivative : 0;

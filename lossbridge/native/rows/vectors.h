@@ -68,6 +68,33 @@ template <class To, class From> LOSSBRIDGE_INLINE To bits(From x) {
   return y;
 }
 
+// 0, 1, 2, …
+template <class F> LOSSBRIDGE_INLINE Integers<F> places() {
+  Integers<F> i;
+  for (int l = 0; l < WIDTH<F>; l++) i[l] = l;
+  return i;
+}
+// The first `count` numbers at p, the others `fill`; and back. Only those are touched.
+#if defined(__AVX512F__)
+LOSSBRIDGE_INLINE unsigned first(int64_t count) { return count <= 0 ? 0 : count >= 16 ? 0xffff : (1u << count) - 1; }
+LOSSBRIDGE_INLINE Floats load_some(const float *p, int64_t count, Floats fill) {
+  return _mm512_mask_loadu_ps(fill, __mmask16(first(count)), p);
+}
+LOSSBRIDGE_INLINE Doubles load_some(const double *p, int64_t count, Doubles fill) {
+  return _mm512_mask_loadu_pd(fill, __mmask8(first(count)), p);
+}
+LOSSBRIDGE_INLINE void store_some(float *p, int64_t count, Floats x) { _mm512_mask_storeu_ps(p, __mmask16(first(count)), x); }
+LOSSBRIDGE_INLINE void store_some(double *p, int64_t count, Doubles x) { _mm512_mask_storeu_pd(p, __mmask8(first(count)), x); }
+#else
+template <class F, class V> LOSSBRIDGE_INLINE V load_some(const F *p, int64_t count, V fill) {
+  for (int64_t l = 0; l < count && l < WIDTH<F>; l++) fill[l] = p[l];
+  return fill;
+}
+template <class F, class V> LOSSBRIDGE_INLINE void store_some(F *p, int64_t count, V x) {
+  for (int64_t l = 0; l < count && l < WIDTH<F>; l++) p[l] = x[l];
+}
+#endif
+
 // Fused multiply-add a·b + c, rounded once.
 
 #if defined(__AVX512F__)
@@ -105,9 +132,6 @@ LOSSBRIDGE_INLINE Doubles fma(Doubles a, Doubles b, Doubles c) {
 template <class V> LOSSBRIDGE_INLINE V max(V a, V b) { return a > b ? a : b; }
 LOSSBRIDGE_INLINE Floats abs(Floats x) { return bits<Floats>(bits<Int32s>(x) & INT32_MAX); }
 LOSSBRIDGE_INLINE Doubles abs(Doubles x) { return bits<Doubles>(bits<Int64s>(x) & INT64_MAX); }
-LOSSBRIDGE_INLINE Doubles rounded_to_float(Doubles x) {
-  return __builtin_convertvector(__builtin_convertvector(x, HalfFloats), Doubles);
-}
 // The first half of the numbers as doubles, and the second.
 LOSSBRIDGE_INLINE Doubles half_as_doubles(Floats x, int half) {
   HalfFloats halves[2];

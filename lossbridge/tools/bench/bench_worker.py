@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 from functools import partial
 from typing import Any
 
@@ -30,7 +31,12 @@ def versions() -> dict[str, str]:
 def jobs(b: Framework, request: dict[str, Any]) -> tuple[list[Job], dict[str, Any]]:
     device, budget = request["device"], Budget(**request["budget"])
     cells = [Cell(**cell) for cell in request["cells"]]
-    facts = {"versions": versions(), "copy_bytes_per_second": copy_bandwidth(b, device)}
+    environment = {name: os.environ.get(name) for name in request["environment"]}
+    facts = {
+        "versions": versions(),
+        "environment": environment,
+        "copy_bytes_per_second": copy_bandwidth(b, device),
+    }
     return [(cell.name, partial(outcome, b, cell, budget, device)) for cell in cells], facts
 
 

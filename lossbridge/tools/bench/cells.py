@@ -7,7 +7,7 @@ gets one. Peers are in contenders.py, limits in targets.py.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from lossbridge.spec import LOSSES, Target
@@ -125,6 +125,8 @@ QUICK = Budget(least=3, most=15, seconds=1.0, memory=1)
 
 SMALL, CLASSIFIER, LM, LM_DENSE = (32, 10), (4096, 1000), (2048, 32768), (1024, 32768)
 BIG_FORMS = {"CE, labels": LM, "CE, dense": LM_DENSE, "KL of logits": LM_DENSE}
+# PyTorch's switch for huge pages on CPUs, which it reads when it is imported. Its own losses gain most by it.
+OWN_HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
 
 
 def cells(backend: str, *, quick: bool = False) -> list[Cell]:
@@ -147,6 +149,31 @@ def selected(backend: str, losses: list[str], dtypes: list[str], *, quick: bool 
         if not (losses and (cell.form == IMPORT or FORMS[cell.form].loss not in losses))
         and not (dtypes and (cell.form == IMPORT or cell.dtype not in dtypes))
     ]
+
+
+@dataclass(frozen=True)
+class Section:
+    """Cells that one process measures. `label`: its name in the results; `environment`: what is added to the user's."""
+
+    label: str
+    backend: str
+    cells: list[Cell]
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+def sections(chosen: Mapping[str, list[Cell]], device: str) -> list[Section]:
+    """One of each backend's cells, and one of PyTorch's large cells with its own huge pages."""
+    found = []
+    for backend, some in chosen.items():
+        if backend != "torch":
+            found.append(Section(backend, backend, some))
+            continue
+        found.append(Section(backend, backend, some, {OWN_HUGE_PAGES: "0"}))
+        large = {Cell(form, *shape).same for form, shape in BIG_FORMS.items()}
+        large_cells = [replace(cell, ways="eager") for cell in some if cell.same in large and not cell.sweep]
+        if large_cells and device == "cpu":
+            found.append(Section(f"{backend}, {OWN_HUGE_PAGES}=1", backend, large_cells, {OWN_HUGE_PAGES: "1"}))
+    return found
 
 
 def _full(backend: str) -> Iterator[Cell]:
