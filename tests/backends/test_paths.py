@@ -100,13 +100,8 @@ def on_numpy(form: Form, situation: str) -> str:
 # The rules that the native rows compute: written out, so that one that is taken away is missed. All that losses have.
 IN_ROWS = (
     *("softmax of labels", "softmax of distributions", "probabilities of labels", "probabilities of distributions"),
-    *(
-        "log loss of labels",
-        "focal softmax",
-        "focal probabilities",
-        "Bernoulli of logits",
-        "Bernoulli of probabilities",
-    ),
+    *("log loss of labels", "focal softmax", "focal probabilities"),
+    *("Bernoulli of logits", "Bernoulli of probabilities"),
     *("focal Bernoulli of logits", "focal Bernoulli of probabilities"),
     *("divergence of logits", "divergence of probabilities"),
 )
