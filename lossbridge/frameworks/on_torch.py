@@ -72,6 +72,8 @@ def _refuses_rows(r: Request, compiled: bool) -> str:
     if rows.MISSING or r.rule.name not in rows.RULES or not r.pred.is_floating_point():
         return rows.refuses(r.rule, ops.dtype(r.pred), "float32")  # a target of other numbers is cast
     _, per_class = _per_class(r)
+    if per_class is not None and per_class.ndim and r.axis is None:
+        return "an option is no array of one number a class"
     if torch.is_grad_enabled():
         if r.target.requires_grad and r.rule.name not in rows.WITH_TARGET_GRADIENT:
             return f"the native rows for {r.rule.name} write no gradient for the target"
