@@ -216,6 +216,7 @@ def test_divergences_near_and_far(monkeypatch) -> None:
 # In place.
 
 
+@needs_rows
 def test_the_gradient_is_written_over_the_logits() -> None:
     g = torch.Generator().manual_seed(2)
     weight = torch.randn(20, 50, generator=g, requires_grad=True)
@@ -229,6 +230,7 @@ def test_the_gradient_is_written_over_the_logits() -> None:
     assert torch.equal(logits, logits.grad)
 
 
+@needs_rows
 def test_in_place_errors() -> None:
     loss = lt.CrossEntropyLoss(inplace_gradient=True)
     y = torch.tensor([0, 1])
@@ -546,6 +548,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
 
+@needs_rows
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_a_checkpointed_loss_of_chunks_takes_no_more_memory_than_pytorchs(reduction) -> None:
     def peak(name: str) -> int:
