@@ -202,7 +202,7 @@ class Problem {
   void choose_outputs() {
     const int chosen = choice(16);
     for (int i = 0; i < 4; i++) wants[i] = chosen >> i & 1;
-    if (labels()) wants[3] = false;
+    if (!has_target_gradient(call.rule)) wants[3] = false;
     if (chosen == 0) wants[0] = wants[2] = true;
   }
 

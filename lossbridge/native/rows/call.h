@@ -60,9 +60,16 @@ struct Call {
   void *losses;           // l·w of each sample, of the result; or null
   void *result;           // one number: Σ l·w / D, 0 where D = 0; or null
   void *gradient;         // for the predictions, of their shape and dtype, may be `pred` itself; or null
-  void *target_gradient;  // for the target, of its shape and dtype; or null. Not for labels.
+  void *target_gradient;  // for the target, of its shape and dtype; or null, as it must be without has_target_gradient
   int32_t threads;
 };
+
+// The rules that have a gradient for the target: WITH_TARGET_GRADIENT in rows.py.
+inline bool has_target_gradient(Rule rule) {
+  return rule == Rule::SOFTMAX_DISTRIBUTIONS || rule == Rule::BERNOULLI_LOGITS ||
+         rule == Rule::BERNOULLI_PROBABILITIES || rule == Rule::DIVERGENCE_LOGITS ||
+         rule == Rule::DIVERGENCE_PROBABILITIES;
+}
 
 // Bytes of scratch memory that a thread needs.
 int64_t scratch_bytes(const Call &);
