@@ -27,7 +27,7 @@ owns, quiet, shape, widest = ops.owns, ops.quiet, ops.shape, ops.widest
 TRITON = os.environ.get("LOSSBRIDGE_TRITON") == "1"
 
 # Entries from which a compiled program is faster with an operator than with the operations of a rule.
-OPERATOR = 1 << 18
+OPERATOR = 1 << 19
 
 
 # The paths, the fastest first.
