@@ -36,10 +36,10 @@ def neutralise(ops: Ops, x: Array, valid: Array | None, axis: int | None, value:
 
 def reduce(r: Request) -> Array:
     """The ratio of a request's losses, which a path of its framework computes."""
+    plain_mean = r.reduction in MEANS and r.weight is r.normalizer is None and not has_mass(r)
     path = r.framework.choose(r).path
     if path.ratio is not None:
         return path.ratio(r)
-    plain_mean = r.reduction in MEANS and r.weight is r.normalizer is None and not has_mass(r)
     with r.framework.ops.quiet():
         return path.mean(r) if plain_mean and path.mean is not None else reduced(r, path.losses(r))
 

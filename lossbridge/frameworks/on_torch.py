@@ -27,7 +27,7 @@ owns, quiet, shape, widest = ops.owns, ops.quiet, ops.shape, ops.widest
 TRITON = os.environ.get("LOSSBRIDGE_TRITON") == "1"
 
 # Entries from which a compiled program is faster with an operator than with the operations of a rule.
-OPERATOR = 1 << 18
+OPERATOR = 1 << 19
 
 
 # The paths, the fastest first.
@@ -57,7 +57,7 @@ def chosen(request: Callable[[Array, Array], Request], target: Any, pred: Any, u
 
 
 def _refuses_triton(r: Request) -> str:
-    if r.pred.device.type != "cuda":
+    if not r.pred.is_cuda:
         return "the tensors are not on CUDA"
     if not TRITON:
         return "the environment does not say LOSSBRIDGE_TRITON=1"
@@ -72,12 +72,14 @@ def _refuses_rows(r: Request, compiled: bool) -> str:
     if rows.MISSING or r.rule.name not in rows.RULES or not r.pred.is_floating_point():
         return rows.refuses(r.rule, ops.dtype(r.pred), "float32")  # a target of other numbers is cast
     _, per_class = _per_class(r)
+    if per_class is not None and per_class.ndim and r.axis is None:
+        return "an option is no array of one number a class"
     if torch.is_grad_enabled():
         if r.target.requires_grad and r.rule.name not in rows.WITH_TARGET_GRADIENT:
             return f"the native rows for {r.rule.name} write no gradient for the target"
         if per_class is not None and per_class.requires_grad:
             return "a weight needs a gradient"
-    return _refuses_operator(r) if compiled else _refuses_ordinary(r)
+    return _refuses_operator(r) if compiled else _refuses_ordinary(r, per_class)
 
 
 def _refuses_operator(r: Request) -> str:
@@ -104,16 +106,16 @@ def _refuses_rule(r: Request, compiled: bool) -> str:
         return "" if once else "further derivatives may be asked of what is compiled"
     if not torch.is_grad_enabled() or not (r.pred.requires_grad or r.target.requires_grad):
         return "no gradient is needed"
-    return _refuses_ordinary(r)
+    return _refuses_ordinary(r, per_class)
 
 
-def _refuses_ordinary(r: Request) -> str:
+def _refuses_ordinary(r: Request, per_class: Tensor | None) -> str:
     """What else is at work than reverse-mode differentiation of plain tensors; "" if nothing."""
     if torch.jit.is_tracing() or ops.dispatch_modes():
         return "the call is traced"
     if ops.functorch_is_active():
         return "torch.func transforms the call"
-    for x in (r.target, r.pred, r.valid, _per_class(r)[1]):
+    for x in (r.target, r.pred, r.valid, per_class):
         if x is not None and type(x) not in ops.TYPES:
             return "a tensor is of a subclass"
     if ops.forward_level() >= 0:
@@ -150,7 +152,9 @@ def _by_rows(r: Request, averaged: bool) -> Tensor:
     if target.ndim == pred.ndim and not target.is_floating_point():
         target = ops.cast(target, r.dtype)
     name, per_class = _per_class(r)
-    rest = r._replace(target=None, pred=None, valid=None, counted=None, weight=None, normalizer=None)
+    rest = r
+    if torch.is_grad_enabled():  # autograd will hold it, and must hold no array by it
+        rest = r._replace(target=None, pred=None, valid=None, counted=None, weight=None, normalizer=None)
     if per_class is not None:
         rest = rest._replace(options={option: x for option, x in r.options.items() if option != name})
     dtypes = ops.DTYPES[pred.dtype], ops.DTYPES[target.dtype]
@@ -180,7 +184,7 @@ PATHS: Mapping[str, Path] = {
             "rows",
             _losses_by_rows,
             "the native rows, in one pass",
-            "written in the same pass",
+            "written in the same pass, for a mean; else by a second pass",
             mean=_mean_by_rows,
         ),
         Path(

@@ -29,7 +29,7 @@ _LIBRARY.define(f"rows_gradients(Tensor upstream, {_ARGUMENTS}) -> (Tensor, Tens
 
 
 def computed(r: Request, per_class: Tensor | None, averaged: bool) -> Tensor:
-    """The losses of a request, or their mean, in a program that is being compiled. `per_class`: its tensor option."""
+    """The losses of a request, or their mean, in what is being compiled. `per_class`: its option of tensors."""
     pred, target = r.pred, r.target
     if target.ndim == pred.ndim and not target.is_floating_point():
         target = ops.cast(target, r.dtype)
@@ -41,6 +41,8 @@ def computed(r: Request, per_class: Tensor | None, averaged: bool) -> Tensor:
 
 
 def _job(pred: Tensor, target: Tensor, has_per_class: bool, plan: list[int], options: list[float]) -> Job:
+    if ops.forward_level() >= 0:  # PyTorch would lose the tangents without a word
+        raise NotImplementedError("lossbridge's operators have no forward mode; call the loss outside torch.compile")
     rule, axis = _RULES[plan[0]], None if plan[1] < 0 else plan[1]
     given: dict[str, Any] = {name: x for name, x in zip(rule.options, options, strict=True) if not math.isnan(x)}
     if "apply_class_balancing" in given:

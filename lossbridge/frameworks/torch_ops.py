@@ -116,10 +116,10 @@ def concrete(x: Any) -> np.ndarray | None:
         return None
     if not isinstance(x, torch.Tensor):
         return np.asarray(x)
-    if x.device.type != "cpu":
+    if not x.is_cpu:
         return None
     try:
-        return x.detach().numpy()
+        return (x.detach() if x.requires_grad else x).numpy()
     except (RuntimeError, TypeError):  # inside torch.vmap, a fake tensor, or a dtype that NumPy does not know
         return None
 

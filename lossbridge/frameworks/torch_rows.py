@@ -165,16 +165,15 @@ class ByRows(torch.autograd.Function):
                     "derivative needs; leave it out"
                 )
             ctx.spent = True
-        if further:
-            return *by_formula(job, ctx.saved_tensors[:4], upstream, needs), None, None, None
         # Each is unpacked where it is read: only there is one that has been changed in place an error.
         saved = ops.raw_saved_tensors(ctx)
-        if not needs[1]:
+        if not (further or needs[1]):
             found = _multiplied(saved[4].unpack(), upstream)
             if found is not None:
                 return found, None, None, None, None
         pred, target, valid, per_class = (x.unpack() for x in saved[:4])
-        return *gradients(job, (pred, target, valid, per_class), upstream, needs), None, None, None
+        compute = by_formula if further else gradients
+        return *compute(job, (pred, target, valid, per_class), upstream, needs), None, None, None
 
 
 def _multiplied(gradient: Tensor | None, upstream: Tensor) -> Tensor | None:

@@ -112,7 +112,7 @@ class CrossEntropyLoss(_PyTorchOrder, nn.CrossEntropyLoss):
 
     With `inplace_gradient=True`, on the CPU and eager, the gradient is written over the logits, which are lost, so
     that no further memory is needed. Autograd raises RuntimeError where something else still needs them. On other
-    devices, and compiled, it has no effect.
+    devices, compiled, and without the native rows, it has no effect.
 
     Raises:
         ValueError: shapes that do not fit, `weight` that is not one a class, a label out of range on the CPU (on other

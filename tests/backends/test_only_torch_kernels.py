@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import gc
+import math
 import subprocess
 import sys
 import weakref
@@ -13,8 +15,9 @@ import torch
 
 import lossbridge as lb
 import lossbridge.torch as lt
-from lossbridge.frameworks import on_torch
+from lossbridge.frameworks import on_torch, torch_rows
 from lossbridge.native import rows
+from lossbridge.spec import LOSSES as RECORDS
 from lossbridge.tools.parity.cases import cases
 from lossbridge.tools.parity.check import Runner
 
@@ -213,6 +216,7 @@ def test_divergences_near_and_far(monkeypatch) -> None:
 # In place.
 
 
+@needs_rows
 def test_the_gradient_is_written_over_the_logits() -> None:
     g = torch.Generator().manual_seed(2)
     weight = torch.randn(20, 50, generator=g, requires_grad=True)
@@ -226,6 +230,7 @@ def test_the_gradient_is_written_over_the_logits() -> None:
     assert torch.equal(logits, logits.grad)
 
 
+@needs_rows
 def test_in_place_errors() -> None:
     loss = lt.CrossEntropyLoss(inplace_gradient=True)
     y = torch.tensor([0, 1])
@@ -409,3 +414,291 @@ def test_rules_are_for_inductor(backend, by_rule, monkeypatch) -> None:
     compiled = torch.compile(lambda z: lb.kl_divergence(target, z, from_logits=True), backend=backend, fullgraph=True)
     torch.testing.assert_close(compiled(z), lb.kl_divergence(target, z, from_logits=True))
     assert bool(taken) == by_rule
+
+
+# What the native rows write, and when.
+
+ROWS = pytest.mark.parametrize("loss", LOGITS[:4])
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_a_float16_gradient_is_rounded_after_it_is_multiplied(reduction) -> None:
+    """By itself the one of these logits is 0 in float16."""
+    z = torch.tensor([[0.0, -18.0]], dtype=torch.float16, requires_grad=True)
+    loss = lb.sparse_categorical_crossentropy(torch.tensor([0]), z, from_logits=True, reduction=reduction)
+    (loss.sum() * 65536).backward()
+    torch.testing.assert_close(z.grad, torch.tensor([[-9.98e-4, 9.98e-4]], dtype=torch.float16))
+
+
+@ROWS
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_mean_times_anything(loss, dtype) -> None:
+    target, z = problem(loss, 9, 40, dtype)
+    z.requires_grad_()
+    mean = getattr(lb, loss)(target, z, from_logits=True)
+    exact = torch.autograd.grad(
+        getattr(lb, loss)(target.double() if target.ndim == 2 else target, z.double(), from_logits=True), z
+    )[0].double()
+    for factor in (1.0, 0.5, -3.0, 0.0):
+        found = torch.autograd.grad(factor * mean, z, retain_graph=True)[0]
+        assert found.dtype == dtype
+        torch.testing.assert_close(
+            found.double(), factor * exact, rtol=1e-2 if dtype != torch.float32 else 1e-6, atol=1e-6
+        )
+
+
+def test_what_a_backward_hands_out_is_its_own() -> None:
+    """Whoever changes a gradient in place changes no later one."""
+    y, z = problem("sparse_categorical_crossentropy", 9, 40)
+    loss = lb.sparse_categorical_crossentropy(y, z.requires_grad_(), from_logits=True)
+    first = torch.autograd.grad(loss, z, retain_graph=True)[0]
+    expected = first.clone()
+    first.zero_()
+    (twice,) = torch.autograd.grad(2 * loss, z, retain_graph=True)
+    assert torch.equal(twice, 2 * expected)
+    twice.zero_()
+    assert torch.equal(torch.autograd.grad(loss, z)[0], expected)
+
+
+@needs_rows
+def test_the_buffer_of_a_mean_is_the_gradient() -> None:
+    """Without a copy: hooks on saved tensors see its address."""
+    y, z = problem("sparse_categorical_crossentropy", 9, 40)
+    saved = {}
+
+    def pack(x):
+        saved[x.data_ptr()] = x.shape
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        loss = lb.sparse_categorical_crossentropy(y, z.requires_grad_(), from_logits=True)
+    loss.backward()
+    assert {y.data_ptr(), z.data_ptr(), z.grad.data_ptr()} == set(saved)
+
+
+@ROWS
+def test_saved_tensors_may_be_moved(loss) -> None:
+    target, z = problem(loss, 9, 40)
+    z.requires_grad_()
+    for reduction in ("mean", "sum"):
+        options = {"from_logits": True, "reduction": reduction}
+        (expected,) = torch.autograd.grad(getattr(lb, loss)(target, z, **options), z)
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: x.detach().numpy().copy(), torch.from_numpy):
+            value = getattr(lb, loss)(target, z, **options)
+        assert torch.equal(torch.autograd.grad(value, z)[0], expected)
+
+
+def test_a_dual_number_that_flows_back() -> None:
+    """Forward mode over the backward pass alone."""
+    y, z = problem("sparse_categorical_crossentropy", 5, 4)
+    for reduction in ("mean", "none"):
+        loss = lb.sparse_categorical_crossentropy(y, z.requires_grad_(), from_logits=True, reduction=reduction)
+        (expected,) = torch.autograd.grad(loss, z, torch.full_like(loss, 3.0), retain_graph=True)
+        with torch.autograd.forward_ad.dual_level():
+            upstream = torch.autograd.forward_ad.make_dual(torch.ones_like(loss), torch.full_like(loss, 3.0))
+            (found,) = torch.autograd.grad(loss, z, upstream)
+            torch.testing.assert_close(torch.autograd.forward_ad.unpack_dual(found).tangent, expected)
+
+
+def test_targets_of_other_dtypes() -> None:
+    t, z = problem("binary_crossentropy", 5, 40)
+    expected = slopes("binary_crossentropy", t, z)
+    for dtype in (torch.bool, torch.int8, torch.int64, torch.float64, torch.bfloat16):
+        found = slopes("binary_crossentropy", t.to(dtype), z)
+        assert torch.equal(found[0], expected[0])
+        assert torch.equal(found[1], expected[1])
+
+
+def test_a_view_that_is_negated_when_it_is_read() -> None:
+    """The imaginary part of a conjugate: its memory has the other sign."""
+    y, z = problem("sparse_categorical_crossentropy", 5, 40)
+    negated = torch.complex(z, -z).conj().imag
+    assert negated.is_neg()
+    got = slopes("sparse_categorical_crossentropy", y, negated)
+    for x, expected in zip(got, slopes("sparse_categorical_crossentropy", y, z), strict=True):
+        torch.testing.assert_close(x, expected, rtol=0, atol=0)
+
+
+@needs_rows
+def test_large_buffers_get_huge_pages(monkeypatch) -> None:
+    advised = []
+    monkeypatch.setattr(rows, "advise", lambda address, size: advised.append((address, size)))
+    monkeypatch.setattr(torch_rows, "HUGE", 4000)
+    for n, expected in ((9, False), (25, True)):
+        y, z = problem("sparse_categorical_crossentropy", n, 40)
+        lb.sparse_categorical_crossentropy(y, z.requires_grad_(), from_logits=True).backward()
+        assert advised == ([(z.grad.data_ptr(), 4000)] if expected else [])
+
+
+CHECKPOINTED = """
+import resource, sys, torch, lossbridge as lb
+from torch.utils.checkpoint import checkpoint
+hidden, weight = torch.randn(2048, 16, requires_grad=True), torch.randn(16, 30_000, requires_grad=True)
+labels = torch.randint(0, 30_000, (2048,))
+losses = {
+    "ours": lambda y, z: lb.sparse_categorical_crossentropy(y, z, from_logits=True, reduction="REDUCTION"),
+    "theirs": lambda y, z: torch.nn.functional.cross_entropy(z, y, reduction="REDUCTION"),
+}
+loss = losses[sys.argv[1]]
+loss(labels[:1], hidden[:1] @ weight).sum().backward()  # what the first call imports
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+parts = zip(labels.split(512), hidden.split(512))
+sum(checkpoint(lambda y, h: loss(y, h @ weight).sum(), y, h, use_reentrant=False) for y, h in parts).backward()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@needs_rows
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_a_checkpointed_loss_of_chunks_takes_no_more_memory_than_pytorchs(reduction) -> None:
+    def peak(name: str) -> int:
+        program = [sys.executable, "-c", CHECKPOINTED.replace("REDUCTION", reduction), name]
+        return int(subprocess.run(program, check=True, capture_output=True, text=True, timeout=300).stdout)
+
+    assert peak("ours") <= 1.05 * peak("theirs")
+
+
+# Compiled: the operators.
+
+
+@pytest.fixture
+def _operator(monkeypatch) -> None:
+    """Also for few entries."""
+    monkeypatch.setattr(on_torch, "OPERATOR", 0)
+    torch.compiler.reset()
+
+
+def operators(function, *arrays) -> list[str]:
+    """Of the program that is compiled for a call, those of ours."""
+    found = []
+
+    def count(graph, _):
+        found.extend(str(node.target) for node in graph.graph.nodes if "lossbridge" in str(node.target))
+        return graph.forward
+
+    torch.compile(function, fullgraph=True, backend=count)(*arrays)
+    return found
+
+
+FORMS = [
+    (loss.name, kind, target) for loss in RECORDS.values() for kind, rules in loss.rules.items() for target in rules
+]
+
+
+@needs_rows
+@pytest.mark.usefixtures("_operator")
+@pytest.mark.parametrize(("loss", "kind", "target"), FORMS)
+def test_every_form_as_an_operator(loss, kind, target) -> None:
+    g = torch.Generator().manual_seed(0)
+    z, other = torch.randn(2, 7, 5, generator=g, dtype=torch.float64)
+    pred = (z if kind == "logits" else z.softmax(1)).requires_grad_()
+    y = {"labels": torch.arange(7) % 5, "logits": other}.get(target, other.softmax(1))
+    options = {"from_logits": kind == "logits"} if "from_logits" in RECORDS[loss].options else {}
+    weighted = {"class_weight": torch.linspace(0.5, 2, 5)} if "class_weight" in RECORDS[loss].options else {}
+    mask = torch.arange(7) != 3 if target != "outcomes" else None
+
+    def function(y, pred):
+        function = getattr(lb, loss)
+        plain = function(y, pred, **options, mask=mask)
+        return plain + function(y, pred, **options, **weighted, reduction="none").square().mean()
+
+    assert operators(function, y, pred) == 2 * ["lossbridge.rows_value"]
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    inputs = [x.requires_grad_() for x in (y, pred) if x.is_floating_point()]
+    if target != "labels" and not has_target_gradient(loss, kind, target):
+        inputs = [pred]
+        y.requires_grad_(False)
+    value, expected = compiled(y, pred), function(y, pred)
+    torch.testing.assert_close(value, expected)
+    for got, want in zip(torch.autograd.grad(value, inputs), torch.autograd.grad(expected, inputs), strict=True):
+        torch.testing.assert_close(got, want)
+
+
+def has_target_gradient(loss: str, kind: str, target: str) -> bool:
+    return RECORDS[loss].rules[kind][target].name in rows.WITH_TARGET_GRADIENT
+
+
+@needs_rows
+def test_the_operator_is_for_large_and_for_dynamic_sizes() -> None:
+    function = functools.partial(lb.sparse_categorical_crossentropy, from_logits=True)
+    ours = ["lossbridge.rows_value"]
+    for sizes, dynamic, expected in (((9, 40), False, []), ((700, 1000), False, ours), ((9, 40), True, ours)):
+        y, z = problem("sparse_categorical_crossentropy", *sizes)
+        torch.compiler.reset()
+        found = []
+
+        def count(graph, _, found=found):
+            found.extend(str(node.target) for node in graph.graph.nodes if "lossbridge" in str(node.target))
+            return graph.forward
+
+        torch.compile(function, fullgraph=True, backend=count, dynamic=dynamic)(y, z)
+        assert found == expected
+
+
+@needs_rows
+@pytest.mark.usefixtures("_operator")
+@ROWS
+def test_further_derivatives_of_an_operator(loss) -> None:
+    """Of two orders, forward mode and torch.func: right, or an error, and never 0 in silence."""
+    target, z = problem(loss, 5, 4, torch.float64)
+
+    def function(z):
+        return getattr(lb, loss)(target, z.sin(), from_logits=True)
+
+    def curvature(function):
+        leaf = z.clone().requires_grad_()
+        slope = torch.autograd.grad(function(leaf), leaf, create_graph=True)[0]
+        return torch.autograd.grad((slope**2).sum(), leaf)[0]
+
+    assert operators(function, z)
+    compiled = torch.compile(function, fullgraph=True, backend="eager")
+    torch.testing.assert_close(curvature(compiled), curvature(function))
+    with pytest.raises(RuntimeError, match="does not currently support double backward"):
+        curvature(torch.compile(function, fullgraph=True, backend="aot_eager"))
+    for transform in (torch.func.grad, torch.func.hessian):
+        torch.testing.assert_close(transform(compiled)(z), transform(function)(z))
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(z, z)
+        found, expected = (torch.autograd.forward_ad.unpack_dual(f(dual)).tangent for f in (compiled, function))
+        torch.testing.assert_close(found, expected)
+    for transform in (torch.func.grad, torch.func.hessian, torch.func.jacfwd):
+        within = torch.compile(transform(function), backend="eager")
+        torch.testing.assert_close(within(z), transform(function)(z))
+
+
+@needs_rows
+@pytest.mark.usefixtures("_operator")
+def test_operators_under_vmap_and_by_hand() -> None:
+    y, z = problem("sparse_categorical_crossentropy", 12, 4, torch.float64)
+    y, z = y.reshape(3, 4), z.reshape(3, 4, 4)
+    plan, options = [0, 1, 1], [0.0, math.nan]
+
+    def by_operator(y, z):
+        return torch.ops.lossbridge.rows_value(z, y, None, None, plan, options)
+
+    each = zip(y, z, strict=True)
+    expected = torch.stack([lb.sparse_categorical_crossentropy(*both, from_logits=True) for both in each])
+    torch.testing.assert_close(torch.vmap(by_operator)(y, z), expected)
+    with pytest.raises(NotImplementedError, match="have no forward mode"):
+        torch.func.jvp(functools.partial(by_operator, y[0]), (z[0],), (z[0],))
+    tests = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
+    leaf = z[0].clone().requires_grad_()
+    torch.library.opcheck(torch.ops.lossbridge.rows_value, (leaf, y[0], None, None, plan, options), test_utils=tests)
+    upstream = torch.ones((), dtype=torch.float64)
+    arguments = (upstream, leaf, y[0], None, None, [*plan, 1, 0], options)
+    torch.library.opcheck(torch.ops.lossbridge.rows_gradients, arguments, test_utils=tests)
+
+
+@needs_rows
+@pytest.mark.usefixtures("_operator")
+@pytest.mark.parametrize("strict", [True, False])
+def test_an_exported_program_needs_no_lossbridge(strict) -> None:
+    class Loss(torch.nn.Module):
+        def forward(self, y, z):
+            return lb.sparse_categorical_crossentropy(y, z, from_logits=True)
+
+    y, z = problem("sparse_categorical_crossentropy", 12, 4)
+    sizes = {0: torch.export.Dim("n")}
+    program = torch.export.export(Loss(), (y, z), dynamic_shapes=(sizes, sizes), strict=strict)
+    assert not [node for node in program.graph.nodes if "lossbridge" in str(node.target)]
+    torch.testing.assert_close(program.module()(y[:5], z[:5]), Loss()(y[:5], z[:5]))
