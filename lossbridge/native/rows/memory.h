@@ -52,27 +52,33 @@ template <class Half> LOSSBRIDGE_INLINE void narrow(double x, Half *p) {  // onc
 // A row's length in scratch memory.
 constexpr int64_t padded(int64_t n) { return (n + LANES - 1) / LANES * LANES; }
 
+// A row. Functions of their own: inlined among other loops, GCC uses no vectors.
+template <class T, class F> LOSSBRIDGE_NOINLINE void load_row(const T *__restrict p, int64_t n, F *__restrict x) {
+  for (int64_t j = 0; j < n; j++) x[j] = F(widened(p[j]));
+}
+template <class T, class F> LOSSBRIDGE_NOINLINE void store_row(const F *__restrict x, int64_t n, T *__restrict p) {
+  for (int64_t j = 0; j < n; j++) narrow(x[j], &p[j]);
+}
+
 // `count` rows of n numbers. In memory neighbours in a row lie `stride` apart, and rows 1, or n where the stride is 1. Row
 // i lies at x + i·padded(n).
-template <class T, class F>
-static void load_rows(const T *__restrict p, int64_t count, int64_t n, int64_t stride, F *__restrict x) {
+template <class T, class F> static void load_rows(const T *p, int64_t count, int64_t n, int64_t stride, F *x) {
   const int64_t m = padded(n);
-  if (stride == 1)
-    for (int64_t i = 0; i < count; i++)
-      for (int64_t j = 0; j < n; j++) x[i * m + j] = F(widened(p[i * n + j]));
-  else
+  if (stride == 1) {
+    for (int64_t i = 0; i < count; i++) load_row(p + i * n, n, x + i * m);
+  } else {
     for (int64_t j = 0; j < n; j++)
       for (int64_t i = 0; i < count; i++) x[i * m + j] = F(widened(p[j * stride + i]));
+  }
 }
-template <class T, class F>
-static void store_rows(const F *__restrict x, int64_t count, int64_t n, int64_t stride, T *__restrict p) {
+template <class T, class F> static void store_rows(const F *x, int64_t count, int64_t n, int64_t stride, T *p) {
   const int64_t m = padded(n);
-  if (stride == 1)
-    for (int64_t i = 0; i < count; i++)
-      for (int64_t j = 0; j < n; j++) narrow(x[i * m + j], &p[i * n + j]);
-  else
+  if (stride == 1) {
+    for (int64_t i = 0; i < count; i++) store_row(x + i * m, n, p + i * n);
+  } else {
     for (int64_t j = 0; j < n; j++)
       for (int64_t i = 0; i < count; i++) narrow(x[i * m + j], &p[j * stride + i]);
+  }
 }
 
 }  // namespace LOSSBRIDGE_NS

@@ -15,6 +15,7 @@
 #endif
 
 #define LOSSBRIDGE_INLINE static inline __attribute__((always_inline))
+#define LOSSBRIDGE_NOINLINE static __attribute__((noinline))
 #define LOSSBRIDGE_METHOD inline __attribute__((always_inline))
 
 namespace lossbridge {
