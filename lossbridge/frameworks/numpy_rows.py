@@ -39,6 +39,8 @@ def refuses(r: Request) -> str:
     for x in (r.weight, r.normalizer, *r.options.values()):
         if type(x) is ops.Variable:
             return "a weight is differentiated"
+    if r.axis is None and rows.per_class(r.options)[1] is not None:
+        return "an option is no array of one number a class"
     return rows.refuses(r.rule, r.dtype, r.dtype)  # arrays of other dtypes are cast
 
 
