@@ -85,8 +85,12 @@ template <class F> struct Side {
   Dtype dtype;
   bool direct;
   F *scratch;
-  Side(const Block &b, Dtype dtype, F *scratch)
-      : dtype(dtype), direct(b.stride == 1 && dtype == (sizeof(F) == 4 ? Dtype::FLOAT32 : Dtype::FLOAT64)), scratch(scratch) {}
+  bool rounds;  // a float64 target of predictions that are not, which counts as what float32 has
+  Side(const Block &b, Dtype dtype, F *scratch, bool rounds = false)
+      : dtype(dtype),
+        direct(b.stride == 1 && !rounds && dtype == (sizeof(F) == 4 ? Dtype::FLOAT32 : Dtype::FLOAT64)),
+        scratch(scratch),
+        rounds(rounds) {}
   F *row(const Block &b, const void *p, int64_t i) const {
     if (!p) return nullptr;
     return direct ? (F *)p + b.entry + i * b.n : scratch + i * padded(b.n);
@@ -94,6 +98,8 @@ template <class F> struct Side {
   void load(const Block &b, const void *p) const {
     if (direct) return;
     with_type(dtype, [&](auto type) { load_rows((const decltype(type) *)p + b.entry, b.count, b.n, b.stride, scratch); });
+    for (int64_t i = 0; rounds && i < b.count; i++)
+      for (int64_t j = 0; j < b.n; j++) scratch[i * padded(b.n) + j] = F(float(scratch[i * padded(b.n) + j]));
   }
   void store(const Block &b, void *p) const {
     if (direct || !p) return;
@@ -192,7 +198,8 @@ template <class F> static void finish_entries(Row<F> &r, const Block &b, F *loss
 // A unit. Its rows of the call's arrays, then what the rules need, lie in `scratch`.
 template <class F> static void compute_block(const Call &c, const Block &b, const F *per_class, F *scratch) {
   const int64_t m = padded(b.n);
-  const Side<F> pred(b, c.dtype, scratch), target(b, c.target_dtype, scratch + b.count * m);
+  const bool rounds = c.target_dtype == Dtype::FLOAT64 && c.dtype != Dtype::FLOAT64;
+  const Side<F> pred(b, c.dtype, scratch), target(b, c.target_dtype, scratch + b.count * m, rounds);
   F *const spare = scratch + 2 * b.count * m, *const room = spare + SPARE * m;
   const bool dense = !of_labels(c);
   auto row = [&](int64_t i) {
