@@ -126,7 +126,8 @@ def _fresh(like: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """A buffer that is yet to be filled, in huge pages if it is large: without them its page faults cost more than the
     arithmetic."""
     buffer = like.new_empty(shape, dtype=dtype)
-    huge_pages.advise(buffer.data_ptr(), buffer.nbytes)
+    if buffer.nbytes >= huge_pages.LEAST:
+        huge_pages.advise(buffer.data_ptr(), buffer.nbytes)
     return buffer
 
 

@@ -10,13 +10,13 @@ import ctypes
 import mmap
 from typing import Any
 
-# In bytes. Smaller buffers are mostly recycled memory, which has been touched.
+# In bytes, the least that is worth it: smaller buffers are mostly recycled memory, which has been touched.
 LEAST = 1 << 24
 
 
 def advise(address: int, size: int) -> None:
-    """Advises a buffer that nothing has touched yet; does nothing where it is small or the system has no such hint."""
-    if size < LEAST or _MADVISE is None:
+    """Advises a large buffer that nothing has touched yet; does nothing where the system has no such hint."""
+    if _MADVISE is None:
         return
     # The system takes whole pages alone: those that lie in the buffer.
     start = -(-address // mmap.PAGESIZE) * mmap.PAGESIZE
