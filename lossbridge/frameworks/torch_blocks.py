@@ -123,8 +123,7 @@ def _in_blocks(
 
 
 def _fresh(like: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """A buffer that is yet to be filled, in huge pages if it is large: without them its page faults cost more than the
-    arithmetic."""
+    """A buffer to fill, in huge pages if it is large: else its page faults cost more than the arithmetic."""
     buffer = like.new_empty(shape, dtype=dtype)
     if buffer.nbytes >= huge_pages.LEAST:
         huge_pages.advise(buffer.data_ptr(), buffer.nbytes)
