@@ -51,7 +51,8 @@ TINY = [
 
 
 def run(*arguments: object, code: int = 0):
-    result = runner.invoke(app, ["bench", *map(str, arguments)], env={"COLUMNS": "160"})
+    cli.out.width = cli.err.width = 160  # whatever the terminal was when they were made
+    result = runner.invoke(app, ["bench", *map(str, arguments)], env={"TERM": "xterm"})
     assert result.exit_code == code, result.output
     return result
 

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 import lossbridge
 from lossbridge.native import rows
-from lossbridge.tools import processes
+from lossbridge.tools import cli, processes
 from lossbridge.tools.cli import app
 from lossbridge.tools.parity.cases import DTYPES, LOSSES, cases
 
@@ -22,7 +22,8 @@ runner = CliRunner()
 
 
 def run(*arguments: object, code: int = 0):
-    result = runner.invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "160"})
+    cli.out.width = cli.err.width = 160  # whatever the terminal was when they were made
+    result = runner.invoke(app, [str(argument) for argument in arguments], env={"TERM": "xterm"})
     assert result.exit_code == code, result.output
     return result
 
