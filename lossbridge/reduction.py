@@ -7,7 +7,7 @@ maths and `reduce` after, so that a NaN or infinity there reaches neither value 
 from __future__ import annotations
 
 from lossbridge.maths.ops import Array, Ops
-from lossbridge.spec import MEANS, Request
+from lossbridge.spec import Request
 
 
 def counting(r: Request, counts: Array) -> Request:
@@ -36,12 +36,11 @@ def neutralise(ops: Ops, x: Array, valid: Array | None, axis: int | None, value:
 
 def reduce(r: Request) -> Array:
     """The ratio of a request's losses, which a path of its framework computes."""
-    plain_mean = r.reduction in MEANS and r.weight is r.normalizer is None and not has_mass(r)
     path = r.framework.choose(r).path
     if path.ratio is not None:
         return path.ratio(r)
     with r.framework.ops.quiet():
-        return path.mean(r) if plain_mean and path.mean is not None else reduced(r, path.losses(r))
+        return reduced(r, path.losses(r))
 
 
 def reduced(r: Request, losses: Array) -> Array:

@@ -56,7 +56,6 @@ class Path(NamedTuple):
     losses: Callable[[Request], Array]  # per-sample losses; any finite number where not valid
     value_words: str  # how the losses are computed, as `lossbridge.explain` says it
     gradient_words: str
-    mean: Callable[[Request], Array] | None = None  # of the counted losses, without weights, if faster
     ratio: Callable[[Request], Array] | None = None  # the whole of `reduction.reduce`, if faster
 
 

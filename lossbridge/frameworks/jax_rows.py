@@ -29,13 +29,13 @@ from lossbridge.frameworks import jax_ops, jax_rules
 from lossbridge.frameworks.jax_rules import Plan
 from lossbridge.maths.ops import Array
 from lossbridge.native import rows as native
-from lossbridge.reduction import neutralise, reduced
+from lossbridge.reduction import neutralise
 from lossbridge.spec import Request
 
 ops = jax_ops
 
-# The function's name in XLA's programs.
-TARGET = "lossbridge_rows"
+# The functions' names in XLA's programs. The second is jax_ratio's.
+TARGET, RATIO = "lossbridge_rows", "lossbridge_ratio"
 # The arrays of a call, in order: those that the handler takes after the first two have the bits 1, 2, 4 and 8. Of
 # `written`, which comes with `expected`, the result takes the memory.
 ARRAYS = ("pred", "target", "per_class", "valid", "upstream", "expected", "written")
@@ -57,7 +57,8 @@ def _registered() -> str:
     if native.MISSING:
         return native.MISSING
     try:
-        jax.ffi.register_ffi_target(TARGET, native.xla_handler(), platform="cpu")
+        for name, handler in zip((TARGET, RATIO), native.xla_handlers(), strict=True):
+            jax.ffi.register_ffi_target(name, handler, platform="cpu")
     except Exception as error:  # of another version of the interface
         return f"XLA does not take the native rows: {error}"
     jax.ffi.register_ffi_target_as_batch_partitionable(TARGET)
@@ -101,7 +102,8 @@ def _float(x: Array, dtype: str) -> str:
     return str(x.dtype.name) if jnp.issubdtype(x.dtype, jnp.floating) else dtype
 
 
-def losses(r: Request) -> Array:
+def losses(r: Request, expected: Array | None = None) -> Array:
+    """`expected`: what the reduction will send back to the losses, if they are not differentiated otherwise."""
     plan, weights = jax_rules.plan_of(r)
     pred, target = r.pred, r.target
     if not jnp.issubdtype(pred.dtype, jnp.floating):
@@ -116,10 +118,9 @@ def losses(r: Request) -> Array:
         )
     if r.valid is not None:
         arrays["valid"] = jnp.broadcast_to(r.valid, samples)
-    zeros = jnp.zeros(samples, r.dtype)
-    compiled = isinstance(zeros, jax.core.Tracer)  # eagerly, what is written would be copied
-    if compiled and r.reduction not in ("none", None) and plan.axis is not None:
-        arrays["expected"] = lax.stop_gradient(jax.grad(lambda found: reduced(r, found))(zeros))
+    compiled = isinstance(expected, jax.core.Tracer)  # eagerly, what is written would be copied
+    if expected is not None and compiled and plan.axis is not None:
+        arrays["expected"] = lax.stop_gradient(expected)
     return _rows(Call(plan, next(iter(weights), ""), tuple(arrays)), arrays)[0]
 
 
@@ -127,13 +128,13 @@ def _rows(call: Call, arrays: Mapping[str, Array], *wanted: str) -> list[Array]:
     """The wanted results, else those of `call`; `arrays` has what `call.given` says, and what is new."""
     given = tuple(name for name in ARRAYS if name in arrays)
     found: list[Array] = rows.bind(
-        *_equally_varying([arrays[name] for name in given]),
+        *equally_varying([arrays[name] for name in given]),
         call=call._replace(given=given, wanted=wanted or call.wanted),
     )
     return found
 
 
-def _equally_varying(arrays: Sequence[Array]) -> list[Array]:
+def equally_varying(arrays: Sequence[Array]) -> list[Array]:
     """Under shard_map: all of them as different on each device as one of them is."""
     types = [jax.typeof(x).mat.varying for x in arrays]
     every = frozenset().union(*types)
@@ -263,7 +264,7 @@ def _rows_jvp(primals: Sequence[Array], tangents: Sequence[Any], *, call: Call) 
 
 def _tangent(call: Call, arrays: Mapping[str, Array], of: str, step: Array) -> Array:
     given = tuple(name for name in ARRAYS if name in arrays)
-    step, *values = _equally_varying([step, *(arrays[name] for name in given)])
+    step, *values = equally_varying([step, *(arrays[name] for name in given)])
     found: Array = tangent.bind(step, *values, call=call._replace(given=given), of=of)
     return found
 
@@ -386,14 +387,14 @@ def _takes_rows(context: Any, call: Call) -> bool:
     if context.module_context.lowering_parameters.for_export:
         return False  # who loads the program may not have the rows
     splits = call.plan.axis and "per_class" not in call.given and context.avals_in[0].ndim <= len(_LETTERS)
-    return bool(splits) or _devices(context) == 1
+    return bool(splits) or devices(context) == 1
 
 
 # As Shardy names the axes of a rule.
 _LETTERS = ("i", "j", "k", "l", "m", "n", "o", "p", "q", "r", "s", "t", "u", "v", "w", "x", "y", "z")
 
 
-def _devices(context: Any) -> int:
+def devices(context: Any) -> int:
     """Over how many devices XLA splits the arrays."""
     axes = context.module_context.axis_context
     if isinstance(axes, mlir.SPMDAxisContext):
@@ -403,7 +404,7 @@ def _devices(context: Any) -> int:
 
 def _split(context: Any, call: Call) -> dict[str, Any] | None:
     """The attributes that let XLA split the axes before that of the classes over the devices."""
-    if _devices(context) == 1:
+    if devices(context) == 1:
         return None
     axis, sizes = call.plan.axis, context.avals_in[0].shape
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lossbridge.frameworks import jax_ops, jax_rows, jax_rules
+from lossbridge.frameworks import jax_ops, jax_ratio, jax_rows, jax_rules
 from lossbridge.frameworks.framework import Choice, Path, by_formula
 from lossbridge.maths import softmax
 from lossbridge.maths.ops import Array
@@ -73,6 +73,7 @@ PATHS: Mapping[str, Path] = {
             jax_rows.losses,
             "the native rows, called by XLA, in one pass over the rows",
             "written in the same pass where the loss is differentiated as it is, else in a second one",
+            jax_ratio.ratio,
         ),
         Path(
             "rule",

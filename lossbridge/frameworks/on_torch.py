@@ -15,7 +15,8 @@ from lossbridge.frameworks import torch_operator, torch_ops, torch_rows
 from lossbridge.frameworks.framework import Choice, Path, by_formula, prepared
 from lossbridge.maths.ops import Array
 from lossbridge.native import rows
-from lossbridge.spec import Request
+from lossbridge.reduction import by_weight, has_mass, reduced
+from lossbridge.spec import MEANS, Request
 
 name = "torch"
 ops = torch_ops
@@ -67,11 +68,14 @@ def _refuses_triton(r: Request) -> str:
 
 
 def _refuses_rows(r: Request, compiled: bool) -> str:
-    if not (r.pred.is_cpu and r.target.is_cpu):
-        return f"the tensors are on {r.pred.device.type}"
+    for x in (r.pred, r.target, r.valid, r.weight, r.normalizer):
+        if x is not None and not x.is_cpu:
+            return f"a tensor is on {x.device.type}"
     if rows.MISSING or r.rule.name not in rows.RULES or not r.pred.is_floating_point():
         return rows.refuses(r.rule, ops.dtype(r.pred), "float32")  # a target of other numbers is cast
     _, per_class = _per_class(r)
+    if per_class is not None and not per_class.is_cpu:
+        return f"a tensor is on {per_class.device.type}"
     if per_class is not None and per_class.ndim and r.axis is None:
         return "an option is no array of one number a class"
     if torch.is_grad_enabled():
@@ -115,7 +119,7 @@ def _refuses_ordinary(r: Request, per_class: Tensor | None) -> str:
         return "the call is traced"
     if ops.functorch_is_active():
         return "torch.func transforms the call"
-    for x in (r.target, r.pred, r.valid, per_class):
+    for x in (r.target, r.pred, r.valid, per_class, r.weight, r.normalizer):
         if x is not None and type(x) not in ops.TYPES:
             return "a tensor is of a subclass"
     if ops.forward_level() >= 0:
@@ -137,30 +141,53 @@ def _by_triton(r: Request) -> Tensor:
     return triton_kernels.losses(r)
 
 
-def _losses_by_rows(r: Request) -> Tensor:
-    return _by_rows(r, False)
-
-
-def _mean_by_rows(r: Request) -> Tensor:
-    return _by_rows(r, True)
-
-
-def _by_rows(r: Request, averaged: bool) -> Tensor:
+def _ratio_by_rows(r: Request) -> Tensor:
+    """With its gradient, unless more than predictions and target is differentiated."""
     if torch.compiler.is_compiling():
-        return torch_operator.computed(r, _per_class(r)[1], averaged)
+        plain_mean = r.reduction in MEANS and r.weight is r.normalizer is None and not has_mass(r)
+        return _by_operator(r, True) if plain_mean else reduced(r, _losses_by_rows(r))
+    if r.reduction in ("none", None) or _divisor_is_differentiated(r):
+        return reduced(r, _losses_by_rows(r))
+    return _by_rows(r)
+
+
+def _divisor_is_differentiated(r: Request) -> bool:
+    """It, or the weights."""
+    if r.weight is r.normalizer is None and not has_mass(r):
+        return False
+    if not torch.is_grad_enabled():
+        return False
+    by_mass = r.target.requires_grad and by_weight(r) and has_mass(r)
+    return by_mass or any(x is not None and x.requires_grad for x in (r.weight, r.normalizer))
+
+
+def _losses_by_rows(r: Request) -> Tensor:
+    if torch.compiler.is_compiling():
+        return _by_operator(r, False)
+    return _by_rows(r._replace(reduction="none", weight=None, counted=r.valid))
+
+
+def _by_operator(r: Request, averaged: bool) -> Tensor:
+    return torch_operator.computed(r, _per_class(r)[1], averaged)
+
+
+def _by_rows(r: Request) -> Tensor:
     pred, target = r.pred, r.target
     if target.ndim == pred.ndim and not target.is_floating_point():
         target = ops.cast(target, r.dtype)
     name, per_class = _per_class(r)
+    divides, divisor = rows.divides(r)
+    if divides == rows.GIVEN and isinstance(divisor, Tensor):
+        r, divisor = r._replace(normalizer=divisor.detach()), divisor.item()
     rest = r
     if torch.is_grad_enabled():  # autograd will hold it, and must hold no array by it
-        rest = r._replace(target=None, pred=None, valid=None, counted=None, weight=None, normalizer=None)
+        rest = r._replace(target=None, pred=None, valid=None, counted=None, weight=None)
     if per_class is not None:
         rest = rest._replace(options={option: x for option, x in r.options.items() if option != name})
     dtypes = ops.DTYPES[pred.dtype], ops.DTYPES[target.dtype]
-    call = rows.call(rest, pred.shape, dtypes, (0, 0), divides=rows.COUNTED if averaged else rows.NO_SUM)
-    job = torch_rows.Job(call, rest, name, averaged)
-    return torch_rows.computed(job, (pred, target, r.valid, per_class))
+    call = rows.call(rest, pred.shape, dtypes, (0, 0), divides=divides, divisor=divisor)
+    job = torch_rows.Job(call, rest, name)
+    return torch_rows.computed(job, (pred, target, r.counted, per_class, r.weight))
 
 
 def _by_rule(r: Request) -> Tensor:
@@ -184,8 +211,8 @@ PATHS: Mapping[str, Path] = {
             "rows",
             _losses_by_rows,
             "the native rows, in one pass",
-            "written in the same pass, for a mean; else by a second pass",
-            mean=_mean_by_rows,
+            "written in the same pass where the losses are summed, else by a second pass",
+            _ratio_by_rows,
         ),
         Path(
             "rule", _by_rule, "the formula, over PyTorch's operations", "the derivative rule, over PyTorch's operations"

@@ -51,18 +51,18 @@ def _job(pred: Tensor, target: Tensor, has_per_class: bool, plan: list[int], opt
     request = Request(
         loss=None,  # type: ignore[arg-type]  # the formula of a job asks for none
         rule=rule,
-        framework=None,
+        framework=torch_rows,  # for its operations
         target=None,
         pred=None,
         axis=axis,
         dtype="float64" if pred.dtype == torch.float64 else "float32",
         options=given,
-        reduction="none",
+        reduction="mean" if plan[2] else "none",
     )
     dtypes = ops.DTYPES[pred.dtype], ops.DTYPES[target.dtype]
     divides = rows.COUNTED if plan[2] else rows.NO_SUM
     call = rows.call(request, pred.shape, dtypes, (0, 0), divides=divides)
-    return Job(call, request, per_class, bool(plan[2]))
+    return Job(call, request, per_class)
 
 
 # The value.
@@ -77,7 +77,7 @@ def _value(
     options: list[float],
 ) -> Tensor:
     job = _job(pred, target, per_class is not None, plan, options)
-    return torch_rows.value(job, (pred, target, valid, per_class))
+    return torch_rows.value(job, (pred, target, valid, per_class, None))
 
 
 def _fake_value(pred: Tensor, target: Tensor, valid: Any, per_class: Any, plan: list[int], options: Any) -> Tensor:
@@ -113,7 +113,7 @@ def _gradients(
 ) -> tuple[Tensor, Tensor]:
     job = _job(pred, target, per_class is not None, plan, options)
     needs = bool(plan[3]), bool(plan[4])
-    of_pred, of_target = torch_rows.gradients(job, (pred, target, valid, per_class), upstream, needs)
+    of_pred, of_target = torch_rows.gradients(job, (pred, target, valid, per_class, None), upstream, needs)
     return pred.new_empty(0) if of_pred is None else of_pred, pred.new_empty(0) if of_target is None else of_target
 
 
@@ -134,7 +134,7 @@ def _gradients_backward(ctx: Any, *upstream: Tensor) -> tuple[Any, ...]:
     job = _job(pred, target, per_class is not None, ctx.plan, ctx.options)
     needed = ctx.needs_input_grad[:3]
     with torch.enable_grad():
-        found = torch_rows.by_formula(job, (pred, target, valid, per_class), first, needs)
+        found = torch_rows.by_formula(job, (pred, target, valid, per_class, None), first, needs)
         outputs = [(x, v) for x, v in zip(found, upstream, strict=True) if x is not None and x.requires_grad]
         inputs = [x for x, wanted in zip((first, pred, target), needed, strict=True) if wanted]
         second = iter(

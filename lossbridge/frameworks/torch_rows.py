@@ -1,6 +1,6 @@
 """PyTorch on CPUs: losses and gradients by the native rows. Defines no loss.
 
-A mean's gradient is written with its value, for the upstream gradient 1, which is what a loss receives: backward then
+A ratio's gradient is written with its value, for the upstream gradient 1, which is what a loss receives: backward then
 hands the buffer out as it is. Everything else is written in backward, when the upstream gradient is known: a gradient
 in half precision is rounded once, after it has been multiplied.
 """
@@ -16,14 +16,16 @@ from torch import Tensor
 from lossbridge.frameworks import framework
 from lossbridge.frameworks import torch_ops as ops
 from lossbridge.native import rows
+from lossbridge.reduction import reduced
 from lossbridge.spec import Request
 
 # Fresh buffers of so many bytes get huge pages: below, PyTorch's memory has mostly been touched before.
 HUGE = 1 << 24
 HALVES = (torch.float16, torch.bfloat16)
 
-# Predictions, target (dense ones are floating), which samples count, and the option that holds one number a class.
-Arrays = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
+# Predictions, target (dense ones are floating), which samples count, the option that holds one number a class, and the
+# samples' weights, which only a ratio has.
+Arrays = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
 
 
 class Job(NamedTuple):
@@ -32,12 +34,16 @@ class Job(NamedTuple):
     call: rows.Call  # without addresses
     request: Request  # for the formula
     per_class: str  # the name of the option that is a tensor
-    averaged: bool
+
+    @property
+    def is_ratio(self) -> bool:
+        """Or the losses themselves."""
+        return self.call.divides != rows.NO_SUM
 
 
 def computed(job: Job, arrays: Arrays) -> Tensor:
-    """The losses, or their mean."""
-    pred, target, _, _ = arrays
+    """The losses, or their ratio."""
+    pred, target = arrays[:2]
     if not torch.is_grad_enabled() or not (pred.requires_grad or target.requires_grad):
         return value(job, arrays)
     if job.request.inplace_gradient and pred.requires_grad:
@@ -64,11 +70,11 @@ def _refuse_in_place(pred: Tensor) -> None:
 
 
 def value(job: Job, arrays: Arrays, gradient: Tensor | None = None) -> Tensor:
-    """The losses or their mean; with the mean, its gradient for the predictions where there is a buffer for it."""
-    pred = arrays[0]
-    shape = () if job.averaged else _samples(job, pred)
+    """The losses or their ratio; with the ratio, its gradient for the predictions where there is a buffer for it."""
+    pred, is_ratio = arrays[0], job.is_ratio
+    shape = () if is_ratio else _samples(job, pred)
     found = pred.new_empty(shape, dtype=torch.float32) if pred.dtype in HALVES else pred.new_empty(shape)
-    if job.averaged:
+    if is_ratio:
         _run(job, arrays, result=found.data_ptr(), gradient=0 if gradient is None else gradient.data_ptr())
     else:
         _run(job, arrays, losses=found.data_ptr())
@@ -84,7 +90,7 @@ def gradients(job: Job, arrays: Arrays, upstream: Tensor, needs: tuple[bool, boo
         "gradient": 0 if of_pred is None else of_pred.data_ptr(),
         "target_gradient": 0 if of_target is None else of_target.data_ptr(),
     }
-    if job.averaged:
+    if job.is_ratio:
         _run(job, arrays, upstream=upstream.item(), **written)
     else:
         upstream = upstream.resolve_neg().contiguous()
@@ -96,19 +102,22 @@ def gradients(job: Job, arrays: Arrays, upstream: Tensor, needs: tuple[bool, boo
 
 def _run(job: Job, arrays: Arrays, *, upstream: float = 1.0, upstream_each: int = 0, **written: int) -> None:
     """One call of the rows, which write to these addresses."""
-    pred, target, valid, per_class = arrays
+    pred, target, counted, per_class, weight = arrays
     pred, target = pred.resolve_neg().contiguous(), target.resolve_neg().contiguous()
     call = job.call
-    number, of_classes, counted = call.per_class_number, 0, 0
-    if valid is not None:
-        valid = valid.expand(_samples(job, pred)).contiguous()
-        counted = valid.data_ptr()
+    number, of_classes, of_counted, of_weight = call.per_class_number, 0, 0, 0
+    if counted is not None:
+        counted = counted.expand(_samples(job, pred)).contiguous()
+        of_counted = counted.data_ptr()
+    if weight is not None:
+        weight = weight.expand(_samples(job, pred)).resolve_neg().contiguous()
+        of_weight = weight.data_ptr()
     if per_class is not None:
         per_class = per_class.resolve_neg().contiguous()
         number, of_classes = (number, per_class.data_ptr()) if per_class.ndim else (per_class.item(), 0)
     rows.compute(
         *(*call[:7], pred.data_ptr(), target.data_ptr(), *call[9:13], number, of_classes, call.balanced),
-        *(counted, 0, call.divides, 1.0, upstream, upstream_each),
+        *(of_counted, of_weight, call.divides, call.divisor, upstream, upstream_each),
         *(written.get("losses", 0), written.get("result", 0)),
         *(written.get("gradient", 0), written.get("target_gradient", 0), torch.get_num_threads()),
     )
@@ -131,26 +140,25 @@ def _fresh(like: Tensor) -> Tensor:
 
 
 class ByRows(torch.autograd.Function):
-    """The losses of a job, or their mean. Further derivatives, and many at once, are those of the formula.
+    """The losses of a job, or their ratio. Further derivatives, and many at once, are those of the formula.
 
     Forward and setup_context in one function: apart they take 15 µs more, and nothing of torch.func comes here.
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, pred: Tensor, target: Tensor, valid: Tensor | None, per_class: Tensor | None, job: Job
-    ) -> Tensor:
+    def forward(ctx: Any, pred: Tensor, target: Tensor, *others: Any) -> Tensor:
+        *rest, job = others
         gradient, saved = None, pred
-        if job.averaged and ctx.needs_input_grad[0]:
+        if job.is_ratio and ctx.needs_input_grad[0]:
             if not job.request.inplace_gradient:
                 gradient = _fresh(pred)
             elif pred.dtype not in HALVES:  # which could not be multiplied later, and are written over in backward
                 gradient, saved = pred.detach(), None
-        found = value(job, (pred, target, valid, per_class), gradient)
+        found = value(job, (pred, target, *rest), gradient)
         if saved is None:
             torch.autograd.graph.increment_version(pred)
         ctx.job, ctx.spent = job, False
-        ctx.save_for_backward(saved, target, valid, per_class, gradient)
+        ctx.save_for_backward(saved, target, *rest, gradient)
         return found
 
     @staticmethod
@@ -168,16 +176,17 @@ class ByRows(torch.autograd.Function):
         # Each is unpacked where it is read: only there is one that has been changed in place an error.
         saved = ops.raw_saved_tensors(ctx)
         if not (further or needs[1]):
-            found = _multiplied(saved[4].unpack(), upstream)
+            found = _multiplied(saved[5].unpack(), upstream)
             if found is not None:
-                return found, None, None, None, None
-        pred, target, valid, per_class = (x.unpack() for x in saved[:4])
+                return found, None, None, None, None, None
+        pred, target, counted, per_class, weight = (x.unpack() for x in saved[:5])
         compute = by_formula if further else gradients
-        return *compute(job, (pred, target, valid, per_class), upstream, needs), None, None, None
+        found = compute(job, (pred, target, counted, per_class, weight), upstream, needs)
+        return *found, None, None, None, None
 
 
 def _multiplied(gradient: Tensor | None, upstream: Tensor) -> Tensor | None:
-    """The gradient that was written with a mean, times what flows back; None where the rows have to be called again."""
+    """The gradient that was written with a ratio, times what flows back; None where the rows must be called again."""
     if gradient is None:
         return None
     factor = upstream.item()
@@ -191,24 +200,20 @@ def _multiplied(gradient: Tensor | None, upstream: Tensor) -> Tensor | None:
 
 def by_formula(job: Job, arrays: Arrays, upstream: Tensor, needs: tuple[bool, bool]) -> tuple[Tensor | None, ...]:
     """As `gradients`, and differentiable."""
-    pred, target, valid, per_class = arrays
+    pred, target, counted, per_class, weight = arrays
     create_graph = torch.is_grad_enabled()
     if not create_graph:
         pred, target = (x.detach().requires_grad_(needed) for x, needed in zip((pred, target), needs, strict=True))
-    r = job.request._replace(target=target, pred=pred, valid=valid)
+    valid = counted
+    if weight is not None:
+        valid = weight != 0 if counted is None else counted & (weight != 0)
+    r = job.request._replace(target=target, pred=pred, valid=valid, counted=counted, weight=weight)
     if per_class is not None:
         r = r._replace(options={**r.options, job.per_class: per_class})
     with torch.enable_grad():
         found = framework.by_formula(ops, r, target, pred)
-        found = _mean(found, valid) if job.averaged else found
+        found = reduced(r, found) if job.is_ratio else found
         inputs = [x for x, needed in zip((pred, target), needs, strict=True) if needed]
         found = torch.autograd.grad(found, inputs, upstream, create_graph=create_graph, materialize_grads=True)
     of_inputs = iter(found)
     return tuple(next(of_inputs) if needed else None for needed in needs)
-
-
-def _mean(losses: Tensor, valid: Tensor | None) -> Tensor:
-    if valid is None:
-        return ops.mean(losses)
-    valid = valid.expand(losses.shape)
-    return torch.where(valid, losses, 0.0).sum() / valid.count_nonzero().clamp(min=1)

@@ -186,9 +186,9 @@ def run(call: Call) -> None:
     _rows.run(*call)
 
 
-def xla_handler() -> object:
-    """A capsule with the function that XLA calls: rows/xla.cpp."""
-    return _rows.xla_handler()
+def xla_handlers() -> tuple[object, object]:
+    """Capsules with the functions that XLA calls, of rows/xla.cpp: the rows, and the ratio of losses."""
+    return _rows.xla_rows(), _rows.xla_ratio()
 
 
 def advise(address: int, size: int) -> None:

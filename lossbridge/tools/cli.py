@@ -261,7 +261,7 @@ def _report_parity(
         absent += parity_report.by_convention_only(runs)
     _print_header()
     out.print(about.title, highlight=False)
-    out.print(parity_report.table(runs))
+    out.print(parity_report.table(runs), "", sep="\n")
     out.print(about.legend, style="dim")
     _print_lines(absent, parity_report.closing_lines(runs, named))
     if json is not None:

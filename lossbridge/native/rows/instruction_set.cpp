@@ -4,6 +4,7 @@
 
 #include "bernoulli.h"
 #include "divergence.h"
+#include "samples.h"
 #include "softmax.h"
 #include "units.h"
 
@@ -45,27 +46,9 @@ template <class Body> static void with_type(Dtype dtype, const Body &body) {
     default: return;
   }
 }
-// A number of an array of the result's dtype.
-static double at(const Call &c, const void *p, int64_t i) {
-  return c.dtype == Dtype::FLOAT64 ? ((const double *)p)[i] : double(((const float *)p)[i]);
-}
-static void put(const Call &c, void *p, int64_t i, double x) {
-  if (c.dtype == Dtype::FLOAT64)
-    ((double *)p)[i] = x;
-  else
-    ((float *)p)[i] = float(x);
-}
 static int64_t label_at(const Call &c, int64_t i) {
   return c.target_dtype == Dtype::INT32 ? ((const int32_t *)c.target)[i] : ((const int64_t *)c.target)[i];
 }
-static double weight_of(const Call &c, int64_t sample) { return c.weight ? at(c, c.weight, sample) : 1; }
-static bool counts(const Call &c, int64_t sample) {
-  return (!c.counted || c.counted[sample]) && (!c.weight || at(c, c.weight, sample) != 0);
-}
-static double factor_of(const Call &c, int64_t sample) {
-  return c.upstream * weight_of(c, sample) * (c.upstream_each ? at(c, c.upstream_each, sample) : 1);
-}
-
 // A unit: `count` rows of n numbers.
 struct Block {
   int64_t sample, count, entry, n, stride;
@@ -173,7 +156,7 @@ static void log_loss(const Call &c, const Block &b) {
       const double x = read && valid ? double(widened(pred[along + y * b.stride])) : 1;
       const double p = x < bounds.low ? bounds.low : x > bounds.high ? bounds.high : x;
       const double loss = valid ? -log_of(p) : NOT_A_NUMBER<double>;
-      if (c.losses) put(c, c.losses, sample, read ? loss * weight_of(c, sample) : 0);
+      if (c.losses) put(c, c.losses, sample, read ? weighted(c, loss, sample) : 0);
       if (!gradient) continue;
       for (int64_t j = 0; j < b.n; j++) narrow(0.0f, &gradient[along + j * b.stride]);
       if (read && valid && x >= bounds.low && x <= bounds.high)
@@ -188,8 +171,8 @@ template <class F> static void finish_entries(Row<F> &r, const Block &b, F *loss
   for (int64_t j = 0; j < b.n; j++) {
     const int64_t sample = b.sample + j;
     const bool read = counts(c, sample);
-    const double by = read ? weight_of(c, sample) * (c.upstream_each ? at(c, c.upstream_each, sample) : 1) : 0;
-    losses[j] = read ? F(double(losses[j]) * weight_of(c, sample)) : 0;
+    const double by = read ? factor_of(c, sample) : 0;
+    losses[j] = read ? F(weighted(c, double(losses[j]), sample)) : 0;
     if (r.gradient) r.gradient[j] = read ? F(double(r.gradient[j]) * by) : 0;
     if (r.target_gradient) r.target_gradient[j] = read ? F(double(r.target_gradient[j]) * by) : 0;
   }
@@ -213,8 +196,8 @@ template <class F> static void compute_block(const Call &c, const Block &b, cons
   }
   if (c.elementwise) {
     Row<F> r = row(0);
-    r.factor = c.upstream;
     const bool plain = !c.weight && !c.counted && !c.upstream_each;
+    r.factor = plain ? factor_of(c, 0) : 1;
     const Side<F> found(b, c.dtype == Dtype::FLOAT64 ? Dtype::FLOAT64 : Dtype::FLOAT32, spare);
     F *const losses = c.losses ? found.row(b, c.losses, 0) : spare;
     compute_sample(r, nullptr, losses);
@@ -227,7 +210,7 @@ template <class F> static void compute_block(const Call &c, const Block &b, cons
       double loss = 0;
       if (counts(c, sample)) {
         r.factor = factor_of(c, sample) / (bernoulli(c) ? double(b.n) : 1);
-        loss = computed(r, sample, room) * weight_of(c, sample);
+        loss = weighted(c, computed(r, sample, room), sample);
       } else {
         fill(r.gradient, r.n, F(0));
         fill(r.target_gradient, r.n, F(0));

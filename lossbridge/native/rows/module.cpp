@@ -102,8 +102,9 @@ PyObject *advise(PyObject *, PyObject *const *arguments, Py_ssize_t count) {
 
 PyObject *instruction_set(PyObject *, PyObject *) { return PyUnicode_FromString(lossbridge::instruction_set()->name); }
 
-PyObject *xla_handler(PyObject *, PyObject *) {
-  return PyCapsule_New(reinterpret_cast<void *>(lossbridge::xla_handler), nullptr, nullptr);
+template <lossbridge::xla::Error *(*handler)(lossbridge::xla::CallFrame *)>
+PyObject *capsule(PyObject *, PyObject *) {
+  return PyCapsule_New(reinterpret_cast<void *>(handler), nullptr, nullptr);
 }
 
 // METH_FASTCALL: a tuple of 27 numbers would be made and thrown away by every call.
@@ -116,7 +117,8 @@ PyMethodDef methods[] = {
     {"run", as_method(run), METH_FASTCALL, "Computes the call that the 27 arguments are."},
     {"advise", as_method(advise), METH_FASTCALL, "advise(address, bytes): ask for huge pages below a fresh buffer."},
     {"instruction_set", instruction_set, METH_NOARGS, "The name of the instruction set that is used."},
-    {"xla_handler", xla_handler, METH_NOARGS, "The address of a handler of XLA's foreign functions, in a capsule."},
+    {"xla_rows", capsule<lossbridge::xla_rows>, METH_NOARGS, "A handler of XLA's foreign functions, in a capsule."},
+    {"xla_ratio", capsule<lossbridge::xla_ratio>, METH_NOARGS, "Another: reduce() of rows.h."},
     {nullptr, nullptr, 0, nullptr}};
 
 PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_rows", "The native rows.", 0, methods, nullptr, nullptr, nullptr,

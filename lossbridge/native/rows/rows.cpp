@@ -10,6 +10,7 @@
 
 #include "arithmetic.h"
 #include "pool.h"
+#include "samples.h"
 #include "units.h"
 
 #if defined(__x86_64__)
@@ -192,6 +193,12 @@ double divisor(const Job &job) {
   return static_cast<double>(count);
 }
 
+// Σ l·w / D, once D is there.
+void put_ratio(const Call &c, double sum) {
+  const double ratio = c.divisor == 0 ? 0 : sum / c.divisor;
+  put(c, c.result, 0, ratio);
+}
+
 // Units.
 
 int threads_for(const Call &c) {
@@ -293,19 +300,30 @@ int64_t scratch_bytes(const Call &c) { return chosen->scratch_bytes(c); }
 void run_with(const InstructionSet &set, const Call &call) {
   const UsualArithmetic usual;
   Job job{set, call, threads_for(call)};
-  const double d = divisor(job);
   Call &c = job.call;
-  c.upstream = d == 0 ? 0 : c.upstream / d;  // `compute` multiplies by it: the mean's gradient comes out at once
-  c.divides = Divisor::NONE;
+  c.divisor = divisor(job);  // `compute` divides by it: the mean's gradient comes out at once
   if (call.divides == Divisor::NONE || c.result == nullptr) return compute(job);
-  const double sum = c.elementwise ? sum_of_chunks(job) : sum_of_rows(job);
-  const double result = d == 0 ? 0 : sum / d;
-  if (result_is_double(c))
-    *static_cast<double *>(c.result) = result;
-  else
-    *static_cast<float *>(c.result) = static_cast<float>(result);
+  put_ratio(c, c.elementwise ? sum_of_chunks(job) : sum_of_rows(job));
 }
 
 void run(const Call &call) { run_with(*chosen, call); }
+
+void reduce(const Call &call, const void *losses, void *shares) {
+  const UsualArithmetic usual;
+  Job job{*chosen, call, threads_for(call)};
+  Call &c = job.call;
+  c.divisor = divisor(job);
+  if (shares != nullptr)
+    for (int64_t i = 0; i < samples(c); i++) put(c, shares, i, counts(c, i) ? share_of(c, i) : 0);
+  if (losses == nullptr) return;
+  std::unique_ptr<double[]> products;  // of the result's dtype
+  if (c.weight != nullptr) {
+    products.reset(new double[static_cast<size_t>(samples(c))]);
+    for (int64_t i = 0; i < samples(c); i++)
+      put(c, products.get(), i, counts(c, i) ? weighted(c, at(c, losses, i), i) : 0);
+    losses = products.get();
+  }
+  put_ratio(c, total(job, losses, c.counted));
+}
 
 }  // namespace lossbridge

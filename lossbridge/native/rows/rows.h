@@ -25,6 +25,11 @@ std::string instruction_set_error();
 std::vector<const InstructionSet *> instruction_sets();
 void run_with(const InstructionSet &, const Call &);
 
+// The end of a call whose losses somebody has, without the rest: of the samples of `call` (outer·inner) their number, what
+// counts, the weights and the divisor are read, and the ratio is written to `result`. Null are `losses` and `result`, or
+// `shares`, where w/D of each sample goes: what flows back to its loss.
+void reduce(const Call &call, const void *losses, void *shares);
+
 // Asks for huge pages below a buffer that nobody has touched yet. A hint: of smaller buffers, and on systems that have
 // no such pages, nothing comes.
 void advise(void *address, int64_t bytes);

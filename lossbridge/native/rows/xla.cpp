@@ -1,11 +1,13 @@
-// A call from XLA's foreign function interface: its buffers and attributes as a `Call` of call.h.
-// lossbridge/frameworks/jax_rows.py makes these calls; what is said of arguments and attributes here is said there too.
+// Calls from XLA's foreign function interface: their buffers and attributes as a `Call` of call.h.
+// lossbridge/frameworks/jax_rows.py and jax_ratio.py make them; what is said of arguments and attributes here is said
+// there too.
 #include "xla.h"
 
 #include <cstring>
 #include <new>
 
 #include "rows.h"
+#include "samples.h"
 #include "units.h"
 
 namespace lossbridge {
@@ -13,7 +15,7 @@ namespace {
 
 using namespace xla;
 
-// The attribute `integers`: an array of these.
+// The rows. The attribute `integers`: an array of these.
 enum Integer { RULE, AXIS, BALANCED, THREADS, ARGUMENTS, RESULTS, INTEGERS };
 // The attribute `numbers`.
 enum Number { LABEL_SMOOTHING, EPSILON, TEMPERATURE, GAMMA, PER_CLASS_NUMBER, NUMBERS };
@@ -22,6 +24,11 @@ enum Number { LABEL_SMOOTHING, EPSILON, TEMPERATURE, GAMMA, PER_CLASS_NUMBER, NU
 enum Argument { PER_CLASS = 1, COUNTED = 2, UPSTREAM = 4, EXPECTED = 8 };
 // And which results.
 enum Result { LOSSES = 1, GRADIENT = 2, TARGET_GRADIENT = 4 };
+
+// The ratio. The attribute `integers` is an array of these, and there is no other.
+enum RatioInteger { DIVIDES, RATIO_THREADS, RATIO_ARGUMENTS, RATIO_INTEGERS };
+// The first argument is the losses, of which the ratio comes, or the zeros of whose shape the shares come.
+enum RatioArgument { RATIO_WEIGHT = 1, RATIO_COUNTED = 2, RATIO_DIVISOR = 4, RATIO_SHARES = 8 };
 
 Error *error(const CallFrame &frame, int code, const char *message) {
   ErrorArguments arguments{sizeof(ErrorArguments), nullptr, message, code};
@@ -90,18 +97,24 @@ void set_shape(Call &c, const Buffer &pred, int64_t axis) {
   c.inner = c.elementwise ? 1 : product(pred.dims + axis + 1, end);
 }
 
-// The two attributes.
+// The numbers of an attribute that is an array of so many of them; null if it is not.
+template <class Number>
+const Number *numbers_of(const Attributes &attributes, int64_t which, DataType dtype, size_t size) {
+  if (which >= attributes.size || attributes.types[which] != ARRAY) return nullptr;
+  const Array &array = *static_cast<const Array *>(attributes.attributes[which]);
+  return array.size == size && array.dtype == dtype ? static_cast<const Number *>(array.data) : nullptr;
+}
+const int64_t *integers_of(const Attributes &attributes, size_t size) {
+  return numbers_of<int64_t>(attributes, 0, DataType::S64, size);
+}
+
 struct Options {
   const int64_t *integers;
   const double *numbers;
 };
 bool read(const Attributes &attributes, Options *options) {
-  if (attributes.size != 2 || attributes.types[0] != ARRAY || attributes.types[1] != ARRAY) return false;
-  const Array &integers = *static_cast<const Array *>(attributes.attributes[0]);
-  const Array &numbers = *static_cast<const Array *>(attributes.attributes[1]);
-  *options = {static_cast<const int64_t *>(integers.data), static_cast<const double *>(numbers.data)};
-  return integers.size == INTEGERS && integers.dtype == DataType::S64 && numbers.size == NUMBERS &&
-         numbers.dtype == DataType::F64;
+  *options = {integers_of(attributes, INTEGERS), numbers_of<double>(attributes, 1, DataType::F64, NUMBERS)};
+  return options->integers != nullptr && options->numbers != nullptr;
 }
 void set_options(Call &c, const Options &options) {
   c.rule = static_cast<Rule>(options.integers[RULE]);
@@ -114,8 +127,7 @@ void set_options(Call &c, const Options &options) {
   c.per_class_number = options.numbers[PER_CLASS_NUMBER];
 }
 
-Error *execute(const CallFrame &frame) {
-  if (frame.stage != EXECUTE) return wrong(frame, "lossbridge's rows have no other stage than that of execution");
+Error *execute_rows(const CallFrame &frame) {
   Options options;
   if (!read(frame.attributes, &options) || frame.arguments.size < 2)
     return wrong(frame, "lossbridge's rows are called by another version of lossbridge");
@@ -151,17 +163,47 @@ Error *execute(const CallFrame &frame) {
   return nullptr;
 }
 
-}  // namespace
+Error *execute_ratio(const CallFrame &frame) {
+  const int64_t *integers = integers_of(frame.attributes, RATIO_INTEGERS);
+  if (integers == nullptr || frame.arguments.size < 1 || frame.results.size != 1)
+    return wrong(frame, "lossbridge's ratio is called by another version of lossbridge");
+  Next argument{frame.arguments, 0};
+  const int64_t given = integers[RATIO_ARGUMENTS];
+  const Buffer &losses = *argument.take(true), &result = *frame.results.buffers[0];
+  Call c{};
+  if (!to_dtype(losses.dtype, &c.dtype) || result.dtype != losses.dtype)
+    return wrong(frame, "lossbridge sums no arrays of this dtype");
+  c.outer = product(losses.dims, losses.dims + losses.rank);
+  c.classes = c.inner = 1;
+  c.divides = static_cast<Divisor>(integers[DIVIDES]);
+  c.threads = static_cast<int32_t>(integers[RATIO_THREADS]);
+  c.weight = data(argument.take(given & RATIO_WEIGHT));
+  c.counted = static_cast<const uint8_t *>(data(argument.take(given & RATIO_COUNTED)));
+  const void *divisor = data(argument.take(given & RATIO_DIVISOR));
+  if (!argument.is_at_end()) return wrong(frame, "lossbridge's ratio is called with other buffers than it says");
+  c.divisor = divisor == nullptr ? 1 : at(c, divisor, 0);
+  const bool shares = given & RATIO_SHARES;
+  c.result = shares ? nullptr : result.data;
+  reduce(c, shares ? nullptr : losses.data, shares ? result.data : nullptr);
+  return nullptr;
+}
 
-Error *xla_handler(CallFrame *frame) {
+template <class Execute>
+Error *handle(CallFrame *frame, const Execute &execute) {
   Extension *extension = frame->extension_start;
   if (extension != nullptr && extension->type == METADATA)
     return tell_version(*frame, *reinterpret_cast<MetadataExtension *>(extension));
+  if (frame->stage != EXECUTE) return wrong(*frame, "lossbridge's rows have no other stage than that of execution");
   try {
     return execute(*frame);
   } catch (const std::bad_alloc &) {
     return error(*frame, RESOURCE_EXHAUSTED, "lossbridge's rows find no memory");
   }
 }
+
+}  // namespace
+
+Error *xla_rows(CallFrame *frame) { return handle(frame, execute_rows); }
+Error *xla_ratio(CallFrame *frame) { return handle(frame, execute_ratio); }
 
 }  // namespace lossbridge

@@ -1,10 +1,11 @@
-// The rows as a function that XLA calls.
+// The rows as functions that XLA calls.
 #pragma once
 #include "xla_ffi.h"
 
 namespace lossbridge {
 
-// A handler of XLA's foreign function interface. Arguments, results and attributes: xla.cpp.
-xla::Error *xla_handler(xla::CallFrame *);
+// Handlers of XLA's foreign function interface. Arguments, results and attributes: xla.cpp.
+xla::Error *xla_rows(xla::CallFrame *);
+xla::Error *xla_ratio(xla::CallFrame *);
 
 }  // namespace lossbridge

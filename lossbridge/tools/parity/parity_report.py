@@ -33,6 +33,7 @@ class Cell:
 class Row:
     labels: tuple[str, ...]  # line by line, as the cells
     cells: tuple[Cell, ...]
+    bits: Cell
 
 
 def rows(runs: Runs) -> list[Row]:
@@ -40,10 +41,12 @@ def rows(runs: Runs) -> list[Row]:
     outcomes = [outcome for run in runs for outcome in run.outcomes]
     found = []
     if any(_is_example(outcome) for outcome in outcomes):
-        found.append(Row((KERAS_EXAMPLE.name,), tuple(_example_cell(run) for run in runs)))
+        cells = tuple(_example_cell(run) for run in runs)
+        found.append(Row((KERAS_EXAMPLE.name,), cells, _bits_cell(filter(_is_example, outcomes))))
     for loss in dict.fromkeys(outcome.loss for outcome in outcomes):
         labels = (loss, "  gradient") if "." not in loss else _broken(loss)
-        found.append(Row(labels, tuple(_cell(run, loss) for run in runs)))
+        bits = _bits_cell(outcome for outcome in outcomes if outcome.loss == loss)
+        found.append(Row(labels, tuple(_cell(run, loss) for run in runs), bits))
     return found
 
 
@@ -76,6 +79,19 @@ def _cell(run: BackendRun[Outcome], loss: str) -> Cell:
     return Cell((*worst, *([f"{faults} wrong"] if faults else [])), not faults)
 
 
+def _bits_cell(outcomes: Iterable[Outcome]) -> Cell:
+    """Whether eager values and gradients are equal bit for bit, on all backends that computed the case."""
+    digests: dict[str, list[str]] = {}
+    for outcome in outcomes:
+        if outcome.mode == "eager" and outcome.digest:
+            digests.setdefault(outcome.case, []).append(outcome.digest)
+    compared = [found for found in digests.values() if len(found) > 1]
+    if not compared:
+        return Cell(("–",), None)
+    differ = sum(len(set(found)) > 1 for found in compared)
+    return Cell((str(differ), "diff"), None) if differ else Cell(("same",), True)
+
+
 def _empty_cell(run: BackendRun[Outcome]) -> Cell:
     return Cell((run.status if run.status != "ran" else "–",), None)
 
@@ -93,13 +109,14 @@ def _short(x: float, form: str) -> str:
 
 
 def table(runs: Runs) -> Table:
-    """With four backends it fits into 80 columns."""
-    shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    """With four backends it fits into 80 columns, exactly."""
+    shown = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False)
     shown.add_column("loss", no_wrap=True)
     for run in runs:
         shown.add_column(f"{run.backend}\n{run.version.split('+')[0] or run.status}", no_wrap=True)
+    shown.add_column("bits", no_wrap=True)
     for row in rows(runs):
-        shown.add_row("\n".join(row.labels), *(_coloured(cell) for cell in row.cells))
+        shown.add_row("\n".join(row.labels), *(_coloured(cell) for cell in (*row.cells, row.bits)))
     return shown
 
 
@@ -120,7 +137,9 @@ CASES = About(
     "Worst error against the reference: units in the last place, relative",
     "Eager and compiled. Units of float32 or float64 for values, at the exact value, or at 1 where probabilities go "
     "in; of the input's dtype for gradients, at the row's largest entry. Relative to the same, in float32 and float64. "
-    "Each case states its own tolerance; in float16 and bfloat16 the reference gets the rounded inputs.",
+    "Each case states its own tolerance; in float16 and bfloat16 the reference gets the rounded inputs. Bits: whether "
+    "eager values and gradients are the same on all backends, as they are where native rows compute them, or in how many "
+    "cases they differ.",
 )
 PEERS = About(
     "lossbridge.compat compared with the libraries' own functions: units in the last place, relative",
@@ -174,12 +193,14 @@ def write_html(
     body = ""
     for row in rows(runs):
         cells = ""
-        for cell in row.cells:
+        for cell in (*row.cells, row.bits):
             css = {True: "good", False: "wrong", None: "none"}[cell.good]
             cells += f'<td class="{css}">' + "<br>".join(html.escape(line) for line in cell.lines) + "</td>"
         labels = "<br>".join(html.escape(label.strip()) for label in row.labels)
         body += f"<tr><th>{labels}</th>{cells}</tr>\n"
-    table = f"<table><caption>{html.escape(about.title)}</caption><tr><th>loss</th>{head}</tr>\n{body}</table>"
+    table = (
+        f"<table><caption>{html.escape(about.title)}</caption><tr><th>loss</th>{head}<th>bits</th></tr>\n{body}</table>"
+    )
     content = f'{table}\n<p class="legend">{html.escape(about.legend)}</p>\n{_plot(runs)}'
     verdict = (*more, *closing_lines(runs, named))
     path.write_text(page("lossbridge parity", verdict, content, device), encoding="utf-8")
