@@ -114,7 +114,7 @@ def _jvp(primals: Sequence[Array], tangents: Sequence[Any], *, call: Call) -> tu
             return _by_formula(*({**arrays, **moved}[name] for name in call.given), call=call)
 
         terms.append(jax.jvp(of_moving, ({name: arrays[name] for name in moving},), (moving,))[1])
-    return found, sum(terms[1:], start=terms[0]) if terms else ad.Zero.from_primal_value(found)
+    return found, sum(terms[1:], start=terms[0]) if terms else ad.Zero(jax.typeof(found).to_tangent_aval())
 
 
 ad.primitive_jvps[sums] = _jvp

@@ -16,7 +16,7 @@ from lossbridge.frameworks.framework import Choice, Path, by_formula, prepared
 from lossbridge.maths.ops import Array
 from lossbridge.native import rows
 from lossbridge.reduction import by_weight, has_mass, reduced
-from lossbridge.spec import MEANS, Request
+from lossbridge.spec import Request
 
 name = "torch"
 ops = torch_ops
@@ -26,6 +26,9 @@ owns, quiet, shape, widest = ops.owns, ops.quiet, ops.shape, ops.widest
 
 # Whether CUDA tensors go to lossbridge.native.triton_kernels, which have never run on a GPU.
 TRITON = os.environ.get("LOSSBRIDGE_TRITON") == "1"
+
+# Without weights these divide by the number of samples that count.
+PLAIN_MEANS = ("sum_over_batch_size", "mean")
 
 # Entries from which a compiled program is faster with an operator than with the operations of a rule.
 OPERATOR = 1 << 19
@@ -143,18 +146,16 @@ def _by_triton(r: Request) -> Tensor:
 
 def _ratio_by_rows(r: Request) -> Tensor:
     """With its gradient, unless more than predictions and target is differentiated."""
+    plain_mean = r.reduction in PLAIN_MEANS and r.weight is r.normalizer is None
     if torch.compiler.is_compiling():
-        plain_mean = r.reduction in MEANS and r.weight is r.normalizer is None and not has_mass(r)
         return _by_operator(r, True) if plain_mean else reduced(r, _losses_by_rows(r))
-    if r.reduction in ("none", None) or _divisor_is_differentiated(r):
-        return reduced(r, _losses_by_rows(r))
-    return _by_rows(r)
+    if plain_mean or not (r.reduction in ("none", None) or _divisor_is_differentiated(r)):
+        return _by_rows(r)
+    return reduced(r, _losses_by_rows(r))
 
 
 def _divisor_is_differentiated(r: Request) -> bool:
     """It, or the weights."""
-    if r.weight is r.normalizer is None and not has_mass(r):
-        return False
     if not torch.is_grad_enabled():
         return False
     by_mass = r.target.requires_grad and by_weight(r) and has_mass(r)

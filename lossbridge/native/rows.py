@@ -169,7 +169,7 @@ def divides(r: Request) -> tuple[int, Array]:
         return GIVEN, 1.0
     if r.normalizer is not None:
         return GIVEN, r.normalizer
-    if not by_weight(r):
+    if r.reduction != "mean_with_sample_weight" or not by_weight(r):
         return COUNTED, 1.0
     return (GIVEN, total_weight(r)) if has_mass(r) else (WEIGHTS, 1.0)
 

@@ -179,7 +179,7 @@ def test_a_second_backward_and_a_second_derivative(loss, path, monkeypatch) -> N
 @needs_rows
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_logits_changed_before_backward(dtype) -> None:
-    """An error where a derivative reads them. The gradient of a mean is there already, as PyTorch's is."""
+    """An error where a derivative reads them. The gradient of a mean or sum is there already, as PyTorch's is."""
     leaf = torch.zeros(300, 300, dtype=dtype, requires_grad=True)
 
     def changed(reduction: str) -> torch.Tensor:
@@ -191,7 +191,8 @@ def test_logits_changed_before_backward(dtype) -> None:
 
     exact = torch.full((300, 300), 1 / 300).index_fill_(1, torch.tensor([0]), 1 / 300 - 1) / 300
     torch.testing.assert_close(torch.autograd.grad(changed("mean"), leaf)[0], exact.to(dtype))
-    for value, further in ((changed("none"), False), (changed("sum"), False), (changed("mean"), True)):
+    torch.testing.assert_close(torch.autograd.grad(changed("sum"), leaf)[0], (300 * exact).to(dtype))
+    for value, further in ((changed("none"), False), (changed("sum"), True), (changed("mean"), True)):
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             torch.autograd.grad(value, leaf, create_graph=further)
     if dtype == torch.bfloat16:
