@@ -49,13 +49,20 @@ def ratio(r: Request) -> Array:
     if r.normalizer is not None or by_mass:
         arrays["normalizer"] = total_weight(r) if r.normalizer is None else r.normalizer
     call = Call(r.reduction, tuple(arrays))
-    expected = _bind(call._replace(shares=True), arrays)
+    expected = _shares(call, arrays)
     return _bind(call, {**arrays, "losses": jax_rows.losses(r, expected)})
 
 
 def _bind(call: Call, arrays: Mapping[str, Array]) -> Array:
     found: Array = sums.bind(*jax_rows.equally_varying([arrays[name] for name in call.given]), call=call)
     return found
+
+
+def _shares(call: Call, arrays: Mapping[str, Array]) -> Array:
+    if call.given != ("losses",):
+        return _bind(call._replace(shares=True), arrays)
+    losses = arrays["losses"]
+    return jnp.full_like(losses, 1 if call.reduction == "sum" else 1 / max(1, losses.size))
 
 
 sums = jax.extend.core.Primitive("lossbridge_ratio")
@@ -107,7 +114,7 @@ def _jvp(primals: Sequence[Array], tangents: Sequence[Any], *, call: Call) -> tu
     step = moving.pop("losses", None)
     terms = []
     if step is not None and not call.shares:
-        terms.append(jnp.sum(_bind(call._replace(shares=True), arrays) * step))
+        terms.append(jnp.sum(_shares(call, arrays) * step))
     if moving:
 
         def of_moving(moved: Mapping[str, Array]) -> Array:
