@@ -84,12 +84,8 @@ def _denominator(ops: Ops, r: Request, losses: Array) -> Array:
 
 def total_weight(r: Request) -> Array:
     """The sum of what the samples count: Σ_c w_c t_c, times their weights."""
-    assert r.loss.mass is not None
-    ops, target = r.framework.ops, r.target
-    if len(ops.shape(target)) == len(ops.shape(r.pred)):
-        target = neutralise(ops, ops.cast(target, r.dtype), r.valid, r.axis, 0.5)
-    options = {name: r.options[name] for name in ("label_smoothing", "class_weight") if name in r.options}
-    with ops.quiet():
-        mass = r.loss.mass(ops, target, r.pred, r.axis, **options)
-        mass = mass if r.weight is None else mass * r.weight
-        return ops.sum(mass if r.valid is None else ops.where(r.valid, mass, 0.0))
+    mass = r.loss.mass
+    assert mass is not None
+    options = {name: r.options[name] for name in mass.options if name in r.options}
+    pred = r.framework.ops.stop_gradient(r.pred)  # of which only the shape counts
+    return reduce(r._replace(rule=mass, pred=pred, options=options, reduction="sum", normalizer=None))

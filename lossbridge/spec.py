@@ -7,7 +7,7 @@ generated tests read it. A loss that lacks an entry somewhere fails a test that 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 from lossbridge.maths import bernoulli, divergence, softmax
@@ -56,9 +56,7 @@ class Loss(NamedTuple):
     elementwise: tuple[Target, ...] = ()  # with these targets every entry is a sample, and axis is ignored
     per_class: tuple[str, ...] = PER_CLASS  # options that hold one number a class
     scalar_per_class: bool = False  # or one number for all
-    # mass(ops, target, pred, axis, **options): the weight of each sample in "mean_with_sample_weight", besides its
-    # sample_weight.
-    mass: Callable[..., Array] | None = None
+    mass: Rule | None = None  # the weight of each sample in "mean_with_sample_weight", besides its sample_weight
 
     @property
     def targets(self) -> tuple[Target, ...]:
@@ -107,13 +105,13 @@ LOSSES: Mapping[str, Loss] = {
                 "probabilities": {"distributions": softmax.PROBABILITIES},
             },
             {**_SMOOTHED, "class_weight": None},
-            mass=softmax.class_mass,
+            mass=softmax.CLASS_MASS,
         ),
         Loss(
             "sparse_categorical_crossentropy",
             {"logits": {"labels": softmax.LABELS}, "probabilities": {"labels": softmax.LABEL_PROBABILITIES}},
             {**_SMOOTHED, "ignore_class": None, "class_weight": None},
-            mass=softmax.label_mass,
+            mass=softmax.LABEL_MASS,
         ),
         Loss(
             "binary_crossentropy",

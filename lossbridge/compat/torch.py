@@ -48,24 +48,21 @@ NAMES = Names(
 )
 
 
-def _label_mass(ops: Ops, labels: Array, pred: Array, axis: int, *, class_weight: Array, **_: Any) -> Array:
-    """w_y: a mean divides by Σ w_y of the labels, without smoothing."""
-    return softmax.label_mass(ops, labels, pred, axis, label_smoothing=0.0, class_weight=class_weight)
-
-
 def _kl_terms(ops: Ops, target: Array, log_p: Array, axis: None, *, log_target: bool) -> tuple[Array, Residuals]:
     return divergence.kl_terms(ops, target, log_p, log_target=log_target), ()
 
 
+# A mean divides by Σ w_y of the labels, without smoothing.
+_LABEL_MASS = softmax.LABEL_MASS._replace(options=("class_weight",))
 # lossbridge's own losses, which here also take one class.
-_CLASSES = LOSSES["sparse_categorical_crossentropy"]._replace(outcomes=1, mass=_label_mass)
+_CLASSES = LOSSES["sparse_categorical_crossentropy"]._replace(outcomes=1, mass=_LABEL_MASS)
 _DISTRIBUTIONS = LOSSES["categorical_crossentropy"]._replace(outcomes=1)
 _LOG_LIKELIHOOD = Loss(
     "nll_loss",
     {"probabilities": {"labels": softmax.LOG_LIKELIHOOD}},
     {"ignore_class": None, "class_weight": None},
     outcomes=1,
-    mass=_label_mass,
+    mass=_LABEL_MASS,
 )
 _KL_TERMS = Loss(
     "kl_div",

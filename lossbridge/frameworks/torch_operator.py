@@ -20,6 +20,7 @@ from lossbridge.native import rows
 from lossbridge.spec import LOSSES, Request
 
 _RULES = {rows.RULES[rule.name]: rule for loss in LOSSES.values() for x in loss.rules.values() for rule in x.values()}
+_RULES |= {rows.RULES[loss.mass.name]: loss.mass for loss in LOSSES.values() if loss.mass is not None}
 # plan: number of the rule, axis or −1, whether the mean is taken, and, of gradients, whether predictions and target
 # need theirs. options: those of the rule, in order; NaN for one that is not given, or is the tensor `per_class`.
 _ARGUMENTS = "Tensor pred, Tensor target, Tensor? valid, Tensor? per_class, int[] plan, float[] options"
@@ -33,8 +34,9 @@ def computed(r: Request, per_class: Tensor | None, averaged: bool) -> Tensor:
     pred, target = r.pred, r.target
     if target.ndim == pred.ndim and not target.is_floating_point():
         target = ops.cast(target, r.dtype)
-    plan = [rows.RULES[r.rule.name], -1 if r.axis is None else r.axis, int(averaged)]
-    given = (r.options.get(name) for name in r.rule.options)
+    rule = rows.RULES[r.rule.name]
+    plan = [rule, -1 if r.axis is None else r.axis, int(averaged)]
+    given = (r.options.get(name) for name in _RULES[rule].options)
     options = [math.nan if x is None or isinstance(x, Tensor) else float(x) for x in given]
     found: Tensor = torch.ops.lossbridge.rows_value(pred, target, r.valid, per_class, plan, options)
     return found

@@ -65,10 +65,10 @@ def crossentropy_gradients(
 
 
 def class_mass(
-    ops: Ops, target: Array, pred: Array, axis: int, *, label_smoothing: float, class_weight: Array
-) -> Array:
+    ops: Ops, target: Array, pred: Array, axis: int, *, label_smoothing: float = 0.0, class_weight: Array
+) -> tuple[Array, Residuals]:
     """Σ_c w_c t_c: the weight of a sample in "mean_with_sample_weight"."""
-    return ops.sum(_target_weights(ops, target, pred, axis, label_smoothing, class_weight), axis)
+    return ops.sum(_target_weights(ops, target, pred, axis, label_smoothing, class_weight), axis), ()
 
 
 def neg_log_softmax(ops: Ops, logits: Array, axis: int) -> tuple[Array, Residuals]:
@@ -169,14 +169,14 @@ def label_crossentropy_gradients(
 
 
 def label_mass(
-    ops: Ops, labels: Array, pred: Array, axis: int, *, label_smoothing: float, class_weight: Array
-) -> Array:
+    ops: Ops, labels: Array, pred: Array, axis: int, *, label_smoothing: float = 0.0, class_weight: Array
+) -> tuple[Array, Residuals]:
     """Σ_c w_c t_c of smoothed labels: (1−s)·w_y + s/C·Σ_c w_c."""
     index, _ = in_range(ops, labels, pred, axis)
     mass = _label_weight(ops, index, label_smoothing, class_weight)
     if not label_smoothing:
-        return mass
-    return mass + label_smoothing / ops.size(pred, axis) * ops.sum(class_weight)
+        return mass, ()
+    return mass + label_smoothing / ops.size(pred, axis) * ops.sum(class_weight), ()
 
 
 def _label_weight(ops: Ops, index: Array, label_smoothing: float, class_weight: Array | None) -> Array | float | None:
@@ -344,6 +344,9 @@ LABEL_PROBABILITIES = Rule(
     options=("epsilon", "label_smoothing", "class_weight"),
 )
 LOG_LOSS = Rule("log loss of labels", label_log_loss, options=("epsilon",))
+# No losses: the denominators by class weights.
+LABEL_MASS = Rule("class weight of labels", label_mass, options=("label_smoothing", "class_weight"))
+CLASS_MASS = Rule("class weight of distributions", class_mass, options=("label_smoothing", "class_weight"))
 LOG_LIKELIHOOD = Rule("negative log-likelihood", negative_log_likelihood, options=("class_weight",))
 FOCAL = Rule("focal softmax", focal, options=("alpha", "gamma", "label_smoothing"))
 FOCAL_PROBABILITIES = Rule(

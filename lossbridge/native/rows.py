@@ -49,6 +49,8 @@ RULES: Mapping[str, int] = {
             bernoulli.FOCAL_PROBABILITIES,
             divergence.LOGITS,
             divergence.PROBABILITIES,
+            softmax.LABEL_MASS,
+            softmax.CLASS_MASS,
         )
     )
 }

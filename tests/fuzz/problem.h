@@ -12,12 +12,12 @@
 
 namespace lossbridge {
 
-constexpr int RULES = 13, FLOATS = 4;
+constexpr int RULES = 15, FLOATS = 4;
 const char *const RULE_NAMES[RULES] = {
     "softmax_labels",          "softmax_distributions", "probabilities_labels", "probabilities_distributions",
     "log_loss",                "softmax_focal",         "probabilities_focal",  "bernoulli_logits",
     "bernoulli_probabilities", "bernoulli_focal_logits", "bernoulli_focal_probabilities", "divergence_logits",
-    "divergence_probabilities"};
+    "divergence_probabilities", "mass_labels", "mass_distributions"};
 const char *const FLOAT_NAMES[FLOATS] = {"float32", "float64", "float16", "bfloat16"};
 
 // Numbers from a seed: SplitMix64 of Steele, Lea and Flood, 2014.
@@ -147,6 +147,7 @@ class Problem {
       case Rule::SOFTMAX_LABELS:
       case Rule::PROBABILITIES_LABELS:
       case Rule::LOG_LOSS:
+      case Rule::MASS_LABELS:
         call.target_dtype = integers[long_labels];
         break;
       default:

@@ -19,6 +19,8 @@ enum class Rule : int32_t {
   BERNOULLI_FOCAL_PROBABILITIES = 10,
   DIVERGENCE_LOGITS = 11,
   DIVERGENCE_PROBABILITIES = 12,
+  MASS_LABELS = 13,  // what a sample counts by its class weights: no loss, and its gradient is 0
+  MASS_DISTRIBUTIONS = 14,
 };
 
 enum class Dtype : int32_t { FLOAT32 = 0, FLOAT64 = 1, FLOAT16 = 2, BFLOAT16 = 3, INT32 = 4, INT64 = 5 };

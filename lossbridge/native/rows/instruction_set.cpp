@@ -124,6 +124,14 @@ static double compute_sample(Row<double> &r, const double *weights, double *loss
   }
 }
 
+// Σ_c w_c t_c of the smoothed target.
+template <class F> static double mass(Row<F> &r, F *room) {
+  fill(r.gradient, r.n, F(0));
+  if (!r.target && r.call.label_smoothing == 0) return r.per_class ? double(r.per_class[r.label]) : r.call.per_class_number;
+  weigh(r, room);
+  return sum(room, r.n, -1);
+}
+
 // A sample along an axis. `room`: a row for the weights of the classes, where they differ from the target.
 template <class F> static double computed(Row<F> &r, int64_t sample, F *room) {
   const Call &c = r.call;
@@ -137,6 +145,7 @@ template <class F> static double computed(Row<F> &r, int64_t sample, F *room) {
     r.label = label_at(c, sample);
     if (r.label < 0 || r.label >= r.n) return no_loss(r, 0);
   }
+  if (c.rule == Rule::MASS_LABELS || c.rule == Rule::MASS_DISTRIBUTIONS) return mass(r, room);
   const bool differ = c.label_smoothing != 0 || (!of_labels(c) && (r.per_class || c.per_class_number != 1));
   if (differ) weigh(r, room);
   return compute_sample(r, differ ? room : r.target, nullptr);
