@@ -59,9 +59,9 @@ def _bind(call: Call, arrays: Mapping[str, Array]) -> Array:
 
 
 def _shares(call: Call, arrays: Mapping[str, Array]) -> Array:
-    if call.given != ("losses",):
-        return _bind(call._replace(shares=True), arrays)
     losses = arrays["losses"]
+    if call.given != ("losses",) or not isinstance(losses.size, int):  # a symbol in what is exported
+        return _bind(call._replace(shares=True), arrays)
     return jnp.full_like(losses, 1 if call.reduction == "sum" else 1 / max(1, losses.size))
 
 
