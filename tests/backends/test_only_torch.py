@@ -309,6 +309,7 @@ def test_private_knowledge_of_sizes() -> None:
 # The way of one call.
 
 
+@pytest.mark.skipif(bool(rows.MISSING), reason=rows.MISSING)
 def test_the_way_of_a_call_is_short_and_straight() -> None:
     """categorical_crossentropy and its gradient enter six files at most, none of them twice."""
     root = str(Path(lb.__file__).parent)
