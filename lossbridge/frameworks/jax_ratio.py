@@ -21,7 +21,7 @@ from jax.interpreters import ad, batching, mlir
 from lossbridge.frameworks import jax_rows
 from lossbridge.maths.ops import Array
 from lossbridge.native import rows as native
-from lossbridge.reduction import has_mass, reduced, total_weight
+from lossbridge.reduction import are_read, reduced
 from lossbridge.spec import Loss, Reduction, Request
 
 # The arrays of a call, in order: the losses or zeros of their shape, then those that the handler counts by 1, 2 and 4.
@@ -32,6 +32,7 @@ class Call(NamedTuple):
     """The static arguments of the primitive."""
 
     reduction: Reduction
+    divides: int  # as `native.divides` says it
     given: tuple[str, ...]  # of ARRAYS
     shares: bool = False  # instead of the ratio
 
@@ -39,16 +40,16 @@ class Call(NamedTuple):
 def ratio(r: Request) -> Array:
     if r.reduction in ("none", None):
         return reduced(r, jax_rows.losses(r))
-    samples = tuple(size for axis, size in enumerate(r.pred.shape) if axis != r.axis)
+    samples = jax_rows.samples(r)
     arrays = {"losses": jnp.zeros(samples, r.dtype)}
     if r.weight is not None:
         arrays["weight"] = jnp.broadcast_to(r.weight, samples)
     if r.counted is not None:
         arrays["counted"] = jnp.broadcast_to(r.counted, samples)
-    by_mass = r.reduction == "mean_with_sample_weight" and has_mass(r)
-    if r.normalizer is not None or by_mass:
-        arrays["normalizer"] = total_weight(r) if r.normalizer is None else r.normalizer
-    call = Call(r.reduction, tuple(arrays))
+    divides, divisor = native.divides(r)
+    if r.reduction != "sum" and divides == native.GIVEN:
+        arrays["normalizer"] = divisor
+    call = Call(r.reduction, divides, tuple(arrays))
     expected = _shares(call, arrays)
     return _bind(call, {**arrays, "losses": jax_rows.losses(r, expected)})
 
@@ -87,11 +88,12 @@ def _type(losses: Any, *others: Any, call: Call) -> Any:
 def _by_formula(*given: Array, call: Call) -> Array:
     arrays = dict(zip(call.given, given, strict=True))
     losses, weight, counted = arrays["losses"], arrays.get("weight"), arrays.get("counted")
-    valid = counted
-    if weight is not None:
-        valid = weight != 0 if counted is None else counted & (weight != 0)
     r = _NOTHING._replace(
-        weight=weight, counted=counted, valid=valid, normalizer=arrays.get("normalizer"), reduction=call.reduction
+        reduction=call.reduction,
+        weight=weight,
+        counted=counted,
+        valid=are_read(counted, weight),
+        normalizer=arrays.get("normalizer"),
     )
 
     def value(losses: Array) -> Array:
@@ -138,11 +140,8 @@ def _lower(context: Any, *values: Any, call: Call) -> Any:
     exported = context.module_context.lowering_parameters.for_export
     if jax_rows.MISSING or exported or jax_rows.devices(context) != 1:
         return _lower_by_formula(context, *values, call=call)
-    divides = {"sum": native.GIVEN, "mean_with_sample_weight": native.WEIGHTS}.get(str(call.reduction), native.COUNTED)
-    if "normalizer" in call.given:
-        divides = native.GIVEN
     arguments = sum(1 << i for i, name in enumerate(ARRAYS[1:]) if name in call.given) | (8 if call.shares else 0)
-    integers = np.array((divides, native.threads(), arguments), np.int64)
+    integers = np.array((call.divides, native.threads(), arguments), np.int64)
     return jax.ffi.ffi_lowering(jax_rows.RATIO)(context, *values, integers=integers)
 
 

@@ -102,6 +102,11 @@ def _float(x: Array, dtype: str) -> str:
     return str(x.dtype.name) if jnp.issubdtype(x.dtype, jnp.floating) else dtype
 
 
+def samples(r: Request) -> tuple[int, ...]:
+    """The shape of the losses."""
+    return tuple(size for axis, size in enumerate(r.pred.shape) if axis != r.axis)
+
+
 def losses(r: Request, expected: Array | None = None) -> Array:
     """`expected`: what the reduction will send back to the losses, if they are not differentiated otherwise."""
     plan, weights = jax_rules.plan_of(r)
@@ -110,14 +115,13 @@ def losses(r: Request, expected: Array | None = None) -> Array:
         pred = pred.astype(r.dtype)
     if target.ndim == pred.ndim and not jnp.issubdtype(target.dtype, jnp.floating):
         target = target.astype(r.dtype)
-    samples = tuple(size for axis, size in enumerate(pred.shape) if axis != plan.axis)
     arrays = {"pred": pred, "target": target}
     for x in weights.values():
         arrays["per_class"] = jnp.broadcast_to(
             x, tuple(size if axis == plan.axis else 1 for axis, size in enumerate(pred.shape))
         )
     if r.valid is not None:
-        arrays["valid"] = jnp.broadcast_to(r.valid, samples)
+        arrays["valid"] = jnp.broadcast_to(r.valid, samples(r))
     compiled = isinstance(expected, jax.core.Tracer)  # eagerly, what is written would be copied
     if expected is not None and compiled and plan.axis is not None:
         arrays["expected"] = lax.stop_gradient(expected)

@@ -71,14 +71,12 @@ def _refuses_triton(r: Request) -> str:
 
 
 def _refuses_rows(r: Request, compiled: bool) -> str:
-    for x in (r.pred, r.target, r.valid, r.weight, r.normalizer):
+    _, per_class = _per_class(r)
+    for x in (r.pred, r.target, r.valid, r.weight, r.normalizer, per_class):
         if x is not None and not x.is_cpu:
             return f"a tensor is on {x.device.type}"
     if rows.MISSING or r.rule.name not in rows.RULES or not r.pred.is_floating_point():
         return rows.refuses(r.rule, ops.dtype(r.pred), "float32")  # a target of other numbers is cast
-    _, per_class = _per_class(r)
-    if per_class is not None and not per_class.is_cpu:
-        return f"a tensor is on {per_class.device.type}"
     if per_class is not None and per_class.ndim and r.axis is None:
         return "an option is no array of one number a class"
     if torch.is_grad_enabled():

@@ -16,7 +16,7 @@ from torch import Tensor
 from lossbridge.frameworks import framework
 from lossbridge.frameworks import torch_ops as ops
 from lossbridge.native import rows
-from lossbridge.reduction import reduced
+from lossbridge.reduction import are_read, reduced
 from lossbridge.spec import Request
 
 # Fresh buffers of so many bytes get huge pages: below, PyTorch's memory has mostly been touched before.
@@ -204,10 +204,7 @@ def by_formula(job: Job, arrays: Arrays, upstream: Tensor, needs: tuple[bool, bo
     create_graph = torch.is_grad_enabled()
     if not create_graph:
         pred, target = (x.detach().requires_grad_(needed) for x, needed in zip((pred, target), needs, strict=True))
-    valid = counted
-    if weight is not None:
-        valid = weight != 0 if counted is None else counted & (weight != 0)
-    r = job.request._replace(target=target, pred=pred, valid=valid, counted=counted, weight=weight)
+    r = job.request._replace(target=target, pred=pred, valid=are_read(counted, weight), counted=counted, weight=weight)
     if per_class is not None:
         r = r._replace(options={**r.options, job.per_class: per_class})
     with torch.enable_grad():

@@ -11,7 +11,7 @@ namespace lossbridge {
 struct InstructionSet {
   const char *name;
   bool (*supported)();  // by this processor
-  // Computes the units [from, to) of units.h: losses and gradients, neither sums nor divides.
+  // Computes the units [from, to) of units.h: losses, and gradients divided by `divisor`, which holds D. Does not sum.
   void (*compute)(const Call &, int64_t from, int64_t to, void *scratch);
   int64_t (*scratch_bytes)(const Call &);
 };
