@@ -6,12 +6,13 @@ function raises if its check fails, and otherwise returns.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from lossbridge.maths.ops import Shape
+from lossbridge.maths.ops import Domain, Shape
 from lossbridge.spec import MEANS, NUMBERS, REDUCTIONS, SWITCHES, Names
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
@@ -194,6 +195,59 @@ def labels_in_range(labels: np.ndarray, classes: int, valid: np.ndarray | None, 
         raise ValueError(
             f"label {labels[index]}{_place(index)} is out of range: there are {classes} classes, 0 to {classes - 1}; "
             f"correct it, or leave it out with {names.leave_out}"
+        )
+
+
+def has_nan(values: np.ndarray) -> bool:
+    return math.isnan(values) if values.ndim == 0 else bool(values.size and np.isnan(np.min(values)))
+
+
+def in_domain(
+    name: str,
+    values: np.ndarray,
+    domain: tuple[Domain, float],
+    samples: tuple[int | None, np.ndarray | None],
+    is_target: bool,
+    takes_logits: bool,
+) -> None:
+    """Raises for the first number outside the domain, of a sample that counts. NaN is accepted: the loss is NaN too.
+
+    `domain`: with what rounding may add to it; `samples`: the axis of their numbers, and which count.
+    """
+    (kind, rounding), (axis, valid) = domain, samples
+    bad = values < -rounding
+    if kind == "fractions":
+        bad |= values > 1 + rounding
+    if valid is not None:
+        valid = np.expand_dims(valid, axis) if axis is not None and valid.ndim else valid
+        bad = bad & valid
+    if not bad.any():
+        if kind == "shares" and axis is not None:
+            _refuse_zeros(name, values, axis, valid)
+        return
+    index = tuple(int(i) for i in np.argwhere(bad)[0])
+    words = "targets lie in [0, 1]" if is_target else "probabilities lie in [0, 1]"
+    words = "probabilities are not negative" if kind == "shares" else words
+    if not is_target:
+        hint = "for logits pass from_logits=True" if takes_logits else "logits go through a sigmoid or softmax first"
+    elif values.min() == -1 and values.max() == 1:
+        hint = "labels of -1 and 1 become 0 and 1 by (y + 1) / 2"
+    elif values.max() == 255:
+        hint = "divide a mask of 0 and 255 by 255"
+    else:
+        hint = "correct it, or leave its sample out with mask="
+    raise ValueError(f"{name} holds {values[index]!s}{_place(index)}, and {words}; {hint}")
+
+
+def _refuse_zeros(name: str, values: np.ndarray, axis: int, valid: np.ndarray | None) -> None:
+    """Raises for the first row of zeros that counts."""
+    empty = ~values.any(axis)
+    empty = empty if valid is None else empty & np.squeeze(valid, axis if valid.ndim else None)
+    if empty.any():
+        place = _place(tuple(int(i) for i in np.argwhere(empty)[0]))
+        raise ValueError(
+            f"{name} is 0 for all outcomes{place}, which is no distribution; correct it, or leave its sample out with "
+            "mask="
         )
 
 

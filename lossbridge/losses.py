@@ -53,7 +53,9 @@ def categorical_crossentropy(
         A scalar; the shape of y_pred without `axis` for reduction "none".
 
     Raises:
-        ValueError: shapes that do not fit, or an option outside its range.
+        ValueError: shapes that do not fit, an option outside its range, or a number outside its domain that can be read
+            on the host: a target outside [0, 1], a negative probability, or a row of them that is 0. Where it is traced
+            or on an accelerator, that sample's loss is NaN instead.
         TypeError: arrays of two libraries, or of no real numbers.
 
     >>> round(float(categorical_crossentropy([[0, 1, 0], [0, 0, 1]], [[0.05, 0.95, 0], [0.1, 0.8, 0.1]])), 7)
@@ -107,7 +109,8 @@ def sparse_categorical_crossentropy(
 
     Raises:
         ValueError: shapes that do not fit, an option outside its range, or a label out of range whose value can be read
-            on the host. Where labels are traced or on an accelerator, that sample's loss is NaN instead.
+            on the host. Where labels are traced or on an accelerator, that sample's loss is NaN instead. Likewise for
+            negative probabilities, and rows of them that are 0.
         TypeError: floating-point labels, arrays of two libraries, or of no real numbers.
 
     >>> round(float(sparse_categorical_crossentropy([1, 2], [[0.05, 0.95, 0], [0.1, 0.8, 0.1]])), 7)
@@ -161,7 +164,8 @@ def binary_crossentropy(
         A scalar; the shape of y_pred without `axis` for reduction "none".
 
     Raises:
-        ValueError: shapes that do not fit, or an option outside its range.
+        ValueError: shapes that do not fit, an option outside its range, or a target or probability outside [0, 1] (as
+            in `categorical_crossentropy`).
         TypeError: arrays of two libraries, or of no real numbers.
 
     >>> round(float(binary_crossentropy([[0.0], [1.0]], [[40.0], [40.0]], from_logits=True)), 7)
@@ -210,8 +214,8 @@ def log_loss(
         A scalar; the shape of y_true for reduction "none".
 
     Raises:
-        ValueError: shapes that do not fit, an option outside its range, or a label out of range (as in
-            `sparse_categorical_crossentropy`).
+        ValueError: shapes that do not fit, an option outside its range, a label out of range (as in
+            `sparse_categorical_crossentropy`), or an outcome or probability outside [0, 1].
         TypeError: floating-point class labels, arrays of two libraries, or of no real numbers.
 
     >>> round(float(log_loss([1, 0, 1], [0.9, 0.2, 0.6])), 7)
@@ -258,7 +262,8 @@ def kl_divergence(
         distributions; 0 for equal ones.
 
     Raises:
-        ValueError: shapes that do not fit, or an option outside its range.
+        ValueError: shapes that do not fit, an option outside its range, or a number outside its domain (as in
+            `categorical_crossentropy`).
         TypeError: arrays of two libraries, or of no real numbers.
 
     >>> round(float(kl_divergence([[0.5, 0.5]], [[0.25, 0.75]])), 7)
@@ -354,7 +359,8 @@ def categorical_focal_crossentropy(
         A scalar; the shape of y_pred without `axis` for reduction "none".
 
     Raises:
-        ValueError: shapes that do not fit, or an option outside its range.
+        ValueError: shapes that do not fit, an option outside its range, or a number outside its domain (as in
+            `categorical_crossentropy`).
         TypeError: arrays of two libraries, or of no real numbers.
 
     >>> round(float(categorical_focal_crossentropy([[0, 1, 0], [0, 0, 1]], [[0.05, 0.95, 0], [0.1, 0.8, 0.1]])), 7)
@@ -411,7 +417,8 @@ def binary_focal_crossentropy(
         A scalar; the shape of y_pred without `axis` for reduction "none".
 
     Raises:
-        ValueError: shapes that do not fit, or an option outside its range.
+        ValueError: shapes that do not fit, an option outside its range, or a target or probability outside [0, 1] (as
+            in `categorical_crossentropy`).
         TypeError: arrays of two libraries, or of no real numbers.
 
     >>> round(float(binary_focal_crossentropy([[1.0], [0.0]], [[0.9], [0.2]])), 7)

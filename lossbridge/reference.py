@@ -278,6 +278,21 @@ def _dense(y_true: ArrayLike, y_pred: ArrayLike, axis: int) -> tuple[Array, Arra
     return t, y
 
 
+# How far rounding may leave a domain: four units in the last place of 1.
+_ROUNDING = {"float16": 2.0**-8, "bfloat16": 2.0**-5}
+
+
+def _fractions(x: Array, given: ArrayLike) -> Array:
+    """x, of the array that was given, with NaN outside [0, 1]."""
+    return np.where(x > 1.0 + _ROUNDING.get(np.asarray(given).dtype.name, 2.0**-21), np.nan, _shares(x, given))
+
+
+def _shares(x: Array, given: ArrayLike) -> Array:
+    """With NaN below 0."""
+    outside = x < -_ROUNDING.get(np.asarray(given).dtype.name, 2.0**-21)
+    return np.where(outside, np.nan, x)
+
+
 def _one_hot(y_true: ArrayLike, y_pred: ArrayLike, axis: int) -> Array:
     """Labels as one-hot vectors along axis, of y_pred's shape; NaN throughout for a label out of range."""
     labels, shape = np.asarray(y_true), np.shape(y_pred)
@@ -305,6 +320,7 @@ def categorical_crossentropy(
     y_true, y_pred: (..., C), C along axis; class_weight: (C,); per sample: (...). Source: Keras.
     """
     t, y = _dense(y_true, y_pred, axis)
+    t, y = _fractions(t, y_true), y if from_logits else _shares(y, y_pred)
     prediction = _from_logits(y) if from_logits else _from_unnormalised(y, *_bounds(epsilon, precision))
     w = np.asarray(1.0 if class_weight is None else class_weight, dtype=np.float64)
     samples = _categorical(t, prediction, weight=w, smoothing=label_smoothing)
@@ -350,6 +366,7 @@ def binary_crossentropy(
     y_true, y_pred: (..., C), C along axis; pos_weight: scalar or (C,); per sample: (...). Source: Keras, PyTorch.
     """
     t, y = _dense(y_true, y_pred, axis)
+    t, y = _fractions(t, y_true), y if from_logits else _fractions(y, y_pred)
     b = _bernoulli(y, from_logits, epsilon, precision)
     weight = np.asarray(1.0 if pos_weight is None else pos_weight, dtype=np.float64)
     loss, gradient, target_gradient = _binary(_smooth(t, label_smoothing, 2), b, weight)
@@ -370,10 +387,12 @@ def log_loss(
     """
     if np.ndim(y_true) == np.ndim(y_pred):
         t, y = _dense(np.expand_dims(y_true, -1), np.expand_dims(y_pred, -1), -1)
+        t, y = _fractions(t, y_true), y if from_logits else _fractions(y, y_pred)
         samples = _mean_of_elements(*_binary(t, _bernoulli(y, from_logits, epsilon, precision)))
         r = _reduce(samples, -1, sample_weight, mask, normalizer, reduction)
         return Result(r.value, r.gradient[..., 0], None if r.target_gradient is None else r.target_gradient[..., 0])
     t, y = _dense(_one_hot(y_true, y_pred, axis), y_pred, axis)
+    y = y if from_logits else np.where(t == 0, y, _fractions(y, y_pred))
     prediction = _from_logits(y) if from_logits else _from_probabilities(y, *_bounds(epsilon, precision))
     samples = _categorical(t, prediction)._replace(target_gradient=None)
     return _reduce(samples, axis, sample_weight, mask, normalizer, reduction)
@@ -393,6 +412,7 @@ def kl_divergence(
     a, b = _dense(y_true, y_pred, axis)
     if from_logits:
         return _reduce(_divergence_of_logits(a, b), axis, sample_weight, mask, normalizer, reduction)
+    a, b = _fractions(a, y_true), np.where((b == 0).all(axis=-1, keepdims=True), np.nan, _shares(b, y_pred))
     low, _ = _bounds(epsilon, precision)
     (t, t_inside), (p, p_inside) = _clip(a, low, 1.0), _clip(b, low, 1.0)
     loss, u = _divergence(t, p)
@@ -431,6 +451,7 @@ def categorical_focal_crossentropy(
     per sample: (...). Source: Lin et al. 2017, as in Keras.
     """
     t, y = _dense(y_true, y_pred, axis)
+    t, y = _fractions(t, y_true), y if from_logits else _shares(y, y_pred)
     prediction = _from_logits(y) if from_logits else _from_unnormalised(y, *_bounds(epsilon, precision))
     weight = np.asarray(alpha, dtype=np.float64)
     samples = _categorical(t, prediction, weight=weight, gamma=gamma, smoothing=label_smoothing)
@@ -449,8 +470,9 @@ def binary_focal_crossentropy(
     bce as in binary_crossentropy; 1 - p_t = t (1 - p) + (1 - t) p with p never clipped; balance = t alpha +
     (1 - t) (1 - alpha), or 1. y_true, y_pred: (..., C), C along axis; per sample: (...). Lin et al. 2017, as in Keras.
     """
-    y_true, y = _dense(y_true, y_pred, axis)
-    t = _smooth(y_true, label_smoothing, 2)
+    t, y = _dense(y_true, y_pred, axis)
+    t, y = _fractions(t, y_true), y if from_logits else _fractions(y, y_pred)
+    t = _smooth(t, label_smoothing, 2)
     b = _bernoulli(y, from_logits, epsilon, precision)
     bce, bce_derivative, bce_target_derivative = _binary(t, b)
     balance = t * alpha + (1.0 - t) * (1.0 - alpha) if apply_class_balancing else np.ones_like(t)

@@ -16,7 +16,8 @@ import numpy as np
 from lossbridge import errors
 from lossbridge.frameworks import FRAMEWORKS
 from lossbridge.frameworks.framework import ArrayOps, Framework
-from lossbridge.maths.ops import Array, Rule, Shape
+from lossbridge.maths.elementary import ROUNDING
+from lossbridge.maths.ops import ANYWHERE, Array, Rule, Shape
 from lossbridge.reduction import counting, neutralise, reduce, weighted
 from lossbridge.spec import NUMBERS, PER_CLASS, REDUCTIONS, SWITCHES, Loss, Names, Request, Target
 
@@ -33,7 +34,11 @@ _ARRAYS = ("sample_weight", "mask", "normalizer", *PER_CLASS)
 
 def run(loss: Loss, y_true: Any, y_pred: Any, *, names: Names | None = None, **given: Any) -> Any:
     """The loss of these arrays. `given`: its options by name, and those of COMMON."""
-    return reduce(resolve(loss, y_true, y_pred, names or loss.names, {**COMMON, **given}))
+    r = resolve(loss, y_true, y_pred, names or loss.names, {**COMMON, **given})
+    found = reduce(r)
+    if r.domain and r.rule.domains != ANYWHERE:
+        _refuse_outside(r, found, names or loss.names)
+    return found
 
 
 def resolve(loss: Loss, y_true: Any, y_pred: Any, names: Names, given: Mapping[str, Any]) -> Request:
@@ -59,6 +64,7 @@ def resolve(loss: Loss, y_true: Any, y_pred: Any, names: Names, given: Mapping[s
         dtype=dtype,
         options=_options(ops, loss, rule, given, (pred, axis, dtype), names),
         reduction=given["reduction"],
+        domain=loss.checked,
         inplace_gradient=given.get("inplace_gradient", False),
     )
     if not given["sample_weight"] is given["mask"] is given["normalizer"] is None:
@@ -291,6 +297,23 @@ def _with_weights(r: Request, given: Mapping[str, Any]) -> Request:
         errors.scalar("normalizer", ops.shape(normalizer))
         r = r._replace(normalizer=normalizer)
     return r
+
+
+def _refuse_outside(r: Request, found: Array, names: Names) -> None:
+    """Raises for the first number outside the rule's domains, if it can be read.
+
+    It has made the result NaN. So the arrays need not be looked at where the result is read and is another number.
+    """
+    ops = r.framework.ops
+    result, valid = ops.concrete(found), None if r.valid is None else ops.concrete(r.valid)
+    if (result is not None and not errors.has_nan(result)) or (valid is None and r.valid is not None):
+        return
+    for name, x, domain in zip((names.target, names.pred), (r.target, r.pred), r.rule.domains, strict=True):
+        values = None if domain == "anywhere" else ops.concrete(x)
+        if values is not None:
+            rounding = ROUNDING.get(ops.dtype(x), 0.0)
+            is_target = name == names.target
+            errors.in_domain(name, values, (domain, rounding), (r.axis, valid), is_target, "logits" in r.loss.rules)
 
 
 def _per_sample(ops: ArrayOps, name: str, x: Array, pred: Array, row: int | None) -> Array:

@@ -57,6 +57,7 @@ class Loss(NamedTuple):
     per_class: tuple[str, ...] = PER_CLASS  # options that hold one number a class
     scalar_per_class: bool = False  # or one number for all
     mass: Rule | None = None  # the weight of each sample in "mean_with_sample_weight", besides its sample_weight
+    checked: bool = False  # whether targets and predictions must lie in the rule's domains
 
     @property
     def targets(self) -> tuple[Target, ...]:
@@ -88,6 +89,7 @@ class Request(NamedTuple):
     weight: Array | None = None
     counted: Array | None = None  # not masked, not ignored: what a mean divides by
     valid: Array | None = None  # counted, and of nonzero weight: only these entries are read
+    domain: bool = False  # what lies outside the rule's domains makes its sample NaN
     inplace_gradient: bool = False  # the gradient may be written over the predictions
 
 
@@ -96,7 +98,7 @@ _SMOOTHED = {**_PROBABILITIES, "label_smoothing": 0.0}
 _OF_LOGITS = Names("teacher_logits", "student_logits")
 
 LOSSES: Mapping[str, Loss] = {
-    loss.name: loss
+    loss.name: loss._replace(checked=True)
     for loss in (
         Loss(
             "categorical_crossentropy",

@@ -58,8 +58,8 @@ KL_NAMES = NAMES._replace(target="targets", pred="log_predictions")
 
 
 # lossbridge's own losses of logits, which here also take one class.
-_CLASSES = LOSSES["sparse_categorical_crossentropy"]._replace(outcomes=1)
-_DISTRIBUTIONS = LOSSES["categorical_crossentropy"]._replace(outcomes=1)
+_CLASSES = LOSSES["sparse_categorical_crossentropy"]._replace(outcomes=1, checked=False)
+_DISTRIBUTIONS = LOSSES["categorical_crossentropy"]._replace(outcomes=1, checked=False)
 _TRIALS = Loss(
     "sigmoid_binary_cross_entropy", {"logits": {"outcomes": bernoulli.LOGITS}}, {}, elementwise=("outcomes",)
 )

@@ -53,9 +53,13 @@ def _renormalised_labels(ops: Ops, labels: Array, p: Array, axis: int, *, epsilo
 # By the kind of y_true, and whether rows are renormalised.
 _LOSSES = {
     ("trials", False): Loss(
-        "log_loss", {"probabilities": {"outcomes": bernoulli.PROBABILITIES}}, {}, elementwise=("outcomes",)
+        "log_loss",
+        {"probabilities": {"outcomes": bernoulli.PROBABILITIES}},
+        {},
+        elementwise=("outcomes",),
+        checked=True,
     ),
-    ("labels", False): Loss("log_loss", {"probabilities": {"labels": softmax.LOG_LOSS}}, {}),
+    ("labels", False): Loss("log_loss", {"probabilities": {"labels": softmax.LOG_LOSS}}, {}, checked=True),
     ("matrix", False): Loss(
         "log_loss",
         {"probabilities": {"distributions": Rule("log loss of a matrix", _of_matrix, options=("epsilon",))}},

@@ -55,8 +55,8 @@ def _kl_terms(ops: Ops, target: Array, log_p: Array, axis: None, *, log_target: 
 # A mean divides by Σ w_y of the labels, without smoothing.
 _LABEL_MASS = softmax.LABEL_MASS._replace(options=("class_weight",))
 # lossbridge's own losses, which here also take one class.
-_CLASSES = LOSSES["sparse_categorical_crossentropy"]._replace(outcomes=1, mass=_LABEL_MASS)
-_DISTRIBUTIONS = LOSSES["categorical_crossentropy"]._replace(outcomes=1)
+_CLASSES = LOSSES["sparse_categorical_crossentropy"]._replace(outcomes=1, checked=False, mass=_LABEL_MASS)
+_DISTRIBUTIONS = LOSSES["categorical_crossentropy"]._replace(outcomes=1, checked=False)
 _LOG_LIKELIHOOD = Loss(
     "nll_loss",
     {"probabilities": {"labels": softmax.LOG_LIKELIHOOD}},
@@ -71,7 +71,11 @@ _KL_TERMS = Loss(
     elementwise=("outcomes",),
 )
 _FLOORED = Loss(
-    "binary_cross_entropy", {"probabilities": {"outcomes": bernoulli.FLOORED}}, {}, elementwise=("outcomes",)
+    "binary_cross_entropy",
+    {"probabilities": {"outcomes": bernoulli.FLOORED}},
+    {},
+    elementwise=("outcomes",),
+    checked=True,
 )
 _TRIALS = Loss(
     "binary_cross_entropy_with_logits",

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from lossbridge.maths.ops import Array, Ops, Shape
+from lossbridge.maths.elementary import ROUNDING, in_domain
+from lossbridge.maths.ops import ANYWHERE, Array, Domain, Ops, Shape
 from lossbridge.reduction import neutralise
 from lossbridge.spec import Request
 
@@ -109,10 +110,16 @@ class Framework(Arrays, Protocol):
 
 
 def prepared(ops: Ops, r: Request, target: Array, pred: Array) -> tuple[Array, Array]:
-    """Both in the dtype of the computation, with 0.5 where not valid. Labels are unchanged."""
+    """Both in the dtype of the computation, 0.5 where not valid, NaN outside their domain. Labels are unchanged."""
+    domains = r.rule.domains if r.domain else ANYWHERE
     if len(ops.shape(target)) == len(ops.shape(pred)):
-        target = neutralise(ops, ops.cast(target, r.dtype), r.valid, r.axis, 0.5)
-    return target, neutralise(ops, ops.cast(pred, r.dtype), r.valid, r.axis, 0.5)
+        target = ready(ops, target, r.dtype, domains[0], r.axis, r.valid)
+    return target, ready(ops, pred, r.dtype, domains[1], r.axis, r.valid)
+
+
+def ready(ops: Ops, x: Array, dtype: str, domain: Domain, axis: int | None, valid: Array | None) -> Array:
+    rounding = ROUNDING.get(ops.dtype(x), 0.0)  # none of integers
+    return in_domain(ops, neutralise(ops, ops.cast(x, dtype), valid, axis, 0.5), domain, axis, rounding)
 
 
 def by_formula(ops: Ops, r: Request, target: Array, pred: Array) -> Array:

@@ -381,7 +381,15 @@ def _attributes(call: Call, given: Sequence[str]) -> dict[str, np.ndarray]:
     results = sum(1 << i for i, name in enumerate(RESULTS) if name in call.wanted)
     axis = -1 if call.plan.axis is None else call.plan.axis
     balanced = options.get("apply_class_balancing", False)
-    integers = (native.RULES[call.plan.rule.name], axis, balanced, native.threads(), arguments, results)
+    integers = (
+        native.RULES[call.plan.rule.name],
+        axis,
+        balanced,
+        call.plan.domain,
+        native.threads(),
+        arguments,
+        results,
+    )
     defaults = {"label_smoothing": 0.0, "epsilon": 0.0, "temperature": 1.0, "gamma": 0.0}
     numbers = (*(options.get(name, default) for name, default in defaults.items()), per_class)
     return {"integers": np.array(integers, np.int64), "numbers": np.array(numbers, np.float64)}

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
 from lossbridge.frameworks import jax_ops
-from lossbridge.maths.ops import Array, Gradients, Residuals, Rule
+from lossbridge.frameworks.framework import ready
+from lossbridge.maths.ops import ANYWHERE, Array, Gradients, Residuals, Rule
 from lossbridge.reduction import neutralise
 from lossbridge.spec import Request
 
@@ -27,6 +28,7 @@ class Plan(NamedTuple):
     rule: Rule
     axis: int | None
     options: tuple[tuple[str, Any], ...]  # numbers
+    domain: bool  # whether what lies outside the rule's domains is NaN
 
 
 Needs = tuple[bool, bool]  # a gradient for the target, for the predictions
@@ -35,7 +37,8 @@ Weights = Mapping[str, Array]  # the options that are arrays
 
 def plan_of(r: Request) -> tuple[Plan, Weights]:
     weights = {name: x for name, x in r.options.items() if isinstance(x, jax.Array)}
-    return Plan(r.rule, r.axis, tuple((name, x) for name, x in r.options.items() if name not in weights)), weights
+    numbers = tuple((name, x) for name, x in r.options.items() if name not in weights)
+    return Plan(r.rule, r.axis, numbers, r.domain), weights
 
 
 def losses(r: Request) -> Array:
@@ -46,10 +49,7 @@ def losses(r: Request) -> Array:
 
 def value(plan: Plan, valid: Array | None, target: Array, pred: Array, weights: Weights) -> Array:
     """The losses by the formula, for JAX to differentiate."""
-    target, pred = floating(target, pred)
-    if jnp.issubdtype(target.dtype, jnp.floating):
-        target = neutralise(ops, target, valid, plan.axis, 0.5)
-    pred = neutralise(ops, pred, valid, plan.axis, 0.5)
+    target, pred = prepared(plan, valid, target, pred)
     found = plan.rule.value(ops, target, pred, plan.axis, **dict(plan.options), **weights)[0]
     return neutralise(ops, found, valid, None, 0.0)
 
@@ -62,15 +62,27 @@ def losses_and_gradients(
     found, residuals = _compute(plan, target, pred, weights)
     gradients = (
         None if x is None else neutralise(ops, x, valid, plan.axis, 0.0)
-        for x in _gradients_of(plan, needs, *floating(target, pred), residuals, weights)
+        for x in _gradients_of(plan, needs, *prepared(plan, None, target, pred), residuals, weights)
     )
     return neutralise(ops, found, valid, None, 0.0), (next(gradients), next(gradients))
 
 
+def prepared(plan: Plan, valid: Array | None, target: Array, pred: Array) -> tuple[Array, Array]:
+    """Both in the dtype of the computation, 0.5 where not valid, NaN outside their domain. Labels are unchanged."""
+    domains, dtype = plan.rule.domains if plan.domain else ANYWHERE, _dtype(pred)
+    if target.ndim == pred.ndim:
+        target = ready(ops, target, dtype, domains[0], plan.axis, valid)
+    return target, ready(ops, pred, dtype, domains[1], plan.axis, valid)
+
+
 def floating(target: Array, pred: Array) -> tuple[Array, Array]:
     """Both in the dtype of the computation; labels unchanged."""
-    dtype = "float64" if pred.dtype == "float64" else "float32"
+    dtype = _dtype(pred)
     return target.astype(dtype) if target.ndim == pred.ndim else target, pred.astype(dtype)
+
+
+def _dtype(pred: Array) -> str:
+    return "float64" if pred.dtype == "float64" else "float32"
 
 
 # The attachment: losses, and losses with gradients, each with its own derivative.
@@ -133,7 +145,7 @@ def _moved(plan: Plan, gradients: Any, primals: Any, tangents: Any) -> Array:
 
 
 def _compute(plan: Plan, target: Array, pred: Array, weights: Weights) -> tuple[Array, Residuals]:
-    return plan.rule.value(ops, *floating(target, pred), plan.axis, **dict(plan.options), **weights)
+    return plan.rule.value(ops, *prepared(plan, None, target, pred), plan.axis, **dict(plan.options), **weights)
 
 
 def _gradients_of(

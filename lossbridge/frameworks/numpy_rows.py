@@ -48,7 +48,7 @@ def ratio(r: Request) -> Array:
     """The ratio of a request, recorded on the tape if target or predictions are on it."""
     inputs = (r.target, r.pred)
     needs = type(r.target) is ops.Variable, type(r.pred) is ops.Variable
-    done = computed(r, needs, r.pred.take_buffer() if needs[1] else None)
+    done = computed(r, needs, _free_buffer(r) if needs[1] else None)
 
     def pullback(which: int) -> Callable[[np.ndarray], np.ndarray]:
         def pulled(upstream: np.ndarray) -> np.ndarray:
@@ -65,6 +65,13 @@ def ratio(r: Request) -> Array:
     if of_pred is not None and not needs[0] and of_pred.dtype == r.pred.dtype:
         found.of_one = of_pred
     return found
+
+
+def _free_buffer(r: Request) -> np.ndarray | None:
+    """Where the gradient for the predictions may go. Not over those that an error would be about."""
+    buffer: np.ndarray | None = r.pred.take_buffer()
+    is_read_again = r.domain and r.rule.domains[1] != "anywhere"
+    return None if is_read_again and np.may_share_memory(buffer, r.pred.value) else buffer
 
 
 def losses(r: Request) -> Array:

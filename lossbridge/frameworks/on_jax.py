@@ -100,6 +100,9 @@ def value_and_grad(function: Callable[[Array], Array], x: Array) -> tuple[Array,
         return value.sum(), value
 
     (_, value), gradient = jax.value_and_grad(summed, has_aux=True)(x)
+    result = concrete(value)
+    if result is not None and np.isnan(result).any():
+        function(x)  # which can be read now: so an error says what is outside its domain
     return value, gradient
 
 

@@ -21,8 +21,9 @@ from lossbridge.spec import LOSSES, Request
 
 _RULES = {rows.RULES[rule.name]: rule for loss in LOSSES.values() for x in loss.rules.values() for rule in x.values()}
 _RULES |= {rows.RULES[loss.mass.name]: loss.mass for loss in LOSSES.values() if loss.mass is not None}
-# plan: number of the rule, axis or −1, whether the mean is taken, and, of gradients, whether predictions and target
-# need theirs. options: those of the rule, in order; NaN for one that is not given, or is the tensor `per_class`.
+# plan: number of the rule, axis or −1, whether the mean is taken, whether the domain is checked, and, of gradients,
+# whether predictions and target need theirs. options: those of the rule, in order; NaN for one that is not given, or is
+# the tensor `per_class`.
 _ARGUMENTS = "Tensor pred, Tensor target, Tensor? valid, Tensor? per_class, int[] plan, float[] options"
 _LIBRARY = torch.library.Library("lossbridge", "DEF")
 _LIBRARY.define(f"rows_value({_ARGUMENTS}) -> Tensor")
@@ -35,7 +36,7 @@ def computed(r: Request, per_class: Tensor | None, averaged: bool) -> Tensor:
     if target.ndim == pred.ndim and not target.is_floating_point():
         target = ops.cast(target, r.dtype)
     rule = rows.RULES[r.rule.name]
-    plan = [rule, -1 if r.axis is None else r.axis, int(averaged)]
+    plan = [rule, -1 if r.axis is None else r.axis, int(averaged), int(r.domain)]
     given = (r.options.get(name) for name in _RULES[rule].options)
     options = [math.nan if x is None or isinstance(x, Tensor) else float(x) for x in given]
     found: Tensor = torch.ops.lossbridge.rows_value(pred, target, r.valid, per_class, plan, options)
@@ -60,6 +61,7 @@ def _job(pred: Tensor, target: Tensor, has_per_class: bool, plan: list[int], opt
         dtype="float64" if pred.dtype == torch.float64 else "float32",
         options=given,
         reduction="mean" if plan[2] else "none",
+        domain=bool(plan[3]),
     )
     dtypes = ops.DTYPES[pred.dtype], ops.DTYPES[target.dtype]
     divides = rows.COUNTED if plan[2] else rows.NO_SUM
@@ -114,7 +116,7 @@ def _gradients(
     options: list[float],
 ) -> tuple[Tensor, Tensor]:
     job = _job(pred, target, per_class is not None, plan, options)
-    needs = bool(plan[3]), bool(plan[4])
+    needs = bool(plan[4]), bool(plan[5])
     of_pred, of_target = torch_rows.gradients(job, (pred, target, valid, per_class, None), upstream, needs)
     return pred.new_empty(0) if of_pred is None else of_pred, pred.new_empty(0) if of_target is None else of_target
 
@@ -124,7 +126,7 @@ def _fake_gradients(
 ) -> tuple[Tensor, ...]:
     return tuple(
         torch.empty_like(x, memory_format=torch.contiguous_format) if needed else pred.new_empty(0)
-        for x, needed in zip((pred, target), plan[3:], strict=True)
+        for x, needed in zip((pred, target), plan[4:], strict=True)
     )
 
 
@@ -132,7 +134,7 @@ def _gradients_backward(ctx: Any, *upstream: Tensor) -> tuple[Any, ...]:
     """By the formula, which can be differentiated any number of times."""
     first, pred, target, valid, per_class = ctx.saved_tensors
     create_graph = torch.is_grad_enabled()
-    needs = bool(ctx.plan[3]), bool(ctx.plan[4])
+    needs = bool(ctx.plan[4]), bool(ctx.plan[5])
     job = _job(pred, target, per_class is not None, ctx.plan, ctx.options)
     needed = ctx.needs_input_grad[:3]
     with torch.enable_grad():

@@ -119,7 +119,8 @@ def concrete(x: Any) -> np.ndarray | None:
     if not x.is_cpu:
         return None
     try:
-        return (x.detach() if x.requires_grad else x).numpy()
+        x = x.detach() if x.requires_grad else x
+        return (x.float() if x.dtype == torch.bfloat16 else x).numpy()
     except (RuntimeError, TypeError):  # inside torch.vmap, a fake tensor, or a dtype that NumPy does not know
         return None
 

@@ -24,7 +24,7 @@ from lossbridge.maths.elementary import (
     softplus,
     zero_if_unweighted,
 )
-from lossbridge.maths.ops import Array, Gradients, Ops, Residuals, Rule
+from lossbridge.maths.ops import Array, Domain, Gradients, Ops, Residuals, Rule
 from lossbridge.maths.softmax import modulated
 
 Weight = Array | float | None
@@ -201,15 +201,14 @@ _TINY = 1e-12
 
 
 def floored_log_loss(ops: Ops, target: Array, p: Array, axis: int | None) -> tuple[Array, Residuals]:
-    """The log loss with logarithms of at least −100 and derivatives of at most 1e12. NaN outside [0, 1].
+    """The log loss with logarithms of at least −100 and derivatives of at most 1e12.
 
     The rule of PyTorch's BCELoss: finite everywhere, with a gradient at p = 0, where a clipped logarithm has none.
     """
     one_minus_p = 1 - p
     of_positive = _floored(ops, p, -ops.log(ops.where(p < _TINY, 1.0, p)))
     of_negative = _floored(ops, one_minus_p, -ops.log1p(-ops.where(one_minus_p < _TINY, 0.0, p)))
-    loss = target * of_positive + (1 - target) * of_negative
-    return ops.where((p < 0) | (p > 1), math.nan, loss), ()
+    return target * of_positive + (1 - target) * of_negative, ()
 
 
 def _floored(ops: Ops, p: Array, neg_log_p: Array) -> Array:
@@ -220,17 +219,27 @@ def _floored(ops: Ops, p: Array, neg_log_p: Array) -> Array:
     return ops.where(p < _TINY, floor + (value - p) / _TINY, neg_log_p)
 
 
-LOGITS = Rule("Bernoulli of logits", log_loss, log_loss_gradients, ("label_smoothing", "pos_weight"))
+_OF_LOGITS: tuple[Domain, Domain] = ("fractions", "anywhere")
+_OF_PROBABILITIES: tuple[Domain, Domain] = ("fractions", "fractions")
+
+LOGITS = Rule("Bernoulli of logits", log_loss, log_loss_gradients, ("label_smoothing", "pos_weight"), _OF_LOGITS)
 PROBABILITIES = Rule(
     "Bernoulli of probabilities",
     log_loss_of_probabilities,
     log_loss_of_probabilities_gradients,
     ("epsilon", "label_smoothing", "pos_weight"),
+    _OF_PROBABILITIES,
 )
-FOCAL = Rule("focal Bernoulli of logits", focal, options=("gamma", "alpha", "apply_class_balancing", "label_smoothing"))
+FOCAL = Rule(
+    "focal Bernoulli of logits",
+    focal,
+    options=("gamma", "alpha", "apply_class_balancing", "label_smoothing"),
+    domains=_OF_LOGITS,
+)
 FOCAL_PROBABILITIES = Rule(
     "focal Bernoulli of probabilities",
     focal_of_probabilities,
     options=("gamma", "alpha", "apply_class_balancing", "epsilon", "label_smoothing"),
+    domains=_OF_PROBABILITIES,
 )
-FLOORED = Rule("floored Bernoulli of probabilities", floored_log_loss)
+FLOORED = Rule("floored Bernoulli of probabilities", floored_log_loss, domains=_OF_PROBABILITIES)

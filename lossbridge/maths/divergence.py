@@ -263,4 +263,10 @@ def entropy_of_shares(ops: Ops, p: Array, axis: int) -> Array:
 
 
 LOGITS = Rule("divergence of logits", kl_of_logits, kl_of_logits_gradients, ("temperature",))
-PROBABILITIES = Rule("divergence of probabilities", kl_of_probabilities, kl_of_probabilities_gradients, ("epsilon",))
+PROBABILITIES = Rule(
+    "divergence of probabilities",
+    kl_of_probabilities,
+    kl_of_probabilities_gradients,
+    ("epsilon",),
+    ("fractions", "shares"),
+)

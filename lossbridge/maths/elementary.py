@@ -10,12 +10,32 @@ from __future__ import annotations
 
 import math
 
-from lossbridge.maths.ops import Array, Ops
+from lossbridge.maths.ops import Array, Domain, Ops
 
 
 def clip(ops: Ops, x: Array, low: float, high: float) -> Array:
     """x in [low, high]; the gradient is 1 inside and at both bounds, 0 outside (frameworks differ at the bounds)."""
     return ops.where(x < low, low, ops.where(x > high, high, x))
+
+
+# What rounding may add to 1, or leave of 0: four units in the last place of 1.
+ROUNDING = {"float16": 2.0**-8, "bfloat16": 2.0**-5, "float32": 2.0**-21, "float64": 2.0**-21}
+
+
+def in_domain(ops: Ops, x: Array, domain: Domain, axis: int | None, rounding: float) -> Array:
+    """`x`; NaN where it lies outside by more than `rounding`, and in rows of shares that are all 0.
+
+    NaN is added as log(−1), because the graph of healthy data must hold none: debuggers report a constant.
+    """
+    if domain == "anywhere":
+        return x
+    value = ops.stop_gradient(x)
+    inside = value > -rounding
+    if domain == "fractions":
+        inside = inside & (value < 1 + rounding)
+    elif axis is not None:
+        inside = inside & (ops.sum(value, axis, keepdims=True) != 0)
+    return x + ops.log(2 * ops.cast(inside, ops.dtype(x)) - 1)
 
 
 def smooth(ops: Ops, target: Array, outcomes: float | Array, label_smoothing: float) -> Array:

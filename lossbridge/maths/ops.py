@@ -7,7 +7,7 @@ A framework's module has these functions under these names. Formulas use only th
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 Array = Any  # of NumPy, PyTorch, TensorFlow or JAX, which have no type in common; shapes are in the docstrings
 Shape = tuple[int | None, ...]
@@ -92,6 +92,11 @@ class Ops(Protocol):
     def broadcast_to(self, x: Array, like: Array) -> Array: ...
 
 
+# Where numbers may lie: anywhere, in [0, 1], or at 0 and above and not all 0 along the axis.
+Domain = Literal["anywhere", "fractions", "shares"]
+ANYWHERE: tuple[Domain, Domain] = ("anywhere", "anywhere")
+
+
 class Rule(NamedTuple):
     """A per-sample loss, with its derivative where automatic differentiation is slower or less exact.
 
@@ -107,3 +112,4 @@ class Rule(NamedTuple):
     value: Callable[..., tuple[Array, Residuals]]
     gradients: Callable[..., Gradients] | None = None
     options: tuple[str, ...] = ()  # keyword arguments of both
+    domains: tuple[Domain, Domain] = ANYWHERE  # of target and predictions

@@ -328,7 +328,11 @@ def _neg_log_and_complement(ops: Ops, weight: Array, pred: Array, axis: int, eps
 
 
 DISTRIBUTIONS = Rule(
-    "softmax of distributions", crossentropy, crossentropy_gradients, ("label_smoothing", "class_weight")
+    "softmax of distributions",
+    crossentropy,
+    crossentropy_gradients,
+    ("label_smoothing", "class_weight"),
+    ("fractions", "anywhere"),
 )
 LABELS = Rule(
     "softmax of labels", label_crossentropy, label_crossentropy_gradients, ("label_smoothing", "class_weight")
@@ -337,18 +341,23 @@ PROBABILITIES = Rule(
     "probabilities of distributions",
     crossentropy_of_probabilities,
     options=("epsilon", "label_smoothing", "class_weight"),
+    domains=("fractions", "shares"),
 )
 LABEL_PROBABILITIES = Rule(
     "probabilities of labels",
     label_crossentropy_of_probabilities,
     options=("epsilon", "label_smoothing", "class_weight"),
+    domains=("anywhere", "shares"),
 )
-LOG_LOSS = Rule("log loss of labels", label_log_loss, options=("epsilon",))
+LOG_LOSS = Rule("log loss of labels", label_log_loss, options=("epsilon",), domains=("anywhere", "fractions"))
 # No losses: the denominators by class weights.
 LABEL_MASS = Rule("class weight of labels", label_mass, options=("label_smoothing", "class_weight"))
 CLASS_MASS = Rule("class weight of distributions", class_mass, options=("label_smoothing", "class_weight"))
 LOG_LIKELIHOOD = Rule("negative log-likelihood", negative_log_likelihood, options=("class_weight",))
-FOCAL = Rule("focal softmax", focal, options=("alpha", "gamma", "label_smoothing"))
+FOCAL = Rule("focal softmax", focal, options=("alpha", "gamma", "label_smoothing"), domains=("fractions", "anywhere"))
 FOCAL_PROBABILITIES = Rule(
-    "focal probabilities", focal_of_probabilities, options=("alpha", "gamma", "epsilon", "label_smoothing")
+    "focal probabilities",
+    focal_of_probabilities,
+    options=("alpha", "gamma", "epsilon", "label_smoothing"),
+    domains=("fractions", "shares"),
 )

@@ -97,6 +97,7 @@ class Call(NamedTuple):
     per_class_number: float = 1.0
     per_class: Memory = 0
     balanced: bool = False
+    domain: bool = False
     counted: Memory = 0
     weight: Memory = 0
     divides: int = NO_SUM
@@ -150,6 +151,7 @@ def call(
         options.get("temperature", 1.0),
         options.get("gamma", 0.0),
         balanced=options.get("apply_class_balancing", False),
+        domain=r.domain,
         **more,
     )
 

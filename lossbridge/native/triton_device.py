@@ -147,12 +147,25 @@ def _load(x, row, stride, column, inside):
 
 
 @triton.jit
+def _fractions(target, row, stride, column, inside):
+    """Targets; NaN outside [0, 1] by more than rounding, which is ROUNDING of lossbridge/maths/elementary.py."""
+    t = _load(target, row, stride, column, inside)
+    if target.dtype.element_ty == tl.bfloat16:
+        rounding = 0.03125
+    elif target.dtype.element_ty == tl.float16:
+        rounding = 0.00390625
+    else:
+        rounding = 4.76837158203125e-07
+    return tl.where((t < -rounding) | (t > 1.0 + rounding), float("nan"), t)
+
+
+@triton.jit
 def _weights(target, class_weight, row, stride, column, inside, label, hit, term, LABELS: tl.constexpr):
     """w_c: the target t·hit + term, hit = 1 − smoothing, term = smoothing/V, times the class weight; 0 outside."""
     if LABELS:
         weight = tl.where(column[None, :] == label[:, None], hit + term, term)
     else:
-        weight = _load(target, row, stride, column, inside) * hit + term
+        weight = _fractions(target, row, stride, column, inside) * hit + term
     if class_weight is not None:
         weight = weight * tl.load(class_weight + column[None, :], mask=inside, other=0.0)
     return tl.where(inside, weight, 0.0)
@@ -414,7 +427,7 @@ def kl_gradient(
 @triton.jit
 def _outcomes(target, row, stride, column, inside, hit, term, pos_weight):
     """P and N, smoothed by hit = 1 − smoothing and term = smoothing/2; 0 outside."""
-    t = tl.where(inside, _load(target, row, stride, column, inside), 0.0)
+    t = tl.where(inside, _fractions(target, row, stride, column, inside), 0.0)
     positive, negative = pos_weight * (t * hit + term), (1.0 - t) * hit + term
     return tl.where(inside, positive, 0.0), tl.where(inside, negative, 0.0)
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from lossbridge.frameworks import torch_ops as ops
 from lossbridge.maths import bernoulli, divergence, softmax
-from lossbridge.maths.ops import Rule
+from lossbridge.maths.ops import ANYWHERE, Rule
 from lossbridge.native import triton_device as device
 from lossbridge.reduction import neutralise
 from lossbridge.spec import Request
@@ -241,6 +241,8 @@ def refuses(r: Request) -> str:
         return "there are no classes"
     if torch.compiler.is_compiling() and ops.is_nested():
         return "torch.compile loses derivatives of derivatives without a word"
+    if r.rule.domains != ANYWHERE and not r.domain:
+        return "targets may lie outside [0, 1]"
     if any(isinstance(r.options.get(name), Tensor) for name, _ in family.numbers):
         return "pos_weight is an array"
     return ""

@@ -37,11 +37,12 @@ template <class F> static Arrays<F, 3, 3> entries(const Row<F> &r, F *losses) {
 template <class F> static void bernoulli_logits(Row<F> &r, F *losses) {
   typedef Vector<F> V;
   const Outcomes<F> outcomes(r.call.label_smoothing);
+  const auto target = Domain<F>::fractions(r.call, r.call.target_dtype);
   const V none{}, f = set(F(r.factor)), keep = set(F(r.factor * (1 - r.call.label_smoothing))), infinite = set(INF<F>);
   const bool for_target = r.target_gradient;
   each<F, 3, 3>(r.n, -1, entries(r, losses), [&](auto &in, auto &out, int) __attribute__((always_inline)) {
     V x = in[0], weight = in[2], pos, neg;
-    outcomes.of(in[1], pos, neg);
+    outcomes.of(target(in[1]), pos, neg);
     pos = pos * weight;
     const auto above = x > none;
     const V size = abs(x), e = exp_negative<F>(none - size);
@@ -65,9 +66,11 @@ static void bernoulli_probabilities(Row<double> &r, double *losses, const Bounds
   const Outcomes<double> outcomes(r.call.label_smoothing);
   const V one = set(1.0), none{}, f = set(r.factor), keep = set(r.factor * (1 - r.call.label_smoothing));
   const V low = set(bounds.low), high = set(bounds.high);
+  const auto target = Domain<double>::fractions(r.call, r.call.target_dtype);
+  const auto pred = Domain<double>::fractions(r.call, r.call.dtype);
   each<double, 3, 3>(r.n, -1, entries(r, losses), [&](auto &in, auto &out, int) __attribute__((always_inline)) {
-    V x = in[0], weight = in[2], pos, neg;
-    outcomes.of(in[1], pos, neg);
+    V x = pred(in[0]), weight = in[2], pos, neg;
+    outcomes.of(target(in[1]), pos, neg);
     pos = pos * weight;
     const Int64s outside = (x < low) | (x > high);
     const V p = x < low ? low : x > high ? high : x;
@@ -90,9 +93,10 @@ template <class Of> LOSSBRIDGE_INLINE void bernoulli_focal(Row<double> &r, doubl
   const Outcomes<double> outcomes(r.call.label_smoothing);
   const Power power(r.call.gamma);
   const V one = set(1.0), none{}, f = set(r.factor), gamma = set(r.call.gamma);
+  const auto target = Domain<double>::fractions(r.call, r.call.target_dtype);
   each<double, 3, 3>(r.n, -1, entries(r, losses), [&](auto &in, auto &out, int) __attribute__((always_inline)) {
     V pos, neg, alpha = in[2];
-    outcomes.of(in[1], pos, neg);
+    outcomes.of(target(in[1]), pos, neg);
     const V balance = r.call.balanced ? alpha * pos + (one - alpha) * neg : one;
     const V balanced_pos = balance * pos, balanced_neg = balance * neg;
     const FocalEntry e = of(in[0], balanced_pos, balanced_neg);
@@ -127,7 +131,9 @@ static void bernoulli_focal_logits(Row<double> &r, double *losses) {
 
 static void bernoulli_focal_probabilities(Row<double> &r, double *losses, const Bounds &bounds) {
   const Doubles one = set(1.0), none{}, low = set(bounds.low), high = set(bounds.high);
-  bernoulli_focal(r, losses, [&](Doubles x, Doubles pos, Doubles neg) __attribute__((always_inline)) {
+  const auto pred = Domain<double>::fractions(r.call, r.call.dtype);
+  bernoulli_focal(r, losses, [&](Doubles given, Doubles pos, Doubles neg) __attribute__((always_inline)) {
+    const Doubles x = pred(given);
     const Int64s outside = (x < low) | (x > high);
     const Doubles p = x < low ? low : x > high ? high : x;
     const Doubles slope = (neg == none ? none : neg / (one - p)) - (pos == none ? none : pos / p);

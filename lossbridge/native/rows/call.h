@@ -49,6 +49,7 @@ struct Call {
   double per_class_number;  // pos_weight or alpha, where it is one number
   const void *per_class;    // class_weight, pos_weight or alpha of each class, of the result; or null
   bool balanced;            // binary focal: alpha counts
+  bool domain;              // what lies outside the rule's domain makes its sample NaN
 
   // The samples: of the result, outer·inner; or null.
   const uint8_t *counted;  // false: masked or ignored, not read; loss and gradient are 0

@@ -159,10 +159,14 @@ template <class F> static double divergence_logits(Row<F> &r) {
 static double divergence_probabilities(Row<double> &r, double epsilon) {
   typedef Doubles V;
   const V low = set(epsilon), one = set(1.0), none{}, f = set(r.factor);
+  const auto in_target = Domain<double>::fractions(r.call, r.call.target_dtype);
+  const auto in_pred = Domain<double>::shares(r.call, r.call.dtype);
+  Int64s some{};
   Sum<double> terms, gaps;
-  each<double, 2, 2>(r.n, -1, {{r.target, r.x}, {1, 1}, {r.target_gradient, r.gradient}},
+  each<double, 2, 2>(r.n, -1, {{r.target, r.x}, {0, 0}, {r.target_gradient, r.gradient}},
                      [&](auto &in, auto &out, int u) __attribute__((always_inline)) {
-                       const V target = in[0], pred = in[1];
+                       const V target = in_target(in[0]), pred = in_pred(in[1]);
+                       some |= pred != none;
                        const V t = target < low ? low : target > one ? one : target;
                        const V p = pred < low ? low : pred > one ? one : pred, gap = p - t;
                        const Int64s nothing = t == none, near = (gap > set(-.5) * t) & (gap < t);
@@ -176,6 +180,7 @@ static double divergence_probabilities(Row<double> &r, double epsilon) {
                        out[1] = p != p ? p : fixed_p != Int64s{} ? none : none - t / p * f;
                      },
                      terms, gaps);
+  if (r.call.domain && !any(some)) return no_loss(r, NOT_A_NUMBER<double>);
   return terms.total() + gaps.total();
 }
 

@@ -154,6 +154,7 @@ template <class F> static double computed(Row<F> &r, int64_t sample, F *room) {
 // −log of a label's probability reads one entry of the row, and writes one of a gradient of zeros.
 static void log_loss(const Call &c, const Block &b) {
   const Bounds bounds = bounds_of(c);
+  const auto domain = Domain<double>::fractions(c, c.dtype);
   with_type(c.dtype, [&](auto type) {
     typedef decltype(type) T;
     const T *pred = (const T *)c.pred + b.entry;
@@ -163,13 +164,15 @@ static void log_loss(const Call &c, const Block &b) {
       const int64_t along = b.stride == 1 ? i * b.n : i;
       const bool read = counts(c, sample), valid = y >= 0 && y < b.n;
       const double x = read && valid ? double(widened(pred[along + y * b.stride])) : 1;
+      const bool outside = x < domain.low || x > domain.high;
       const double p = x < bounds.low ? bounds.low : x > bounds.high ? bounds.high : x;
-      const double loss = valid ? -log_of(p) : NOT_A_NUMBER<double>;
+      const double loss = valid && !outside ? -log_of(p) : NOT_A_NUMBER<double>;
       if (c.losses) put(c, c.losses, sample, read ? weighted(c, loss, sample) : 0);
       if (!gradient) continue;
       for (int64_t j = 0; j < b.n; j++) narrow(0.0f, &gradient[along + j * b.stride]);
       if (read && valid && x >= bounds.low && x <= bounds.high)
         narrow(-factor_of(c, sample) / x, &gradient[along + y * b.stride]);
+      if (outside) narrow(NOT_A_NUMBER<float>, &gradient[along + y * b.stride]);
     }
   });
 }

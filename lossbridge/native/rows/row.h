@@ -21,6 +21,31 @@ template <class F> struct Row {
   double factor;
 };
 
+// Where numbers may lie: fractions in [0, 1], shares at 0 or above and not all 0. Beyond it by more than rounding does, a
+// number counts as NaN. Nothing is outside where a call does not ask.
+template <class F> struct Domain {
+  F low = -INF<F>, high = INF<F>;
+  static Domain shares(const Call &c, Dtype dtype) {
+    if (!c.domain) return {};
+    return {F(dtype == Dtype::BFLOAT16 ? -0x1p-5 : dtype == Dtype::FLOAT16 ? -0x1p-8 : -0x1p-21), INF<F>};
+  }
+  static Domain fractions(const Call &c, Dtype dtype) {
+    const Domain d = shares(c, dtype);
+    return c.domain ? Domain{d.low, 1 - d.low} : d;
+  }
+  LOSSBRIDGE_METHOD Vector<F> operator()(Vector<F> x) const {
+    return (x < set(low)) | (x > set(high)) ? set(NOT_A_NUMBER<F>) : x;
+  }
+  F operator()(F x) const { return x < low || x > high ? NOT_A_NUMBER<F> : x; }
+  double sum(const F *x, int64_t n, int64_t without) const {
+    Sum<F> s;
+    each<F, 1, 1>(n, without, {{x}, {0}, {nullptr}}, [&](auto &in, auto &, int u) __attribute__((always_inline)) {
+      s.part[u] += (*this)(in[0]);
+    }, s);
+    return s.total();
+  }
+};
+
 template <class F> static void fill(F *x, int64_t n, F value) {
   if (x)
     for (int64_t j = 0; j < n; j++) x[j] = value;
@@ -104,9 +129,10 @@ struct Power {
 template <class F> static void weigh(const Row<F> &r, F *weights) {
   const double s = r.call.label_smoothing;
   const F of_all = F(r.call.per_class_number);
+  const auto domain = Domain<F>::fractions(r.call, r.call.target_dtype);
   const auto keep = set(F(1 - s)), add = set(F(s / double(r.n)));
   each<F, 2, 1>(r.n, -1, {{r.target, r.per_class}, {0, of_all}, {weights}},
-                [&](auto &in, auto &out, int) __attribute__((always_inline)) { out[0] = fma(in[0], keep, add) * in[1]; });
+                [&](auto &in, auto &out, int) __attribute__((always_inline)) { out[0] = fma(domain(in[0]), keep, add) * in[1]; });
   if (!r.target) weights[r.label] = F((1 - s) + s / double(r.n)) * (r.per_class ? r.per_class[r.label] : of_all);
 }
 

@@ -43,22 +43,28 @@ template <class F> static double softmax_label(Row<F> &r) {
   return w == 0 ? 0 : w * loss;
 }
 
+// Of weights that are the target itself. Of others `weigh` has seen to it.
+template <class F> static Domain<F> domain_of_weights(const Row<F> &r, const F *weights) {
+  return weights == r.target ? Domain<F>::fractions(r.call, r.call.target_dtype) : Domain<F>{};
+}
+
 // (1, 2), of the weights of the classes.
 template <class F> static double softmax_distribution(Row<F> &r, const F *weights) {
   const Peak<F> p = peak(r.x, r.n);
   if (!p.finite()) return no_loss(r, NOT_A_NUMBER<double>);
   const int64_t k = p.place;
   const Unit<F> unit(p.value);
-  const double of_leader = weights[k];
+  const auto domain = domain_of_weights(r, weights);
+  const double of_leader = domain(weights[k]);
   const auto top = set(p.value);
   F *const e = r.target_gradient ? r.spare[0] : r.gradient;
   Sum<F> exps, costs, masses;
   each<F, 2, 1>(r.n, k, {{r.x, weights}, {-INF<F>, 0}, {e}}, [&](auto &in, auto &out, int u) __attribute__((always_inline)) {
-    const auto none = Vector<F>{}, cost = in[1] * (top - in[0]);
+    const auto none = Vector<F>{}, weight = domain(in[1]), cost = weight * (top - in[0]);
     out[0] = exp_in(unit, in[0]);
     exps.part[u] += out[0];
-    costs.part[u] += in[1] == none ? none : cost;
-    masses.part[u] += in[1];
+    costs.part[u] += weight == none ? none : cost;
+    masses.part[u] += weight;
   }, exps, costs, masses);
   const double leader = exp_of(unit, p.value), R = exps.total(), S = R + leader;
   const double O = masses.total(), mass = O + of_leader, log_S = log1p_of(R / leader);
@@ -110,7 +116,8 @@ static double softmax_focal(Row<double> &r, const double *weights) {
   const Focal focal(r.call.gamma);
   const int64_t k = p.place;
   const Unit<double> unit(p.value);
-  const double weight_k = weights[k];
+  const auto domain = domain_of_weights(r, weights);
+  const double weight_k = domain(weights[k]);
   double *const shares = r.spare[0], *const turns = r.spare[1];
   Sum<double> exps, values, slopes;
   each<double, 1, 1>(r.n, k, {{r.x}, {-INF<double>}, {shares}}, [&](auto &in, auto &out, int u) __attribute__((always_inline)) {
@@ -121,7 +128,7 @@ static double softmax_focal(Row<double> &r, const double *weights) {
   const double log_S = log1p_of(others / leader), p_k = leader / total, q_k = others / total;
   each<double, 3, 2>(r.n, k, {{r.x, shares, weights}, {p.value, 0, 0}, {shares, turns}},
                      [&](auto &in, auto &out, int u) __attribute__((always_inline)) {
-                       const Doubles none{}, share = in[1] / set(total), w = in[2];
+                       const Doubles none{}, share = in[1] / set(total), w = domain(in[2]);
                        Doubles value, derivative;
                        focal((set(p.value) - in[0]) + set(log_S), share, set(1.0) - share, value, derivative);
                        values.part[u] += w == none ? none : w * value;
@@ -157,8 +164,9 @@ static double clipped(double x, double others, double total, const Bounds &b, do
 
 // (5) of one label.
 static double probability_of_label(Row<double> &r, const Bounds &bounds) {
+  const auto shares = Domain<double>::shares(r.call, r.call.dtype);
   const int64_t y = r.label;
-  const double w = r.per_class ? r.per_class[y] : 1, x = r.x[y], others = sum(r.x, r.n, y), total = others + x;
+  const double w = r.per_class ? r.per_class[y] : 1, x = shares(r.x[y]), others = shares.sum(r.x, r.n, y), total = others + x;
   double p;
   bool inside;
   const double loss = clipped(x, others, total, bounds, p, inside);
@@ -176,12 +184,15 @@ static double probabilities(Row<double> &r, const double *weights, const Bounds 
   const Peak<double> peaked = peak(r.x, r.n);
   if (peaked.value != peaked.value) return no_loss(r, peaked.value);
   const int64_t k = peaked.place;
-  const double x_k = r.x[k], weight_k = weights[k], others = sum(r.x, r.n, k), total = others + x_k;
+  const auto domain = domain_of_weights(r, weights);
+  const auto shares = Domain<double>::shares(r.call, r.call.dtype);
+  const double x_k = shares(r.x[k]), weight_k = domain(weights[k]), others = shares.sum(r.x, r.n, k), total = others + x_k;
+  if (total != total || (r.call.domain && total == 0)) return no_loss(r, NOT_A_NUMBER<double>);
   const Doubles low = set(bounds.low), high = set(bounds.high), none{};
   double *const turns = r.spare[0];
   Sum<double> values, slopes;
   each<double, 2, 1>(r.n, k, {{r.x, weights}, {0, 0}, {turns}}, [&](auto &in, auto &out, int u) __attribute__((always_inline)) {
-    const Doubles w = in[1], p = in[0] / set(total);
+    const Doubles w = domain(in[1]), p = in[0] / set(total);
     const Int64s below = p < low, above = p > high, ignored = w == none;
     Doubles q = below ? low : above ? high : p, value, derivative;
     q = ignored ? set(1.0) : q;

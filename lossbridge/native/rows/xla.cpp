@@ -16,7 +16,7 @@ namespace {
 using namespace xla;
 
 // The rows. The attribute `integers`: an array of these.
-enum Integer { RULE, AXIS, BALANCED, THREADS, ARGUMENTS, RESULTS, INTEGERS };
+enum Integer { RULE, AXIS, BALANCED, DOMAIN, THREADS, ARGUMENTS, RESULTS, INTEGERS };
 // The attribute `numbers`.
 enum Number { LABEL_SMOOTHING, EPSILON, TEMPERATURE, GAMMA, PER_CLASS_NUMBER, NUMBERS };
 
@@ -119,6 +119,7 @@ bool read(const Attributes &attributes, Options *options) {
 void set_options(Call &c, const Options &options) {
   c.rule = static_cast<Rule>(options.integers[RULE]);
   c.balanced = options.integers[BALANCED] != 0;
+  c.domain = options.integers[DOMAIN] != 0;
   c.threads = static_cast<int32_t>(options.integers[THREADS]);
   c.label_smoothing = options.numbers[LABEL_SMOOTHING];
   c.epsilon = options.numbers[EPSILON];

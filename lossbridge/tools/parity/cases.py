@@ -47,6 +47,7 @@ class Case:
     options: Mapping[str, Any] = field(default_factory=dict)
     dtype: str = "float32"
     tolerance: Tolerance = Tolerance()
+    refused: bool = False  # an error where values can be read, NaN where not
 
     @property
     def compute_dtype(self) -> str:
@@ -181,6 +182,7 @@ def _cases_of(loss: str) -> Iterator[Case]:
             yield from _shapes(case, target)
             yield from _weights(case, loss, target)
         yield from _boundaries(loss, target, from_logits)
+        yield from _outside(loss, target, from_logits)
     yield from _digits(loss)
 
 
@@ -350,6 +352,32 @@ def _boundaries(loss: str, target: Target, from_logits: bool) -> Iterator[Case]:
     elif target == "distributions" and from_logits:
         soft = _softmax(np.random.default_rng(32).normal(size=(8, 5)))
         yield given("soft targets, confident rows", soft, 20 * _one_hot())
+
+
+def _outside(loss: str, target: Target, from_logits: bool) -> Iterator[Case]:
+    """One sample lies outside the domain of its target or its predictions."""
+    rule = RECORDS[loss].rules["logits" if from_logits else "probabilities"][target]
+    y_true = _LABELS if target == "labels" else _one_hot()
+    y_pred = _softmax(np.random.default_rng(34).normal(size=(8, 5)))
+
+    def given(name: str, row: Array | int | None = None, entries: Array | float | None = None) -> Case:
+        t, p = y_true.copy(), y_pred.copy()
+        if row is not None:
+            t[2] = row
+        if entries is not None:
+            p[2] = entries
+        return replace(_given(loss, name, t, p, from_logits, reduction="none"), refused=True)
+
+    if target == "labels":
+        yield given("label beyond the classes", row=5)
+        yield given("label below 0", row=-1)
+    if rule.domains[0] == "fractions":
+        yield given("target of 255", row=np.array([0, 0, 255.0, 0, 0]))
+        yield given("target of -1", row=np.array([-1, -1, 1.0, -1, -1]))
+    if rule.domains[1] != "anywhere":
+        yield given("logits without from_logits", entries=np.array([-3.0, 2, -0.5, 1, 0]))
+    if rule.domains[1] == "shares":
+        yield given("probabilities all 0", entries=0.0)
 
 
 def _outcome_boundaries(given: Callable[..., Case], from_logits: bool) -> Iterator[Case]:

@@ -86,6 +86,7 @@ def _as_json(case: Case) -> dict[str, Any]:
             "gradient_ulp": case.tolerance.gradient,
             "scale": case.tolerance.scale,
         },
+        "refused": case.refused,
     }
 
 
@@ -99,6 +100,7 @@ def _from_json(entry: dict[str, Any]) -> Case:
         {name: _decode(x) if isinstance(x, dict) else x for name, x in entry["options"].items()},
         entry["dtype"],
         Tolerance(tolerance["value_ulp"], tolerance["gradient_ulp"], tolerance["scale"]),
+        entry["refused"],
     )
 
 
