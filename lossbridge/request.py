@@ -311,7 +311,7 @@ def _refuse_outside(r: Request, found: Array, names: Names) -> None:
     for name, x, domain in zip((names.target, names.pred), (r.target, r.pred), r.rule.domains, strict=True):
         values = None if domain == "anywhere" else ops.concrete(x)
         if values is not None:
-            rounding = ROUNDING.get(ops.dtype(x), 0.0)
+            rounding = ROUNDING.get(ops.dtype(x), ROUNDING["float32"])
             is_target = name == names.target
             errors.in_domain(name, values, (domain, rounding), (r.axis, valid), is_target, "logits" in r.loss.rules)
 

@@ -118,7 +118,7 @@ def prepared(ops: Ops, r: Request, target: Array, pred: Array) -> tuple[Array, A
 
 
 def ready(ops: Ops, x: Array, dtype: str, domain: Domain, axis: int | None, valid: Array | None) -> Array:
-    rounding = ROUNDING.get(ops.dtype(x), 0.0)  # none of integers
+    rounding = ROUNDING.get(ops.dtype(x), ROUNDING["float32"])
     return in_domain(ops, neutralise(ops, ops.cast(x, dtype), valid, axis, 0.5), domain, axis, rounding)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import lossbridge as lb
-from lossbridge import reference
+from lossbridge import errors, reference
 from lossbridge.frameworks import numpy_ops
 from lossbridge.native import rows as native
 
@@ -162,6 +162,7 @@ def test_rows_of_infinities_and_nan_are_the_formulas(monkeypatch, kind) -> None:
     for i in (5, 6, 7):
         y_pred[i, i - 5] = np.inf if i == 6 else -np.inf
     options["reduction"] = "none"
+    monkeypatch.setattr(errors, "in_domain", lambda *_: None)  # as where they cannot be read
     got, exact = run(loss, y_true, y_pred, **options), by_formula(monkeypatch, loss, y_true, y_pred, **options)
     np.testing.assert_allclose(got[0], exact[0], rtol=4e-6)
     finite = np.isfinite(exact[0])

@@ -28,6 +28,7 @@ CASES = [
     and not set(OF_SAMPLES[:4]) & set(case.options)
     and case.dtype in ("float32", "float64")
     and 0 < case.y_pred.size < 10**4
+    and not case.refused
 ]
 
 
