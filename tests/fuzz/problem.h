@@ -178,6 +178,7 @@ class Problem {
     call.gamma = gammas[choice(4)];
     call.per_class_number = numbers[choice(4)];
     call.balanced = yes();
+    call.domain = yes();
     call.divides = static_cast<Divisor>(choice(4));
     call.divisor = divisors[choice(4)];
     call.upstream = upstreams[choice(4)];
