@@ -179,7 +179,10 @@ def sum(x: Array, axis: int | None = None, keepdims: bool = False) -> Array:
 
 def mean(x: Array) -> Array:
     count = x.numel()
-    return torch.sum(x) / (torch.sym_max(count, 1) if torch.compiler.is_compiling() else count or 1)
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        # A tensor, because torch.export takes every unknown size for at least 2 and leaves out a maximum of sizes.
+        return torch.sum(x) / torch.full((), count, device=x.device).clamp_min(1)
+    return torch.sum(x) / (count or 1)
 
 
 def count(condition: Array) -> Array:
