@@ -42,7 +42,9 @@ def inputs(form) -> tuple[torch.Tensor, ...]:
 
 
 def exported(module, example, strict: bool = False):
-    return torch.export.export(module, example, dynamic_shapes=tuple({0: ROWS} for _ in example), strict=strict).module()
+    return torch.export.export(
+        module, example, dynamic_shapes=tuple({0: ROWS} for _ in example), strict=strict
+    ).module()
 
 
 def traced(module, example):
