@@ -14,6 +14,7 @@ from torch import distributed
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor, init_device_mesh
 
 import lossbridge as lb
+import lossbridge.torch as lt
 
 WORLD, TIMEOUT = 2, 600
 SIZE = 5, 7  # shards of unequal size along both axes
@@ -82,12 +83,38 @@ def check_beside_plain_predictions(mesh) -> None:
         lb.sparse_categorical_crossentropy(labels, torch.zeros(2, 3), from_logits=True)
 
 
+def check_modules(mesh) -> None:
+    """Of torch.nn's names: with a weight, probabilities of which are read, and a shape that weights broadcast to."""
+    z, labels, t = torch.randn(5, 7, generator=torch.manual_seed(0)), torch.arange(5), torch.full((5, 7), 1 / 7)
+    weight = torch.tensor(CLASS_WEIGHT)
+    for module, target, pred in (
+        (lt.CrossEntropyLoss(weight, label_smoothing=0.1), labels, z),
+        (lt.CrossEntropyLoss(), t, z),
+        (lt.NLLLoss(weight, ignore_index=2), labels, z.log_softmax(1)),
+        (lt.KLDivLoss(reduction="batchmean"), t, z.log_softmax(1)),
+        (lt.BCELoss(weight), t, z.sigmoid()),
+        (lt.BCEWithLogitsLoss(pos_weight=weight), t, z),
+    ):
+        for placement in PLACEMENTS.values():
+            laid = distribute_tensor(pred, mesh, [placement]).requires_grad_()
+            pred.requires_grad_()
+            got, expected = module(laid, target), module(pred, target)
+            torch.testing.assert_close(got.item(), expected.item(), rtol=1e-5, atol=1e-5)
+            got, expected = torch.autograd.grad(got, laid)[0], torch.autograd.grad(expected, pred)[0]
+            assert got.placements == laid.placements
+            torch.testing.assert_close(got.full_tensor(), expected)
+
+
 def work(rank: int, folder: str) -> None:
     """One process: writes what failed, by the name of the case."""
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=WORLD)
     mesh = init_device_mesh("cpu", (WORLD,))
-    checks = {"labels out of range": check_labels_out_of_range, "plain predictions": check_beside_plain_predictions}
+    checks = {
+        "labels out of range": check_labels_out_of_range,
+        "plain predictions": check_beside_plain_predictions,
+        "modules": check_modules,
+    }
     for form, options in CASES:
         for placed, placement in PLACEMENTS.items():
             for beside in ("tensor", "DTensor"):
@@ -121,5 +148,5 @@ def results(tmp_path_factory) -> list:
 
 def test_every_loss_laid_over_two_processes(results) -> None:
     for names, faults in results:
-        assert len(names) == 2 + 6 * len(CASES)
+        assert len(names) == 3 + 6 * len(CASES)
         assert not faults
