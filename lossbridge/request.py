@@ -135,7 +135,7 @@ def common_framework(pred: Any, pred_name: str, others: Mapping[str, Any]) -> Fr
 
 def as_array(ops: ArrayOps, name: str, x: Any, like: Array | None = None) -> Array:
     """`x` as an array of real numbers of this framework."""
-    if type(x) in ops.TYPES and x.dtype in ops.DTYPES:
+    if ops.is_plain(x, like):
         return x
     if x is None:
         raise TypeError(f"{name} is None; pass an array")
@@ -143,6 +143,8 @@ def as_array(ops: ArrayOps, name: str, x: Any, like: Array | None = None) -> Arr
         raise TypeError(f"{name} is a NumPy masked array; pass its .data, and its mask inverted as mask=")
     try:
         array = ops.asarray(x, like)
+    except NotImplementedError as error:
+        raise TypeError(f"{name} {error}") from None
     except TypeError:
         raise TypeError(f"{name} is {type(x).__name__} of no real numbers; convert it to numbers") from None
     except ValueError:

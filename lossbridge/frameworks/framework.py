@@ -19,7 +19,10 @@ class Arrays(Protocol):
 
     def owns(self, x: object) -> bool: ...
     def asarray(self, x: Any, like: Array | None = None) -> Array:
-        """`x` (own array, NumPy array, list, number) as an own array, on the device of `like`."""
+        """`x` (own array, NumPy array, list, number) as an own array, on the device of `like`.
+
+        NotImplementedError if it is an own array that no loss takes; the text goes on from its name.
+        """
         ...
 
     def concrete(self, x: Any) -> np.ndarray | None:
@@ -41,9 +44,11 @@ class Arrays(Protocol):
 class ArrayOps(Arrays, Ops, Protocol):
     """`X_ops`: a framework's arithmetic, with conversion and inspection of arrays."""
 
-    # Arrays that need no conversion: their exact types, and NumPy's names of the common dtypes.
-    TYPES: tuple[type, ...]
-    DTYPES: Mapping[Any, str]
+    DTYPES: Mapping[Any, str]  # NumPy's names of the common dtypes
+
+    def is_plain(self, x: Any, like: Array | None = None) -> bool:
+        """Whether `x` can be computed with as it is, beside `like`: of common type, layout and dtype. Quick."""
+        ...
 
     def same_sizes(self, x: Array, axes: list[int], like: Array, like_axes: list[int], words: str) -> Array:
         """`x`, with a check at run time that these axes have the sizes of `like`'s, if they are unknown before."""

@@ -198,8 +198,12 @@ def _by_rule(r: Request) -> Tensor:
     return losses
 
 
+def _ratio_by_formula(r: Request) -> Tensor:
+    return ops.summed_over_devices(reduced(r, _by_formula(r)))
+
+
 def _by_formula(r: Request) -> Tensor:
-    return by_formula(ops, r, r.target, r.pred)
+    return by_formula(ops, r, ops.with_gradient_alike(r.target), ops.with_gradient_alike(r.pred))
 
 
 PATHS: Mapping[str, Path] = {
@@ -221,6 +225,7 @@ PATHS: Mapping[str, Path] = {
             _by_formula,
             "the formula, over PyTorch's operations",
             "automatic differentiation, of the formula",
+            _ratio_by_formula,
         ),
     )
 }

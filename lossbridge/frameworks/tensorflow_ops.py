@@ -61,6 +61,10 @@ def owns(x: object) -> bool:
     return isinstance(x, tf.Tensor | tf.Variable)
 
 
+def is_plain(x: Any, like: Array | None = None) -> bool:
+    return type(x) in TYPES and x.dtype in DTYPES
+
+
 def asarray(x: Any, like: Array | None = None) -> Array:
     if isinstance(x, tf.Tensor | tf.Variable):
         return tf.convert_to_tensor(x)

@@ -94,7 +94,17 @@ def owns(x: object) -> bool:
     return isinstance(x, torch.Tensor | torch.SymInt)  # SymInt: a size that is not known while tracing
 
 
+def is_plain(x: Any, like: Array | None = None) -> bool:
+    if type(x) not in TYPES or x.dtype not in DTYPES or x.layout is not torch.strided or x.is_nested:
+        return False
+    return like is None or type(like) in TYPES
+
+
 def asarray(x: Any, like: Array | None = None) -> Array:
+    if isinstance(x, torch.Tensor):
+        _refuse_layout(x, like)
+    if like is not None and is_distributed(like) and not is_distributed(x):
+        return _replicated(asarray(x, like.to_local()), like.device_mesh)
     if isinstance(x, torch.Tensor):
         return x
     device = None if like is None else like.device
@@ -111,12 +121,49 @@ def asarray(x: Any, like: Array | None = None) -> Array:
     return torch.tensor(x, device=device)
 
 
+def _refuse_layout(x: torch.Tensor, like: Array | None) -> None:
+    if hasattr(x, "get_mask"):
+        raise NotImplementedError("is a torch.masked tensor; pass its get_data(), and its get_mask() as mask=")
+    if x.is_nested:
+        raise NotImplementedError("is a nested tensor; pass it padded (to_padded_tensor), and the padding as mask=")
+    if x.layout is not torch.strided:
+        raise NotImplementedError("is a sparse tensor; pass its to_dense()")
+    if like is not None and is_distributed(x) and not is_distributed(like):
+        raise NotImplementedError("is a DTensor beside predictions that are none; pass its full_tensor()")
+
+
+def is_distributed(x: Any) -> bool:
+    """Whether it is a DTensor, beside which only DTensors may stand."""
+    return type(x) not in TYPES and hasattr(x, "device_mesh")
+
+
+def _replicated(x: Array, mesh: Any) -> Array:
+    """A DTensor of which every device holds the whole."""
+    from torch.distributed.tensor import DTensor, Replicate
+
+    return DTensor.from_local(x, mesh, [Replicate()] * mesh.ndim, run_check=False)
+
+
+def with_gradient_alike(x: Array) -> Array:
+    """`x`, whose gradient will be laid over the devices as it is."""
+    return x.redistribute(placements=x.placements) if is_distributed(x) and x.requires_grad else x
+
+
+def summed_over_devices(x: Array) -> Array:
+    """`x`; of a DTensor whose devices hold terms of a sum each, which is what item() would read, the sum on all."""
+    if not is_distributed(x):
+        return x
+    from torch.distributed.tensor import Replicate
+
+    return x.redistribute(placements=[Replicate() if laid.is_partial() else laid for laid in x.placements])
+
+
 def concrete(x: Any) -> np.ndarray | None:
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return None
     if not isinstance(x, torch.Tensor):
         return np.asarray(x)
-    if not x.is_cpu:
+    if not x.is_cpu or is_distributed(x):
         return None
     try:
         x = x.detach() if x.requires_grad else x
@@ -180,7 +227,10 @@ def sum(x: Array, axis: int | None = None, keepdims: bool = False) -> Array:
 
 def mean(x: Array) -> Array:
     count = x.numel()
-    return torch.sum(x) / (torch.sym_max(count, 1) if torch.compiler.is_compiling() else count or 1)
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        # A tensor, because torch.export takes every unknown size for at least 2 and leaves out a maximum of sizes.
+        return torch.sum(x) / torch.full((), count, device=x.device).clamp_min(1)
+    return torch.sum(x) / (count or 1)
 
 
 def count(condition: Array) -> Array:
@@ -199,7 +249,8 @@ def argmax(x: Array, axis: int) -> Array:
 
 
 def take(x: Array, labels: Array, axis: int) -> Array:
-    if torch.compiler.is_compiling():  # a sum fuses with what computes x, and its gradient is no scatter into zeros
+    # A sum fuses with what computes x, and its gradient is no scatter into zeros; and DTensor scatters nothing.
+    if torch.compiler.is_compiling() or type(x) not in TYPES:
         return torch.sum(torch.where(one_hot(labels, x, axis), x, 0.0), dim=axis)
     return torch.gather(x, axis, labels.long().unsqueeze(axis)).squeeze(axis)
 
@@ -217,7 +268,7 @@ def lookup(values: Array, labels: Array) -> Array:
 
 
 def one_hot(labels: Array, like: Array, axis: int) -> Array:
-    classes = torch.arange(like.shape[axis], device=like.device)
+    classes = asarray(torch.arange(like.shape[axis], device=like.device), like)
     return classes.reshape([-1 if i == axis else 1 for i in range(like.ndim)]) == labels.unsqueeze(axis)
 
 

@@ -71,9 +71,9 @@ def in_range(ops: Ops, labels: Array, pred: Array, axis: int) -> tuple[Array, Ar
 # replaced, so that the gradient is finite too; for logits the loss is replaced, because its gradient is finite.
 
 
-def neg_log(ops: Ops, weight: Array | None, p: Array) -> Array:
+def neg_log(ops: Ops, weight: Array | float | None, p: Array) -> Array:
     """−log p; 0 where both p and the weight are 0. None: no weight is 0."""
-    return -ops.log(p if weight is None else ops.where((weight == 0) & (p == 0), 1.0, p))
+    return -ops.log(_replaced(ops, weight, p, 0.0, 1.0))
 
 
 def neg_log_complement(ops: Ops, weight: Array, p: Array) -> Array:
@@ -81,6 +81,15 @@ def neg_log_complement(ops: Ops, weight: Array, p: Array) -> Array:
     return -ops.log1p(-ops.where((weight == 0) & (p == 1), 0.0, p))
 
 
-def zero_if_unweighted(ops: Ops, weight: Array | None, loss: Array) -> Array:
+def zero_if_unweighted(ops: Ops, weight: Array | float | None, loss: Array) -> Array:
     """The loss; 0 in place of an infinity whose weight is 0."""
-    return loss if weight is None else ops.where((weight == 0) & (loss == math.inf), 0.0, loss)
+    return _replaced(ops, weight, loss, math.inf, 0.0)
+
+
+def _replaced(ops: Ops, weight: Array | float | None, x: Array, bad: float, value: float) -> Array:
+    """x, with the value in place of what is bad and has the weight 0."""
+    if weight is None:
+        return x
+    if isinstance(weight, int | float):  # its comparison is a bool, for which torch.jit.trace has no &
+        return x if weight else ops.where(x == bad, value, x)
+    return ops.where((weight == 0) & (x == bad), value, x)
