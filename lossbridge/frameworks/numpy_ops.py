@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from lossbridge.frameworks.framework import host_array, is_column
 from lossbridge.maths.ops import Array, Shape
 
 Pullback = Callable[[np.ndarray], np.ndarray]
@@ -172,17 +173,15 @@ def _newest_first(root: Variable) -> list[Variable]:
 def owns(x: object) -> bool:
     return isinstance(
         x, Variable | np.ndarray | np.generic | list | tuple | bool | int | float | complex | str | bytes
-    ) or (hasattr(x, "__array__"))
+    ) or is_column(x)
 
 
 def asarray(x: Any, like: Array | None = None) -> Array:
-    if isinstance(x, Variable):
-        return x
-    return np.asarray(x)
+    return x if isinstance(x, Variable) else host_array(x)
 
 
 def concrete(x: Any) -> np.ndarray | None:
-    return np.asarray(value_of(x))
+    return host_array(value_of(x))
 
 
 def shape(x: Array) -> Shape:

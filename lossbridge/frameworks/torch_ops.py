@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch.autograd import forward_ad
 
+from lossbridge.frameworks.framework import host_array
 from lossbridge.maths.ops import Array, Rule, Shape
 
 # ---- Private interfaces of PyTorch, tried with 2.13. test_only_torch.py tests the positive answer of each. ----
@@ -102,9 +103,9 @@ def asarray(x: Any, like: Array | None = None) -> Array:
         return torch.full((), x, dtype=torch.int64, device=device)  # through NumPy each value would compile anew
     if isinstance(x, float):
         return torch.tensor(x, dtype=torch.float64, device=device)
-    x = np.asarray(x)
     if torch.compiler.is_compiling():
-        return torch.as_tensor(x, device=device)
+        return torch.as_tensor(np.asarray(x), device=device)
+    x = host_array(x)
     if x.dtype.name == "bfloat16":  # ml_dtypes' bfloat16 is unknown to torch; float32 holds it exactly
         x = x.astype(np.float32)
     # A copy: torch shares memory with arrays, and warns of those that cannot be written to.
@@ -115,7 +116,7 @@ def concrete(x: Any) -> np.ndarray | None:
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return None
     if not isinstance(x, torch.Tensor):
-        return np.asarray(x)
+        return host_array(x)
     if not x.is_cpu:
         return None
     try:
