@@ -92,13 +92,12 @@ def run_workers(
     messages: queue.Queue[tuple[str, dict[str, Any] | None]] = queue.Queue()
     runs: dict[str, BackendRun[Outcome]] = {name: BackendRun(name, "crashed") for name in backends}
     workers = {}
-    for name in backends:
-        if installed(name):
-            workers[name] = _Worker(worker, {**request, "backend": name}, messages, environment or {})
-        else:
-            runs[name] = BackendRun(name, "missing", words=f"not installed: pip install 'lossbridge[{name}]'")
-
     try:
+        for name in backends:
+            if installed(name):
+                workers[name] = _Worker(worker, {**request, "backend": name}, messages, environment or {})
+            else:
+                runs[name] = BackendRun(name, "missing", words=f"not installed: pip install 'lossbridge[{name}]'")
         while workers:
             try:
                 name, message = messages.get(timeout=1.0)
