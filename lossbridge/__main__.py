@@ -23,7 +23,7 @@ def main() -> None:
     except OSError as error:  # a full disk, say
         where = f" ({error.filename})" if error.filename else ""
         cli.refuse(f"a file or the output cannot be used: {error.strerror or error}{where}; name another one")
-        sys.stdout = None  # type: ignore[assignment]  # what is left in its buffer cannot be written either
+        sys.stdout = None  # what is left in its buffer cannot be written either
         sys.exit(cli.BAD_USAGE)
 
 

@@ -7,7 +7,7 @@ every operation on one records how to pass a gradient back. Operations on plain 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -18,8 +18,10 @@ from lossbridge.maths.ops import Array, Shape
 
 Pullback = Callable[[np.ndarray], np.ndarray]
 
-TYPES = (np.ndarray,)
-DTYPES = {np.dtype(name): name for name in ("float32", "float64", "float16", "int64", "int32", "uint8", "bool")}
+TYPES: tuple[type, ...] = (np.ndarray,)
+DTYPES: Mapping[Any, str] = {
+    np.dtype(name): name for name in ("float32", "float64", "float16", "int64", "int32", "uint8", "bool")
+}
 
 
 class Variable:

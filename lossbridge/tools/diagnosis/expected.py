@@ -84,11 +84,10 @@ def _by_place(text: str, name: str, calls: list[ast.Call]) -> Iterator[tuple[str
         return
     peer = next((peer for peer in PEERS if peer.name == _MODULES.get(name, name)), None)
     constructed = name in _MODULES or (peer is not None and peer.is_class)
+    places: list[tuple[tuple[str, ...], list[ast.expr], int]] = []  # names, arguments, and how many of those are arrays
     if constructed:
-        takes = ("sample_weight",) if name not in _MODULES else ()
+        takes = () if name in _MODULES else ("sample_weight",)
         places = [(takes, call.args, 2) for call in calls[:-1]]
-    else:
-        places = []
     if peer is not None:
         parameters = inspect.signature(our_function(peer.library, peer.function)).parameters.values()
         own = tuple(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD)[0 if peer.is_class else 2 :]
