@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -209,15 +210,24 @@ def test_a_name_of_300_characters() -> None:
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes as Linux shows them")
-def test_a_command_that_is_ended_ends_its_workers() -> None:
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_the_workers_end_with_the_command(how) -> None:
     with process("parity", "--backend", "numpy", stdout=subprocess.DEVNULL) as command:
         deadline = time.monotonic() + 60
         while not (workers := children(command.pid)) and time.monotonic() < deadline:
             time.sleep(0.05)
         assert workers
-        command.terminate()
-        assert command.wait(60) == 128 + 15
-    assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
+        command.send_signal(how)
+        assert command.wait(60) == -how
+    while any(map(runs, workers)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(map(runs, workers))
+
+
+def runs(pid: int) -> bool:
+    """It exists, and is not only a name that nobody has asked for yet."""
+    status = Path(f"/proc/{pid}/stat")
+    return status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
 def children(pid: int) -> list[int]:
