@@ -49,9 +49,9 @@ def unit_of(ops: Ops, weight: Array, whole: bool) -> Array:
         smallest = -ops.max(ops.where(size > 0, -size, -math.inf), 0)
         largest = ops.where(largest < 1, largest, ops.where(smallest > 1, smallest, 1.0))
     unit = ops.where(largest < 0, largest, 1.0)
-    for power in (512, 256, 128, 64):
-        unit = ops.where(largest * unit < 2.0**-power, unit * 2.0**power, unit)
-        unit = ops.where(largest * unit >= 2.0**power, unit * 2.0**-power, unit)
+    for power in range(120, 961, 120):  # no step reads the one before twice: torch.compile would write it out twice
+        unit = ops.where(largest < 2.0 ** (60 - power), 2.0**power, unit)
+        unit = ops.where(largest >= 2.0 ** (power - 60), 2.0**-power, unit)
     return ops.reshape(unit, ())
 
 
