@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -296,10 +296,62 @@ def scalar(name: str, shape: Shape) -> None:
         raise ValueError(f"{name} has shape {text(shape)}; pass one number or a scalar array")
 
 
+# The call that makes a NumPy array of another library's, where it is not numpy.asarray(x).
+_CONVERSIONS = {
+    "paddle": "{}.numpy(), and of bfloat16 {}.astype('float32').numpy()",
+    "mlx": "numpy.array({}), and of bfloat16 numpy.array({}.astype(mlx.core.float32))",
+    "cupy": "cupy.asnumpy({})",
+    "cupyx": "{}.toarray().get()",
+    "dask": "{}.compute()",
+    "tinygrad": "{}.numpy()",
+    "mindspore": "{}.asnumpy()",
+    "mxnet": "{}.asnumpy()",
+    "oneflow": "{}.numpy()",
+    "jittor": "{}.numpy()",
+    "dpnp": "{}.asnumpy()",
+    "xarray": "{}.to_numpy()",
+    "pyarrow": "{}.to_numpy(zero_copy_only=False)",
+    "cudf": "{}.to_numpy()",
+    "pandas": "{}.to_numpy()",
+    "polars": "{}.collect()",
+    "scipy": "{}.toarray()",
+    "sparse": "{}.todense()",
+    "keras": "{}.value",
+}
+
+
+def foreign_array(name: str, x: object, known: Sequence[str]) -> NoReturn:
+    """For what belongs to none of the frameworks."""
+    owner = type(x).__module__.partition(".")[0]
+    found = f"{name} is {type(x).__module__}.{type(x).__qualname__}, which is no array of {', '.join(known)}"
+    call = _CONVERSIONS.get(owner) or ("numpy.asarray({})" if hasattr(x, "__array__") else "")
+    if not call:
+        raise TypeError(f"{found}; pass an array, a list or a number")
+    raise TypeError(f"{found}, and would get no gradient; pass {call.replace('{}', name)}")
+
+
+def no_array(name: str, x: object, error: Exception) -> NoReturn:
+    """For what could not be converted, which failed with this error."""
+    try:
+        real_numbers(name, str(np.asarray(x).dtype.name))
+    except ValueError:
+        raise ValueError(f"{name} cannot be made an array of numbers; pass rows of equal length") from None
+    reason = str(error).partition("\n")[0]
+    raise TypeError(f"{name} is {type(x).__name__} that cannot be converted: {reason}") from None
+
+
 def real_numbers(name: str, dtype: str) -> None:
-    if dtype not in (*FLOATS, "bool") and not dtype.startswith(("int", "uint")):
-        hint = "take the real part or the modulus" if dtype.startswith("complex") else "convert it to numbers"
-        raise TypeError(f"{name} has dtype {dtype}, which holds no real numbers that a loss can use; {hint}")
+    if dtype in (*FLOATS, "bool") or dtype.startswith(("int", "uint")):
+        return
+    if dtype.startswith("complex"):
+        found, hint = "whose numbers are not real", "take the real part or the modulus"
+    elif dtype.startswith("float"):
+        found, hint = "which losses do not read", "convert it to float32 or bfloat16"
+    elif dtype == "object":
+        found, hint = "which may hold anything", "convert it to numbers"
+    else:
+        found, hint = "which holds no real numbers", "convert it to numbers"
+    raise TypeError(f"{name} has dtype {dtype}, {found}; {hint}")
 
 
 def gradient_buffer(out: Any, pred: np.ndarray, others: Mapping[str, Any], *, may_be_pred: bool) -> None:

@@ -6,6 +6,8 @@ maths and `reduce` after, so that a NaN or infinity there reaches neither value 
 
 from __future__ import annotations
 
+import math
+
 from lossbridge.maths.ops import Array, Ops
 from lossbridge.spec import Request
 
@@ -30,6 +32,27 @@ def weighted(r: Request, sample_weight: Array) -> Request:
     """The request with these weights; those of 0 are as if masked, but for the denominator."""
     nonzero = sample_weight != 0
     return r._replace(weight=sample_weight, valid=nonzero if r.valid is None else r.valid & nonzero)
+
+
+def unit_of(ops: Ops, weight: Array, whole: bool) -> Array:
+    """A power of two that brings weights of float64 to where float32 has them, 1 where it has them already.
+
+    By the largest where `whole` says that every weight counts. Else by all together: one that is masked may hold
+    anything.
+    """
+    size = ops.stop_gradient(ops.reshape(ops.abs(weight), (-1,)))
+    size = ops.where(size < math.inf, size, 0.0)  # neither infinite nor NaN
+    if ops.shape(size)[0] == 0:
+        return 1.0
+    largest = ops.max(size, 0)
+    if not whole:
+        smallest = -ops.max(ops.where(size > 0, -size, -math.inf), 0)
+        largest = ops.where(largest < 1, largest, ops.where(smallest > 1, smallest, 1.0))
+    unit = ops.where(largest < 0, largest, 1.0)
+    for power in range(120, 961, 120):  # no step reads the one before twice: torch.compile would write it out twice
+        unit = ops.where(largest < 2.0 ** (60 - power), 2.0**power, unit)
+        unit = ops.where(largest >= 2.0 ** (power - 60), 2.0**-power, unit)
+    return ops.reshape(unit, ())
 
 
 def neutralise(ops: Ops, x: Array, valid: Array | None, axis: int | None, value: float) -> Array:

@@ -8,17 +8,17 @@ framework.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from lossbridge import errors
-from lossbridge.frameworks import FRAMEWORKS
-from lossbridge.frameworks.framework import ArrayOps, Framework
+from lossbridge.frameworks import FRAMEWORKS, numpy_ops
+from lossbridge.frameworks.framework import ArrayOps, Framework, Unreadable
 from lossbridge.maths.elementary import ROUNDING
 from lossbridge.maths.ops import ANYWHERE, Array, Rule, Shape
-from lossbridge.reduction import counting, neutralise, reduce, weighted
+from lossbridge.reduction import counting, neutralise, reduce, unit_of, weighted
 from lossbridge.spec import NUMBERS, PER_CLASS, REDUCTIONS, SWITCHES, Loss, Names, Request, Target
 
 # The options of all losses, with their defaults.
@@ -110,13 +110,19 @@ def framework_of(x: object, name: str = "y_pred") -> Framework:
     if framework is not None:
         return framework
     for module, load in FRAMEWORKS.items():
-        if module in sys.modules and load().ops.owns(x):
+        if sys.modules.get(module) is not None and _owns(module, load, x):
             _framework_of_type[type(x)] = load()
             return load()
-    raise TypeError(
-        f"{name} is {type(x).__module__}.{type(x).__qualname__}, which is no array of {', '.join(sorted(FRAMEWORKS))}; "
-        "pass an array, a list or a number"
-    )
+    return errors.foreign_array(name, x, sorted(FRAMEWORKS))
+
+
+def _owns(module: str, load: Callable[[], Framework], x: object) -> bool:
+    try:
+        return load().ops.owns(x)
+    except (ImportError, AttributeError):  # another module of this name, or one that is not imported to its end
+        if module in (of.__module__.partition(".")[0] for of in type(x).__mro__):
+            raise
+        return False
 
 
 def common_framework(pred: Any, pred_name: str, others: Mapping[str, Any]) -> Framework:
@@ -141,14 +147,18 @@ def as_array(ops: ArrayOps, name: str, x: Any, like: Array | None = None) -> Arr
         raise TypeError(f"{name} is None; pass an array")
     if isinstance(x, np.ma.MaskedArray):
         raise TypeError(f"{name} is a NumPy masked array; pass its .data, and its mask inverted as mask=")
+    entry = x
+    while type(entry) in (list, tuple) and entry:
+        entry = entry[0]
+    if entry is not x:
+        framework_of(entry, f"{name}[0]")
     try:
         array = ops.asarray(x, like)
-    except NotImplementedError as error:
-        raise TypeError(f"{name} {error}") from None
-    except TypeError:
-        raise TypeError(f"{name} is {type(x).__name__} of no real numbers; convert it to numbers") from None
-    except ValueError:
-        raise ValueError(f"{name} cannot be made an array of numbers; pass rows of equal length") from None
+    except Unreadable as error:
+        kind, words = error.args
+        raise kind(f"{name} {words}") from None
+    except (TypeError, ValueError) as error:
+        errors.no_array(name, x, error)
     errors.real_numbers(name, ops.dtype(array))
     return array
 
@@ -163,11 +173,32 @@ def compute_dtype(ops: ArrayOps, pred: Array) -> str:
     return "float64" if dtype_of(ops, pred) == "float64" else "float32"
 
 
-def number(ops: ArrayOps, name: str, x: Any, pred: Array, dtype: str) -> Array:
-    """Weights or a denominator as an array of this dtype."""
+def number(
+    ops: ArrayOps, name: str, x: Any, pred: Array, dtype: str, *, unit: bool = False, whole: bool = False
+) -> Array:
+    """Weights or a denominator as an array of this dtype; with `unit`, in any unit. `whole`: every weight counts."""
+    if unit and not ops.owns(x) and ops.widest(pred) != "float64":  # JAX may lack it
+        with numpy_ops.quiet():
+            x = numpy_ops.cast(_near_one(numpy_ops, as_array(numpy_ops, name, x), dtype, whole), dtype)
     x = as_array(ops, name, x, pred)
     with ops.quiet():  # a number may be too large for it
-        return ops.cast(x, dtype)
+        return ops.cast(_near_one(ops, x, dtype, whole) if unit else x, dtype)
+
+
+def _any_unit(given: Mapping[str, Any]) -> bool:
+    """Whether the result does not depend on the weights' unit."""
+    return given["reduction"] == "mean_with_sample_weight" and given["normalizer"] is None
+
+
+def _near_one(ops: ArrayOps, weight: Array, dtype: str, whole: bool) -> Array:
+    """Weights of float64 that are to become float32, in a unit in which that neither underflows nor overflows."""
+    if dtype == "float64" or dtype_of(ops, weight) != "float64":
+        return weight
+    values = ops.concrete(weight)
+    if values is not None:
+        unit = float(unit_of(numpy_ops, values, whole))
+        return weight if unit == 1 else weight * unit
+    return weight * unit_of(ops, weight, whole)
 
 
 # The loss, its axis, and whether the target fits.
@@ -237,7 +268,7 @@ def _options(
         x = given[name] if name in given else loss.options[name]
         if name in loss.per_class and x is not None and not (loss.scalar_per_class and isinstance(x, int | float)):
             pred, axis, dtype = predictions
-            x = number(ops, _called(name, names), x, pred, dtype)
+            x = number(ops, _called(name, names), x, pred, dtype, unit=loss.mass is not None and _any_unit(given))
             x = _per_class(ops, _called(name, names), x, (pred, axis), loss.scalar_per_class, names)
         options[name] = x
     return options
@@ -289,7 +320,8 @@ def _with_weights(r: Request, given: Mapping[str, Any]) -> Request:
     ops = r.framework.ops
     weight, mask, normalizer = given["sample_weight"], given["mask"], given["normalizer"]
     if weight is not None:
-        weight = number(ops, "sample_weight", weight, r.pred, r.dtype)
+        whole = mask is None and given.get("ignore_class") is None
+        weight = number(ops, "sample_weight", weight, r.pred, r.dtype, unit=_any_unit(given), whole=whole)
         r = weighted(r, _per_sample(ops, "sample_weight", weight, r.pred, r.axis))
     if mask is not None:
         mask = _per_sample(ops, "mask", as_array(ops, "mask", mask, r.pred), r.pred, r.axis)

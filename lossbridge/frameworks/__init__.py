@@ -35,10 +35,11 @@ def _numpy() -> Framework:
     return on_numpy
 
 
-# The key is also the name of the framework's top-level module. NumPy stands last: it also takes lists and scalars.
+# The key is also the name of the framework's top-level module. NumPy, which also takes lists and scalars, stands first:
+# its calls must not meet what else a program calls torch, tensorflow or jax.
 FRAMEWORKS: Mapping[str, Callable[[], Framework]] = {
+    "numpy": _numpy,
     "torch": _torch,
     "tensorflow": _tensorflow,
     "jax": _jax,
-    "numpy": _numpy,
 }

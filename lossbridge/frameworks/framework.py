@@ -114,6 +114,47 @@ class Framework(Arrays, Protocol):
     def version(self) -> str: ...
 
 
+class Unreadable(ValueError):
+    """No array can be made of an argument. Holds the error to raise, and its text after the argument's name."""
+
+
+def host_array(x: Any) -> np.ndarray:
+    """An array of NumPy, a list, a number, or a column of pandas or polars, as a NumPy array in native byte order."""
+    if type(x) is not np.ndarray:
+        x = np.asarray(_numbers_of(x) if is_column(x) else x)
+    if x.dtype.char in "gG":  # some frameworks would round it without a word
+        words = f"has dtype {x.dtype}, and losses are computed in float64 at most; convert it to float64"
+        raise Unreadable(TypeError, words)
+    return x if x.dtype.isnative else x.astype(x.dtype.newbyteorder("="))
+
+
+def is_column(x: object) -> bool:
+    """Whether it is a Series or a DataFrame of pandas or polars."""
+    return type(x).__name__ in ("Series", "DataFrame") and type(x).__module__.partition(".")[0] in ("pandas", "polars")
+
+
+def _numbers_of(x: Any) -> np.ndarray:
+    """Their NumPy array. What a nullable column lacks is no number, and NumPy would make NaN or an object of it."""
+    if type(x).__name__ == "DataFrame":
+        columns = x.get_columns() if hasattr(x, "get_columns") else [x.iloc[:, i] for i in range(x.shape[1])]
+        return np.stack([_numbers_of(column) for column in columns], 1) if columns else np.empty(x.shape)
+    if isinstance(x.dtype, np.dtype):
+        return np.asarray(x)
+    missing = np.asarray(x.is_null() if hasattr(x, "is_null") else x.isna())
+    if missing.any():
+        raise Unreadable(
+            ValueError,
+            f"misses a value at row {missing.argmax()}, and what is missing is no number; fill or drop it, or give a "
+            "number there and leave it out with mask=",
+        )
+    number = getattr(x.dtype, "numpy_dtype", None)  # of pandas' nullable ones
+    found = np.asarray(x.to_numpy() if number is None else x.to_numpy(dtype=number))
+    if found.dtype.kind not in "fiub":
+        words = f"is a column of {x.dtype}, which holds no real numbers; convert it to numbers"
+        raise Unreadable(TypeError, words)
+    return found
+
+
 def prepared(ops: Ops, r: Request, target: Array, pred: Array) -> tuple[Array, Array]:
     """Both in the dtype of the computation, 0.5 where not valid, NaN outside their domain. Labels are unchanged."""
     domains = r.rule.domains if r.domain else ANYWHERE

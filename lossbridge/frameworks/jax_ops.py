@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lossbridge.frameworks.framework import host_array
 from lossbridge.maths.ops import Array, Shape
 
 DTYPES = {np.dtype(name): name for name in ("float32", "bfloat16", "float16", "float64", "int64", "int32", "bool")}
@@ -29,7 +30,7 @@ def is_plain(x: Any, like: Array | None = None) -> bool:
 def asarray(x: Any, like: Array | None = None) -> Array:
     if isinstance(x, jax.Array):
         return x
-    x = np.asarray(x)
+    x = host_array(x)
     if x.dtype.name in ("int64", "uint64") and not jax.config.jax_enable_x64:
         x = np.clip(x, -(2**31), 2**31 - 1).astype(np.int32)  # in JAX they would wrap round
     return jnp.asarray(x)
@@ -37,7 +38,7 @@ def asarray(x: Any, like: Array | None = None) -> Array:
 
 def concrete(x: Any) -> np.ndarray | None:
     if not isinstance(x, jax.Array):
-        return np.asarray(x)
+        return host_array(x)
     if isinstance(x, jax.core.Tracer) or not x.is_fully_addressable:
         return None
     return np.asarray(x) if all(device.platform == "cpu" for device in x.devices()) else None

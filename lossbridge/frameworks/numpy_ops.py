@@ -7,17 +7,20 @@ every operation on one records how to pass a gradient back. Operations on plain 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
 
+from lossbridge.frameworks.framework import host_array, is_column
 from lossbridge.maths.ops import Array, Shape
 
 Pullback = Callable[[np.ndarray], np.ndarray]
 
-DTYPES = {np.dtype(name): name for name in ("float32", "float64", "float16", "int64", "int32", "uint8", "bool")}
+DTYPES: Mapping[Any, str] = {
+    np.dtype(name): name for name in ("float32", "float64", "float16", "int64", "int32", "uint8", "bool")
+}
 
 
 class Variable:
@@ -171,7 +174,7 @@ def _newest_first(root: Variable) -> list[Variable]:
 def owns(x: object) -> bool:
     return isinstance(
         x, Variable | np.ndarray | np.generic | list | tuple | bool | int | float | complex | str | bytes
-    ) or (hasattr(x, "__array__"))
+    ) or is_column(x)
 
 
 def is_plain(x: Any, like: Array | None = None) -> bool:
@@ -179,13 +182,11 @@ def is_plain(x: Any, like: Array | None = None) -> bool:
 
 
 def asarray(x: Any, like: Array | None = None) -> Array:
-    if isinstance(x, Variable):
-        return x
-    return np.asarray(x)
+    return x if isinstance(x, Variable) else host_array(x)
 
 
 def concrete(x: Any) -> np.ndarray | None:
-    return np.asarray(value_of(x))
+    return host_array(value_of(x))
 
 
 def shape(x: Array) -> Shape:

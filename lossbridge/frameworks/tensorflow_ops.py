@@ -15,6 +15,7 @@ from tensorflow.python.eager import record
 from tensorflow.python.eager.forwardprop_util import pack_tangents
 from tensorflow.python.framework.ops import EagerTensor
 
+from lossbridge.frameworks.framework import host_array
 from lossbridge.maths.ops import Array, Shape
 
 # ---- Private interfaces of TensorFlow, tried with 2.21; test_only_tensorflow.py tests the positive answer. ----
@@ -68,12 +69,12 @@ def is_plain(x: Any, like: Array | None = None) -> bool:
 def asarray(x: Any, like: Array | None = None) -> Array:
     if isinstance(x, tf.Tensor | tf.Variable):
         return tf.convert_to_tensor(x)
-    return tf.convert_to_tensor(np.asarray(x))  # through NumPy, so that Python floats keep their 53 bits
+    return tf.convert_to_tensor(host_array(x))  # through NumPy, so that Python floats keep their 53 bits
 
 
 def concrete(x: Any) -> np.ndarray | None:
     if not isinstance(x, tf.Tensor | tf.Variable):
-        return np.asarray(x)
+        return host_array(x)
     x = tf.convert_to_tensor(x)
     # Only eager tensors have numpy(); their device ends in CPU:0 or GPU:0.
     return x.numpy() if hasattr(x, "numpy") and "CPU" in x.device else None

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch.autograd import forward_ad
 
+from lossbridge.frameworks.framework import Unreadable, host_array
 from lossbridge.maths.ops import Array, Rule, Shape
 
 # ---- Private interfaces of PyTorch, tried with 2.13. test_only_torch.py tests the positive answer of each. ----
@@ -112,9 +113,9 @@ def asarray(x: Any, like: Array | None = None) -> Array:
         return torch.full((), x, dtype=torch.int64, device=device)  # through NumPy each value would compile anew
     if isinstance(x, float):
         return torch.tensor(x, dtype=torch.float64, device=device)
-    x = np.asarray(x)
     if torch.compiler.is_compiling():
-        return torch.as_tensor(x, device=device)
+        return torch.as_tensor(np.asarray(x), device=device)
+    x = host_array(x)
     if x.dtype.name == "bfloat16":  # ml_dtypes' bfloat16 is unknown to torch; float32 holds it exactly
         x = x.astype(np.float32)
     # A copy: torch shares memory with arrays, and warns of those that cannot be written to.
@@ -123,13 +124,13 @@ def asarray(x: Any, like: Array | None = None) -> Array:
 
 def _refuse_layout(x: torch.Tensor, like: Array | None) -> None:
     if hasattr(x, "get_mask"):
-        raise NotImplementedError("is a torch.masked tensor; pass its get_data(), and its get_mask() as mask=")
+        raise Unreadable(TypeError, "is a torch.masked tensor; pass its get_data(), and its get_mask() as mask=")
     if x.is_nested:
-        raise NotImplementedError("is a nested tensor; pass it padded (to_padded_tensor), and the padding as mask=")
+        raise Unreadable(TypeError, "is a nested tensor; pass it padded (to_padded_tensor), and the padding as mask=")
     if x.layout is not torch.strided:
-        raise NotImplementedError("is a sparse tensor; pass its to_dense()")
+        raise Unreadable(TypeError, "is a sparse tensor; pass its to_dense()")
     if like is not None and is_distributed(x) and not is_distributed(like):
-        raise NotImplementedError("is a DTensor beside predictions that are none; pass its full_tensor()")
+        raise Unreadable(TypeError, "is a DTensor beside predictions that are none; pass its full_tensor()")
 
 
 def is_distributed(x: Any) -> bool:
@@ -162,7 +163,7 @@ def concrete(x: Any) -> np.ndarray | None:
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return None
     if not isinstance(x, torch.Tensor):
-        return np.asarray(x)
+        return host_array(x)
     if not x.is_cpu or is_distributed(x):
         return None
     try:

@@ -93,15 +93,25 @@ ProbeFile = Annotated[
 ]
 
 
+def refuse(message: str) -> None:
+    """Prints the one line."""
+    err.print(f"lossbridge: {_visible(message)}", markup=False, highlight=False, soft_wrap=True)
+
+
 def _refuse(message: str) -> NoReturn:
-    err.print(f"lossbridge: {message}", markup=False, highlight=False, soft_wrap=True)
+    refuse(message)
     raise typer.Exit(BAD_USAGE)
+
+
+def _visible(text: str, kept: str = "") -> str:
+    """Names of files and arrays may hold what a terminal obeys: shown as Python writes it."""
+    return "".join(c if c.isprintable() or c in kept else repr(c)[1:-1] for c in text)
 
 
 def _print_lines(*groups: Iterable[str]) -> None:
     """Verbatim: no markup, no line breaks."""
     for line in itertools.chain(*groups):
-        out.print(line, markup=False, highlight=False, soft_wrap=True)
+        out.print(_visible(line, "\n"), markup=False, highlight=False, soft_wrap=True)
 
 
 def _check_writable(*paths: Path | None) -> None:
@@ -109,8 +119,8 @@ def _check_writable(*paths: Path | None) -> None:
     for path in paths:
         if path is None:
             continue
-        existed = path.exists()
         try:
+            existed = path.exists()
             with path.open("a"):
                 pass
             if not existed:
@@ -499,8 +509,8 @@ def _write_probe(path: Path, probe: diagnosis.Probe | None) -> None:
         return
     with path.open("wb") as file:
         np.savez(file, allow_pickle=False, **probe.arrays())
-    out.print(f"\nCompute your loss on the batch in {path}, and diagnose that number with it:", soft_wrap=True)
-    _print_lines([probe.table()])
+    words = f"\nCompute your loss on the batch in {path}, and diagnose that number with it:"
+    _print_lines([words, probe.table()])
 
 
 def _batch(path: Path, observed: list[str], place: int, count: int) -> tuple[Any, Any, Any, dict[str, Any]]:
@@ -536,7 +546,7 @@ def write_or_check_vectors(
             count = vectors.write(output, tuple(case for case in cases() if not loss or case.loss in loss))
         except OSError as error:
             _refuse(f"{output} cannot be written: {error.strerror}; name a file in a folder that exists")
-        out.print(f"{count} cases written to {output}", highlight=False, soft_wrap=True)
+        _print_lines([f"{count} cases written to {output}"])
         return
     assert check is not None
     try:

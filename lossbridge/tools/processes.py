@@ -92,13 +92,14 @@ def run_workers(
     messages: queue.Queue[tuple[str, dict[str, Any] | None]] = queue.Queue()
     runs: dict[str, BackendRun[Outcome]] = {name: BackendRun(name, "crashed") for name in backends}
     workers = {}
-    for name in backends:
-        if installed(name):
-            workers[name] = _Worker(worker, {**request, "backend": name}, messages, environment or {})
-        else:
-            runs[name] = BackendRun(name, "missing", words=f"not installed: pip install 'lossbridge[{name}]'")
-
     try:
+        for name in backends:
+            if installed(name):
+                workers[name] = _Worker(
+                    worker, {**request, "backend": name, "parent": os.getpid()}, messages, environment or {}
+                )
+            else:
+                runs[name] = BackendRun(name, "missing", words=f"not installed: pip install 'lossbridge[{name}]'")
         while workers:
             try:
                 name, message = messages.get(timeout=1.0)
@@ -211,6 +212,7 @@ def serve(jobs: Callable[[Framework, dict[str, Any]], tuple[Sequence[Job], Mappi
     lines = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
     os.dup2(2, 1)
     request = json.load(sys.stdin)
+    threading.Thread(target=_end_with, args=[request["parent"]], daemon=True).start()
 
     def say(**message: Any) -> None:
         print(json.dumps(message), file=lines, flush=True)
@@ -226,6 +228,13 @@ def serve(jobs: Callable[[Framework, dict[str, Any]], tuple[Sequence[Job], Mappi
         say(start=words)
         say(outcome=job().as_dict())
     say(done=True)
+
+
+def _end_with(parent: int) -> None:
+    """Ends this process soon after the one that sent the request, which a signal may end before it can tell."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def keras_backend(backend: str) -> str:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import signal
 import subprocess
 import sys
+import time
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -91,6 +94,23 @@ def test_own_arrays_of_any_dtype(save, dtype) -> None:
     run("parity", path, "--loss", "categorical_crossentropy", "--from-logits", "--backend", "numpy")
 
 
+def npy(header: str, data: bytes = b"") -> bytes:
+    """A file of one array with this header, which need not be true."""
+    text = header.encode().ljust(117) + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + data
+
+
+def with_member(p, a, name, content) -> None:
+    """The arrays, with other bytes in place of one."""
+    np.savez(p, **{key: x for key, x in a.items() if key != name})
+    with zipfile.ZipFile(p, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(f"{name}.npy", content)
+
+
+HUGE = "{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000, 1000000000)}"
+ZEROS = "{'descr': '|i1', 'fortran_order': False, 'shape': (400000000,)}"
+
+
 REFUSED = {
     "missing file": (lambda p, a: None, "cannot be read"),
     "empty file": (lambda p, a: p.write_bytes(b""), "is empty"),
@@ -104,6 +124,17 @@ REFUSED = {
     "unknown array": (lambda p, a: np.savez(p, **a, sample_weights=np.ones(6)), "sample_weights"),
     "strings": (lambda p, a: np.savez(p, y_true=np.array(["a"] * 6), y_pred=a["y_pred"]), "y_true has dtype str"),
     "shapes": (lambda p, a: np.savez(p, y_true=a["y_true"][:5], y_pred=a["y_pred"]), r"(5,)"),
+    "header": (lambda p, a: with_member(p, a, "y_pred", npy("{'descr': '<f4', 'shape': (")), "damaged"),
+    "no header": (lambda p, a: with_member(p, a, "y_pred", b"\x93NUMPY\x01"), "damaged"),
+    "no array": (lambda p, a: with_member(p, a, "y_pred", b"hello"), "damaged"),
+    "huge shape": (lambda p, a: with_member(p, a, "y_pred", npy(HUGE)), "y_pred of shape (1000000000, 1000000000)"),
+    "large weights": (
+        lambda p, a: with_member(p, a, "sample_weight", npy(ZEROS, bytes(400_000_000))),
+        "sample_weight has shape (400000000,) and y_pred (6, 4), and no array is larger than y_pred",
+    ),
+    "weights of texts": (lambda p, a: np.savez(p, **a, sample_weight=["a"] * 6), "sample_weight has dtype str"),
+    "complex weights": (lambda p, a: np.savez(p, **a, sample_weight=np.full(6, 1j)), "take the real part"),
+    "escape sequence": (lambda p, a: np.savez(p, **a, **{"\x1b[31mkey\n": np.ones(6)}), r"holds \x1b[31mkey\n, which"),
     "labels": (lambda p, a: np.savez(p, y_true=a["y_true"] + 9, y_pred=a["y_pred"]), "out of range"),
 }
 
@@ -118,6 +149,91 @@ def test_unusable_files_are_refused_in_one_line(tmp_path, arrays, name) -> None:
     assert result.stderr.startswith("lossbridge: ")
     assert result.stderr.count("\n") == 1
     assert not result.stdout
+
+
+def test_an_unknown_array_is_not_read(tmp_path, arrays) -> None:
+    """Nor inflated: its bytes are nonsense."""
+    path = tmp_path / "own.npz"
+    with_member(path, arrays, "surprise", b"no array")
+    result = run("parity", path, "--loss", "log_loss", code=2)
+    assert "holds surprise, which is not known here" in result.stderr
+
+
+def test_options_that_a_float_cannot_hold(save, arrays) -> None:
+    for option, value in (("--temperature", 1e300), ("--temperature", "inf"), ("--temperature", "nan")):
+        path = save(y_true=arrays["y_pred"], y_pred=arrays["y_pred"])
+        result = runner.invoke(app, ["parity", str(path), "--loss", "distillation_loss", option, str(value)])
+        assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+
+
+# As a process: what the system refuses, and signals.
+
+
+def process(*arguments: object, **options):
+    command = [sys.executable, "-m", "lossbridge", *map(str, arguments)]
+    return subprocess.Popen(command, text=True, stderr=subprocess.PIPE, **options)
+
+
+def refused_by_process(*arguments: object, **options) -> str:
+    with process(*arguments, **options) as command:
+        error = command.communicate()[1]
+        assert command.returncode == 2, error
+    lines = [line for line in error.splitlines() if line.startswith("lossbridge: ")]
+    assert len(lines) == 1, error
+    assert "Traceback" not in error
+    return lines[0]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+def test_a_full_disk() -> None:
+    checked = "parity", "--backend", "numpy", "--loss", "log_loss", "--dtype", "float16"
+    for option in ("--json", "--html"):
+        words = refused_by_process(*checked, option, "/dev/full", stdout=subprocess.DEVNULL)
+        assert "No space left on device" in words
+    with open("/dev/full", "w") as full:
+        assert "No space left on device" in refused_by_process("--version", stdout=full)
+
+
+def test_a_name_of_300_characters() -> None:
+    name = "n" * 300
+    for arguments in (
+        ["parity", "--json", name],
+        ["parity", name, "--loss", "log_loss"],
+        ["diagnose", name],
+        ["explain", "log_loss", name],
+        ["bench", "--plots", name],
+        ["bench", "--compare", name],
+        ["vectors", "--out", name],
+        ["vectors", "--check", name],
+    ):
+        assert "name too long" in refused_by_process(*arguments, stdout=subprocess.DEVNULL), arguments
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes as Linux shows them")
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_the_workers_end_with_the_command(how) -> None:
+    with process("parity", "--backend", "numpy", stdout=subprocess.DEVNULL) as command:
+        deadline = time.monotonic() + 60
+        while not (workers := children(command.pid)) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert workers
+        command.send_signal(how)
+        assert command.wait(60) == -how
+    while any(map(runs, workers)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(map(runs, workers))
+
+
+def runs(pid: int) -> bool:
+    """It exists, and is not only a name that nobody has asked for yet."""
+    status = Path(f"/proc/{pid}/stat")
+    return status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def children(pid: int) -> list[int]:
+    return [
+        int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()
+    ]
 
 
 @pytest.mark.parametrize(

@@ -473,6 +473,15 @@ def test_digits_are_taken_as_written(observed, fits) -> None:
             "with label_smoothing=0.1, which",
         ),
         ("tf.keras.losses.CategoricalCrossentropy(from_logits=False)", "Keras' `CategoricalCrossentropy`, which"),
+        (
+            "keras.CategoricalCrossentropy(False, 0.1)",
+            "Keras' `CategoricalCrossentropy` with label_smoothing=0.1, which",
+        ),
+        (
+            "keras.CategoricalCrossentropy()(y_true, y_pred, sample_weight)",
+            "Keras' `CategoricalCrossentropy(sample_weight=sample_weight)`, which",
+        ),
+        ("scipy.stats.entropy(y_true, y_pred, 2, axis=1)", "SciPy's `entropy.mean()` with axis=1, base=2, which"),
         ("scipy.special.rel_entr.sum()", "SciPy's `rel_entr.sum()`, which"),
         ("scipy.stats.entropy(base=2, axis=1)", "SciPy's `entropy.mean()` with base=2, axis=1, which"),
         ("lb.categorical_crossentropy(y_true, y_pred, epsilon=0)", "lossbridge's `categorical_crossentropy` with eps"),
@@ -485,6 +494,13 @@ def test_digits_are_taken_as_written(observed, fits) -> None:
 def test_what_was_meant_is_called_as_in_code(expected, words) -> None:
     found = lb.diagnose(SOFT, P, 1.0, expected=expected, sample_weight=np.arange(N))
     assert words in found.meant
+
+
+def test_what_was_meant_by_place() -> None:
+    """As the class itself gives it."""
+    meant = f"gives {float(keras.SparseCategoricalCrossentropy(True)(LABELS, LOGITS)):.9f}"[:12]
+    for expected in ("keras.SparseCategoricalCrossentropy(True)", "keras.sparse_categorical_crossentropy(y, p, True)"):
+        assert meant in lb.diagnose(LABELS, LOGITS, 1.0, expected=expected).meant
 
 
 def test_what_was_meant_of_values() -> None:
@@ -515,6 +531,14 @@ def test_what_was_meant_of_values() -> None:
         ("torch.cross_entropy(weight=w)", "expected names weight=w, and none is given; pass class_weight= too"),
         ("torch.cross_entropy(ignore_index=0)", "expected names ignore_index=0; pass ignore_class=0 too"),
         ("torch.cross_entropy(label_smoothing=.1, label_smoothing=.2)", "names label_smoothing twice; name it once"),
+        ("keras.SparseCategoricalCrossentropy(True, from_logits=True)", "names from_logits twice; name it once"),
+        ("keras.SparseCategoricalCrossentropy(axis=True)", "expected names axis=True, which"),
+        ("torch.nn.CrossEntropyLoss(w)", "expected names weight=w, and none is given; pass class_weight= too"),
+        ("torch.nn.CrossEntropyLoss(None, True)", "gives True by its place; name it, as in axis=-1"),
+        ("F.cross_entropy(y_pred, y_true, None, None, 0)", "gives None by its place; name it"),
+        ("F.cross_entropy('sum')", "gives 'sum' by its place; name it"),
+        ("lb.log_loss(y_true, y_pred, True)", "gives True by its place; name it"),
+        ("keras.SparseCategoricalCrossentropy(foo=1)", "is unknown for such arrays; did you mean"),
         ("lambda: 3", "'lambda: 3' is unknown for such arrays; did you mean"),
     ],
 )
@@ -621,6 +645,10 @@ def test_nothing_that_is_finite() -> None:
         ((np.full(N, np.nan), P, 1.0), {}, ValueError, "y_true holds nan at index 0: labels are integers"),
         ((np.full(N, 1e30), P, 1.0), {}, ValueError, r"y_true holds 1e\+30, which is no label"),
         ((LABELS, P, 10**400), {}, ValueError, "which is no number"),
+        *(
+            ((LABELS, P, text), {}, ValueError, "which is no number; pass one, as 1.1769392")
+            for text in ("1_0", "0x10", "1e1_0", "１.５", "٣", "1,5", "1e", ".", "")
+        ),
         ((LABELS, P, 1.0), {"quantity": "gradient"}, ValueError, r"observed as a gradient has shape \(\); pass"),
         ((LABELS, P, 1.0), {"label_smoothing": "a"}, TypeError, "label_smoothing is 'a'; pass one number"),
         ((LABELS, P, 1.0), {"label_smoothing": 2}, ValueError, "label_smoothing is 2; pass a number between 0 and 1"),

@@ -5,11 +5,11 @@ from __future__ import annotations
 import ast
 import difflib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lossbridge.conventions import Convention, Peer
+from lossbridge.conventions import PEERS, Convention, Peer
 from lossbridge.tools.diagnosis import wording
 from lossbridge.tools.diagnosis.calls import PREFIXES, our_function
 from lossbridge.tools.diagnosis.canonical import Setting, canonical
@@ -62,17 +62,42 @@ class ParsedCall:
         while isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in ("sum", "mean"):
             reduction = f".{node.func.attr}({', '.join(map(ast.unparse, node.args))}){reduction}"
             node = node.func.value
-        options: dict[str, str] = {}
-        while isinstance(node, ast.Call):  # twice for a class: its constructor, and the call; arrays do not matter
-            for keyword in node.keywords:
-                if keyword.arg in options:
-                    raise ValueError(f"expected {text!r} names {keyword.arg} twice; name it once")
-                options[str(keyword.arg)] = ast.unparse(keyword.value)
+        calls: list[ast.Call] = []
+        while isinstance(node, ast.Call):  # twice for a class: its constructor, and the call
+            calls.append(node)
             node = node.func
         name = ast.unparse(node)
         prefix = max((p for p in _PREFIXES if name.startswith(p)), key=len, default="")
         name = _PREFIXES.get(prefix, "") + name.removeprefix(prefix)
+        named = [(str(keyword.arg), keyword.value) for call in calls for keyword in call.keywords]
+        options: dict[str, str] = {}
+        for option, value in [*named, *_by_place(text, name, calls)]:
+            if option in options:
+                raise ValueError(f"expected {text!r} names {option} twice; name it once")
+            options[option] = ast.unparse(value)
         return ParsedCall(_MODULES.get(name, name), options, reduction.removesuffix(".mean()"))
+
+
+def _by_place(text: str, name: str, calls: list[ast.Call]) -> Iterator[tuple[str, ast.expr]]:
+    """The options that are given by their place, with their names. The arrays, which do not matter, are left out."""
+    if not calls:
+        return
+    peer = next((peer for peer in PEERS if peer.name == _MODULES.get(name, name)), None)
+    constructed = name in _MODULES or (peer is not None and peer.is_class)
+    places: list[tuple[tuple[str, ...], list[ast.expr], int]] = []  # names, arguments, and how many of those are arrays
+    if constructed:
+        takes = () if name in _MODULES else ("sample_weight",)
+        places = [(takes, call.args, 2) for call in calls[:-1]]
+    if peer is not None:
+        parameters = inspect.signature(our_function(peer.library, peer.function)).parameters.values()
+        own = tuple(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD)[0 if peer.is_class else 2 :]
+        places.append((own, calls[-1].args, 0 if constructed else 2))
+    for names, arguments, arrays in places:
+        options = arguments[arrays:]
+        nameless = [x for x in arguments[:arrays] if isinstance(x, ast.Constant)] + options[len(names) :]
+        if nameless:
+            raise ValueError(f"expected {text!r} gives {ast.unparse(nameless[0])} by its place; name it, as in axis=-1")
+        yield from zip(names, options, strict=False)
 
 
 def find_preset(expected: Any, batch: Batch, setting: Setting) -> tuple[Preset, list[str]]:
@@ -129,7 +154,7 @@ def _with_options(c: Convention, options: Mapping[str, str], peer: Peer, batch: 
             if getattr(batch, field) is None:
                 raise ValueError(f"expected names {name}={value}, and none is given; pass {field}= too")
             changed[field] = True
-        elif field in _RANGES and not (isinstance(key, int | float) and _RANGES[field](key)):
+        elif field in _RANGES and not (type(key) in (int, float) and _RANGES[field](key)):
             raise ValueError(f"expected names {name}={value}, which {peer.name} does not take; correct it")
         else:
             changed[field] = key

@@ -6,6 +6,7 @@ Depends on no convention.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,6 +17,8 @@ from lossbridge.request import as_array, framework_of
 from lossbridge.tools.diagnosis.evaluate import Array, Batch, Quantity
 
 _LARGEST_LABEL = 2**53  # float64 does not represent every larger integer
+# As programs print them. Python also reads 1_0 as 10, and the digits of every script.
+_NUMBER = re.compile(r"[+-]?((\d+\.?\d*|\.\d+)(e[+-]?\d+)?|inf|infinity|nan)", re.ASCII | re.IGNORECASE)
 _BROADCAST = 1000  # most samples that are broadcast to a loss of every pair
 
 
@@ -342,6 +345,8 @@ def quantities(observed: Any, batch: Batch, declared: str | None) -> tuple[Any, 
     found: list[Quantity] = []
     if isinstance(observed, str | int | float) and not isinstance(observed, np.generic):
         try:
+            if isinstance(observed, str) and not _NUMBER.fullmatch(observed.strip()):
+                raise ValueError
             number = float(observed)
         except (ValueError, OverflowError):
             raise ValueError(

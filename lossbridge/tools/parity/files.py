@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
-import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
 from lossbridge import losses
+from lossbridge.errors import real_numbers
 from lossbridge.spec import LOSSES
 from lossbridge.tools.parity.cases import Case, options_of, usual_tolerance
 
 REQUIRED = ("y_true", "y_pred")
+# Of y_pred: 4 GiB of float32, which a small file may inflate to.
+MOST_ENTRIES = 2**30
 OPTIONAL = ("sample_weight", "mask", "class_weight", "pos_weight")
 _HOW = "write it with numpy.savez(file, y_true=…, y_pred=…)"
 
@@ -24,38 +27,78 @@ class UnusableFile(ValueError):
 
 
 def load_arrays(path: Path, optional: tuple[str, ...] = OPTIONAL) -> dict[str, np.ndarray]:
-    """y_true and y_pred, and those of the optional arrays that the file holds."""
+    """y_true and y_pred, and those of the optional arrays that the file holds. What it declares is checked first."""
     try:
-        if path.stat().st_size == 0:
-            raise UnusableFile(f"{path} is empty; {_HOW}")
         with path.open("rb") as file:
-            data = np.load(file, allow_pickle=False)
-            if not isinstance(data, np.lib.npyio.NpzFile):
-                raise UnusableFile(f"{path} holds one array, and two are needed; {_HOW}")
-            arrays = {name: data[name] for name in data.files}
+            _check_kind(path, file)
+            with zipfile.ZipFile(file) as archive:
+                members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+                _check_names(path, members, optional)
+                _check_sizes(path, {name: _declared(path, name, archive, info) for name, info in members.items()})
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as data:
+                return {name: data[name] for name in members}
     except UnusableFile:
         raise
     except OSError as error:
         raise UnusableFile(f"{path} cannot be read: {error.strerror or error}; name an .npz file") from None
-    except (ValueError, zipfile.BadZipFile, zlib.error, EOFError, KeyError) as error:
-        if "allow_pickle" not in str(error):
-            raise UnusableFile(f"{path} is damaged ({error}); {_HOW}") from None
-        if zipfile.is_zipfile(path):
-            raise UnusableFile(f"{path} holds Python objects, which are never unpickled; save plain numbers") from None
-        raise UnusableFile(f"{path} is no .npz file; {_HOW}") from None
-    missing = [name for name in REQUIRED if name not in arrays]
+    except Exception as error:  # for a damaged header zipfile and NumPy raise anything from KeyError to SyntaxError
+        raise UnusableFile(f"{path} is damaged ({error or type(error).__name__}); {_HOW}") from None
+
+
+def _check_kind(path: Path, file: IO[bytes]) -> None:
+    start = file.read(6)
+    if not start:
+        raise UnusableFile(f"{path} is empty; {_HOW}")
+    if start == b"\x93NUMPY":
+        raise UnusableFile(f"{path} holds one array, and two are needed; {_HOW}")
+    if not start.startswith(b"PK"):
+        raise UnusableFile(f"{path} is no .npz file; {_HOW}")
+
+
+def _check_names(path: Path, names: Iterable[str], optional: tuple[str, ...]) -> None:
+    missing = [name for name in REQUIRED if name not in names]
     if missing:
-        found = ", ".join(arrays) or "nothing"
+        found = ", ".join(names) or "nothing"
         raise UnusableFile(
             f"{path} lacks {' and '.join(missing)}; it holds {found}; name the arrays {', '.join(REQUIRED)}"
         )
-    unknown = [name for name in arrays if name not in (*REQUIRED, *optional)]
+    unknown = [name for name in names if name not in (*REQUIRED, *optional)]
     if unknown:
         raise UnusableFile(
             f"{path} holds {', '.join(unknown)}, which is not known here; "
             f"name the arrays {', '.join((*REQUIRED, *optional))}"
         )
-    return arrays
+
+
+def _declared(path: Path, name: str, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> tuple[int, ...]:
+    """The shape of an array, by its header. Its dtype holds real numbers, and they are all there."""
+    with archive.open(info) as member:
+        version = np.lib.format.read_magic(member)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(member)
+        held = info.file_size - member.tell()
+    if dtype.hasobject:
+        raise UnusableFile(f"{path} holds Python objects, which are never unpickled; save plain numbers")
+    try:
+        real_numbers(name, dtype.name)
+    except TypeError as error:
+        raise UnusableFile(f"{path}: {error}") from None
+    if math.prod(shape) * dtype.itemsize != held:
+        raise UnusableFile(f"{path} is damaged ({name} of shape {shape} and {dtype} is {held} bytes); {_HOW}")
+    return shape
+
+
+def _check_sizes(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    entries = {name: math.prod(shape) for name, shape in shapes.items()}
+    for name, count in entries.items():
+        if count > max(entries["y_pred"], 1):
+            raise UnusableFile(
+                f"{path}: {name} has shape {shapes[name]} and y_pred {shapes['y_pred']}, and no array is larger than "
+                "y_pred; correct one of them"
+            )
+    if entries["y_pred"] > MOST_ENTRIES:
+        raise UnusableFile(f"{path}: y_pred has {entries['y_pred']} entries; give at most {MOST_ENTRIES}")
 
 
 def case_of(path: Path, loss: str, options: Mapping[str, Any]) -> Case:
@@ -67,10 +110,10 @@ def case_of(path: Path, loss: str, options: Mapping[str, Any]) -> Case:
     y_true, y_pred = arrays.pop("y_true"), arrays.pop("y_pred")
     dtype = y_pred.dtype.name if y_pred.dtype.name in ("float16", "float64") else "float32"
     compute = np.float64 if dtype == "float64" else np.float32
-    prepared = {name: x if x.dtype == bool else x.astype(compute) for name, x in arrays.items()}
     try:
+        prepared = {name: x if x.dtype == bool else x.astype(compute) for name, x in arrays.items()}
         getattr(losses, loss)(y_true, y_pred, **prepared, **options)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise UnusableFile(f"{path}: {error}") from None
     labels = y_true.ndim < y_pred.ndim
     return Case(
