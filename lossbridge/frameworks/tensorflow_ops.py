@@ -226,8 +226,8 @@ def sum_but(x: Array, labels: Array, axis: int) -> Array:
 
 
 def _places(labels: Array) -> Array:
-    """The (row, column) of each row's label."""
-    return tf.stack([tf.range(tf.size(labels, out_type=labels.dtype), dtype=labels.dtype), labels], axis=1)
+    """The (row, column) of each row's label, as int32: tf.vectorized_map converts no scatter by int64."""
+    return tf.stack([tf.range(tf.size(labels)), tf.cast(labels, tf.int32)], axis=1)
 
 
 def lookup(values: Array, labels: Array) -> Array:
