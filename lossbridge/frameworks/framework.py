@@ -10,7 +10,7 @@ import numpy as np
 
 from lossbridge.maths.ops import Array, Ops, Shape
 from lossbridge.reduction import neutralise
-from lossbridge.spec import Request
+from lossbridge.spec import NUMBERS, Request
 
 
 class Arrays(Protocol):
@@ -43,6 +43,10 @@ class ArrayOps(Arrays, Ops, Protocol):
     # Arrays that need no conversion: their exact types, and NumPy's names of the common dtypes.
     TYPES: tuple[type, ...]
     DTYPES: Mapping[Any, str]
+
+    def constant(self, x: Any) -> np.ndarray | None:
+        """The values of `x`, as `concrete`, if nothing differentiates or records it either."""
+        ...
 
     def same_sizes(self, x: Array, axes: list[int], like: Array, like_axes: list[int], words: str) -> Array:
         """`x`, with a check at run time that these axes have the sizes of `like`'s, if they are unknown before."""
@@ -106,6 +110,12 @@ class Framework(Arrays, Protocol):
         ...
 
     def version(self) -> str: ...
+
+
+def refuses_options(options: Mapping[str, Any]) -> str:
+    """Why a path that takes options as Python numbers does not compute a request; "" if it does."""
+    arrays = [name for name in NUMBERS if not isinstance(options.get(name, 0.0), int | float)]
+    return f"{' and '.join(arrays)} may change without compiling anew" if arrays else ""
 
 
 def prepared(ops: Ops, r: Request, target: Array, pred: Array) -> tuple[Array, Array]:

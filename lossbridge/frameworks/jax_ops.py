@@ -40,6 +40,9 @@ def concrete(x: Any) -> np.ndarray | None:
     return np.asarray(x) if all(device.platform == "cpu" for device in x.devices()) else None
 
 
+constant = concrete
+
+
 def shape(x: Array) -> Shape:
     return tuple(x.shape)
 

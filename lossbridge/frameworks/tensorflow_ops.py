@@ -75,6 +75,11 @@ def concrete(x: Any) -> np.ndarray | None:
     return x.numpy() if hasattr(x, "numpy") and "CPU" in x.device else None
 
 
+def constant(x: Any) -> np.ndarray | None:
+    x = asarray(x)
+    return None if is_recorded([x]) or in_forward_mode(x) else concrete(x)
+
+
 def shape(x: Array) -> Shape:
     if x.shape.rank is None:
         raise ValueError("found a TensorFlow tensor of unknown rank; give it its rank with set_shape or ensure_shape")

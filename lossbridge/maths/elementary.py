@@ -8,22 +8,27 @@ A framework may differentiate these lines automatically. So
 
 from __future__ import annotations
 
-import math
-
-from lossbridge.maths.ops import Array, Ops
+from lossbridge.maths.ops import Array, Number, Ops
 
 
-def clip(ops: Ops, x: Array, low: float, high: float) -> Array:
+def is_number(option: Array | float, number: float) -> bool:
+    """Whether an option is this number, and no array, which may hold any."""
+    return isinstance(option, int | float) and option == number
+
+
+def clip(ops: Ops, x: Array, low: Number, high: Number) -> Array:
     """x in [low, high]; the gradient is 1 inside and at both bounds, 0 outside (frameworks differ at the bounds)."""
     return ops.where(x < low, low, ops.where(x > high, high, x))
 
 
-def smooth(ops: Ops, target: Array, outcomes: float | Array, label_smoothing: float) -> Array:
+def smooth(ops: Ops, target: Array, outcomes: float | Array, label_smoothing: Number) -> Array:
     """t·(1−s) + s/C."""
-    return target * (1 - label_smoothing) + label_smoothing / outcomes if label_smoothing else target
+    if is_number(label_smoothing, 0):
+        return target
+    return target * (1 - label_smoothing) + label_smoothing / outcomes
 
 
-def smooth_outcomes(ops: Ops, target: Array, label_smoothing: float) -> tuple[Array, Array]:
+def smooth_outcomes(ops: Ops, target: Array, label_smoothing: Number) -> tuple[Array, Array]:
     """t·(1−s) + s/2 and (1−t)·(1−s) + s/2. The latter is not computed as 1 − the former, which would lose digits."""
     return smooth(ops, target, 2, label_smoothing), smooth(ops, 1 - target, 2, label_smoothing)
 
@@ -63,4 +68,22 @@ def neg_log_complement(ops: Ops, weight: Array, p: Array) -> Array:
 
 def zero_if_unweighted(ops: Ops, weight: Array | None, loss: Array) -> Array:
     """The loss; 0 in place of an infinity whose weight is 0."""
-    return loss if weight is None else ops.where((weight == 0) & (loss == math.inf), 0.0, loss)
+    return loss if weight is None else ops.where((weight == 0) & is_infinite(loss), 0.0, loss)
+
+
+# Debuggers such as TensorFlow's check_numerics stop at any NaN or infinity, a constant of the graph too. So none is
+# written down: each is computed where it is due.
+
+
+def is_infinite(x: Array) -> Array:
+    return (0.5 * x == x) & (x != 0)
+
+
+def nan_unless(ops: Ops, valid: Array, x: Array) -> Array:
+    """`x`; NaN, with the gradient 0, where not valid."""
+    return ops.where(valid, x, ops.log(2 * ops.cast(valid, ops.dtype(x)) - 1))
+
+
+def infinite_where(ops: Ops, condition: Array, x: Array) -> Array:
+    """`x`; ∞, with the gradient 0, where the condition holds."""
+    return ops.where(condition, -ops.log(1 - ops.cast(condition, ops.dtype(x))), x)
