@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from lossbridge.maths.ops import Domain, Shape
-from lossbridge.spec import MEANS, NUMBERS, REDUCTIONS, SWITCHES, Names
+from lossbridge.spec import FRACTION, MEANS, NUMBERS, REDUCTIONS, SWITCHES, Names
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 
@@ -68,14 +68,30 @@ def switches(values: Mapping[str, Any]) -> None:
 
 
 def fraction(name: str, value: Any) -> None:
-    number(name, value, 0.0, 1.0, "in [0, 1]")
+    number(name, value, *FRACTION)
 
 
 def number(name: str, value: Any, low: float, high: float, words: str) -> None:
+    if is_scalar(value) and not isinstance(value, np.generic):
+        return  # an array; if it can be read, `request` has done so
     if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
         raise TypeError(f"{name} is {type(value).__name__}; pass a Python number {words}")
+    if not isinstance(value, int):
+        value = float(value)  # compared in its own dtype, the limits would be cast to it
     if not low <= value <= high:
-        raise ValueError(f"{name} is {value}; pass a number {words}")
+        raise ValueError(f"{name} is {_short(value)}; pass a number {words}")
+
+
+def is_scalar(x: Any) -> bool:
+    """Whether `x` is a NumPy scalar, or any library's array of shape ()."""
+    return hasattr(x, "dtype") and tuple(getattr(x, "shape", (0,))) == ()
+
+
+def _short(value: float) -> str:
+    """A number as text: an integer may have thousands of digits."""
+    if not isinstance(value, int) or abs(value) < 2**64:
+        return str(value)
+    return f"an integer {'above 2**64' if value > 0 else 'below -2**64'}"
 
 
 def is_float(dtype: str) -> bool:

@@ -10,6 +10,8 @@ normalizer      the denominator of a mean, in place of the count, for accumulate
 reduction       "sum_over_batch_size" or "mean" (divides by the number of unmasked entries), "sum", "none" or None
                 (per-sample values), "mean_with_sample_weight" (divides by the sum of the weights)
 
+Options that are one number may be Python numbers, NumPy scalars, or arrays of shape (), also traced ones.
+
 Results are float64 for float64 predictions, else float32, in nats; gradients have the dtype of their input.
 """
 

@@ -16,10 +16,10 @@ import numpy as np
 from lossbridge import errors
 from lossbridge.frameworks import FRAMEWORKS, numpy_ops
 from lossbridge.frameworks.framework import ArrayOps, Framework, Unreadable
-from lossbridge.maths.elementary import ROUNDING
+from lossbridge.maths.elementary import ROUNDING, nan_unless
 from lossbridge.maths.ops import ANYWHERE, Array, Rule, Shape
 from lossbridge.reduction import counting, neutralise, reduce, unit_of, weighted
-from lossbridge.spec import NUMBERS, PER_CLASS, REDUCTIONS, SWITCHES, Loss, Names, Request, Target
+from lossbridge.spec import FRACTION, NUMBERS, PER_CLASS, REDUCTIONS, SWITCHES, Loss, Names, Request, Target
 
 # The options of all losses, with their defaults.
 COMMON: Mapping[str, Any] = {
@@ -29,7 +29,8 @@ COMMON: Mapping[str, Any] = {
     "normalizer": None,
     "reduction": "sum_over_batch_size",
 }
-_ARRAYS = ("sample_weight", "mask", "normalizer", *PER_CLASS)
+_NUMBERS = (*NUMBERS, *PER_CLASS)  # options that are one number, or may be
+_ARRAYS = ("sample_weight", "mask", "normalizer", *_NUMBERS)
 
 
 def run(loss: Loss, y_true: Any, y_pred: Any, *, names: Names | None = None, **given: Any) -> Any:
@@ -43,6 +44,7 @@ def run(loss: Loss, y_true: Any, y_pred: Any, *, names: Names | None = None, **g
 
 def resolve(loss: Loss, y_true: Any, y_pred: Any, names: Names, given: Mapping[str, Any]) -> Request:
     if given["normalizer"] is not None or not _are_valid(given):
+        given = {name: _read(name, x) if name in _NUMBERS else x for name, x in given.items()}
         errors.options(given)
     others = {_called(name, names): given[name] for name in _ARRAYS if given.get(name) is not None}
     framework = common_framework(y_pred, names.pred, {names.target: y_true, **others})
@@ -54,15 +56,16 @@ def resolve(loss: Loss, y_true: Any, y_pred: Any, names: Names, given: Mapping[s
     _check_target(ops, loss, kind, (target, pred), (axis, given["axis"]), names)
     target = held_to(ops, names.target, target, pred, axis if kind == "labels" else None)
     dtype = compute_dtype(ops, pred)
+    options = _options(ops, loss, rule, given, (pred, axis, dtype), names)
     request = Request(
         loss=loss,
         rule=rule,
         framework=framework,
         target=target,
-        pred=pred,
+        pred=_held_to_ranges(ops, pred, dtype, options),
         axis=axis,
         dtype=dtype,
-        options=_options(ops, loss, rule, given, (pred, axis, dtype), names),
+        options=options,
         reduction=given["reduction"],
         domain=loss.checked,
         inplace_gradient=given.get("inplace_gradient", False),
@@ -84,11 +87,26 @@ def _are_valid(given: Mapping[str, Any]) -> bool:
             right = x is None or (type(x) is str and x in REDUCTIONS)
         elif name == "alpha":
             right = type(x) is float and 0 <= x <= 1
+        elif name in PER_CLASS:
+            right = x is None or not errors.is_scalar(x)
         else:
             right = name != "ignore_class" or x is None or type(x) is int
         if not right:
             return False
     return True
+
+
+def _read(name: str, x: Any) -> Any:
+    """The Python number that a NumPy scalar or an array of shape () holds; `x` if it is none, or its value is traced.
+
+    So an option's dtype decides nothing, and the fastest paths take it.
+    """
+    if not errors.is_scalar(x):
+        return x
+    value = framework_of(x, name).ops.constant(x)
+    if value is None:
+        return x
+    return float(value) if value.dtype.kind in "iufV" else value.item()  # V: bfloat16
 
 
 def _called(name: str, names: Names) -> str:
@@ -266,12 +284,25 @@ def _options(
         if name not in given and name not in loss.options:
             continue  # the rule's own default
         x = given[name] if name in given else loss.options[name]
+        pred, axis, dtype = predictions
         if name in loss.per_class and x is not None and not (loss.scalar_per_class and isinstance(x, int | float)):
-            pred, axis, dtype = predictions
             x = number(ops, _called(name, names), x, pred, dtype, unit=loss.mass is not None and _any_unit(given))
             x = _per_class(ops, _called(name, names), x, (pred, axis), loss.scalar_per_class, names)
+        elif name in NUMBERS and not isinstance(x, int | float):  # traced, or differentiated
+            x = number(ops, name, x, pred, dtype)
         options[name] = x
     return options
+
+
+def _held_to_ranges(ops: ArrayOps, pred: Array, dtype: str, options: Mapping[str, Any]) -> Array:
+    """The predictions; NaN if an option whose value is traced is out of its range."""
+    ranges = {**NUMBERS, "alpha": FRACTION} if "apply_class_balancing" in options else NUMBERS
+    for name, x in options.items():
+        if name in ranges and not isinstance(x, int | float):
+            low, high, _ = ranges[name]
+            pred = pred if errors.is_float(dtype_of(ops, pred)) else ops.cast(pred, dtype)
+            pred = nan_unless(ops, (x >= low) & (x <= high), pred)
+    return pred
 
 
 def _per_class(

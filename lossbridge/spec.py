@@ -22,12 +22,14 @@ Reduction = Literal["sum_over_batch_size", "mean", "sum", "mean_with_sample_weig
 MEANS = ("sum_over_batch_size", "mean", "mean_with_sample_weight")
 REDUCTIONS = (*MEANS, "sum", "none", None)
 
-# Options that are numbers: the smallest and the largest allowed, and the range in words.
+FRACTION = (0.0, 1.0, "in [0, 1]")
+# Options that are numbers: the smallest and the largest allowed, and the range in words. Between these T and T² have
+# their digits in float32, and no gradient multiplies an infinite γ by 0.
 NUMBERS: Mapping[str, tuple[float, float, str]] = {
     "epsilon": (0.0, math.nextafter(0.5, 0.0), "in [0, 0.5); 0 means exact, without clipping"),
-    "label_smoothing": (0.0, 1.0, "in [0, 1]"),
-    "temperature": (math.ulp(0.0), math.nextafter(math.inf, 0.0), "above 0 and finite"),
-    "gamma": (0.0, math.nextafter(math.inf, 0.0), "at least 0 and finite"),
+    "label_smoothing": FRACTION,
+    "temperature": (1e-8, 1e15, "in [1e-8, 1e15]"),
+    "gamma": (0.0, 1e15, "in [0, 1e15]"),
 }
 SWITCHES = ("from_logits", "apply_class_balancing", "inplace_gradient")
 PER_CLASS = ("class_weight", "pos_weight", "alpha")  # arrays of one number a class

@@ -19,7 +19,6 @@ Losses are in nats.
 
 from __future__ import annotations
 
-import math
 import warnings
 from typing import Any
 
@@ -28,7 +27,7 @@ import numpy as np
 from lossbridge import errors
 from lossbridge.frameworks.framework import ArrayOps
 from lossbridge.maths import bernoulli, divergence, softmax
-from lossbridge.maths.elementary import clip
+from lossbridge.maths.elementary import clip, nan_unless
 from lossbridge.maths.ops import Array, Ops, Residuals, Rule
 from lossbridge.request import as_array, common_framework, compute_dtype, run
 from lossbridge.spec import Loss, Names
@@ -175,7 +174,7 @@ def _log_loss(
     if kind == "trials":
         pred = ops.reshape(pred, (-1,))
         errors.same_shape(ops.shape(target), ops.shape(pred), names, labels_fit=True)
-        pred = ops.where((target == 0) | (target == 1), pred, math.nan)  # NaN for a label that is neither
+        pred = nan_unless(ops, (target == 0) | (target == 1), pred)  # for a label that is neither
     return run(
         _LOSSES[kind, renormalised],
         target,

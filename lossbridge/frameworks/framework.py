@@ -11,7 +11,7 @@ import numpy as np
 from lossbridge.maths.elementary import ROUNDING, in_domain
 from lossbridge.maths.ops import ANYWHERE, Array, Domain, Ops, Shape
 from lossbridge.reduction import neutralise
-from lossbridge.spec import Request
+from lossbridge.spec import NUMBERS, Request
 
 
 class Arrays(Protocol):
@@ -48,6 +48,10 @@ class ArrayOps(Arrays, Ops, Protocol):
 
     def is_plain(self, x: Any, like: Array | None = None) -> bool:
         """Whether `x` can be computed with as it is, beside `like`: of common type, layout and dtype. Quick."""
+        ...
+
+    def constant(self, x: Any) -> np.ndarray | None:
+        """The values of `x`, as `concrete`, if nothing differentiates or records it either."""
         ...
 
     def same_sizes(self, x: Array, axes: list[int], like: Array, like_axes: list[int], words: str) -> Array:
@@ -153,6 +157,12 @@ def _numbers_of(x: Any) -> np.ndarray:
         words = f"is a column of {x.dtype}, which holds no real numbers; convert it to numbers"
         raise Unreadable(TypeError, words)
     return found
+
+
+def refuses_options(options: Mapping[str, Any]) -> str:
+    """Why a path that takes options as Python numbers does not compute a request; "" if it does."""
+    arrays = [name for name in NUMBERS if not isinstance(options.get(name, 0.0), int | float)]
+    return f"{' and '.join(arrays)} may change without compiling anew" if arrays else ""
 
 
 def prepared(ops: Ops, r: Request, target: Array, pred: Array) -> tuple[Array, Array]:

@@ -44,6 +44,9 @@ def concrete(x: Any) -> np.ndarray | None:
     return np.asarray(x) if all(device.platform == "cpu" for device in x.devices()) else None
 
 
+constant = concrete
+
+
 def shape(x: Array) -> Shape:
     return tuple(x.shape)
 
@@ -101,6 +104,8 @@ def argmax(x: Array, axis: int) -> Array:
 
 
 def take(x: Array, labels: Array, axis: int) -> Array:
+    if jax.typeof(x).sharding.spec[axis] is not None:  # split over devices, by its type: no class is gathered
+        return sum(jnp.where(one_hot(labels, x, axis), x, 0), axis)
     return jnp.take_along_axis(x, jnp.expand_dims(labels, axis), axis=axis, mode="promise_in_bounds").squeeze(axis)
 
 
@@ -119,7 +124,12 @@ def sum_but(x: Array, labels: Array, axis: int) -> Array:
 
 
 def lookup(values: Array, labels: Array) -> Array:
-    return values.reshape(-1)[labels]
+    values = values.reshape(-1)
+    over = jax.typeof(labels).sharding
+    if not any(over.spec) and jax.typeof(values).sharding.spec[0] is None:
+        return values[labels]
+    values = jax.sharding.reshard(values, jax.sharding.PartitionSpec(None))  # a gather takes none that are split
+    return values.at[labels].get(out_sharding=over, mode="promise_in_bounds")
 
 
 def one_hot(labels: Array, like: Array, axis: int) -> Array:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from lossbridge.frameworks.framework import host_array, is_column
-from lossbridge.maths.ops import Array, Shape
+from lossbridge.maths.ops import Array, Number, Shape
 
 Pullback = Callable[[np.ndarray], np.ndarray]
 
@@ -95,6 +95,9 @@ class Variable:
 
     def __gt__(self, other: Array) -> Array:
         return self.value > value_of(other)
+
+    def __le__(self, other: Array) -> Array:
+        return self.value <= value_of(other)
 
     def __ge__(self, other: Array) -> Array:
         return self.value >= value_of(other)
@@ -189,6 +192,10 @@ def concrete(x: Any) -> np.ndarray | None:
     return host_array(value_of(x))
 
 
+def constant(x: Any) -> np.ndarray | None:
+    return None if type(x) is Variable else np.asarray(x)
+
+
 def shape(x: Array) -> Shape:
     x = value_of(x)
     return x.shape if type(x) is np.ndarray else np.shape(x)
@@ -248,9 +255,10 @@ def log1p(x: Array) -> Array:
     return record(np.log1p(v), (x, lambda g: g / (1 + v)))
 
 
-def power(x: Array, exponent: float) -> Array:
-    v = value_of(x)
-    return record(v**exponent, (x, lambda g: g * exponent * v ** (exponent - 1)))
+def power(x: Array, exponent: Number) -> Array:
+    v, n = value_of(x), value_of(exponent)
+    y = v**n
+    return record(y, (x, lambda g: g * n * v ** (n - 1)), (exponent, lambda g: g * y * np.log(v)))
 
 
 def abs(x: Array) -> Array:

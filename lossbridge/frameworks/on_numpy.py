@@ -30,6 +30,8 @@ def choose(r: Request) -> Choice:
     if not no_rows:
         return Choice(PATHS["rows"])
     no_rule = "" if r.rule.gradients else f"no derivative rule is written for {r.rule.name}"
+    if any(type(x) is ops.Variable for x in r.options.values()):
+        no_rule = "an option is differentiated"
     if not no_rule:
         return Choice(PATHS["rule"], (("rows", no_rows),))
     return Choice(PATHS["formula"], (("rows", no_rows), ("rule", no_rule)))

@@ -19,7 +19,7 @@ import tensorflow as tf
 from lossbridge.frameworks import numpy_ops, numpy_rows, on_numpy, tensorflow_ops
 from lossbridge.frameworks.framework import Choice, Path, by_formula, prepared
 from lossbridge.maths import softmax
-from lossbridge.maths.elementary import in_range, zero_if_unweighted
+from lossbridge.maths.elementary import in_range, is_number, zero_if_unweighted
 from lossbridge.maths.ops import Array
 from lossbridge.reduction import reduced
 from lossbridge.spec import Request
@@ -96,7 +96,7 @@ def _refuses_rule(r: Request) -> str:
         return f"no derivative rule is written for {r.rule.name}"
     if ops.in_forward_mode(r.pred, r.target, *_tensors(r.options)):
         return "forward-mode differentiation is on"
-    plain_labels = r.rule is softmax.LABELS and not r.options.get("label_smoothing")
+    plain_labels = r.rule is softmax.LABELS and is_number(r.options.get("label_smoothing", 0), 0)
     return "a weight is an array" if _tensors(r.options) and not plain_labels else ""
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lossbridge.frameworks import torch_operator, torch_ops, torch_rows
-from lossbridge.frameworks.framework import Choice, Path, by_formula, prepared
+from lossbridge.frameworks.framework import Choice, Path, by_formula, prepared, refuses_options
 from lossbridge.maths.ops import Array
 from lossbridge.native import rows
 from lossbridge.reduction import by_weight, has_mass, reduced
@@ -67,10 +67,13 @@ def _refuses_triton(r: Request) -> str:
         return "the environment does not say LOSSBRIDGE_TRITON=1"
     from lossbridge.native import triton_kernels
 
-    return triton_kernels.refuses(r)
+    return refuses_options(r.options) or triton_kernels.refuses(r)
 
 
 def _refuses_rows(r: Request, compiled: bool) -> str:
+    traced = refuses_options(r.options)
+    if traced:
+        return traced
     _, per_class = _per_class(r)
     for x in (r.pred, r.target, r.valid, r.weight, r.normalizer, per_class):
         if x is not None and not x.is_cpu:
@@ -103,6 +106,9 @@ def _refuses_operator(r: Request) -> str:
 def _refuses_rule(r: Request, compiled: bool) -> str:
     if r.rule.gradients is None:
         return f"no derivative rule is written for {r.rule.name}"
+    traced = refuses_options(r.options)
+    if traced:
+        return traced
     _, per_class = _per_class(r)
     if per_class is not None and per_class.requires_grad:
         return "a weight needs a gradient"
@@ -129,10 +135,10 @@ def _refuses_ordinary(r: Request, per_class: Tensor | None) -> str:
 
 
 def _per_class(r: Request) -> tuple[str, Tensor | None]:
-    """The name and value of the option that is a tensor: no rule has two."""
-    for name, x in r.options.items():
-        if isinstance(x, Tensor):
-            return name, x
+    """The name and value of the option of one number a class that is a tensor: no rule has two."""
+    for name in rows.PER_CLASS:
+        if isinstance(r.options.get(name), Tensor):
+            return name, r.options[name]
     return "", None
 
 

@@ -80,6 +80,11 @@ def concrete(x: Any) -> np.ndarray | None:
     return x.numpy() if hasattr(x, "numpy") and "CPU" in x.device else None
 
 
+def constant(x: Any) -> np.ndarray | None:
+    x = asarray(x)
+    return None if is_recorded([x]) or in_forward_mode(x) else concrete(x)
+
+
 def shape(x: Array) -> Shape:
     if x.shape.rank is None:
         raise ValueError("found a TensorFlow tensor of unknown rank; give it its rank with set_shape or ensure_shape")
@@ -231,8 +236,8 @@ def sum_but(x: Array, labels: Array, axis: int) -> Array:
 
 
 def _places(labels: Array) -> Array:
-    """The (row, column) of each row's label."""
-    return tf.stack([tf.range(tf.size(labels, out_type=labels.dtype), dtype=labels.dtype), labels], axis=1)
+    """The (row, column) of each row's label, as int32: tf.vectorized_map converts no scatter by int64."""
+    return tf.stack([tf.range(tf.size(labels)), tf.cast(labels, tf.int32)], axis=1)
 
 
 def lookup(values: Array, labels: Array) -> Array:

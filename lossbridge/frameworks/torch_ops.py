@@ -173,6 +173,16 @@ def concrete(x: Any) -> np.ndarray | None:
         return None
 
 
+def constant(x: Any) -> np.ndarray | None:
+    if not isinstance(x, torch.Tensor):
+        return concrete(x)
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or dispatch_modes() or is_transformed():
+        return None
+    differentiated = x.requires_grad and torch.is_grad_enabled()
+    # item() also of bfloat16, which NumPy does not know.
+    return np.asarray(x.item()) if x.is_cpu and type(x) in TYPES and not differentiated else None
+
+
 def same_sizes(x: Array, axes: list[int], like: Array, like_axes: list[int], words: str) -> Array:
     return x  # shapes are always known
 

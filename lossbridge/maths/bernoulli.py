@@ -11,12 +11,13 @@ entry:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 from lossbridge.maths.elementary import (
     clip,
+    is_infinite,
+    nan_unless,
     neg_log,
     neg_log_complement,
     sigmoid,
@@ -24,7 +25,7 @@ from lossbridge.maths.elementary import (
     softplus,
     zero_if_unweighted,
 )
-from lossbridge.maths.ops import Array, Domain, Gradients, Ops, Residuals, Rule
+from lossbridge.maths.ops import Array, Domain, Gradients, Number, Ops, Residuals, Rule
 from lossbridge.maths.softmax import modulated
 
 Weight = Array | float | None
@@ -36,7 +37,7 @@ def log_loss(
     logits: Array,
     axis: int | None,
     *,
-    label_smoothing: float = 0.0,
+    label_smoothing: Number = 0.0,
     pos_weight: Weight = None,
 ) -> tuple[Array, Residuals]:
     """(1)"""
@@ -52,7 +53,7 @@ def log_loss_gradients(
     residuals: Residuals,
     needs_input_grad: tuple[bool, bool],
     *,
-    label_smoothing: float = 0.0,
+    label_smoothing: Number = 0.0,
     pos_weight: Weight = None,
 ) -> Gradients:
     """(2); for the target the difference of the terms that P and N multiply."""
@@ -74,8 +75,8 @@ def log_loss_of_probabilities(
     pred: Array,
     axis: int | None,
     *,
-    epsilon: float,
-    label_smoothing: float = 0.0,
+    epsilon: Number,
+    label_smoothing: Number = 0.0,
     pos_weight: Weight = None,
 ) -> tuple[Array, Residuals]:
     """(3)"""
@@ -91,7 +92,7 @@ def log_loss_of_probabilities_gradients(
     residuals: Residuals,
     needs_input_grad: tuple[bool, bool],
     *,
-    epsilon: float,
+    epsilon: Number,
     **options: Any,
 ) -> Gradients:
     """(3); `options`: label_smoothing and pos_weight."""
@@ -117,7 +118,7 @@ def focal(ops: Ops, target: Array, logits: Array, axis: int | None, **options: A
 
 
 def focal_of_probabilities(
-    ops: Ops, target: Array, pred: Array, axis: int | None, *, epsilon: float, **options: Any
+    ops: Ops, target: Array, pred: Array, axis: int | None, *, epsilon: Number, **options: Any
 ) -> tuple[Array, Residuals]:
     """(4) of probabilities. As in Keras, p_t is not clipped."""
 
@@ -133,10 +134,10 @@ def _modulated(
     probabilities: tuple[Array, Array],
     log_loss: Callable[[Array, Array], Array],
     *,
-    gamma: float,
+    gamma: Number,
     alpha: Array | float,
     apply_class_balancing: bool,
-    label_smoothing: float = 0.0,
+    label_smoothing: Number = 0.0,
 ) -> Array:
     """`probabilities`: p and 1 − p. `log_loss`: the loss of given P and N."""
     p, one_minus_p = probabilities
@@ -146,7 +147,7 @@ def _modulated(
     return modulated(ops, positive * one_minus_p + negative * p, gamma, loss)
 
 
-def _outcomes(ops: Ops, target: Array, label_smoothing: float = 0.0, pos_weight: Weight = None) -> tuple[Array, Array]:
+def _outcomes(ops: Ops, target: Array, label_smoothing: Number = 0.0, pos_weight: Weight = None) -> tuple[Array, Array]:
     """P and N."""
     positive, negative = smooth_outcomes(ops, target, label_smoothing)
     return positive if pos_weight is None else pos_weight * positive, negative
@@ -157,20 +158,20 @@ def _of_logits(ops: Ops, positive: Array, negative: Array, x: Array) -> Array:
     above = x > 0
     low, high = ops.where(above, 0.0, x), ops.where(above, x, 0.0)
     # 0·∞ = 0 by replacing the argument, because the product would also have a NaN gradient.
-    low = ops.where((positive == 0) & (low == -math.inf), 0.0, low)
-    high = ops.where((negative == 0) & (high == math.inf), 0.0, high)
+    low = ops.where((positive == 0) & is_infinite(low), 0.0, low)
+    high = ops.where((negative == 0) & is_infinite(high), 0.0, high)
     small = ops.log1p(ops.exp(ops.where(above, -x, x)))
     return (positive + negative) * small - positive * low + negative * high
 
 
-def _of_probabilities(ops: Ops, positive: Array, negative: Array, pred: Array, epsilon: float) -> Array:
+def _of_probabilities(ops: Ops, positive: Array, negative: Array, pred: Array, epsilon: Number) -> Array:
     """(3)"""
     p = clip(ops, pred, epsilon, 1 - epsilon)
     return positive * neg_log(ops, positive, p) + negative * neg_log_complement(ops, negative, p)
 
 
 def _target_gradient(
-    of_positive: Array, of_negative: Array, label_smoothing: float = 0.0, pos_weight: Weight = None
+    of_positive: Array, of_negative: Array, label_smoothing: Number = 0.0, pos_weight: Weight = None
 ) -> Array:
     if pos_weight is not None:
         of_positive = pos_weight * of_positive

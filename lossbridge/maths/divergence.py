@@ -23,8 +23,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from lossbridge.maths.elementary import clip, neg_log
-from lossbridge.maths.ops import Array, Gradients, Ops, Residuals, Rule
+from lossbridge.maths.elementary import clip, infinite_where, is_number, neg_log
+from lossbridge.maths.ops import Array, Gradients, Number, Ops, Residuals, Rule
 
 
 def remainder(ops: Ops, delta: Array) -> Array:
@@ -45,7 +45,7 @@ def remainder_series(dtype: str) -> list[float]:
 
 
 def kl_of_logits(
-    ops: Ops, target: Array, logits: Array, axis: int, *, temperature: float = 1.0
+    ops: Ops, target: Array, logits: Array, axis: int, *, temperature: Number = 1.0
 ) -> tuple[Array, Residuals]:
     """T² KL(softmax(target/T) ‖ softmax(logits/T)), (3) and (4)."""
     top_t, lse_t = _log_sum_exp(ops, target, axis, temperature)
@@ -61,7 +61,7 @@ def kl_of_logits(
     f_minus_m = ops.stop_gradient(ops.where(small, f - ops.sum(first_order, axis, keepdims=True), 0.0))
     kl = f - f_minus_m * f_minus_m * (0.5 - f_minus_m * (1 / 3 - f_minus_m * 0.25))
     kl = ops.where(kl < 0, 0.0, kl)
-    return ops.squeeze(temperature**2 * kl, axis), (top_t, top_p, lse_t, shift + ops.log1p(f_minus_m), kl)
+    return ops.squeeze(temperature * temperature * kl, axis), (top_t, top_p, lse_t, shift + ops.log1p(f_minus_m), kl)
 
 
 def kl_of_logits_gradients(
@@ -72,7 +72,7 @@ def kl_of_logits_gradients(
     residuals: Residuals,
     needs_input_grad: tuple[bool, bool],
     *,
-    temperature: float = 1.0,
+    temperature: Number = 1.0,
 ) -> Gradients:
     """(5)"""
     *rows, kl = residuals
@@ -88,18 +88,18 @@ def kl_of_logits_gradients(
     return of_target, of_logits
 
 
-def _scaled(x: Array, temperature: float) -> Array:
-    return x if temperature == 1 else x / temperature
+def _scaled(x: Array, temperature: Number) -> Array:
+    return x if is_number(temperature, 1) else x / temperature
 
 
-def _log_sum_exp(ops: Ops, x: Array, axis: int, temperature: float) -> tuple[Array, Array]:
+def _log_sum_exp(ops: Ops, x: Array, axis: int, temperature: Number) -> tuple[Array, Array]:
     """The maximum, and log Σ exp((x − maximum) / T)."""
     top = ops.stop_gradient(ops.max(x, axis))
     return top, ops.log(ops.sum(ops.exp(_scaled(x - top, temperature)), axis, keepdims=True))
 
 
 def _sides(
-    ops: Ops, target: Array, logits: Array, rows: Sequence[Array], temperature: float
+    ops: Ops, target: Array, logits: Array, rows: Sequence[Array], temperature: Number
 ) -> tuple[Array, Array, Array]:
     """t, p and δ̂ (3), which is 0 where t = 0.
 
@@ -123,7 +123,7 @@ def _summing_to_zero(ops: Ops, gradient: Array, leads: Array, axis: int) -> Arra
 # Of probabilities.
 
 
-def kl_of_probabilities(ops: Ops, target: Array, pred: Array, axis: int, *, epsilon: float) -> tuple[Array, Residuals]:
+def kl_of_probabilities(ops: Ops, target: Array, pred: Array, axis: int, *, epsilon: Number) -> tuple[Array, Residuals]:
     """Σ t·log(t/p), both sides clipped to [ε, 1] (2)."""
     t, p = clip(ops, target, epsilon, 1.0), clip(ops, pred, epsilon, 1.0)
     return relative_entropy(ops, t, p, axis), ()
@@ -137,7 +137,7 @@ def kl_of_probabilities_gradients(
     residuals: Residuals,
     needs_input_grad: tuple[bool, bool],
     *,
-    epsilon: float,
+    epsilon: Number,
 ) -> Gradients:
     """log(t/p) + 1 and −t/p, where not clipped."""
     t, p = clip(ops, target, epsilon, 1.0), clip(ops, pred, epsilon, 1.0)
@@ -219,7 +219,7 @@ def convex_terms(ops: Ops, t: Array | float, p: Array, delta: Array) -> Array:
 
 def _unless_impossible(ops: Ops, t: Array, p: Array, terms: Array) -> Array:
     impossible = (t < 0) | (p < 0) | ((t > 0) & (p == 0))
-    return ops.where(impossible & (t == t) & (p == p), math.inf, terms)
+    return infinite_where(ops, impossible & (t == t) & (p == p), terms)
 
 
 # Of log-probabilities, not renormalised.
@@ -259,7 +259,7 @@ def cross_entropy(ops: Ops, p: Array, q: Array, axis: int) -> Array:
 def entropy_of_shares(ops: Ops, p: Array, axis: int) -> Array:
     """The entropy of p/Σp; −∞ where an entry is negative."""
     p = p / ops.sum(p, axis, keepdims=True)
-    return ops.sum(ops.where(p < 0, -math.inf, p * neg_log(ops, p, p)), axis)
+    return -ops.sum(infinite_where(ops, p < 0, -p * neg_log(ops, p, p)), axis)
 
 
 LOGITS = Rule("divergence of logits", kl_of_logits, kl_of_logits_gradients, ("temperature",))

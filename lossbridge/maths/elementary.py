@@ -8,12 +8,17 @@ A framework may differentiate these lines automatically. So
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 
-from lossbridge.maths.ops import Array, Domain, Ops
+from lossbridge.maths.ops import Array, Domain, Number, Ops
 
 
-def clip(ops: Ops, x: Array, low: float, high: float) -> Array:
+def is_number(option: Array | float, number: float) -> bool:
+    """Whether an option is this number, and no array, which may hold any."""
+    return isinstance(option, int | float) and option == number
+
+
+def clip(ops: Ops, x: Array, low: Number, high: Number) -> Array:
     """x in [low, high]; the gradient is 1 inside and at both bounds, 0 outside (frameworks differ at the bounds)."""
     return ops.where(x < low, low, ops.where(x > high, high, x))
 
@@ -25,7 +30,7 @@ ROUNDING = {"float16": 2.0**-8, "bfloat16": 2.0**-5, "float32": 2.0**-21, "float
 def in_domain(ops: Ops, x: Array, domain: Domain, axis: int | None, rounding: float) -> Array:
     """`x`; NaN where it lies outside by more than `rounding`, and in rows of shares that are all 0.
 
-    NaN is added as log(−1), because the graph of healthy data must hold none: debuggers report a constant.
+    NaN is added as log(−1), and not written down (see the end of this file).
     """
     if domain == "anywhere":
         return x
@@ -38,12 +43,14 @@ def in_domain(ops: Ops, x: Array, domain: Domain, axis: int | None, rounding: fl
     return x + ops.log(2 * ops.cast(inside, ops.dtype(x)) - 1)
 
 
-def smooth(ops: Ops, target: Array, outcomes: float | Array, label_smoothing: float) -> Array:
+def smooth(ops: Ops, target: Array, outcomes: float | Array, label_smoothing: Number) -> Array:
     """t·(1−s) + s/C."""
-    return target * (1 - label_smoothing) + label_smoothing / outcomes if label_smoothing else target
+    if is_number(label_smoothing, 0):
+        return target
+    return target * (1 - label_smoothing) + label_smoothing / outcomes
 
 
-def smooth_outcomes(ops: Ops, target: Array, label_smoothing: float) -> tuple[Array, Array]:
+def smooth_outcomes(ops: Ops, target: Array, label_smoothing: Number) -> tuple[Array, Array]:
     """t·(1−s) + s/2 and (1−t)·(1−s) + s/2. The latter is not computed as 1 − the former, which would lose digits."""
     return smooth(ops, target, 2, label_smoothing), smooth(ops, 1 - target, 2, label_smoothing)
 
@@ -73,7 +80,7 @@ def in_range(ops: Ops, labels: Array, pred: Array, axis: int) -> tuple[Array, Ar
 
 def neg_log(ops: Ops, weight: Array | float | None, p: Array) -> Array:
     """−log p; 0 where both p and the weight are 0. None: no weight is 0."""
-    return -ops.log(_replaced(ops, weight, p, 0.0, 1.0))
+    return -ops.log(_replaced(ops, weight, lambda p: p == 0, p, 1.0))
 
 
 def neg_log_complement(ops: Ops, weight: Array, p: Array) -> Array:
@@ -83,13 +90,33 @@ def neg_log_complement(ops: Ops, weight: Array, p: Array) -> Array:
 
 def zero_if_unweighted(ops: Ops, weight: Array | float | None, loss: Array) -> Array:
     """The loss; 0 in place of an infinity whose weight is 0."""
-    return _replaced(ops, weight, loss, math.inf, 0.0)
+    return _replaced(ops, weight, is_infinite, loss, 0.0)
 
 
-def _replaced(ops: Ops, weight: Array | float | None, x: Array, bad: float, value: float) -> Array:
+def _replaced(
+    ops: Ops, weight: Array | float | None, is_bad: Callable[[Array], Array], x: Array, value: float
+) -> Array:
     """x, with the value in place of what is bad and has the weight 0."""
     if weight is None:
         return x
     if isinstance(weight, int | float):  # its comparison is a bool, for which torch.jit.trace has no &
-        return x if weight else ops.where(x == bad, value, x)
-    return ops.where((weight == 0) & (x == bad), value, x)
+        return x if weight else ops.where(is_bad(x), value, x)
+    return ops.where((weight == 0) & is_bad(x), value, x)
+
+
+# Debuggers such as TensorFlow's check_numerics stop at any NaN or infinity, a constant of the graph too. So none is
+# written down: each is computed where it is due.
+
+
+def is_infinite(x: Array) -> Array:
+    return (0.5 * x == x) & (x != 0)
+
+
+def nan_unless(ops: Ops, valid: Array, x: Array) -> Array:
+    """`x`; NaN, with the gradient 0, where not valid."""
+    return ops.where(valid, x, ops.log(2 * ops.cast(valid, ops.dtype(x)) - 1))
+
+
+def infinite_where(ops: Ops, condition: Array, x: Array) -> Array:
+    """`x`; ∞, with the gradient 0, where the condition holds."""
+    return ops.where(condition, -ops.log(1 - ops.cast(condition, ops.dtype(x))), x)

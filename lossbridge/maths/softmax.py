@@ -16,10 +16,8 @@ Automatic differentiation treats m as a constant.
 
 from __future__ import annotations
 
-import math
-
-from lossbridge.maths.elementary import clip, in_range, neg_log, smooth, zero_if_unweighted
-from lossbridge.maths.ops import Array, Gradients, Ops, Residuals, Rule
+from lossbridge.maths.elementary import clip, in_range, is_number, nan_unless, neg_log, smooth, zero_if_unweighted
+from lossbridge.maths.ops import Array, Gradients, Number, Ops, Residuals, Rule
 
 # Logits and distributions.
 
@@ -30,7 +28,7 @@ def crossentropy(
     logits: Array,
     axis: int,
     *,
-    label_smoothing: float = 0.0,
+    label_smoothing: Number = 0.0,
     class_weight: Array | None = None,
 ) -> tuple[Array, Residuals]:
     """Σ_c w_c t_c (−log p_c), (1) and (2)."""
@@ -48,7 +46,7 @@ def crossentropy_gradients(
     residuals: Residuals,
     needs_input_grad: tuple[bool, bool],
     *,
-    label_smoothing: float = 0.0,
+    label_smoothing: Number = 0.0,
     class_weight: Array | None = None,
 ) -> Gradients:
     """(3)"""
@@ -65,7 +63,7 @@ def crossentropy_gradients(
 
 
 def class_mass(
-    ops: Ops, target: Array, pred: Array, axis: int, *, label_smoothing: float = 0.0, class_weight: Array
+    ops: Ops, target: Array, pred: Array, axis: int, *, label_smoothing: Number = 0.0, class_weight: Array
 ) -> tuple[Array, Residuals]:
     """Σ_c w_c t_c: the weight of a sample in "mean_with_sample_weight"."""
     return ops.sum(_target_weights(ops, target, pred, axis, label_smoothing, class_weight), axis), ()
@@ -86,7 +84,7 @@ def neg_log_softmax(ops: Ops, logits: Array, axis: int) -> tuple[Array, Residual
 
 
 def _target_weights(
-    ops: Ops, target: Array, pred: Array, axis: int, label_smoothing: float, class_weight: Array | None
+    ops: Ops, target: Array, pred: Array, axis: int, label_smoothing: Number, class_weight: Array | None
 ) -> Array:
     """ω"""
     weight = smooth(ops, target, ops.size(pred, axis), label_smoothing)
@@ -116,7 +114,7 @@ def label_crossentropy(
     logits: Array,
     axis: int,
     *,
-    label_smoothing: float = 0.0,
+    label_smoothing: Number = 0.0,
     class_weight: Array | None = None,
 ) -> tuple[Array, Residuals]:
     """(1 − s) w_y (−log p_y) + s/C Σ_c w_c (−log p_c), (4).
@@ -134,11 +132,11 @@ def label_crossentropy(
     if weight is not None:
         loss = weight * zero_if_unweighted(ops, weight, loss)
     rows: Residuals = (m, ops.expand_dims(others + e_label, axis), ops.expand_dims(others, axis))
-    if label_smoothing:
+    if not is_number(label_smoothing, 0):
         term = _smoothing_term(ops, logits, axis, label_smoothing, class_weight)
         neg_log_p, rows = neg_log_softmax(ops, logits, axis)
         loss = loss + ops.sum(term * zero_if_unweighted(ops, term, neg_log_p), axis)
-    return ops.where(valid, loss, math.nan), rows
+    return nan_unless(ops, valid, loss), rows
 
 
 def label_crossentropy_gradients(
@@ -149,7 +147,7 @@ def label_crossentropy_gradients(
     residuals: Residuals,
     needs_input_grad: tuple[bool, bool],
     *,
-    label_smoothing: float = 0.0,
+    label_smoothing: Number = 0.0,
     class_weight: Array | None = None,
 ) -> Gradients:
     """(4), and with smoothing (3)."""
@@ -157,7 +155,7 @@ def label_crossentropy_gradients(
     index, valid = in_range(ops, labels, logits, axis)
     valid = ops.expand_dims(valid, axis)
     weight = _label_weight(ops, index, label_smoothing, class_weight)
-    if not label_smoothing:  # (4)
+    if is_number(label_smoothing, 0):  # (4)
         scale = ops.where(valid, 1 / total, 0.0)
         scale = scale if class_weight is None else scale * ops.expand_dims(weight, axis)
         return None, ops.put(ops.exp(logits - m) * scale, index, -others * scale, axis)
@@ -169,25 +167,25 @@ def label_crossentropy_gradients(
 
 
 def label_mass(
-    ops: Ops, labels: Array, pred: Array, axis: int, *, label_smoothing: float = 0.0, class_weight: Array
+    ops: Ops, labels: Array, pred: Array, axis: int, *, label_smoothing: Number = 0.0, class_weight: Array
 ) -> tuple[Array, Residuals]:
     """Σ_c w_c t_c of smoothed labels: (1−s)·w_y + s/C·Σ_c w_c."""
     index, _ = in_range(ops, labels, pred, axis)
     mass = _label_weight(ops, index, label_smoothing, class_weight)
-    if not label_smoothing:
+    if is_number(label_smoothing, 0):
         return mass, ()
     return mass + label_smoothing / ops.size(pred, axis) * ops.sum(class_weight), ()
 
 
-def _label_weight(ops: Ops, index: Array, label_smoothing: float, class_weight: Array | None) -> Array | float | None:
+def _label_weight(ops: Ops, index: Array, label_smoothing: Number, class_weight: Array | None) -> Array | float | None:
     """(1−s)·w_y; None if it is 1."""
     if class_weight is None:
-        return 1 - label_smoothing if label_smoothing else None
+        return None if is_number(label_smoothing, 0) else 1 - label_smoothing
     weight = ops.lookup(class_weight, index)
-    return (1 - label_smoothing) * weight if label_smoothing else weight
+    return weight if is_number(label_smoothing, 0) else (1 - label_smoothing) * weight
 
 
-def _smoothing_term(ops: Ops, pred: Array, axis: int, label_smoothing: float, class_weight: Array | None) -> Array:
+def _smoothing_term(ops: Ops, pred: Array, axis: int, label_smoothing: Number, class_weight: Array | None) -> Array:
     """s/C·w_c"""
     term = label_smoothing / ops.size(pred, axis)
     return term if class_weight is None else term * class_weight
@@ -202,8 +200,8 @@ def crossentropy_of_probabilities(
     pred: Array,
     axis: int,
     *,
-    epsilon: float,
-    label_smoothing: float = 0.0,
+    epsilon: Number,
+    label_smoothing: Number = 0.0,
     class_weight: Array | None = None,
 ) -> tuple[Array, Residuals]:
     """Σ_c w_c t_c (−log p_c), (5)."""
@@ -217,8 +215,8 @@ def label_crossentropy_of_probabilities(
     pred: Array,
     axis: int,
     *,
-    epsilon: float,
-    label_smoothing: float = 0.0,
+    epsilon: Number,
+    label_smoothing: Number = 0.0,
     class_weight: Array | None = None,
 ) -> tuple[Array, Residuals]:
     """(1 − s) w_y (−log p_y) + s/C Σ_c w_c (−log p_c), (5). NaN for a label out of range."""
@@ -228,24 +226,24 @@ def label_crossentropy_of_probabilities(
     loss = neg_log(ops, weight, clip(ops, p, epsilon, 1 - epsilon))
     if weight is not None:
         loss = weight * loss
-    if label_smoothing:
+    if not is_number(label_smoothing, 0):
         term = _smoothing_term(ops, pred, axis, label_smoothing, class_weight)
         loss = loss + ops.sum(term * neg_log(ops, term, _probabilities(ops, pred, axis, epsilon)), axis)
-    return ops.where(valid, loss, math.nan), ()
+    return nan_unless(ops, valid, loss), ()
 
 
-def _probabilities(ops: Ops, pred: Array, axis: int, epsilon: float) -> Array:
+def _probabilities(ops: Ops, pred: Array, axis: int, epsilon: Number) -> Array:
     return clip(ops, pred / ops.sum(pred, axis, keepdims=True), epsilon, 1 - epsilon)
 
 
 # Probabilities and log-probabilities of labels, not renormalised.
 
 
-def label_log_loss(ops: Ops, labels: Array, pred: Array, axis: int, *, epsilon: float) -> tuple[Array, Residuals]:
+def label_log_loss(ops: Ops, labels: Array, pred: Array, axis: int, *, epsilon: Number) -> tuple[Array, Residuals]:
     """−log p_y, clipped and not renormalised; NaN for a label out of range."""
     index, valid = in_range(ops, labels, pred, axis)
     loss = -ops.log(clip(ops, ops.take(pred, index, axis), epsilon, 1 - epsilon))
-    return ops.where(valid, loss, math.nan), ()
+    return nan_unless(ops, valid, loss), ()
 
 
 def negative_log_likelihood(
@@ -257,7 +255,7 @@ def negative_log_likelihood(
     if class_weight is not None:
         weight = ops.lookup(class_weight, index)
         loss = weight * zero_if_unweighted(ops, weight, loss)
-    return ops.where(valid, loss, math.nan), ()
+    return nan_unless(ops, valid, loss), ()
 
 
 # Focal: Σ_c α t_c (1 − p_c)^γ (−log p_c).
@@ -270,8 +268,8 @@ def focal(
     axis: int,
     *,
     alpha: Array,
-    gamma: float,
-    label_smoothing: float = 0.0,
+    gamma: Number,
+    label_smoothing: Number = 0.0,
 ) -> tuple[Array, Residuals]:
     """(6) of logits."""
     weight = alpha * smooth(ops, target, ops.size(logits, axis), label_smoothing)
@@ -287,9 +285,9 @@ def focal_of_probabilities(
     axis: int,
     *,
     alpha: Array,
-    gamma: float,
-    epsilon: float,
-    label_smoothing: float = 0.0,
+    gamma: Number,
+    epsilon: Number,
+    label_smoothing: Number = 0.0,
 ) -> tuple[Array, Residuals]:
     """(6) of probabilities."""
     weight = alpha * smooth(ops, target, ops.size(pred, axis), label_smoothing)
@@ -297,11 +295,11 @@ def focal_of_probabilities(
     return ops.sum(weight * modulated(ops, one_minus_p, gamma, loss), axis), ()
 
 
-def modulated(ops: Ops, one_minus_p: Array, gamma: float, loss: Array) -> Array:
+def modulated(ops: Ops, one_minus_p: Array, gamma: Number, loss: Array) -> Array:
     """(1 − p)^γ · loss. Loss and gradient are 0 where 1 − p = 0, for γ < 1 too."""
-    if gamma == 0:
+    if is_number(gamma, 0):
         return loss
-    certain = one_minus_p == 0
+    certain = (one_minus_p == 0) & (gamma > 0)
     return ops.where(certain, 0.0, ops.power(ops.where(certain, 1.0, one_minus_p), gamma) * loss)
 
 
@@ -311,7 +309,7 @@ def complement(ops: Ops, neg_log_p: Array) -> Array:
     return ops.where(near_one, -ops.expm1(-ops.where(near_one, neg_log_p, 0.0)), 1 - ops.exp(-neg_log_p))
 
 
-def _neg_log_and_complement(ops: Ops, weight: Array, pred: Array, axis: int, epsilon: float) -> tuple[Array, Array]:
+def _neg_log_and_complement(ops: Ops, weight: Array, pred: Array, axis: int, epsilon: Number) -> tuple[Array, Array]:
     """−log p and 1 − p of every class; where p > 1/2, from the sum o of the other classes: log1p(o/x) and o/Σx.
 
     1 − p of the rounded quotient p = x/Σx would lose digits, and a focal loss raises it to γ.

@@ -260,7 +260,7 @@ def run_on_two_devices(function: Callable[[str], None], dtype: str) -> None:
         "import jax\n"
         "jax.config.update('jax_num_cpu_devices', 2)\n"
         f"jax.config.update('jax_enable_x64', {dtype == 'float64'})\n"
-        f"import {Path(__file__).stem} as tests\n"
+        f"import {function.__module__} as tests\n"
         f"tests.{function.__name__}({dtype!r})\n"
     )
     result = subprocess.run(

@@ -349,3 +349,34 @@ def test_subnormal_gradients_where_pytorch_flushes_them() -> None:
         torch.set_flush_denormal(False)
     assert gradient.tolist() == [[-loss.item(), loss.item()]]
     assert 0 < loss.item() < 1e-38
+
+
+@pytest.mark.parametrize(
+    ("loss", "option"),
+    [
+        ("distillation_loss", "temperature"),
+        ("binary_focal_crossentropy", "gamma"),
+        ("categorical_crossentropy", "label_smoothing"),
+    ],
+)
+def test_an_annealed_option_compiles_once(loss, option) -> None:
+    """As a tensor; the derivative for it is right too."""
+    torch.compiler.reset()
+    rng = np.random.default_rng(0)
+    target, pred = (torch.tensor(rng.dirichlet(np.ones(5), 3), dtype=torch.float32) for _ in range(2))
+    function = functools.partial(getattr(lb, loss), target)
+    function(pred, **{option: torch.tensor(0.9)})  # the first call of a process notes what types it met
+
+    def step(pred, x):
+        return torch.autograd.grad(function(pred, **{option: x}), (pred, x))
+
+    compiled = torch.compile(lambda pred, x: function(pred, **{option: x}), fullgraph=True)
+    pred.requires_grad_()
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for at in (0.9, 0.5, 0.25):
+            x = torch.tensor(at, requires_grad=True)
+            found = torch.autograd.grad(compiled(pred, x), (pred, x))
+            for got, wanted in zip(found, step(pred, x), strict=True):
+                torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-7)
+            plain = torch.autograd.grad(function(pred, **{option: at}), pred)[0]
+            torch.testing.assert_close(found[0], plain, rtol=1e-5, atol=1e-7)

@@ -1,0 +1,117 @@
+"""What TensorFlow users do around a loss: one example at a time, and checks that stop at any NaN or infinity."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from problems import PROBLEMS
+
+import lossbridge as lb
+import lossbridge.keras as lk
+from lossbridge.spec import LOSSES
+
+each = pytest.mark.parametrize(
+    ("loss", "y_true", "y_pred", "given"), [p[1:] for p in PROBLEMS], ids=[p[0] for p in PROBLEMS]
+)
+# What a loss may be given besides, of three samples and five classes.
+MORE = {
+    "label_smoothing": 0.1,
+    "class_weight": np.linspace(0.5, 2, 5),
+    "pos_weight": np.linspace(0.5, 2, 5),
+    "alpha": np.linspace(0.1, 0.9, 5),
+    "ignore_class": 0,
+}
+OF_SAMPLES = {"sample_weight": [1.0, 0.0, 2.0], "mask": [True, True, False], "reduction": "mean_with_sample_weight"}
+
+
+def with_options(loss: str, given: dict) -> dict:
+    names = set(LOSSES[loss].options) - ({"alpha"} if loss == "binary_focal_crossentropy" else set())
+    return {**given, **{name: x for name, x in MORE.items() if name in names}}
+
+
+def arrays(y_true, y_pred, labels: str = "int32"):
+    return tf.constant(y_true, labels if y_true.dtype.kind == "i" else "float32"), tf.constant(y_pred, "float32")
+
+
+# One example at a time.
+
+
+@each
+@pytest.mark.parametrize("labels", ["int32", "int64"])
+def test_vectorized_map_and_map_fn_equal_the_batch(loss, y_true, y_pred, given, labels) -> None:
+    if labels == "int64" and y_true.dtype.kind != "i":
+        return  # the same test twice
+    for options in (given, with_options(loss, given)):
+        function = lb.value_and_grad(getattr(lb, loss))
+        y, x = arrays(y_true, y_pred, labels)
+        value, gradient = function(y, x, **options, reduction="sum")
+        each_gradient = [function(a, b, **options, reduction="sum")[1] for a, b in zip(y, x, strict=True)]
+        np.testing.assert_allclose(tf.stack(each_gradient), gradient, rtol=1e-5, atol=1e-7)
+
+        def one(pair, function=function, options=options):
+            return function(*pair, **options, reduction="sum")
+
+        for found in (
+            tf.vectorized_map(one, (y, x)),
+            tf.map_fn(one, (y, x), fn_output_signature=(tf.float32, tf.float32)),
+            tf.vectorized_map(lambda pair, one=one: one([z[None] for z in pair]), (y, x)),
+        ):
+            np.testing.assert_allclose(tf.reduce_sum(found[0]), value, rtol=1e-5)
+            np.testing.assert_allclose(tf.reshape(found[1], x.shape), gradient, rtol=1e-5, atol=1e-7)
+
+
+# Checks that stop at any NaN or infinity.
+
+
+@pytest.fixture
+def _check_numerics():
+    tf.debugging.enable_check_numerics()
+    yield
+    tf.debugging.disable_check_numerics()
+
+
+@each
+@pytest.mark.parametrize("sizes", ["known", "unknown"])
+@pytest.mark.usefixtures("_check_numerics")
+def test_check_numerics_finds_nothing(loss, y_true, y_pred, given, sizes) -> None:
+    y, x = arrays(y_true, y_pred)
+    for options in (given, {**with_options(loss, given), **OF_SAMPLES}):
+
+        def step(y, x, options=options):
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                value = getattr(lb, loss)(y, x, **options)
+            return value, tape.gradient(value, x)
+
+        signature = [tf.TensorSpec(z.shape if sizes == "known" else [None] * z.shape.rank, z.dtype) for z in (y, x)]
+        compiled = tf.function(step, input_signature=signature, autograph=False)
+        for got, wanted in zip(compiled(y, x), step(y, x), strict=True):
+            np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("form", ["logits", "probabilities"])
+@pytest.mark.parametrize("name", lk.__all__)
+@pytest.mark.usefixtures("_check_numerics")
+def test_check_numerics_lets_keras_train(name, form) -> None:
+    if (name, form) == ("DistillationLoss", "probabilities"):
+        return  # there is none
+    rng = np.random.default_rng(0)
+    y = rng.dirichlet(np.ones(3), 8).astype("float32")
+    if name in ("SparseCategoricalCrossentropy", "LogLoss"):
+        y = y.argmax(1)
+    loss = getattr(lk, name)(**({"from_logits": form == "logits"} if name != "DistillationLoss" else {}))
+    model = keras.Sequential([keras.layers.Dense(3, activation="softmax" if form == "probabilities" else None)])
+    model.compile(optimizer="sgd", loss=loss)
+    history = model.fit(rng.normal(size=(8, 4)).astype("float32"), y, epochs=1, batch_size=4, verbose=0)
+    assert np.isfinite(history.history["loss"]).all()
+
+
+@pytest.mark.usefixtures("_check_numerics")
+def test_check_numerics_would_find_a_bad_label() -> None:
+    """Its NaN is computed where it is due."""
+    compiled = tf.function(lambda y: lb.sparse_categorical_crossentropy(y, tf.ones((2, 3)), from_logits=True))
+    compiled(tf.constant([0, 1]))
+    with pytest.raises(tf.errors.InvalidArgumentError, match="NaN"):
+        compiled(tf.constant([0, 3]))
