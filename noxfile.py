@@ -1,5 +1,6 @@
 """`python -m nox -s tests` runs the tests, in less than half an hour; `python -m nox -l` lists the other sessions."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -81,6 +82,21 @@ def lowest(session: nox.Session) -> None:
     # What is compared with other libraries needs those, whose NumPy is another.
     others = ("--ignore-glob", "*/test_compat*.py", "--ignore", "tests/backends/test_diagnosis_calls.py")
     session.run("pytest", "tests/backends", "--backend", "numpy", *others)
+
+
+@nox.session(python="3.13")  # the newest that every framework has builds for
+def newest(session: nox.Session) -> None:
+    """The tests with the newest release of every library, and Keras' nightly build; PyTorch stays at its pin."""
+    groups = [nox.project.dependency_groups(PROJECT, group) for group in ("frameworks", "test")]
+    # Of another torch than the pinned one pip finds only the build with GB of CUDA packages; triton is of its version.
+    pinned = ("torch=", "triton=")
+    newest = [x if x.startswith(pinned) else re.split("[=<>]", x)[0] for group in groups for x in group]
+    session.install("--upgrade", *newest, "-e", ".[all]")
+    session.run("python", "-c", HAS_ROWS)
+    # Both distributions hold the package keras.
+    session.run("python", "-m", "pip", "uninstall", "--yes", "keras", "keras-nightly")
+    session.install("--no-deps", "--pre", "keras-nightly")
+    run_tests(session)
 
 
 def build_drivers(session: nox.Session, folder: str, *options: str) -> None:

@@ -107,6 +107,8 @@ def _plain(x: Any) -> str:
 
 
 def _theirs(d: Deviation) -> str:
+    if d.until:
+        return f"{_number(d.of_theirs(''))}, before {d.until}"
     if not isinstance(d.theirs, Mapping):
         return _number(d.theirs)
     names = {"numpy": "on NumPy", "torch": "on PyTorch", "tensorflow": "on TensorFlow", "jax": "on JAX"}

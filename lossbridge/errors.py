@@ -17,6 +17,9 @@ from lossbridge.spec import FRACTION, MEANS, NUMBERS, REDUCTIONS, SWITCHES, Name
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 
+# A mask that nobody gave as mask=.
+ATTACHED_MASK = "the mask that Keras' layers attached to y_pred"
+
 # Other libraries' names of a reduction: the library, and our name.
 _REDUCTIONS_ELSEWHERE = {
     "batchmean": ("PyTorch's", "sum_over_batch_size"),
@@ -294,10 +297,10 @@ def broadcastable(name: str, shape: Shape, onto_name: str, onto: Shape) -> None:
 
 
 def per_sample_shape(name: str, shape: Shape, sample_shape: Shape) -> None:
-    raise ValueError(
-        f"{name} has shape {text(shape)} and the per-sample losses {text(sample_shape)}; "
-        "give it that shape, its leading axes, or one number"
-    )
+    hint = "give it that shape, its leading axes, or one number"
+    if name == ATTACHED_MASK:
+        hint = "give y_true the shape of y_pred, or have the model drop the mask (as mask_zero=False of Embedding does)"
+    raise ValueError(f"{name} has shape {text(shape)} and the per-sample losses {text(sample_shape)}; {hint}")
 
 
 def per_class_shape(name: str, shape: Shape, y_pred: Shape, axis: int | None, names: Names, *, scalar: bool) -> None:

@@ -71,7 +71,7 @@ def resolve(loss: Loss, y_true: Any, y_pred: Any, names: Names, given: Mapping[s
         inplace_gradient=given.get("inplace_gradient", False),
     )
     if not given["sample_weight"] is given["mask"] is given["normalizer"] is None:
-        request = _with_weights(request, given)
+        request = _with_weights(request, given, names)
     return _with_labels(request, y_true, given, names) if kind == "labels" else request
 
 
@@ -110,7 +110,7 @@ def _read(name: str, x: Any) -> Any:
 
 
 def _called(name: str, names: Names) -> str:
-    return names.class_weight if name == "class_weight" else name
+    return {"class_weight": names.class_weight, "mask": names.mask}.get(name, name)
 
 
 # Arrays.
@@ -251,7 +251,7 @@ def _check_target(
             errors.label_shape(target, expected, pred, given, names)
         errors.label_dtype(dtype_of(ops, arrays[0]), names)
     elif target != pred:
-        errors.same_shape(target, pred, names, labels_fit=loss.outcomes > 1)
+        errors.same_shape(target, pred, names, labels_fit=kind != "outcomes")
 
 
 def held_to(ops: ArrayOps, name: str, x: Array, pred: Array, row: int | None, axes: list[int] | None = None) -> Array:
@@ -346,7 +346,7 @@ def _with_labels(r: Request, y_true: Any, given: Mapping[str, Any], names: Names
     return r if target is r.target else r._replace(target=target)
 
 
-def _with_weights(r: Request, given: Mapping[str, Any]) -> Request:
+def _with_weights(r: Request, given: Mapping[str, Any], names: Names) -> Request:
     """The request with weights, mask and denominator."""
     ops = r.framework.ops
     weight, mask, normalizer = given["sample_weight"], given["mask"], given["normalizer"]
@@ -355,7 +355,7 @@ def _with_weights(r: Request, given: Mapping[str, Any]) -> Request:
         weight = number(ops, "sample_weight", weight, r.pred, r.dtype, unit=_any_unit(given), whole=whole)
         r = weighted(r, _per_sample(ops, "sample_weight", weight, r.pred, r.axis))
     if mask is not None:
-        mask = _per_sample(ops, "mask", as_array(ops, "mask", mask, r.pred), r.pred, r.axis)
+        mask = _per_sample(ops, names.mask, as_array(ops, names.mask, mask, r.pred), r.pred, r.axis)
         r = counting(r, ops.cast(mask, "bool"))
     if normalizer is not None:
         normalizer = number(ops, "normalizer", normalizer, r.pred, r.dtype)

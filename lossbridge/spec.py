@@ -45,6 +45,7 @@ class Names(NamedTuple):
     sparse: str = "sparse_categorical_crossentropy"
     classes_last: str = "axis=-1"  # the option for classes along the last axis
     class_weight: str = "class_weight"
+    mask: str = "mask"
 
 
 class Loss(NamedTuple):

@@ -3,7 +3,8 @@
 Functions return one loss a sample, of y_pred's shape without `axis`; classes hold the options of a function, apply
 weights and reduce. Where Keras' value is correct, this one is equal. Differences on purpose:
 
-- float16 and bfloat16 input gives a float32 result, not a rounded one; a list is a NumPy array, of float64;
+- float16 and bfloat16 are computed in float32, and so is the result of such input; that of a class made with
+  dtype="float16" or "bfloat16" is rounded to it once. A list is a NumPy array, of float64;
 - logits are exact and never clipped, confident rows and nearly equal distributions keep their digits, and an infinite
   loss of weight 0 is 0;
 - where Keras' backends disagree, one rule holds: sparse labels take any `axis`; their probabilities are renormalised
@@ -15,26 +16,28 @@ weights and reduce. Where Keras' value is correct, this one is equal. Difference
   and a mask is true or false, not a factor;
 - no argument is written to;
 - the mean and the sum of an empty batch are 0, not an empty array;
-- one class, and options outside their range or of another type, are an error; dtype is a name or a policy; alpha is one
-  number, or (C,);
-- Keras' settings of epsilon and floatx are not read (here 1e-7 and float32), nor the logits that its softmax leaves
-  behind on TensorFlow; nothing is divided by the number of replicas of tf.distribute. For Keras' trainer use
-  `lossbridge.keras`.
+- options outside their range or of another type are an error; dtype is a name or a policy; alpha is one number, or
+  (C,);
+- Keras' settings of epsilon and floatx are not read (here 1e-7 and float32); nothing is divided by the number of
+  replicas of tf.distribute. For Keras' trainer use `lossbridge.keras`.
+
+On TensorFlow the losses go back to the logits behind a softmax or sigmoid, as Keras' do there: see `logits_behind`.
 
 Losses are in nats.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
 from typing import Any
 
 import numpy as np
 
-from lossbridge import errors, losses
+from lossbridge import errors
+from lossbridge.maths import softmax
 from lossbridge.maths.ops import Array
-from lossbridge.request import as_array, framework_of
-from lossbridge.spec import Reduction
+from lossbridge.request import as_array, framework_of, run
+from lossbridge.spec import LOSSES, Loss, Names, Reduction
 
 __all__ = [
     "BinaryCrossentropy",
@@ -43,13 +46,31 @@ __all__ = [
     "CategoricalFocalCrossentropy",
     "KLDivergence",
     "SparseCategoricalCrossentropy",
+    "SparseCategoricalFocalCrossentropy",
     "binary_crossentropy",
     "binary_focal_crossentropy",
     "categorical_crossentropy",
     "categorical_focal_crossentropy",
     "kl_divergence",
     "sparse_categorical_crossentropy",
+    "sparse_categorical_focal_crossentropy",
 ]
+
+# What Keras has, and lossbridge's own functions have not.
+SPARSE_FOCAL = LOSSES["categorical_focal_crossentropy"]._replace(
+    name="sparse_categorical_focal_crossentropy",
+    rules={
+        "logits": {"labels": softmax.LABEL_FOCAL},
+        "probabilities": {"labels": softmax.LABEL_FOCAL_PROBABILITIES},
+    },
+    options={"alpha": 0.25, "gamma": 2.0, "from_logits": False, "epsilon": 1e-7, "ignore_class": None},
+)
+# lossbridge's own losses, which here also take one class.
+_LOSSES = {
+    loss.name: loss._replace(outcomes=1)
+    for loss in (*LOSSES.values(), SPARSE_FOCAL)
+    if loss.name not in ("log_loss", "distillation_loss")
+}
 
 
 def categorical_crossentropy(
@@ -69,13 +90,18 @@ def categorical_crossentropy(
 
     Source: Shannon, A Mathematical Theory of Communication, 1948.
     """
-    return losses.categorical_crossentropy(
-        y_true, y_pred, from_logits=from_logits, label_smoothing=label_smoothing, axis=axis, reduction="none"
+    return _samples(
+        "categorical_crossentropy", y_true, y_pred, from_logits=from_logits, label_smoothing=label_smoothing, axis=axis
     )
 
 
 def sparse_categorical_crossentropy(
-    y_true: Any, y_pred: Any, from_logits: bool = False, ignore_class: int | None = None, axis: int = -1
+    y_true: Any,
+    y_pred: Any,
+    from_logits: bool = False,
+    ignore_class: int | None = None,
+    axis: int = -1,
+    label_smoothing: float = 0.0,
 ) -> Any:
     """Cross-entropy of integer class labels, −log p_y, as keras.losses.sparse_categorical_crossentropy.
 
@@ -84,6 +110,7 @@ def sparse_categorical_crossentropy(
             float32 or float64 count as integers.
         y_pred: probabilities or logits, as in `categorical_crossentropy`. Shape (…, C, …).
         ignore_class: a label (often −1 or −100) whose losses are 0. (The result carries no mask, as Keras' does.)
+        label_smoothing: as in `categorical_crossentropy`; of Keras since 3.16.
 
     Keras on JAX gives 0 for the label −1; on TensorFlow it takes [3, 1] for [1, 1], and elsewhere for [0.75, 0.25].
 
@@ -93,13 +120,14 @@ def sparse_categorical_crossentropy(
     Source: as `categorical_crossentropy`.
     """
     y_pred = own("y_pred", y_pred)
-    return losses.sparse_categorical_crossentropy(
+    return _samples(
+        "sparse_categorical_crossentropy",
         labels(own("y_true", y_true), y_pred, axis),
         y_pred,
         from_logits=from_logits,
         ignore_class=ignore_class,
         axis=axis,
-        reduction="none",
+        label_smoothing=label_smoothing,
     )
 
 
@@ -120,8 +148,8 @@ def binary_crossentropy(
 
     Source: Bishop, Pattern Recognition and Machine Learning, 2006, §4.3.
     """
-    return losses.binary_crossentropy(
-        y_true, y_pred, from_logits=from_logits, label_smoothing=label_smoothing, axis=axis, reduction="none"
+    return _samples(
+        "binary_crossentropy", y_true, y_pred, from_logits=from_logits, label_smoothing=label_smoothing, axis=axis
     )
 
 
@@ -140,7 +168,7 @@ def kl_divergence(y_true: Any, y_pred: Any) -> Any:
 
     Source: Kullback and Leibler, On Information and Sufficiency, 1951.
     """
-    return losses.kl_divergence(y_true, y_pred, reduction="none")
+    return _samples("kl_divergence", y_true, y_pred)
 
 
 def categorical_focal_crossentropy(
@@ -169,7 +197,8 @@ def categorical_focal_crossentropy(
 
     Source: Lin et al., Focal Loss for Dense Object Detection, 2017.
     """
-    return losses.categorical_focal_crossentropy(
+    return _samples(
+        "categorical_focal_crossentropy",
         y_true,
         y_pred,
         alpha=alpha,
@@ -177,7 +206,39 @@ def categorical_focal_crossentropy(
         from_logits=from_logits,
         label_smoothing=label_smoothing,
         axis=axis,
-        reduction="none",
+    )
+
+
+def sparse_categorical_focal_crossentropy(
+    y_true: Any,
+    y_pred: Any,
+    alpha: Any = 0.25,
+    gamma: float = 2.0,
+    from_logits: bool = False,
+    ignore_class: int | None = None,
+    axis: int = -1,
+) -> Any:
+    """α_y (1 − p_y)^γ (−log p_y) of labels y, as keras.losses.sparse_categorical_focal_crossentropy (Keras since 3.16).
+
+    Args:
+        y_true, ignore_class: as in `sparse_categorical_crossentropy`.
+        y_pred, alpha, gamma: as in `categorical_focal_crossentropy`.
+
+    >>> sparse_categorical_focal_crossentropy([1, 2], [[0.05, 0.95, 0], [0.1, 0.8, 0.1]]).round(7)
+    array([3.210000e-05, 4.662735e-01])
+
+    Source: as `categorical_focal_crossentropy`.
+    """
+    y_pred = own("y_pred", y_pred)
+    return _samples(
+        "sparse_categorical_focal_crossentropy",
+        labels(own("y_true", y_true), y_pred, axis),
+        y_pred,
+        alpha=alpha,
+        gamma=gamma,
+        from_logits=from_logits,
+        ignore_class=ignore_class,
+        axis=axis,
     )
 
 
@@ -211,7 +272,8 @@ def binary_focal_crossentropy(
 
     Source: Lin et al., Focal Loss for Dense Object Detection, 2017.
     """
-    return losses.binary_focal_crossentropy(
+    return _samples(
+        "binary_focal_crossentropy",
         y_true,
         y_pred,
         apply_class_balancing=apply_class_balancing,
@@ -220,11 +282,57 @@ def binary_focal_crossentropy(
         from_logits=from_logits,
         label_smoothing=label_smoothing,
         axis=axis,
-        reduction="none",
     )
 
 
-# Ranks and labels as Keras takes them, for `lossbridge.keras` too. Labels are never cast to float.
+def _samples(name: str, y_true: Any, y_pred: Any, **options: Any) -> Any:
+    y_pred, options = logits_behind(_LOSSES[name], own("y_pred", y_pred), options)
+    return run(_LOSSES[name], y_true, y_pred, **options, reduction="none")
+
+
+# Predictions, ranks and labels as Keras takes them, for `lossbridge.keras` too. Labels are never cast to float.
+
+
+# The TensorFlow operation that makes a loss's probabilities of logits. Of the other losses Keras clips probabilities.
+_ACTIVATIONS = {
+    "categorical_crossentropy": "Softmax",
+    "sparse_categorical_crossentropy": "Softmax",
+    "binary_crossentropy": "Sigmoid",
+    "binary_focal_crossentropy": "Sigmoid",
+}
+
+
+def logits_behind(loss: Loss, y_pred: Array, options: dict[str, Any]) -> tuple[Array, dict[str, Any]]:
+    """On TensorFlow the logits of a softmax or sigmoid whose output y_pred is, and the options with from_logits.
+
+    Clipped, a saturated output would have no gradient. The rule is that of Keras' own losses: the tensor has the logits
+    that Keras' activations attach, or is, in a graph, what TensorFlow's operation gave. One that was cast or reshaped
+    is unchanged; so is it with ignore_class, where Keras selects in it first, and with an epsilon of the caller's own.
+    """
+    activation, from_logits = _ACTIVATIONS.get(loss.name), options.get("from_logits", False)
+    if activation is None or options.get("ignore_class") is not None or framework_of(y_pred).name != "tensorflow":
+        return y_pred, options
+    if options.get("epsilon") not in (None, loss.options["epsilon"]):
+        return y_pred, options
+    if from_logits and loss.name == "binary_focal_crossentropy":  # Keras takes the sigmoid of what it is given
+        return y_pred, options
+    logits, operation = getattr(y_pred, "_keras_logits", None), getattr(y_pred, "op", None)
+    if logits is None and operation is not None and operation.type == activation:
+        logits = operation.inputs[0]
+    if logits is None:
+        return y_pred, options
+    if from_logits:
+        warnings.warn(
+            "from_logits=True, and y_pred is the output of a softmax or sigmoid; the loss is of the logits behind it, "
+            "as in Keras on TensorFlow: leave out from_logits, or the activation",
+            stacklevel=2,
+        )
+    return as_array(framework_of(y_pred).ops, "y_pred", logits, y_pred), {**options, "from_logits": True}
+
+
+def with_attached_mask(names: Names) -> Names:
+    """For errors of a mask that Keras' layers attached to y_pred, and nobody gave."""
+    return names._replace(mask=errors.ATTACHED_MASK)
 
 
 def own(name: str, x: Any) -> Array:
@@ -285,13 +393,13 @@ class _Loss:
     reduction: Reduction
     dtype: str
 
-    def __init__(self, function: Callable[..., Any], arguments: dict[str, Any]) -> None:
+    def __init__(self, loss: str, arguments: dict[str, Any]) -> None:
         """`arguments`: the locals() of a constructor, which are its arguments, so that none is forgotten."""
         options = {name: _option(name, x) for name, x in arguments.items() if name not in ("self", "__class__")}
         errors.options(options)
-        options["name"] = options["name"] or function.__name__
+        options["name"] = options["name"] or loss
         options["dtype"] = _compute_dtype(options["dtype"])
-        self._function, self._arguments = function, tuple(options)
+        self._function, self._arguments = loss, tuple(options)
         for name, value in options.items():
             setattr(self, name, value)
 
@@ -301,23 +409,34 @@ class _Loss:
             raise TypeError(f"{cls.__name__} overrides call, which __call__ does not go through; override __call__")
 
     def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None, *, mask: Any = None) -> Any:
-        """The weighted and reduced loss, of y_pred cast to `dtype`.
+        """The weighted and reduced loss, of y_pred cast to `dtype`, in that dtype.
 
         Args:
             sample_weight: of the per-sample shape (a last axis of size 1 may be added), its leading axes, or a number.
             mask: of such a shape; where it is False, the entry counts in neither value, gradient nor denominator. By
                 default the one that Keras' layers attach to y_pred (JAX's tracers and NumPy's arrays have none).
         """
-        if mask is None:
-            mask = getattr(y_pred, "_keras_mask", None)
+        given = mask is not None
         pred = own("y_pred", y_pred)
         b = framework_of(pred).ops
-        pred = b.cast(pred, b.widest(pred) if self.dtype == "float64" else self.dtype)
-        return self._evaluate(y_true, pred, sample_weight=sample_weight, mask=mask, reduction=self.reduction)
+        dtype = b.widest(pred) if self.dtype == "float64" else self.dtype
+        value = self._evaluate(
+            y_true,
+            b.cast(pred, dtype),
+            sample_weight=sample_weight,
+            mask=mask if given else getattr(y_pred, "_keras_mask", None),
+            reduction=self.reduction,
+            names=self._loss.names if given else with_attached_mask(self._loss.names),
+        )
+        return b.cast(value, dtype)
+
+    @property
+    def _loss(self) -> Loss:
+        return _LOSSES[self._function]
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
         """The losses of the samples, without weights or mask, in y_pred's own precision."""
-        return self._evaluate(y_true, own("y_pred", y_pred), sample_weight=None, mask=None, reduction="none")
+        return self._evaluate(y_true, own("y_pred", y_pred), reduction="none")
 
     def get_config(self) -> dict[str, Any]:
         """Every argument of the constructor, as Python numbers and lists, for `from_config` and Keras'."""
@@ -331,11 +450,12 @@ class _Loss:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{name}={x!r}' for name, x in self.get_config().items())})"
 
-    def _evaluate(self, y_true: Any, y_pred: Array, *, sample_weight: Any, mask: Any, reduction: Reduction) -> Any:
-        of_function = (name for name in self._arguments if name not in ("name", "reduction", "dtype"))
-        options = {name: getattr(self, name) for name in of_function}
+    def _evaluate(
+        self, y_true: Any, y_pred: Array, *, sample_weight: Any = None, mask: Any = None, **others: Any
+    ) -> Any:
+        options = {name: getattr(self, name) for name in self._arguments if name not in ("name", "reduction", "dtype")}
         y_true = own("y_true", y_true)
-        if self._function is losses.sparse_categorical_crossentropy:
+        if "labels" in self._loss.targets:
             y_true = labels(y_true, y_pred, options["axis"])
         else:
             y_true, y_pred = same_rank(y_true, y_pred)
@@ -344,7 +464,8 @@ class _Loss:
             sample_weight = without_last(own("sample_weight", sample_weight), samples)
         if mask is not None:
             mask = without_last(own("mask", mask), samples)
-        return self._function(y_true, y_pred, sample_weight=sample_weight, mask=mask, reduction=reduction, **options)
+        y_pred, options = logits_behind(self._loss, y_pred, options)
+        return run(self._loss, y_true, y_pred, sample_weight=sample_weight, mask=mask, **options, **others)
 
 
 def _option(name: str, x: Any) -> Any:
@@ -377,8 +498,8 @@ class CategoricalCrossentropy(_Loss):
         reduction: "sum_over_batch_size" or "mean" (divides by the number of unmasked entries), "sum", "none" or None,
             "mean_with_sample_weight" (divides by the sum of the weights).
         name: a label; None stands for the function's.
-        dtype: y_pred is cast to it, by default, as in Keras, to float32, so that float64 predictions give float32. A
-            "float16" rounds y_pred alone; the result is then float32.
+        dtype: y_pred is cast to it, by default, as in Keras, to float32, so that float64 predictions give float32; and
+            so is the result, which a "float16" rounds once.
 
     >>> loss = CategoricalCrossentropy()
     >>> round(float(loss([[0, 1, 0], [0, 0, 1]], [[0.05, 0.95, 0], [0.1, 0.8, 0.1]], sample_weight=[0.3, 0.7])), 6)
@@ -396,7 +517,7 @@ class CategoricalCrossentropy(_Loss):
         name: str | None = "categorical_crossentropy",
         dtype: Any = None,
     ) -> None:
-        super().__init__(losses.categorical_crossentropy, locals())
+        super().__init__("categorical_crossentropy", locals())
 
 
 class SparseCategoricalCrossentropy(_Loss):
@@ -406,7 +527,7 @@ class SparseCategoricalCrossentropy(_Loss):
 
     Args:
         ignore_class: a label (often −1 or −100) whose entries are left out, as by a mask.
-        from_logits, axis: see `sparse_categorical_crossentropy`.
+        from_logits, axis, label_smoothing: see `sparse_categorical_crossentropy`.
         reduction, name, dtype: see `CategoricalCrossentropy`.
 
     Keras casts labels to `dtype`, and bfloat16 turns 257 into 256; here they are not cast.
@@ -424,10 +545,18 @@ class SparseCategoricalCrossentropy(_Loss):
         ignore_class: int | None = None,
         reduction: Reduction = "sum_over_batch_size",
         axis: int = -1,
+        label_smoothing: float = 0.0,
         name: str | None = "sparse_categorical_crossentropy",
         dtype: Any = None,
     ) -> None:
-        super().__init__(losses.sparse_categorical_crossentropy, locals())
+        super().__init__("sparse_categorical_crossentropy", locals())
+
+    def get_config(self) -> dict[str, Any]:
+        """Every argument of the constructor; without a label_smoothing of 0, which Keras before 3.16 does not know."""
+        config = super().get_config()
+        if not config["label_smoothing"]:
+            del config["label_smoothing"]
+        return config
 
 
 class BinaryCrossentropy(_Loss):
@@ -454,7 +583,7 @@ class BinaryCrossentropy(_Loss):
         name: str | None = "binary_crossentropy",
         dtype: Any = None,
     ) -> None:
-        super().__init__(losses.binary_crossentropy, locals())
+        super().__init__("binary_crossentropy", locals())
 
 
 class KLDivergence(_Loss):
@@ -477,7 +606,7 @@ class KLDivergence(_Loss):
         name: str | None = "kl_divergence",
         dtype: Any = None,
     ) -> None:
-        super().__init__(losses.kl_divergence, locals())
+        super().__init__("kl_divergence", locals())
 
 
 class CategoricalFocalCrossentropy(_Loss):
@@ -507,7 +636,37 @@ class CategoricalFocalCrossentropy(_Loss):
         name: str | None = "categorical_focal_crossentropy",
         dtype: Any = None,
     ) -> None:
-        super().__init__(losses.categorical_focal_crossentropy, locals())
+        super().__init__("categorical_focal_crossentropy", locals())
+
+
+class SparseCategoricalFocalCrossentropy(_Loss):
+    """α_y (1 − p_y)^γ (−log p_y) of labels, as keras.losses.SparseCategoricalFocalCrossentropy (Keras since 3.16).
+
+    y_true: labels, y_pred: (…, C, …), as in `SparseCategoricalCrossentropy`.
+
+    Args:
+        alpha, gamma, from_logits, ignore_class, axis: see `sparse_categorical_focal_crossentropy`.
+        reduction, name, dtype: see `CategoricalCrossentropy`.
+
+    >>> loss = SparseCategoricalFocalCrossentropy()
+    >>> round(float(loss([1, 2], [[0.05, 0.95, 0], [0.1, 0.8, 0.1]])), 6)
+    0.233153
+
+    Source: `sparse_categorical_focal_crossentropy`.
+    """
+
+    def __init__(
+        self,
+        alpha: Any = 0.25,
+        gamma: float = 2.0,
+        from_logits: bool = False,
+        ignore_class: int | None = None,
+        axis: int = -1,
+        reduction: Reduction = "sum_over_batch_size",
+        name: str | None = "sparse_categorical_focal_crossentropy",
+        dtype: Any = None,
+    ) -> None:
+        super().__init__("sparse_categorical_focal_crossentropy", locals())
 
 
 class BinaryFocalCrossentropy(_Loss):
@@ -537,4 +696,4 @@ class BinaryFocalCrossentropy(_Loss):
         name: str | None = "binary_focal_crossentropy",
         dtype: Any = None,
     ) -> None:
-        super().__init__(losses.binary_focal_crossentropy, locals())
+        super().__init__("binary_focal_crossentropy", locals())

@@ -1,4 +1,4 @@
-"""Losses for Keras 3, on its TensorFlow, PyTorch and JAX backends: `keras.losses.Loss` objects over lossbridge.losses.
+"""Losses for Keras 3, on its TensorFlow, PyTorch and JAX backends: `keras.losses.Loss` objects.
 
 A constructor takes Keras' own arguments in Keras' order, with Keras' defaults; further options are keyword-only.
 A call takes (y_true, y_pred, sample_weight=None, *, normalizer=None). `_Loss` does the work; the classes after
@@ -6,12 +6,14 @@ it are signatures and docstrings. No maths.
 
 These arguments mean the same in every loss:
 
-from_logits     y_pred holds logits: exact, never clipped
+from_logits     y_pred holds logits: exact, never clipped. On TensorFlow the cross-entropies and binary focal loss go
+                back to the logits behind a softmax or sigmoid layer, as Keras' own do there
 axis            the axis that holds the classes; it is absent from the per-sample losses
 reduction       "sum_over_batch_size" or "mean" (divides by the number of unmasked entries), "sum", "none" or None
                 (per-sample values), "mean_with_sample_weight" (divides by the sum of the weights)
 dtype           y_pred is cast to it, by default to keras.config.floatx(); results are float64 for float64, else float32
-epsilon         probabilities are clipped to [epsilon, 1 - epsilon]; 0 means exact. keras.config.epsilon() is not read
+epsilon         probabilities are clipped to [epsilon, 1 - epsilon]; 0 means exact. keras.config.epsilon() is not read.
+                With another than 1e-7 no loss goes back to logits
 normalizer      the denominator of a mean, in place of the count: a number here, in the call also a scalar array, which
                 overrides it (for accumulated gradients and data parallelism)
 
@@ -27,22 +29,21 @@ no floating-point numbers or belong to another library than Keras runs on. Losse
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import keras
 import numpy as np
 
-# ---- Private interfaces of Keras, tried with 3.15. test_keras.py tests what each answers. ----
-from keras.src.backend import get_keras_mask  # as Keras' own losses do; there is no public function
+# ---- Private interfaces of Keras, tried with 3.15 and 3.16. test_keras.py tests what each answers. ----
+from keras.src.backend.common.masking import get_keras_mask  # as Keras' own losses do; there is no public function
 from keras.src.losses.loss import scale_loss_for_distribution  # the trainer reverses this scaling when it reports
 
 # ---- End of the private interfaces. ----
-from lossbridge import errors, losses
-from lossbridge.compat.keras import labels, same_rank, without_last
+from lossbridge import errors
+from lossbridge.compat.keras import SPARSE_FOCAL, labels, logits_behind, same_rank, with_attached_mask, without_last
 from lossbridge.maths.ops import Array, Shape
-from lossbridge.request import common_framework, framework_of
-from lossbridge.spec import MEANS, Reduction
+from lossbridge.request import common_framework, framework_of, run
+from lossbridge.spec import LOSSES, MEANS, Loss, Reduction
 
 __all__ = [
     "BinaryCrossentropy",
@@ -53,20 +54,21 @@ __all__ = [
     "KLDivergence",
     "LogLoss",
     "SparseCategoricalCrossentropy",
+    "SparseCategoricalFocalCrossentropy",
 ]
 
 
 class _Loss(keras.losses.Loss):
-    """A function of lossbridge.losses with its options: checked when it is made and saved with the model."""
+    """A loss of lossbridge with its options: checked when it is made and saved with the model."""
 
-    def __init__(self, function: Callable[..., Any], arguments: dict[str, Any]) -> None:
+    def __init__(self, loss: str, arguments: dict[str, Any]) -> None:
         """`arguments`: the locals() of a constructor, which are its arguments, so that none is forgotten."""
         options = {key: _option(key, x) for key, x in arguments.items() if key not in ("self", "__class__")}
         _check(options)
         super().__init__(name=options.pop("name"), reduction=options.pop("reduction"), dtype=options.pop("dtype"))
         if not errors.is_float(self.dtype):
             raise ValueError(f"dtype is {self.dtype}; a loss computes in float16, bfloat16, float32 or float64")
-        self._function = function
+        self._function = loss
         self._names = tuple(options)
         for key, value in options.items():
             setattr(self, key, value)
@@ -100,6 +102,10 @@ class _Loss(keras.losses.Loss):
         """Per-sample losses, without weights or mask."""
         return self._evaluate(y_true, y_pred, normalizer=None, reduction="none")
 
+    @property
+    def _loss(self) -> Loss:
+        return LOSSES.get(self._function, SPARSE_FOCAL)
+
     def get_config(self) -> dict[str, Any]:
         config = {**super().get_config(), "dtype": self.dtype, **self._options()}
         return {key: x.tolist() if isinstance(x, np.ndarray) else x for key, x in config.items()}
@@ -114,16 +120,19 @@ class _Loss(keras.losses.Loss):
         self._refuse_predictions(y_pred, swapped=learns and not getattr(y_pred, "requires_grad", False))
         y_pred = keras.ops.convert_to_tensor(y_pred, dtype=self.dtype)
         common_framework(y_pred, "y_pred", {"y_true": y_true})
-        if self._function is not losses.sparse_categorical_crossentropy:
+        if self._loss.targets != ("labels",):
             y_true, y_pred = same_rank(y_true, y_pred)
-        if self._function in (losses.sparse_categorical_crossentropy, losses.log_loss):
+        if "labels" in self._loss.targets:
             y_true = labels(y_true, y_pred, options["axis"])
         samples = len(_shape(y_pred)) - 1
-        if self._function is losses.log_loss and len(_shape(y_true)) > samples:
+        if "outcomes" in self._loss.elementwise and len(_shape(y_true)) > samples:
             samples += 1  # one outcome an entry, not one label a row
-        return self._function(
+        y_pred, options = logits_behind(self._loss, y_pred, options)
+        return run(
+            self._loss,
             y_true,
             y_pred,
+            names=with_attached_mask(self._loss.names),
             sample_weight=_without_last(sample_weight, samples),
             mask=_without_last(mask, samples),
             **options,
@@ -132,7 +141,7 @@ class _Loss(keras.losses.Loss):
     def _refuse_predictions(self, y_pred: Array, *, swapped: bool) -> None:
         framework, running = framework_of(y_pred), keras.backend.backend()
         if framework.name not in (running, "numpy"):
-            ours = f"lossbridge.{self._function.__name__}"
+            ours = f"lossbridge.{'' if self._loss.name in LOSSES else 'compat.keras.'}{self._loss.name}"
             if framework.name == "torch":
                 ours = f"lossbridge.torch.{type(self).__name__}"
             raise TypeError(
@@ -246,7 +255,7 @@ class CategoricalCrossentropy(_Loss):
         class_weight: Any = None,
         normalizer: float | None = None,
     ) -> None:
-        super().__init__(losses.categorical_crossentropy, locals())
+        super().__init__("categorical_crossentropy", locals())
 
 
 @keras.saving.register_keras_serializable(package="lossbridge")
@@ -257,7 +266,7 @@ class SparseCategoricalCrossentropy(_Loss):
 
     Args:
         ignore_class: a label (often −1 or −100) whose entries are left out, as by a mask.
-        label_smoothing: s in [0, 1]; no one-hot array is built for it.
+        label_smoothing: s in [0, 1], of Keras since 3.16; no one-hot array is built for it.
         class_weight: (C,), the w_c. fit(class_weight=) instead weights whole samples.
         from_logits, axis, reduction, name, dtype, epsilon, normalizer: see `lossbridge.keras`.
 
@@ -277,15 +286,15 @@ class SparseCategoricalCrossentropy(_Loss):
         ignore_class: int | None = None,
         reduction: Reduction = "sum_over_batch_size",
         axis: int = -1,
+        label_smoothing: float = 0.0,
         name: str | None = "sparse_categorical_crossentropy",
         dtype: Any = None,
         *,
-        label_smoothing: float = 0.0,
         epsilon: float = 1e-7,
         class_weight: Any = None,
         normalizer: float | None = None,
     ) -> None:
-        super().__init__(losses.sparse_categorical_crossentropy, locals())
+        super().__init__("sparse_categorical_crossentropy", locals())
 
 
 @keras.saving.register_keras_serializable(package="lossbridge")
@@ -321,7 +330,7 @@ class BinaryCrossentropy(_Loss):
         pos_weight: Any = None,
         normalizer: float | None = None,
     ) -> None:
-        super().__init__(losses.binary_crossentropy, locals())
+        super().__init__("binary_crossentropy", locals())
 
 
 @keras.saving.register_keras_serializable(package="lossbridge")
@@ -353,7 +362,7 @@ class KLDivergence(_Loss):
         epsilon: float = 1e-7,
         normalizer: float | None = None,
     ) -> None:
-        super().__init__(losses.kl_divergence, locals())
+        super().__init__("kl_divergence", locals())
 
 
 @keras.saving.register_keras_serializable(package="lossbridge")
@@ -383,7 +392,7 @@ class LogLoss(_Loss):
         epsilon: float = 1e-7,
         normalizer: float | None = None,
     ) -> None:
-        super().__init__(losses.log_loss, locals())
+        super().__init__("log_loss", locals())
 
 
 @keras.saving.register_keras_serializable(package="lossbridge")
@@ -412,7 +421,7 @@ class DistillationLoss(_Loss):
         *,
         normalizer: float | None = None,
     ) -> None:
-        super().__init__(losses.distillation_loss, locals())
+        super().__init__("distillation_loss", locals())
 
 
 @keras.saving.register_keras_serializable(package="lossbridge")
@@ -450,7 +459,42 @@ class CategoricalFocalCrossentropy(_Loss):
         epsilon: float = 1e-7,
         normalizer: float | None = None,
     ) -> None:
-        super().__init__(losses.categorical_focal_crossentropy, locals())
+        super().__init__("categorical_focal_crossentropy", locals())
+
+
+@keras.saving.register_keras_serializable(package="lossbridge")
+class SparseCategoricalFocalCrossentropy(_Loss):
+    """Focal loss of integer class labels, α_y (1 − p_y)^γ (−log p_y), in nats; of Keras since 3.16.
+
+    y_true: labels, y_pred: (…, C, …), as in `SparseCategoricalCrossentropy`.
+
+    Args:
+        alpha, gamma: as in `CategoricalFocalCrossentropy`.
+        ignore_class: a label (often −1 or −100) whose entries are left out, as by a mask.
+        from_logits, axis, reduction, name, dtype, epsilon, normalizer: see `lossbridge.keras`.
+
+    >>> loss = SparseCategoricalFocalCrossentropy()
+    >>> round(float(loss([1, 2], [[0.05, 0.95, 0.0], [0.1, 0.8, 0.1]])), 5)
+    0.23315
+
+    Source: as `CategoricalFocalCrossentropy`; keras.losses.SparseCategoricalFocalCrossentropy.
+    """
+
+    def __init__(
+        self,
+        alpha: Any = 0.25,
+        gamma: float = 2.0,
+        from_logits: bool = False,
+        ignore_class: int | None = None,
+        axis: int = -1,
+        reduction: Reduction = "sum_over_batch_size",
+        name: str | None = "sparse_categorical_focal_crossentropy",
+        dtype: Any = None,
+        *,
+        epsilon: float = 1e-7,
+        normalizer: float | None = None,
+    ) -> None:
+        super().__init__(SPARSE_FOCAL.name, locals())
 
 
 @keras.saving.register_keras_serializable(package="lossbridge")
@@ -489,4 +533,4 @@ class BinaryFocalCrossentropy(_Loss):
         epsilon: float = 1e-7,
         normalizer: float | None = None,
     ) -> None:
-        super().__init__(losses.binary_focal_crossentropy, locals())
+        super().__init__("binary_focal_crossentropy", locals())

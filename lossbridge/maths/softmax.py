@@ -16,6 +16,9 @@ Automatic differentiation treats m as a constant.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from lossbridge.maths.elementary import clip, in_range, is_number, nan_unless, neg_log, smooth, zero_if_unweighted
 from lossbridge.maths.ops import Array, Gradients, Number, Ops, Residuals, Rule
 
@@ -295,6 +298,18 @@ def focal_of_probabilities(
     return ops.sum(weight * modulated(ops, one_minus_p, gamma, loss), axis), ()
 
 
+def of_label(dense: Callable[..., tuple[Array, Residuals]]) -> Callable[..., tuple[Array, Residuals]]:
+    """A loss of distributions as one of labels, by their one-hot target. NaN for a label out of range."""
+
+    def loss_of_label(ops: Ops, labels: Array, pred: Array, axis: int, **options: Any) -> tuple[Array, Residuals]:
+        index, valid = in_range(ops, labels, pred, axis)
+        target = ops.cast(ops.one_hot(index, pred, axis), ops.dtype(pred))
+        loss, residuals = dense(ops, target, pred, axis, **options)
+        return nan_unless(ops, valid, loss), residuals
+
+    return loss_of_label
+
+
 def modulated(ops: Ops, one_minus_p: Array, gamma: Number, loss: Array) -> Array:
     """(1 − p)^γ · loss. Loss and gradient are 0 where 1 − p = 0, for γ < 1 too."""
     if is_number(gamma, 0):
@@ -358,4 +373,11 @@ FOCAL_PROBABILITIES = Rule(
     focal_of_probabilities,
     options=("alpha", "gamma", "epsilon", "label_smoothing"),
     domains=("fractions", "shares"),
+)
+LABEL_FOCAL = Rule("focal softmax of labels", of_label(focal), options=("alpha", "gamma"))
+LABEL_FOCAL_PROBABILITIES = Rule(
+    "focal probabilities of labels",
+    of_label(focal_of_probabilities),
+    options=("alpha", "gamma", "epsilon"),
+    domains=("anywhere", "shares"),
 )

@@ -131,6 +131,143 @@ def test_two_outputs_with_weights_of_their_own() -> None:
     assert logs["loss"] == pytest.approx(logs["a_loss"] + 2 * logs["b_loss"], rel=1e-5)
 
 
+# Saturated layers: on TensorFlow Keras goes back to the logits behind a softmax or sigmoid, elsewhere it clips.
+
+MODES = {
+    "eager": {"run_eagerly": True, "jit_compile": False},
+    "graph": {"jit_compile": False},
+    "jit": {"jit_compile": True},
+}
+modes = pytest.mark.parametrize(
+    "mode",
+    # The process that compiles with torch stands apart.
+    [mode for mode in MODES if mode != "jit" or keras.backend.backend() != "torch"],
+)
+
+
+def trained(loss, x, y, *layers, mode="graph", bias=40.0):
+    """Weights and losses of a model that starts `bias` nats off: each layer's first output, or its only one."""
+    model = model_of(keras.Input(x.shape[1:]), *layers, loss=loss, **MODES[mode])
+    weights = model.get_weights()
+    weights[-1][0] += bias
+    model.set_weights(weights)
+    history = model.fit(x, y, batch_size=5, epochs=3, shuffle=False, verbose=0).history["loss"]
+    return model.get_weights(), history
+
+
+def saturated(name):
+    """Features, and targets of which the first class is always wrong."""
+    rng = np.random.default_rng(6)
+    x, labels = rng.normal(size=(ROWS, FEATURES)).astype(np.float32), rng.integers(1, C, ROWS)
+    return x, labels if name.startswith("Sparse") else np.eye(C, dtype=np.float32)[labels]
+
+
+def assert_trained_alike(ours, theirs) -> None:
+    for found, expected in zip(ours[0], theirs[0], strict=True):
+        np.testing.assert_allclose(found, expected, rtol=2e-6, atol=2e-6)
+    np.testing.assert_allclose(ours[1], theirs[1], rtol=2e-6)
+
+
+def learns(losses) -> bool:
+    return losses[0] > losses[1] > losses[2]
+
+
+def activation_of(name):
+    return "sigmoid" if name.startswith("Binary") else "softmax"
+
+
+@modes
+@pytest.mark.parametrize("name", OF_KERAS)
+def test_saturated_layers_reach_keras_weights(name, mode) -> None:
+    x, y = saturated(name)
+    both = [
+        trained(getattr(module, name)(), x, y, keras.layers.Dense(C, activation_of(name)), mode=mode)
+        for module in (lk, keras.losses)
+    ]
+    assert_trained_alike(*both)
+    if keras.backend.backend() == "tensorflow" and name in (
+        "CategoricalCrossentropy",
+        "SparseCategoricalCrossentropy",
+        "BinaryCrossentropy",
+        "BinaryFocalCrossentropy",
+    ):
+        assert learns(both[0][1])
+        assert both[0][1][0] > 30 / (1 if activation_of(name) == "softmax" else C)  # of 40 nats, and not of 16
+
+
+def softmax_of_the_framework(z):
+    if keras.backend.backend() != "tensorflow":
+        return keras.ops.softmax(z)
+    import tensorflow as tf
+
+    return tf.nn.softmax(z)  # in a graph Keras sees the operation, eager nothing
+
+
+# Of a loss and options: layers that keep the logits in Keras' sight, or hide them.
+OUTPUTS = {
+    "Activation": ("CategoricalCrossentropy", {}, lambda: [keras.layers.Dense(C), keras.layers.Activation("softmax")]),
+    "Softmax": ("SparseCategoricalCrossentropy", {}, lambda: [keras.layers.Dense(C), keras.layers.Softmax()]),
+    "the framework's softmax": (
+        "CategoricalCrossentropy",
+        {},
+        lambda: [keras.layers.Dense(C), keras.layers.Lambda(softmax_of_the_framework)],
+    ),
+    "scaled": (
+        "CategoricalCrossentropy",
+        {},
+        lambda: [keras.layers.Dense(C, "softmax"), keras.layers.Lambda(lambda p: 1.0 * p)],
+    ),
+    "float16": ("BinaryCrossentropy", {}, lambda: [keras.layers.Dense(C, "sigmoid", dtype="mixed_float16")]),
+    "smoothing": ("CategoricalCrossentropy", {"label_smoothing": 0.1}, lambda: [keras.layers.Dense(C, "softmax")]),
+    "ignored class": ("SparseCategoricalCrossentropy", {"ignore_class": 2}, lambda: [keras.layers.Dense(C, "softmax")]),
+    "from_logits": ("CategoricalCrossentropy", {"from_logits": True}, lambda: [keras.layers.Dense(C, "softmax")]),
+    "sigmoid from_logits": (
+        "BinaryFocalCrossentropy",
+        {"from_logits": True},
+        lambda: [keras.layers.Dense(C, "sigmoid")],
+    ),
+    "another activation": ("CategoricalCrossentropy", {}, lambda: [keras.layers.Dense(C, "sigmoid")]),
+    "one unit": ("BinaryCrossentropy", {}, lambda: [keras.layers.Dense(1, "sigmoid")]),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*from_logits=True")
+@pytest.mark.parametrize("mode", ["eager", "graph"])
+@pytest.mark.parametrize("output", OUTPUTS)
+def test_keras_weights_of_every_output(output, mode) -> None:
+    name, options, layers = OUTPUTS[output]
+    x, y = saturated(name)
+    if output == "one unit":
+        y = y[:, 0]  # (N,) beside (N, 1): y_true gets the axis, and y_pred stays as the sigmoid made it
+    assert_trained_alike(
+        *(trained(getattr(m, name)(**options), x, y, *layers(), mode=mode) for m in (lk, keras.losses))
+    )
+
+
+def test_logits_behind_a_softmax(lib) -> None:
+    """Value and gradient are those of the logits on TensorFlow, and clipped on the other backends."""
+    logits, target = np.float32([[40, 0]]), np.float32([[0, 1]])
+
+    def of_softmax(**options):
+        def loss(z):
+            return lk.CategoricalCrossentropy(**options)(lib.array(target), keras.activations.softmax(z))
+
+        return [lib.b.to_numpy(x) for x in lib.b.value_and_grad(loss, lib.array(logits))]
+
+    value, gradient = of_softmax()
+    if lib.b.name != "tensorflow":
+        assert value == pytest.approx(-np.log(1e-7))
+        assert not gradient.any()
+        return
+    assert value == 40
+    np.testing.assert_array_equal(gradient, [[1, -1]])
+    value, gradient = of_softmax(epsilon=1e-3)  # which the caller asked for
+    assert value == pytest.approx(-np.log(1e-3))
+    assert not gradient.any()
+    with pytest.warns(UserWarning, match="from_logits=True, and y_pred is the output of a softmax or sigmoid"):
+        assert of_softmax(from_logits=True)[0] == 40
+
+
 # Gradient accumulation.
 
 
@@ -179,7 +316,7 @@ def test_accumulation_in_fit_by_weights() -> None:
 
 COMPILED = """
 import sys, keras, numpy as np, lossbridge.keras as lk
-from test_keras_fit import batch, model_of, C, FEATURES
+from test_keras_fit import assert_trained_alike, batch, model_of, saturated, trained, C, FEATURES
 x, y = batch("SparseCategoricalCrossentropy")
 weights = []
 for jit in (True, False):
@@ -188,6 +325,13 @@ for jit in (True, False):
     model.fit(x, y, sample_weight=np.linspace(0.5, 2, len(x)), batch_size=5, epochs=2, shuffle=False, verbose=0)
     weights.append(model.get_weights()[0])
 np.testing.assert_allclose(*weights, rtol=1e-5)
+name = "SparseCategoricalCrossentropy"
+x, y = saturated(name)
+both = [
+    trained(getattr(module, name)(), x, y, keras.layers.Dense(C, "softmax"), mode="jit")
+    for module in (lk, keras.losses)
+]
+assert_trained_alike(*both)
 assert keras.backend.backend() == "tensorflow" or "tensorflow" not in sys.modules
 """
 
