@@ -17,7 +17,6 @@ from typing import Any
 from lossbridge.maths.elementary import (
     clip,
     is_infinite,
-    nan_unless,
     neg_log,
     neg_log_complement,
     sigmoid,
