@@ -12,9 +12,12 @@
 // 4. gradient = T (p − t). With h = t (f(δ) − δ), or p e^(b − c) − t: p − t = (h − F t) / (1 + F) for b = μ, h for b = c.
 //    For the target T t (a/T − μ). KL is multiplied by T².
 //
+// 5. The leading class is computed by itself, in double. Where t_k > 1/2 its p − t would cancel, and is minus the sum of the
+//    others.
+//
 // Of probabilities, in double, t and p clipped to [ε, 1]:
 //
-// 5. Σ t log(t/p). Where p lies between t/2 and 2 t, δ = −log1p((p − t)/t) and t log(t/p) = t f(δ) + (t − p), whose
+// 6. Σ t log(t/p). Where p lies between t/2 and 2 t, δ = −log1p((p − t)/t) and t log(t/p) = t f(δ) + (t − p), whose
 //    difference is exact. gradient = −t/p, for the target log(t/p) + 1; 0 where clipped, and where t = 0.
 #pragma once
 #include "softmax.h"
@@ -87,7 +90,19 @@ static Difference<Doubles> together(Difference<double> offset, double centre) {
   return {set(sum.high), set(sum.low + offset.low)};
 }
 
-// (1) to (4)
+// The leading class, whose a is 0 (5).
+struct Leader {
+  double t, term, slope;
+  bool leads;
+  Leader(double t, double p, double d, double slopes_of_others) : t(t), leads(t > .5) {
+    const double gap = p - t, of_near = t * (remainder_over_square(set(d))[0] * d * d);
+    const bool near = std::fabs(d) < 1 && std::fabs(gap) < t * (2 * std::fabs(d) + .001);
+    term = near ? of_near : t * d + gap;
+    slope = leads ? -slopes_of_others : near ? of_near - t * d : gap;
+  }
+};
+
+// (1) to (5)
 template <class F> static double divergence_logits(Row<F> &r) {
   typedef Vector<F> V;
   const Temperature<F> over(r.call.temperature);
@@ -97,7 +112,8 @@ template <class F> static double divergence_logits(Row<F> &r) {
   if (!top_z.finite() || !top_x.finite()) return no_loss(r, NOT_A_NUMBER<double>);
   const Unit<F> unit_z(F(double(top_z.value) / T)), unit_x(F(double(top_x.value) / T));
   // Where p_k is 0 the divergence is infinite, and any finite number will do for the gradient.
-  const F z_k = top_z.value, x_k = r.x[top_z.place] == -INF<F> ? z_k : r.x[top_z.place];
+  const int64_t k = top_z.place;
+  const F z_k = top_z.value, x_k = r.x[k] == -INF<F> ? z_k : r.x[k];
   const Difference<F> offset = difference(z_k, x_k);
   const Difference<V> from = together(offset, 0);
   const double up = sizeof(F) == 4 ? 0x1p-60 : 0x1p-500;  // of all exponentials: in a difference of logarithms it cancels
@@ -135,27 +151,37 @@ template <class F> static double divergence_logits(Row<F> &r) {
   }
   const Difference<V> middle = together(offset, centre);
   const V by = set(F(small ? 1 : r.factor * T));
-  Sum<F> terms;
-  each<F, 4, 1>(r.n, -1, {{z_row, r.x, of_z, of_x}, {0, 0, 0, 0}, {r.gradient}},
+  const double e_z = of_z[k], leader_p = of_x[k] / total_x * grown;
+  Sum<F> terms, slopes;
+  each<F, 4, 1>(r.n, k, {{z_row, r.x, of_z, of_x}, {0, 0, 0, 0}, {r.gradient}},
                 [&](auto &in, auto &out, int u) __attribute__((always_inline)) {
                   const V t = in[2] * share_z, d = difference_less(in[0], in[1], middle) * inverse;
                   const V p = in[3] * share_x, gap = p - t, first = t * d, of_near = remainder_over_square(d) * d * first;
                   // Of logits so large that δ has no digits left, p − t tells that it is wrong.
                   const auto near = (abs(d) < set(F(1))) & (abs(gap) < t * fma(set(F(2)), abs(d), set(F(.001))));
                   terms.part[u] += near ? of_near : t == none ? gap : first + gap;
-                  out[0] = (near ? of_near - first : gap) * by;
+                  const V slope = near ? of_near - first : gap;
+                  slopes.part[u] += slope;
+                  out[0] = slope * by;
                 },
-                terms);
-  const double F_of_centre = terms.total(), kl = small ? log1p_of(F_of_centre) : F_of_centre;
-  if (r.target_gradient) memcpy(r.target_gradient, of_target, size_t(r.n) * sizeof(F));
+                terms, slopes);
+  const Leader leader(e_z / total_z, leader_p, -centre / T, slopes.total());
+  const double F_of_centre = terms.total() + leader.term, kl = small ? log1p_of(F_of_centre) : F_of_centre;
+  if (r.target_gradient) {
+    of_target[k] = F(-leader.t * mean * r.factor);
+    memcpy(r.target_gradient, of_target, size_t(r.n) * sizeof(F));
+  }
   if (r.gradient && small) {
     const double f = r.factor * T / (1 + F_of_centre);
     scale(r.gradient, f, of_z, -f * F_of_centre / total_z, r.gradient, r.n);
+    r.gradient[k] = F(f * (leader.slope + F_of_centre * (leader.leads ? (total_z - e_z) / total_z : -leader.t)));
+  } else if (r.gradient) {
+    r.gradient[k] = F(r.factor * T * leader.slope);
   }
   return rough < INF<double> ? T * T * kl : rough;
 }
 
-// (5)
+// (6)
 static double divergence_probabilities(Row<double> &r, double epsilon) {
   typedef Doubles V;
   const V low = set(epsilon), one = set(1.0), none{}, f = set(r.factor);
