@@ -644,6 +644,15 @@ SCIPY: tuple[Deviation, ...] = (
         ours="ValueError",
     ),
     Deviation(
+        "scipy.rel_entr",
+        "The arguments of NumPy's ufuncs (out, where, dtype, …) are left out.",
+        ([0.5], [0.25]),
+        theirs=0.3465736,
+        ours="TypeError",
+        options={"dtype": "float32"},
+        also=("scipy.kl_div",),
+    ),
+    Deviation(
         "scipy.entropy",
         "axis is one integer, or None.",
         ([[0.5, 0.5]],),
