@@ -65,9 +65,9 @@ SPARSE_FOCAL = LOSSES["categorical_focal_crossentropy"]._replace(
     },
     options={"alpha": 0.25, "gamma": 2.0, "from_logits": False, "epsilon": 1e-7, "ignore_class": None},
 )
-# lossbridge's own losses, which here also take one class.
+# lossbridge's own losses, which here also take one class, and as in Keras any number.
 _LOSSES = {
-    loss.name: loss._replace(outcomes=1)
+    loss.name: loss._replace(outcomes=1, checked=False)
     for loss in (*LOSSES.values(), SPARSE_FOCAL)
     if loss.name not in ("log_loss", "distillation_loss")
 }

@@ -204,8 +204,7 @@ def test_a_class_is_its_function(lib, name) -> None:
     options = changed_options(name)
     for removed in ("reduction", "name", "dtype"):
         del options[removed]
-    of_logits = name != "KLDivergence"
-    y_true, y_pred = map(lib.array, problem(name, shape=(ROWS, C, STEPS), axis=1, from_logits=of_logits))
+    y_true, y_pred = map(lib.array, problem(name, shape=(ROWS, C, STEPS), axis=1, from_logits=True))
     function = functools.partial(getattr(compat, OF_CLASS[name]), **options)
     samples = function(y_true, y_pred)
     for loss in (getattr(compat, name)(**options, reduction=reduction) for reduction in ("none", None)):
