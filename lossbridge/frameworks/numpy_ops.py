@@ -17,6 +17,7 @@ from lossbridge.maths.ops import Array, Shape
 
 Pullback = Callable[[np.ndarray], np.ndarray]
 
+TYPES, LAYOUT = (np.ndarray,), None
 DTYPES = {np.dtype(name): name for name in ("float32", "float64", "float16", "int64", "int32", "uint8", "bool")}
 
 
@@ -172,10 +173,6 @@ def owns(x: object) -> bool:
     return isinstance(
         x, Variable | np.ndarray | np.generic | list | tuple | bool | int | float | complex | str | bytes
     ) or (hasattr(x, "__array__"))
-
-
-def is_plain(x: Any, like: Array | None = None) -> bool:
-    return type(x) is np.ndarray and x.dtype in DTYPES
 
 
 def asarray(x: Any, like: Array | None = None) -> Array:
