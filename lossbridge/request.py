@@ -159,7 +159,8 @@ def common_framework(pred: Any, pred_name: str, others: Mapping[str, Any]) -> Fr
 
 def as_array(ops: ArrayOps, name: str, x: Any, like: Array | None = None) -> Array:
     """`x` as an array of real numbers of this framework."""
-    if ops.is_plain(x, like):
+    plain = type(x) in ops.TYPES and x.dtype in ops.DTYPES and (like is None or type(like) in ops.TYPES)
+    if plain and (ops.LAYOUT is None or (x.layout is ops.LAYOUT and not x.is_nested)):
         return x
     if x is None:
         raise TypeError(f"{name} is None; pass an array")

@@ -44,11 +44,11 @@ class Arrays(Protocol):
 class ArrayOps(Arrays, Ops, Protocol):
     """`X_ops`: a framework's arithmetic, with conversion and inspection of arrays."""
 
-    DTYPES: Mapping[Any, str]  # NumPy's names of the common dtypes
-
-    def is_plain(self, x: Any, like: Array | None = None) -> bool:
-        """Whether `x` can be computed with as it is, beside `like`: of common type, layout and dtype. Quick."""
-        ...
+    # Arrays that need no conversion: their exact types, NumPy's names of the common dtypes, and their `layout`, where
+    # arrays of one type have several.
+    TYPES: tuple[type, ...]
+    DTYPES: Mapping[Any, str]
+    LAYOUT: Any
 
     def constant(self, x: Any) -> np.ndarray | None:
         """The values of `x`, as `concrete`, if nothing differentiates or records it either."""

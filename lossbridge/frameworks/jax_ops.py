@@ -12,6 +12,8 @@ import numpy as np
 from lossbridge.frameworks.framework import host_array
 from lossbridge.maths.ops import Array, Shape
 
+TYPES: tuple[type, ...] = ()  # the types of tracers are no subclasses of jax.Array
+LAYOUT = None
 DTYPES = {np.dtype(name): name for name in ("float32", "bfloat16", "float16", "float64", "int64", "int32", "bool")}
 quiet = nullcontext
 
@@ -21,10 +23,6 @@ quiet = nullcontext
 
 def owns(x: object) -> bool:
     return isinstance(x, jax.Array)
-
-
-def is_plain(x: Any, like: Array | None = None) -> bool:
-    return isinstance(x, jax.Array) and x.dtype in DTYPES
 
 
 def asarray(x: Any, like: Array | None = None) -> Array:

@@ -18,6 +18,8 @@ from lossbridge.maths.ops import Array, Number, Shape
 
 Pullback = Callable[[np.ndarray], np.ndarray]
 
+TYPES: tuple[type, ...] = (np.ndarray,)
+LAYOUT = None
 DTYPES: Mapping[Any, str] = {
     np.dtype(name): name for name in ("float32", "float64", "float16", "int64", "int32", "uint8", "bool")
 }
@@ -178,10 +180,6 @@ def owns(x: object) -> bool:
     return isinstance(
         x, Variable | np.ndarray | np.generic | list | tuple | bool | int | float | complex | str | bytes
     ) or is_column(x)
-
-
-def is_plain(x: Any, like: Array | None = None) -> bool:
-    return type(x) is np.ndarray and x.dtype in DTYPES
 
 
 def asarray(x: Any, like: Array | None = None) -> Array:

@@ -44,7 +44,7 @@ def in_branch_of_cond() -> bool:
 
 # ---- End of the private interfaces. ----
 
-TYPES = (EagerTensor,)
+TYPES, LAYOUT = (EagerTensor,), None
 DTYPES = {
     getattr(tf, name): name
     for name in ("float32", "bfloat16", "float16", "float64", "int64", "int32", "int16", "int8", "uint8", "bool")
@@ -60,10 +60,6 @@ SMALL = 2**14
 
 def owns(x: object) -> bool:
     return isinstance(x, tf.Tensor | tf.Variable)
-
-
-def is_plain(x: Any, like: Array | None = None) -> bool:
-    return type(x) in TYPES and x.dtype in DTYPES
 
 
 def asarray(x: Any, like: Array | None = None) -> Array:

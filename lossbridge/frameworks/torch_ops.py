@@ -82,6 +82,7 @@ graph_is_kept = torch._C._autograd._get_current_graph_task_keep_graph
 # ---- End of the private interfaces. ----
 
 TYPES = (torch.Tensor, torch.nn.Parameter)
+LAYOUT = torch.strided
 DTYPES = {
     getattr(torch, name): name
     for name in ("float32", "bfloat16", "float16", "float64", "int64", "int32", "int16", "int8", "uint8", "bool")
@@ -93,12 +94,6 @@ quiet = nullcontext
 
 def owns(x: object) -> bool:
     return isinstance(x, torch.Tensor | torch.SymInt)  # SymInt: a size that is not known while tracing
-
-
-def is_plain(x: Any, like: Array | None = None) -> bool:
-    if type(x) not in TYPES or x.dtype not in DTYPES or x.layout is not torch.strided or x.is_nested:
-        return False
-    return like is None or type(like) in TYPES
 
 
 def asarray(x: Any, like: Array | None = None) -> Array:
@@ -127,7 +122,7 @@ def _refuse_layout(x: torch.Tensor, like: Array | None) -> None:
         raise Unreadable(TypeError, "is a torch.masked tensor; pass its get_data(), and its get_mask() as mask=")
     if x.is_nested:
         raise Unreadable(TypeError, "is a nested tensor; pass it padded (to_padded_tensor), and the padding as mask=")
-    if x.layout is not torch.strided:
+    if x.layout is not LAYOUT:
         raise Unreadable(TypeError, "is a sparse tensor; pass its to_dense()")
     if like is not None and is_distributed(x) and not is_distributed(like):
         raise Unreadable(TypeError, "is a DTensor beside predictions that are none; pass its full_tensor()")
