@@ -12,6 +12,7 @@ from jax.test_util import check_grads
 from problems import EDGES, PROBLEMS
 
 import lossbridge as lb
+from lossbridge.spec import LOSSES as RECORDS
 
 problems = pytest.mark.parametrize(
     ("loss", "y_true", "y_pred", "options"), [p[1:] for p in PROBLEMS], ids=[p[0] for p in PROBLEMS]
@@ -65,3 +66,19 @@ def test_python_and_numpy_targets_inside_jit() -> None:
     np.testing.assert_allclose(step(jnp.full((2, 2), 0.5)), 1.5 * np.log(2), rtol=1e-12)
     with pytest.raises(ValueError, match="label 2 at index 1"):  # concrete even here
         jax.jit(lambda p: lb.sparse_categorical_crossentropy([0, 2], p))(jnp.full((2, 2), 0.5))
+
+
+@problems
+def test_debuggers_find_nothing(loss, y_true, y_pred, options) -> None:
+    """jax_debug_nans and jax_debug_infs, on values and both derivatives, with a sample that does not count."""
+    loss_of = functools.partial(getattr(lb, loss), jnp.asarray(y_true), **options)
+    known = {"label_smoothing": 0.1, "class_weight": jnp.linspace(0.5, 2, 5), "ignore_class": 0, "pos_weight": 2.0}
+    more = {name: x for name, x in known.items() if name in RECORDS[loss].options}
+    weighted = functools.partial(loss_of, **more, sample_weight=jnp.array([1.0, 0.0, 2.0]))
+    with jax.debug_nans(True), jax.debug_infs(True):
+        for function in (loss_of, weighted):
+            eager = jax.value_and_grad(function)(jnp.asarray(y_pred))
+            compiled = jax.jit(jax.value_and_grad(function))(jnp.asarray(y_pred))
+            for found, wanted in zip(compiled, eager, strict=True):
+                np.testing.assert_allclose(found, wanted, rtol=1e-12, atol=1e-15)
+            assert np.isfinite(jax.jit(jax.hessian(function))(jnp.asarray(y_pred))).all()

@@ -11,6 +11,7 @@ from problems import PROBLEMS
 import lossbridge as lb
 from lossbridge import reference
 from lossbridge.spec import LOSSES, NUMBERS
+from lossbridge.tools.parity.cases import round_to
 
 # A value of each, which float16 does not hold, and whose rounding to it shows.
 VALUES = {"label_smoothing": 0.1, "temperature": 2.3, "gamma": 1.7, "epsilon": 0.07, "alpha": 0.3, "pos_weight": 1.9}
@@ -66,7 +67,7 @@ def test_arrays_of_one_number_are_that_number(lib, loss, y_true, y_pred, given, 
     given = balanced(loss, given)
     for dtype in ("float32", "bfloat16"):
         x = lib.array(np.array(VALUES[option]), dtype)
-        held = float(lib.b.to_numpy(x))
+        held = float(round_to(np.array(VALUES[option]), dtype))
         expected = function(y_true, y_pred, **given, **{option: held})
         found = function(y_true, y_pred, **given, **{option: x})
         for got, wanted in zip(found, expected, strict=True):
