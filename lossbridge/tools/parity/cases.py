@@ -201,12 +201,14 @@ def _shapes(case: Any, target: Target) -> Iterator[Case]:
     yield case("1000 classes", shape=(4, 1000), reduction="none", seed=5)
     yield case("V = 50 000", shape=(1, 50_000), reduction="none", seed=6)
     yield case("sum", reduction="sum", seed=7)
+    yield case("nothing behind axis 1", shape=(2, 3, 0), axis=1)
 
 
 def _options(loss: str, case: Any) -> Iterator[Case]:
     names = options_of(loss)
     if "label_smoothing" in names:
         yield case("smoothing 0.1", label_smoothing=0.1, seed=9)
+        yield case("smoothing in an array", label_smoothing=np.float32(0.1), seed=9)
     if "class_weight" in names:
         weights = np.array([0.5, 1, 2, 0, 3], np.float32)
         yield case("class weights", class_weight=weights, seed=11)
@@ -218,12 +220,21 @@ def _options(loss: str, case: Any) -> Iterator[Case]:
             reduction="mean_with_sample_weight",
             seed=13,
         )
+        mask = np.arange(8) % 3 > 0
+        yield case(
+            "class weights, mask, mean by weight",
+            class_weight=weights,
+            mask=mask,
+            reduction="mean_with_sample_weight",
+            seed=10,
+        )
     if "pos_weight" in names:
         yield case("pos_weight", pos_weight=2.5, seed=14)
         yield case("pos_weight per column", pos_weight=np.array([0, 1, 2, 3, 0.5], np.float32), seed=15)
     if "gamma" in names:
         for gamma in (0.0, 0.5):
             yield case(f"gamma {gamma:g}", gamma=gamma, seed=16)
+        yield case("gamma in an array", gamma=np.float32(1.5), seed=16)
     if "apply_class_balancing" in names:
         yield case("class balancing", apply_class_balancing=True, alpha=0.3, seed=17)
     elif "alpha" in names:
@@ -231,6 +242,7 @@ def _options(loss: str, case: Any) -> Iterator[Case]:
     if "temperature" in names:
         for temperature in (0.5, 4.0):
             yield case(f"temperature {temperature:g}", temperature=temperature, seed=19)
+        yield case("temperature in an array", temperature=np.float32(3), seed=19)
     if "ignore_class" in names:
         ignoring = case("ignored labels", ignore_class=-1, seed=20)
         ignoring.y_true[::3] = -1
@@ -399,6 +411,11 @@ def _divergence_boundaries(loss: str, given: Callable[..., Case], from_logits: b
     yield given("equal rows", form(z), form(z), tolerance=Tolerance(value=0.0))
     yield given("far rows", form(3 * z), form(3 * step))
     if from_logits:
+        leads = np.array([[12, 1e5], [60, 61], [10, 11], [16, 16.1], [18, 19], [25, 24], [40, 80], [3, 2.9]])
+        teacher, student = (lead[:, np.newaxis] * _one_hot() for lead in leads.T)
+        yield given("both lead", teacher, student)
+        if loss == "distillation_loss":
+            yield given("near rows at 100, temperature 3", 100 + z, 100 + z + 1e-3 * step, temperature=3.0)
         for name, logits in _boundary_logits():
             yield given(name, z, logits)
             yield given(f"both sides: {name}", logits, np.roll(logits, 1, axis=0))
