@@ -3,6 +3,8 @@
 // A conversion is plain C++: it is exact or rounds once, and the compiler's vectors give the same bits. So do the
 // processor's own instructions for float16, which take a third of the time, but of NaN; and a NaN is stored as one.
 #pragma once
+#include <type_traits>
+
 #include "vectors.h"
 
 namespace lossbridge {
@@ -79,12 +81,50 @@ LOSSBRIDGE_NOINLINE void store_row(const float *__restrict x, int64_t n, Float16
 }
 #endif
 
+// Four rows of four numbers, as columns.
+template <class F> struct Square {
+  typedef F Four __attribute__((vector_size(4 * sizeof(F))));
+  Four row[4];
+  LOSSBRIDGE_METHOD void load(const F *p, int64_t apart) {
+    for (int i = 0; i < 4; i++) memcpy(&row[i], p + i * apart, sizeof(Four));
+  }
+  LOSSBRIDGE_METHOD void store(F *p, int64_t apart) const {
+    for (int i = 0; i < 4; i++) memcpy(p + i * apart, &row[i], sizeof(Four));
+  }
+  LOSSBRIDGE_METHOD void transpose() {
+    const Four a = __builtin_shufflevector(row[0], row[1], 0, 4, 1, 5), b = __builtin_shufflevector(row[0], row[1], 2, 6, 3, 7);
+    const Four c = __builtin_shufflevector(row[2], row[3], 0, 4, 1, 5), d = __builtin_shufflevector(row[2], row[3], 2, 6, 3, 7);
+    row[0] = __builtin_shufflevector(a, c, 0, 1, 4, 5), row[1] = __builtin_shufflevector(a, c, 2, 3, 6, 7);
+    row[2] = __builtin_shufflevector(b, d, 0, 1, 4, 5), row[3] = __builtin_shufflevector(b, d, 2, 3, 6, 7);
+  }
+};
+
+// from[i·apart + j] to to[j·further + i], for i < rows and j < columns.
+template <class F> LOSSBRIDGE_NOINLINE void transpose(const F *from, int64_t apart, int64_t rows, int64_t columns, F *to, int64_t further) {
+  Square<F> square;
+  int64_t i = 0;
+  for (; i + 4 <= rows; i += 4) {
+    int64_t j = 0;
+    for (; j + 4 <= columns; j += 4) {
+      square.load(from + i * apart + j, apart);
+      square.transpose();
+      square.store(to + j * further + i, further);
+    }
+    for (; j < columns; j++)
+      for (int k = 0; k < 4; k++) to[j * further + i + k] = from[(i + k) * apart + j];
+  }
+  for (; i < rows; i++)
+    for (int64_t j = 0; j < columns; j++) to[j * further + i] = from[i * apart + j];
+}
+
 // `count` rows of n numbers. In memory neighbours in a row lie `stride` apart, and rows 1, or n where the stride is 1. Row
 // i lies at x + i·padded(n).
 template <class T, class F> static void load_rows(const T *p, int64_t count, int64_t n, int64_t stride, F *x) {
   const int64_t m = padded(n);
   if (stride == 1) {
     for (int64_t i = 0; i < count; i++) load_row(p + i * n, n, x + i * m);
+  } else if constexpr (std::is_same<T, F>::value) {
+    transpose(p, stride, n, count, x, m);
   } else {
     for (int64_t j = 0; j < n; j++)
       for (int64_t i = 0; i < count; i++) x[i * m + j] = F(widened(p[j * stride + i]));
@@ -94,6 +134,8 @@ template <class T, class F> static void store_rows(const F *x, int64_t count, in
   const int64_t m = padded(n);
   if (stride == 1) {
     for (int64_t i = 0; i < count; i++) store_row(x + i * m, n, p + i * n);
+  } else if constexpr (std::is_same<T, F>::value) {
+    transpose(x, m, count, n, p, stride);
   } else {
     for (int64_t j = 0; j < n; j++)
       for (int64_t i = 0; i < count; i++) narrow(x[i * m + j], &p[j * stride + i]);
