@@ -19,10 +19,7 @@ class Arrays(Protocol):
 
     def owns(self, x: object) -> bool: ...
     def asarray(self, x: Any, like: Array | None = None) -> Array:
-        """`x` (own array, NumPy array, list, number) as an own array, on the device of `like`.
-
-        NotImplementedError if it is an own array that no loss takes; the text goes on from its name.
-        """
+        """`x` (own array, NumPy array, list, number) as an own array, on the device of `like`. Raises Unreadable."""
         ...
 
     def concrete(self, x: Any) -> np.ndarray | None:
