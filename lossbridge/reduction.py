@@ -6,8 +6,9 @@ maths and `reduce` after, so that a NaN or infinity there reaches neither value 
 
 from __future__ import annotations
 
-import math
+import sys
 
+from lossbridge.maths.elementary import is_infinite
 from lossbridge.maths.ops import Array, Ops
 from lossbridge.spec import Request
 
@@ -41,12 +42,12 @@ def unit_of(ops: Ops, weight: Array, whole: bool) -> Array:
     anything.
     """
     size = ops.stop_gradient(ops.reshape(ops.abs(weight), (-1,)))
-    size = ops.where(size < math.inf, size, 0.0)  # neither infinite nor NaN
+    size = ops.where(is_infinite(size) | (size != size), 0.0, size)
     if ops.shape(size)[0] == 0:
         return 1.0
     largest = ops.max(size, 0)
     if not whole:
-        smallest = -ops.max(ops.where(size > 0, -size, -math.inf), 0)
+        smallest = -ops.max(ops.where(size > 0, -size, -sys.float_info.max), 0)
         largest = ops.where(largest < 1, largest, ops.where(smallest > 1, smallest, 1.0))
     unit = ops.where(largest < 0, largest, 1.0)
     for power in range(120, 961, 120):  # no step reads the one before twice: torch.compile would write it out twice

@@ -460,7 +460,7 @@ def _device_name(device: str) -> str:
 
 
 def to_numpy(x: Array) -> np.ndarray:
-    x = np.asarray(x)
+    x = np.asarray(x.numpy() if tf.is_tensor(x) else x)  # of one bfloat16 its __array__ gives no array
     return x.astype(np.float32) if x.dtype.name == "bfloat16" else x
 
 

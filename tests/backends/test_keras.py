@@ -237,7 +237,7 @@ def test_every_option_reaches_the_function(lib, name) -> None:
 
 @ALL
 def test_normalizer_of_the_call_wins(lib, name) -> None:
-    y_true, y_pred = map(lib.array, problem(name, np.random.default_rng(5)))
+    y_true, y_pred = map(lib.array, problem(name, np.random.default_rng(5), from_logits=False))
     total = float(CLASSES[name](reduction="sum")(y_true, y_pred))
     loss = CLASSES[name](normalizer=8)
     assert float(loss(y_true, y_pred)) == pytest.approx(total / 8)
@@ -284,7 +284,7 @@ def test_float_labels_count_as_integers(lib) -> None:
 @ALL
 def test_no_argument_is_changed(lib, name) -> None:
     rng = np.random.default_rng(8)
-    arrays = [lib.array(x) for x in (*problem(name, rng), rng.uniform(0.5, 2, ROWS))]
+    arrays = [lib.array(x) for x in (*problem(name, rng, from_logits=False), rng.uniform(0.5, 2, ROWS))]
     before = [lib.b.to_numpy(x).copy() for x in arrays]
     set_keras_mask(arrays[1], lib.array([True, False, True, True]))
     first = float(CLASSES[name]()(*arrays))
@@ -296,7 +296,7 @@ def test_no_argument_is_changed(lib, name) -> None:
 @ALL
 @pytest.mark.parametrize("out", ["mask", "weight"])
 def test_what_counts_nothing_may_be_nan(lib, name, out) -> None:
-    y_true, y_pred = problem(name, np.random.default_rng(9))
+    y_true, y_pred = problem(name, np.random.default_rng(9), from_logits=False)
     y_pred[1] = np.nan
     kept = np.array([True, False, True, True])
     mask, weight = (kept, None) if out == "mask" else (None, kept.astype(np.float32))
