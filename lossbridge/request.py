@@ -46,7 +46,7 @@ def resolve(loss: Loss, y_true: Any, y_pred: Any, names: Names, given: Mapping[s
     if given["normalizer"] is not None or not _are_valid(given):
         given = {name: _read(name, x) if name in _NUMBERS else x for name, x in given.items()}
         errors.options(given)
-    others = {_called(name, names): given[name] for name in _ARRAYS if given.get(name) is not None}
+    others = {_called(name, names): x for name in _ARRAYS if type(x := given.get(name)) is not float and x is not None}
     framework = common_framework(y_pred, names.pred, {names.target: y_true, **others})
     ops = framework.ops
     pred = as_array(ops, names.pred, y_pred)
@@ -297,10 +297,10 @@ def _options(
 
 def _held_to_ranges(ops: ArrayOps, pred: Array, dtype: str, options: Mapping[str, Any]) -> Array:
     """The predictions; NaN if an option whose value is traced is out of its range."""
-    ranges = {**NUMBERS, "alpha": FRACTION} if "apply_class_balancing" in options else NUMBERS
     for name, x in options.items():
-        if name in ranges and not isinstance(x, int | float):
-            low, high, _ = ranges[name]
+        of_one = name == "alpha" and "apply_class_balancing" in options
+        if type(x) is not float and (of_one or name in NUMBERS) and not isinstance(x, int):
+            low, high, _ = FRACTION if of_one else NUMBERS[name]
             pred = pred if errors.is_float(dtype_of(ops, pred)) else ops.cast(pred, dtype)
             pred = nan_unless(ops, (x >= low) & (x <= high), pred)
     return pred

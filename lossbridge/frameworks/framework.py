@@ -158,7 +158,9 @@ def _numbers_of(x: Any) -> np.ndarray:
 
 def refuses_options(options: Mapping[str, Any]) -> str:
     """Why a path that takes options as Python numbers does not compute a request; "" if it does."""
-    arrays = [name for name in NUMBERS if not isinstance(options.get(name, 0.0), int | float)]
+    arrays = [
+        name for name, x in options.items() if type(x) is not float and name in NUMBERS and not isinstance(x, int)
+    ]
     return f"{' and '.join(arrays)} may change without compiling anew" if arrays else ""
 
 
