@@ -30,6 +30,7 @@ COMMON: Mapping[str, Any] = {
     "reduction": "sum_over_batch_size",
 }
 _NUMBERS = (*NUMBERS, *PER_CLASS)  # options that are one number, or may be
+_NO_ARRAY = (float, type(None))
 _ARRAYS = ("sample_weight", "mask", "normalizer", *_NUMBERS)
 
 
@@ -46,7 +47,7 @@ def resolve(loss: Loss, y_true: Any, y_pred: Any, names: Names, given: Mapping[s
     if given["normalizer"] is not None or not _are_valid(given):
         given = {name: _read(name, x) if name in _NUMBERS else x for name, x in given.items()}
         errors.options(given)
-    others = {_called(name, names): x for name in _ARRAYS if type(x := given.get(name)) is not float and x is not None}
+    others = {_called(name, names): given[name] for name in _ARRAYS if type(given.get(name)) not in _NO_ARRAY}
     framework = common_framework(y_pred, names.pred, {names.target: y_true, **others})
     ops = framework.ops
     pred = as_array(ops, names.pred, y_pred)
