@@ -274,7 +274,9 @@ def lookup(values: Array, labels: Array) -> Array:
 
 
 def one_hot(labels: Array, like: Array, axis: int) -> Array:
-    classes = asarray(torch.arange(like.shape[axis], device=like.device), like)
+    classes = torch.arange(like.shape[axis], device=like.device)
+    if is_distributed(like):
+        classes = _replicated(classes, like.device_mesh)
     return classes.reshape([-1 if i == axis else 1 for i in range(like.ndim)]) == labels.unsqueeze(axis)
 
 
