@@ -15,6 +15,8 @@ import numpy as np
 import lossbridge
 from gpu.job import Card, Job, Record, kernels_taken, torch_inputs, with_kernel
 from lossbridge.frameworks import FRAMEWORKS
+from lossbridge.request import run
+from lossbridge.spec import LOSSES as RECORDS
 from lossbridge.tools.parity import check
 from lossbridge.tools.parity.cases import KERAS_EXAMPLE, LOSSES, Case, cases, round_to, usual_tolerance
 
@@ -213,7 +215,8 @@ def check_boundary(
         y_true = y_true.to(getattr(torch, label_dtype))
     loss = getattr(lossbridge, form.loss)
     if classes == 1 and form.target in ("labels", "distributions"):
-        loss, static = of_one_class, {}
+        record = RECORDS[form.loss]._replace(outcomes=1)  # the public function takes no softmax of one class
+        loss = functools.partial(run, record)
     with kernels_taken(card.triton) as taken:
         value, gradient = lossbridge.value_and_grad(loss)(
             laid_out(y_true, layout), laid_out(y_pred, layout), **static, **arrays
@@ -221,13 +224,6 @@ def check_boundary(
     dtypes = b.ops.dtype(value), b.ops.dtype(gradient)
     outcome = check.compare(case, "eager", b.to_numpy(value), b.to_numpy(gradient), dtypes, check.expected(case))
     yield with_kernel(judged(case, outcome), taken) if card.triton else judged(case, outcome)
-
-
-def of_one_class(y_true: Any, y_pred: Any) -> Any:
-    """PyTorch's function takes a softmax of one class, Keras' do not."""
-    from lossbridge.compat import torch as functional
-
-    return functional.cross_entropy(y_pred, y_true, reduction="none")
 
 
 def laid_out(x: Any, layout: str) -> Any:

@@ -264,10 +264,10 @@ def test_they_can_be_switched_off() -> None:
 
 
 def test_what_is_no_call_is_refused() -> None:
-    with pytest.raises(TypeError, match="27 arguments, not 1"):
+    with pytest.raises(TypeError, match="28 arguments, not 1"):
         rows._rows.run(1)
     with pytest.raises(TypeError):
-        rows._rows.run(*"a" * 27)
+        rows._rows.run(*"a" * 28)
 
 
 def test_advice_changes_nothing() -> None:
