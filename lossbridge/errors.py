@@ -87,7 +87,11 @@ def number(name: str, value: Any, low: float, high: float, words: str) -> None:
 
 def is_scalar(x: Any) -> bool:
     """Whether `x` is a NumPy scalar, or any library's array of shape ()."""
-    return hasattr(x, "dtype") and tuple(getattr(x, "shape", (0,))) == ()
+    if not hasattr(x, "dtype"):
+        return False
+    if hasattr(x, "ndim"):  # PyTorch's nested tensors have no shape
+        return bool(x.ndim == 0)
+    return tuple(getattr(x, "shape", (0,))) == ()
 
 
 def _short(value: float) -> str:

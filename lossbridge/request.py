@@ -68,6 +68,7 @@ def resolve(loss: Loss, y_true: Any, y_pred: Any, names: Names, given: Mapping[s
         dtype=dtype,
         options=options,
         reduction=given["reduction"],
+        in_arrays=_in_arrays(options),
         domain=loss.checked,
         inplace_gradient=given.get("inplace_gradient", False),
     )
@@ -294,6 +295,12 @@ def _options(
             x = number(ops, name, x, pred, dtype)
         options[name] = x
     return options
+
+
+def _in_arrays(options: Mapping[str, Any]) -> str:
+    """Why the options are not all known; "" if they are."""
+    arrays = [x for x, of in options.items() if type(of) is not float and x in NUMBERS and not isinstance(of, int)]
+    return f"{' and '.join(arrays)} may change without compiling anew" if arrays else ""
 
 
 def _held_to_ranges(ops: ArrayOps, pred: Array, dtype: str, options: Mapping[str, Any]) -> Array:

@@ -11,7 +11,7 @@ import numpy as np
 from lossbridge.maths.elementary import ROUNDING, in_domain
 from lossbridge.maths.ops import ANYWHERE, Array, Domain, Ops, Shape
 from lossbridge.reduction import neutralise
-from lossbridge.spec import NUMBERS, Request
+from lossbridge.spec import Request
 
 
 class Arrays(Protocol):
@@ -154,14 +154,6 @@ def _numbers_of(x: Any) -> np.ndarray:
         words = f"is a column of {x.dtype}, which holds no real numbers; convert it to numbers"
         raise Unreadable(TypeError, words)
     return found
-
-
-def refuses_options(options: Mapping[str, Any]) -> str:
-    """Why a path that takes options as Python numbers does not compute a request; "" if it does."""
-    arrays = [
-        name for name, x in options.items() if type(x) is not float and name in NUMBERS and not isinstance(x, int)
-    ]
-    return f"{' and '.join(arrays)} may change without compiling anew" if arrays else ""
 
 
 def prepared(ops: Ops, r: Request, target: Array, pred: Array) -> tuple[Array, Array]:

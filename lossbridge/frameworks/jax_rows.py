@@ -26,7 +26,6 @@ from jax import lax
 from jax.interpreters import ad, batching, mlir
 
 from lossbridge.frameworks import jax_ops, jax_rules
-from lossbridge.frameworks.framework import refuses_options
 from lossbridge.frameworks.jax_rules import Plan
 from lossbridge.maths.ops import Array
 from lossbridge.native import rows as native
@@ -80,9 +79,8 @@ def refuses(r: Request) -> str:
     refused = native.refuses(r.rule, _float(r.pred, r.dtype), _float(r.target, r.dtype) if dense else "int32")
     if refused:
         return refused
-    traced = refuses_options(r.options)
-    if traced:
-        return traced
+    if r.in_arrays:
+        return r.in_arrays
     if not _on_cpu(r.pred):
         return "the arrays are not on a CPU"
     if r.axis is not None and not r.pred.shape[r.axis]:

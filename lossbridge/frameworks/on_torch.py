@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lossbridge.frameworks import torch_operator, torch_ops, torch_rows
-from lossbridge.frameworks.framework import Choice, Path, by_formula, prepared, refuses_options
+from lossbridge.frameworks.framework import Choice, Path, by_formula, prepared
 from lossbridge.maths.ops import Array
 from lossbridge.native import rows
 from lossbridge.reduction import by_weight, has_mass, reduced
@@ -67,13 +67,12 @@ def _refuses_triton(r: Request) -> str:
         return "the environment does not say LOSSBRIDGE_TRITON=1"
     from lossbridge.native import triton_kernels
 
-    return refuses_options(r.options) or triton_kernels.refuses(r)
+    return r.in_arrays or triton_kernels.refuses(r)
 
 
 def _refuses_rows(r: Request, compiled: bool) -> str:
-    traced = refuses_options(r.options)
-    if traced:
-        return traced
+    if r.in_arrays:
+        return r.in_arrays
     _, per_class = _per_class(r)
     for x in (r.pred, r.target, r.valid, r.weight, r.normalizer, per_class):
         if x is not None and not x.is_cpu:
@@ -106,9 +105,8 @@ def _refuses_operator(r: Request) -> str:
 def _refuses_rule(r: Request, compiled: bool) -> str:
     if r.rule.gradients is None:
         return f"no derivative rule is written for {r.rule.name}"
-    traced = refuses_options(r.options)
-    if traced:
-        return traced
+    if r.in_arrays:
+        return r.in_arrays
     _, per_class = _per_class(r)
     if per_class is not None and per_class.requires_grad:
         return "a weight needs a gradient"

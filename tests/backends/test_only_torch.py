@@ -311,7 +311,7 @@ def test_private_knowledge_of_sizes() -> None:
 
 @pytest.mark.skipif(bool(rows.MISSING), reason=rows.MISSING)
 def test_the_way_of_a_call_is_short_and_straight() -> None:
-    """categorical_crossentropy and its gradient enter six files at most, none of them twice."""
+    """categorical_crossentropy enters six files at most, none of them twice; then its result is looked at."""
     root = str(Path(lb.__file__).parent)
     target = torch.softmax(torch.zeros(4096, 1000), 1)
     pred = torch.zeros(4096, 1000, requires_grad=True)
@@ -333,7 +333,11 @@ def test_the_way_of_a_call_is_short_and_straight() -> None:
         sys.setprofile(None)
         threading.setprofile(None)
     visits = [file for file, _ in itertools.groupby(entered)]
-    assert len(visits) == len(set(visits)) <= 6
+    look = visits.index("/errors.py")
+    assert visits[look - 2 : look] == ["/request.py", "/frameworks/torch_ops.py"]
+    way, backward = visits[: look - 2], visits[look + 1 :]
+    assert len(way) == len(set(way)) <= 6
+    assert len(backward) == len(set(backward)) <= 3
     assert len(entered) <= 60
 
 
