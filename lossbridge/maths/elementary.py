@@ -115,9 +115,9 @@ def is_infinite(x: Array) -> Array:
 
 def nan_unless(ops: Ops, valid: Array, x: Array) -> Array:
     """`x`; NaN, with the gradient 0, where not valid."""
-    return ops.where(valid, x, ops.log(2 * ops.cast(valid, ops.dtype(x)) - 1))
+    return ops.where(valid, x, 0.0) + ops.log(2 * ops.cast(valid, ops.dtype(x)) - 1)
 
 
 def infinite_where(ops: Ops, condition: Array, x: Array) -> Array:
     """`x`; ∞, with the gradient 0, where the condition holds."""
-    return ops.where(condition, -ops.log(1 - ops.cast(condition, ops.dtype(x))), x)
+    return ops.where(condition, 0.0, x) - ops.log(1 - ops.cast(condition, ops.dtype(x)))

@@ -73,10 +73,18 @@ def test_every_loss_over_batch_or_classes() -> None:
 
 def the_example(dtype: str) -> None:
     mesh = jax.make_mesh((2,), ("d",))
-    with jax.set_mesh(mesh):
-        x = jax.device_put(jnp.zeros((2, 4)), jax.NamedSharding(mesh, jax.P(None, "d")))
-        loss = lb.sparse_categorical_crossentropy(jnp.array([0, 1]), x, from_logits=True)
-    np.testing.assert_allclose(loss, np.log(4), rtol=1e-6)
+    labels = jnp.array([0, 1])  # on every device
+    for over in (jax.P(None, "d"), jax.P("d", None)):
+        for from_logits in (True, False):
+            with jax.set_mesh(mesh):
+                x = jax.device_put(jnp.ones((2, 4)), jax.NamedSharding(mesh, over))
+
+                def loss(x: Any, from_logits: bool = from_logits) -> Any:
+                    return lb.sparse_categorical_crossentropy(labels, x, from_logits=from_logits)
+
+                value, gradient = jax.value_and_grad(loss)(x)
+            np.testing.assert_allclose(value, np.log(4), rtol=1e-6)
+            assert gradient.sharding.spec == over
 
 
 def test_labels_on_the_mesh_that_jax_makes() -> None:
