@@ -218,6 +218,13 @@ def _options(loss: str, case: Any) -> Iterator[Case]:
             reduction="mean_with_sample_weight",
             seed=13,
         )
+        yield case(
+            "class weights and mask, mean by weight",
+            class_weight=weights,
+            mask=np.arange(8) % 3 == 0,
+            reduction="mean_with_sample_weight",
+            seed=13,
+        )
     if "pos_weight" in names:
         yield case("pos_weight", pos_weight=2.5, seed=14)
         yield case("pos_weight per column", pos_weight=np.array([0, 1, 2, 3, 0.5], np.float32), seed=15)
@@ -235,6 +242,7 @@ def _options(loss: str, case: Any) -> Iterator[Case]:
         ignoring = case("ignored labels", ignore_class=-1, seed=20)
         ignoring.y_true[::3] = -1
         yield ignoring
+        yield case("an ignored class", ignore_class=2, seed=20)
         everything = case("all labels ignored", ignore_class=-1, seed=20)
         everything.y_true[:] = -1
         yield everything
