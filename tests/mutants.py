@@ -31,7 +31,13 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 # The quickest first: a run ends with the first test that fails.
-TESTS = ("test_cases", "test_numerics", "test_rules", "test_options", "test_domains", "test_errors")
+TESTS = tuple(
+    f"test_{name}"
+    for name in (
+        *("rules", "cases", "numerics", "domains", "errors", "options"),
+        *("which_gradients", "foreign_arrays", "only_numpy", "properties", "paths"),
+    )
+)
 OTHER = {
     ast.Add: ast.Sub,
     ast.Mult: ast.Div,
