@@ -83,6 +83,17 @@ def test_it_is_named_where_it_can_be_read(lib, wrong) -> None:
         lb.value_and_grad(the_loss(wrong))(target, pred)
 
 
+@every_wrong
+def test_it_is_named_beside_what_does_not_count(lib, wrong) -> None:
+    target, pred, right = arrays(lib, wrong)
+    counts = np.ones_like(right)
+    counts[0] = False
+    for options in ({"mask": lib.array(counts)}, {"sample_weight": lib.array(counts.astype(np.float32))}):
+        with pytest.raises(ValueError, match=wrong.words) as caught:
+            the_loss(wrong, **options)(target, pred)
+        assert str(caught.value).startswith(wrong.where)
+
+
 @one_of_each
 def test_it_is_nan_where_it_is_traced(lib, wrong) -> None:
     target, pred, right = arrays(lib, wrong)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 import lossbridge as lb
 from lossbridge import information, reference
-from lossbridge.tools.parity.cases import LOSSES
+from lossbridge.spec import LOSSES
 
 P = np.array([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.2, 0.2, 0.6]], np.float32)
 Y = np.array([0, 1, 1], np.int32)
@@ -56,6 +57,47 @@ def test_class_weights(lib, loss) -> None:
     close(lib.value(loss, y, P, class_weight=W, reduction="mean_with_sample_weight"), 0.8043677)
 
 
+WITH_MASS = [name for name, record in LOSSES.items() if record.mass]
+
+
+@pytest.mark.parametrize(
+    ("loss", "dropped"),
+    [
+        *((loss, "mask") for loss in WITH_MASS),
+        *((loss, "ignore_class") for loss in WITH_MASS if "ignore_class" in LOSSES[loss].options),
+    ],
+)
+def test_what_is_masked_has_no_class_weight_in_the_denominator(lib, loss, dropped) -> None:
+    """Every sample that counts costs log 5, whatever it weighs, and so does their mean."""
+    y, mask = np.array([2, 0, 1, 4]), np.array([True, False, True, False])
+    options = {"mask": mask}
+    if dropped == "ignore_class":
+        options, y = {"ignore_class": 3}, np.where(mask, y, 3)
+    target = y.astype(np.int32) if "labels" in LOSSES[loss].targets else np.eye(5, dtype=np.float32)[y]
+    options |= {"from_logits": True, "class_weight": np.array([7, 1, 3, 5, 2], np.float32)}
+    value, gradient = lib.value_and_grad(
+        loss, target, np.zeros((4, 5), np.float32), **options, reduction="mean_with_sample_weight"
+    )
+    close(value, math.log(5))
+    share = np.array([3 / 4, 0, 1 / 4, 0])[:, None]  # of the weights
+    np.testing.assert_allclose(gradient, share * (0.2 - np.eye(5)[y]), rtol=5e-7)
+
+
+def test_a_class_that_is_ignored_counts_nowhere(lib) -> None:
+    """A class that is in range, and that other samples' predictions still share."""
+    y, counted = np.array([1, 0, 2, 1], np.int32), [1, 2]
+    z = np.random.default_rng(11).normal(size=(4, 3)).astype(np.float32)
+    for form, options in ((z, {"from_logits": True}), (np.exp(z) / np.exp(z).sum(1, keepdims=True), {})):
+        for reduction in ("mean", "sum"):
+            exact = reference.sparse_categorical_crossentropy(y[counted], form[counted], **options, reduction=reduction)
+            value, gradient = lib.value_and_grad(
+                "sparse_categorical_crossentropy", y, form, **options, reduction=reduction, ignore_class=1
+            )
+            close(value, exact.value, 2e-6)
+            close(gradient[counted], exact.gradient, 2e-6)
+            np.testing.assert_array_equal(gradient[[0, 3]], 0)
+
+
 def test_a_class_without_weight_costs_nothing_even_at_p_zero(lib) -> None:
     weight, one_hot = np.array([0, 1, 1], np.float32), np.eye(3, dtype=np.float32)[[0]]
     for y_pred, options in (
@@ -91,10 +133,9 @@ def test_a_balance_of_zero_pays_for_an_infinite_cost(lib, alpha, p, t) -> None:
         close(gradient, exact.gradient, 1e-6)
 
 
-@pytest.mark.parametrize("axis", [0, 1])
-def test_long_sums_keep_their_digits_along_any_axis(lib, axis) -> None:
+@pytest.mark.parametrize(("shape", "axis"), [((20_000, 2), 0), ((2, 20_000), 1), ((2, 20_000, 2), 1)])
+def test_long_sums_keep_their_digits_along_any_axis(lib, shape, axis) -> None:
     rng = np.random.default_rng(10)
-    shape = (20_000, 2) if axis == 0 else (2, 20_000)
     z = rng.normal(size=shape).astype(np.float32)
     t = np.exp(z) / np.exp(z).sum(axis, keepdims=True)
     for loss in ("categorical_crossentropy", "binary_crossentropy"):
@@ -111,6 +152,23 @@ def test_sample_weights(lib) -> None:
 @pytest.mark.parametrize("loss", ["categorical_crossentropy", "sparse_categorical_crossentropy"])
 def test_smoothing(lib, loss) -> None:
     close(lib.value(loss, ONE_HOT if loss.startswith("c") else Y, P, label_smoothing=0.1), 0.7992960)
+
+
+@pytest.mark.parametrize("from_logits", [True, False])
+@pytest.mark.parametrize(
+    "loss",
+    [name for name, loss in LOSSES.items() if "outcomes" in loss.targets and "label_smoothing" in loss.options],
+)
+def test_a_little_smoothing_has_all_its_digits(lib, loss, from_logits) -> None:
+    """5e-7 of the other outcome: as 1 − the first, which is rounded, it would be 7 % off."""
+    outcomes = np.array([[0], [1], [0], [1]], np.float32)
+    far = np.float32(20) if from_logits else np.float32(1 - 2**-12)
+    pred = np.where(outcomes == 1, far, -far if from_logits else 1 - far)
+    options = {"label_smoothing": 1e-6, "from_logits": from_logits, "reduction": "none"}
+    exact = getattr(reference, loss)(outcomes, pred, **options)
+    value, gradient = lib.value_and_grad(loss, outcomes, pred, **options)
+    close(value, exact.value, 5e-6)
+    close(gradient, exact.gradient, 5e-6)
 
 
 def test_bce_of_a_large_logit(lib) -> None:
@@ -215,6 +273,33 @@ def test_kl_of_near_equal_rows(lib, from_logits, distance) -> None:
     np.testing.assert_array_equal(equal, 0)
 
 
+def test_divergence_of_a_probability_above_one(lib) -> None:
+    """It is clipped to 1, also in the gradient for the target."""
+    t, p = np.array([[0.5, 0.25, 0.25]], np.float32), np.array([[1.5, 0.5, 0.25]], np.float32)
+    exact = reference.kl_divergence(t, p)
+    value, gradient = lib.value_and_grad("kl_divergence", t, p)
+    close(value, exact.value, 1e-6)
+    close(gradient, exact.gradient, 1e-6)
+    close(lib.target_grad("kl_divergence", t, p), exact.target_gradient, 1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("loss", [name for name, record in LOSSES.items() if "logits" in record.targets])
+def test_divergences_beyond_the_radius_of_their_series(lib, loss, dtype) -> None:
+    """log(t/p) lies in 1 … 3: the series for |log(t/p)| ≤ 1 would be off by up to 1e-3 there."""
+    apart = np.array([2, 2.5, 3, 3.5, -4, -3, -2])
+    z, x = np.zeros((7, 2)), np.stack([np.zeros(7), apart], 1)
+    options = {"from_logits": True} if "from_logits" in LOSSES[loss].options else {}
+    for t, p in ((z, x), (x, z)):
+        exact = getattr(reference, loss)(t, p, **options, reduction="none")
+        with lib.b.scope(dtype, "cpu"):
+            function = lb.value_and_grad(functools.partial(getattr(lb, loss), **options, reduction="none"))
+            value, gradient = map(lib.b.to_numpy, function(lib.array(t, dtype), lib.array(p, dtype)))
+        relative = 1e-6 if dtype == "float32" else 1e-14
+        close(value, exact.value, relative)
+        close(gradient, exact.gradient, relative)
+
+
 def test_bfloat16_logits_of_50_000_classes(lib) -> None:
     """The loss is a float32, exact for the rounded logits (torch's bfloat16 result is off by 0.07)."""
     rng = np.random.default_rng(5)
@@ -308,6 +393,29 @@ def test_float16_mean_of_70000_ones(lib) -> None:
     """70 000 is more than float16 holds. A logit of 40 against 0 costs 40."""
     y_pred = lib.array(np.full(70_000, 40.0), "float16")
     assert lib.value("log_loss", np.zeros(70_000, np.float32), y_pred, from_logits=True, sample_weight=1 / 40) == 1
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("reduction", ["mean", "mean_with_sample_weight", "sum"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_400_000_rows_of_half_precision(lib, dtype, reduction, masked) -> None:
+    """Neither their sum nor their number is one of float16, and bfloat16 would stop counting at 256."""
+    rows = 400_000
+    options = {"mask": np.arange(rows) % 2 == 0} if masked else {}
+    if reduction == "mean_with_sample_weight":
+        options["sample_weight"] = np.ones(rows, np.float32)
+    y, z = np.zeros(rows, np.int32), lib.array(np.zeros((rows, 2)), dtype)
+    counted = rows // 2 if masked else rows
+    divisor = 1 if reduction == "sum" else counted
+    value, gradient = lib.value_and_grad(
+        "sparse_categorical_crossentropy", y, z, from_logits=True, **options, reduction=reduction
+    )
+    assert value.dtype == np.float32
+    close(value, counted * math.log(2) / divisor, 2e-6)
+    slope = np.zeros((rows, 2))
+    slope[:: 2 if masked else 1] = [-0.5 / divisor, 0.5 / divisor]
+    # float16 has 2^-24 and its multiples there.
+    np.testing.assert_allclose(gradient.astype(np.float64), slope, rtol=2**-8, atol=2**-25)
 
 
 @pytest.mark.parametrize("epsilon", [0.0, 1e-7])
@@ -467,7 +575,7 @@ def test_nothing_counted_gives_zero(lib, reduction) -> None:
 def test_empty_batch(lib) -> None:
     empty = np.zeros((0, 3), np.float32)
     for loss in LOSSES:
-        y_true = np.zeros((0,), np.int32) if LOSSES[loss] == ("labels",) else empty
+        y_true = np.zeros((0,), np.int32) if LOSSES[loss].targets == ("labels",) else empty
         for reduction, shape in (("mean", ()), ("sum", ()), ("none", (0, 3) if loss == "log_loss" else (0,))):
             value, gradient = lib.value_and_grad(loss, y_true, empty, reduction=reduction)
             assert value.shape == shape
@@ -495,7 +603,7 @@ def test_masks_of_any_dtype(lib, dtype) -> None:
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("poison", [math.nan, INF, -INF])
 def test_nothing_leaks_from_masked_entries(lib, loss, poison) -> None:
-    y_true = Y.copy() if LOSSES[loss] == ("labels",) else ONE_HOT.copy()
+    y_true = Y.copy() if LOSSES[loss].targets == ("labels",) else ONE_HOT.copy()
     y_pred = P.copy()
     y_pred[1] = poison
     if y_true.ndim == 2:

@@ -66,6 +66,11 @@ def test_losses_compose_by_arithmetic() -> None:
     np.testing.assert_allclose(gradient, 2 * parts[0] + parts[1] / 3)
 
 
+def test_the_last_operation_has_the_argument_twice() -> None:
+    value, gradient = lb.value_and_grad(lambda t, p: p * p)(None, np.array(3.0))
+    assert (value, gradient) == (9, 6)
+
+
 def test_a_loss_that_ignores_its_argument_has_gradient_zero() -> None:
     value, gradient = lb.value_and_grad(lambda t, p: np.float64(3))(None, np.ones(2))
     assert value == 3

@@ -247,6 +247,7 @@ def _options(loss: str, case: Any) -> Iterator[Case]:
         ignoring = case("ignored labels", ignore_class=-1, seed=20)
         ignoring.y_true[::3] = -1
         yield ignoring
+        yield case("an ignored class", ignore_class=2, seed=20)
         everything = case("all labels ignored", ignore_class=-1, seed=20)
         everything.y_true[:] = -1
         yield everything
