@@ -87,7 +87,7 @@ def number(name: str, value: Any, low: float, high: float, words: str) -> None:
 
 def is_scalar(x: Any) -> bool:
     """Whether `x` is a NumPy scalar, or any library's array of shape ()."""
-    if not hasattr(x, "dtype"):
+    if type(x) in (bool, int, float) or not hasattr(x, "dtype"):
         return False
     if hasattr(x, "ndim"):  # PyTorch's nested tensors have no shape
         return bool(x.ndim == 0)

@@ -314,7 +314,9 @@ def modulated(ops: Ops, one_minus_p: Array, gamma: Number, loss: Array) -> Array
     """(1 − p)^γ · loss. Loss and gradient are 0 where 1 − p = 0, for γ < 1 too."""
     if is_number(gamma, 0):
         return loss
-    certain = (one_minus_p == 0) & (gamma > 0)
+    certain = one_minus_p == 0
+    if not isinstance(gamma, int | float):
+        certain = certain & (gamma > 0)
     return ops.where(certain, 0.0, ops.power(ops.where(certain, 1.0, one_minus_p), gamma) * loss)
 
 

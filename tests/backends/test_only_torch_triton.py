@@ -456,7 +456,7 @@ def interpreted_what_is_declined(fast) -> None:
     lb.categorical_crossentropy(target, z.double(), from_logits=True)
     lb.categorical_crossentropy(target, z.long(), from_logits=True)
     lb.binary_crossentropy(target, torch.sigmoid(z))
-    lb.binary_crossentropy(target, z, from_logits=True, pos_weight=torch.tensor(2.0))
+    lb.binary_crossentropy(target, z, from_logits=True, pos_weight=torch.full((6,), 2.0))
     assert not fast.accepted
 
 
