@@ -284,12 +284,12 @@ _ROUNDING = {"float16": 2.0**-8, "bfloat16": 2.0**-5}
 
 def _fractions(x: Array, given: ArrayLike) -> Array:
     """x, of the array that was given, with NaN outside [0, 1]."""
-    return np.where(x > 1.0 + _ROUNDING.get(np.asarray(given).dtype.name, 2.0**-16), np.nan, _shares(x, given))
+    return np.where(x > 1.0 + _ROUNDING.get(np.asarray(given).dtype.name, 2.0**-12), np.nan, _shares(x, given))
 
 
 def _shares(x: Array, given: ArrayLike) -> Array:
     """With NaN below 0."""
-    outside = x < -_ROUNDING.get(np.asarray(given).dtype.name, 2.0**-16)
+    outside = x < -_ROUNDING.get(np.asarray(given).dtype.name, 2.0**-12)
     return np.where(outside, np.nan, x)
 
 

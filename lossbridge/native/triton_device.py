@@ -155,7 +155,7 @@ def _fractions(target, row, stride, column, inside):
     elif target.dtype.element_ty == tl.float16:
         rounding = 0.00390625
     else:
-        rounding = 1.52587890625e-05
+        rounding = 0.000244140625
     return tl.where((t < -rounding) | (t > 1.0 + rounding), float("nan"), t)
 
 

@@ -331,8 +331,8 @@ def test_xla_is_told_what_is_wrong_with_a_call() -> None:
     numbers = np.zeros(5)
     for arrays, integers, words in (
         ((z, z), np.zeros(3, int), "another version"),
-        ((z, z), np.array([1, 1, 0, 1, 2, 1]), "other buffers"),
-        ((z > 0, z), np.array([1, 1, 0, 1, 0, 1]), "no rows for these arrays"),
+        ((z, z), np.array([1, 1, 0, 0, 1, 2, 1]), "other buffers"),
+        ((z > 0, z), np.array([1, 1, 0, 0, 1, 0, 1]), "no rows for these arrays"),
     ):
         with pytest.raises(jax.errors.JaxRuntimeError, match=words):
             jax.block_until_ready(call(*arrays, integers=integers, numbers=numbers))

@@ -27,7 +27,7 @@ template <class F> struct Domain {
   F low = -INF<F>, high = INF<F>;
   static Domain shares(const Call &c, Dtype dtype) {
     if (!c.domain) return {};
-    return {F(dtype == Dtype::BFLOAT16 ? -0x1p-5 : dtype == Dtype::FLOAT16 ? -0x1p-8 : -0x1p-16), INF<F>};
+    return {F(dtype == Dtype::BFLOAT16 ? -0x1p-5 : dtype == Dtype::FLOAT16 ? -0x1p-8 : -0x1p-12), INF<F>};
   }
   static Domain fractions(const Call &c, Dtype dtype) {
     const Domain d = shares(c, dtype);
