@@ -16,7 +16,7 @@ import numpy as np
 from lossbridge import errors
 from lossbridge.frameworks import FRAMEWORKS, numpy_ops
 from lossbridge.frameworks.framework import ArrayOps, Framework, Unreadable
-from lossbridge.maths.elementary import ROUNDING, nan_unless
+from lossbridge.maths.elementary import nan_unless, rounding
 from lossbridge.maths.ops import ANYWHERE, Array, Rule, Shape
 from lossbridge.reduction import counting, neutralise, reduce, unit_of, weighted
 from lossbridge.spec import FRACTION, NUMBERS, PER_CLASS, REDUCTIONS, SWITCHES, Loss, Names, Request, Target
@@ -385,9 +385,8 @@ def _refuse_outside(r: Request, found: Array, names: Names) -> None:
     for name, x, domain in zip((names.target, names.pred), (r.target, r.pred), r.rule.domains, strict=True):
         values = None if domain == "anywhere" else ops.concrete(x)
         if values is not None:
-            rounding = ROUNDING.get(ops.dtype(x), ROUNDING["float32"])
-            is_target = name == names.target
-            errors.in_domain(name, values, (domain, rounding), (r.axis, valid), is_target, "logits" in r.loss.rules)
+            limits, samples = (domain, rounding(ops.dtype(x))), (r.axis, valid)
+            errors.in_domain(name, values, limits, samples, name == names.target, "logits" in r.loss.rules)
 
 
 def _per_sample(ops: ArrayOps, name: str, x: Array, pred: Array, row: int | None) -> Array:

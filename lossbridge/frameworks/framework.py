@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from lossbridge.maths.elementary import ROUNDING, in_domain
+from lossbridge.maths.elementary import in_domain, rounding
 from lossbridge.maths.ops import ANYWHERE, Array, Domain, Ops, Shape
 from lossbridge.reduction import neutralise
 from lossbridge.spec import Request
@@ -165,8 +165,9 @@ def prepared(ops: Ops, r: Request, target: Array, pred: Array) -> tuple[Array, A
 
 
 def ready(ops: Ops, x: Array, dtype: str, domain: Domain, axis: int | None, valid: Array | None) -> Array:
-    rounding = ROUNDING.get(ops.dtype(x), ROUNDING["float32"])
-    return in_domain(ops, neutralise(ops, ops.cast(x, dtype), valid, axis, 0.5), domain, axis, rounding)
+    """`x` in this dtype, 0.5 where not valid, NaN outside its domain."""
+    slack = rounding(ops.dtype(x))
+    return in_domain(ops, neutralise(ops, ops.cast(x, dtype), valid, axis, 0.5), domain, axis, slack)
 
 
 def by_formula(ops: Ops, r: Request, target: Array, pred: Array) -> Array:

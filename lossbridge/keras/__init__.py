@@ -104,7 +104,7 @@ class _Loss(keras.losses.Loss):
 
     @property
     def _loss(self) -> Loss:
-        return LOSSES.get(self._function, SPARSE_FOCAL._replace(checked=True))
+        return LOSSES.get(self._function, SPARSE_FOCAL)
 
     def get_config(self) -> dict[str, Any]:
         config = {**super().get_config(), "dtype": self.dtype, **self._options()}

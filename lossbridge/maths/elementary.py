@@ -23,27 +23,6 @@ def clip(ops: Ops, x: Array, low: Number, high: Number) -> Array:
     return ops.where(x < low, low, ops.where(x > high, high, x))
 
 
-# What rounding may add to 1, or leave of 0: four units in the last place of 1; for the others, what the steps of finite
-# differences may as well (1e-4 of jax.test_util.check_grads).
-ROUNDING = {"float16": 2.0**-8, "bfloat16": 2.0**-5, "float32": 2.0**-12, "float64": 2.0**-12}
-
-
-def in_domain(ops: Ops, x: Array, domain: Domain, axis: int | None, rounding: float) -> Array:
-    """`x`; NaN where it lies outside by more than `rounding`, and in rows of shares that are all 0.
-
-    NaN is added as log(−1), and not written down (see the end of this file).
-    """
-    if domain == "anywhere":
-        return x
-    value = ops.stop_gradient(x)
-    inside = value > -rounding
-    if domain == "fractions":
-        inside = inside & (value < 1 + rounding)
-    elif axis is not None:
-        inside = inside & (ops.sum(value, axis, keepdims=True) != 0)
-    return x + ops.log(2 * ops.cast(inside, ops.dtype(x)) - 1)
-
-
 def smooth(ops: Ops, target: Array, outcomes: float | Array, label_smoothing: Number) -> Array:
     """t·(1−s) + s/C."""
     if is_number(label_smoothing, 0):
@@ -115,9 +94,38 @@ def is_infinite(x: Array) -> Array:
 
 def nan_unless(ops: Ops, valid: Array, x: Array) -> Array:
     """`x`; NaN, with the gradient 0, where not valid."""
-    return ops.where(valid, x, 0.0) + ops.log(2 * ops.cast(valid, ops.dtype(x)) - 1)
+    return ops.where(valid, x, 0.0) + _nan_where_not(ops, valid, x)
+
+
+def _nan_where_not(ops: Ops, valid: Array, like: Array) -> Array:
+    """log(−1) where not valid, else log 1 = 0."""
+    return ops.log(2 * ops.cast(valid, ops.dtype(like)) - 1)
 
 
 def infinite_where(ops: Ops, condition: Array, x: Array) -> Array:
     """`x`; ∞, with the gradient 0, where the condition holds."""
     return ops.where(condition, 0.0, x) - ops.log(1 - ops.cast(condition, ops.dtype(x)))
+
+
+# Domains.
+
+
+def rounding(dtype: str) -> float:
+    """What rounding may add to 1, or leave of 0: four units in the last place of 1 in float16 and bfloat16.
+
+    In other dtypes, what the steps of finite differences may as well: jax.test_util.check_grads takes 1e-4.
+    """
+    return {"float16": 2.0**-8, "bfloat16": 2.0**-5}.get(dtype, 2.0**-12)
+
+
+def in_domain(ops: Ops, x: Array, domain: Domain, axis: int | None, slack: float) -> Array:
+    """`x`; NaN where it lies outside by more than `slack`, and in rows of shares that are all 0."""
+    if domain == "anywhere":
+        return x
+    value = ops.stop_gradient(x)
+    inside = value > -slack
+    if domain == "fractions":
+        inside = inside & (value < 1 + slack)
+    elif axis is not None:
+        inside = inside & (ops.sum(value, axis, keepdims=True) != 0)
+    return x + _nan_where_not(ops, inside, x)

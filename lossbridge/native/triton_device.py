@@ -148,7 +148,7 @@ def _load(x, row, stride, column, inside):
 
 @triton.jit
 def _fractions(target, row, stride, column, inside):
-    """Targets; NaN outside [0, 1] by more than rounding, which is ROUNDING of lossbridge/maths/elementary.py."""
+    """Targets; NaN outside [0, 1] by more than rounding, which is that of lossbridge/maths/elementary.py."""
     t = _load(target, row, stride, column, inside)
     if target.dtype.element_ty == tl.bfloat16:
         rounding = 0.03125
