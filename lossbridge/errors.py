@@ -230,14 +230,14 @@ def in_domain(
     values: np.ndarray,
     domain: tuple[Domain, float],
     samples: tuple[int | None, np.ndarray | None],
-    is_target: bool,
     takes_logits: bool,
+    names: Names,
 ) -> None:
     """Raises for the first number outside the domain, of a sample that counts. NaN is accepted: the loss is NaN too.
 
     `domain`: with what rounding may add to it; `samples`: the axis of their numbers, and which count.
     """
-    (kind, rounding), (axis, valid) = domain, samples
+    (kind, rounding), (axis, valid), is_target = domain, samples, name == names.target
     bad = values < -rounding
     if kind == "fractions":
         bad |= values > 1 + rounding
@@ -246,7 +246,7 @@ def in_domain(
         bad = bad & valid
     if not bad.any():
         if kind == "shares" and axis is not None:
-            _refuse_zeros(name, values, axis, valid)
+            _refuse_zeros(name, values, axis, valid, names)
         return
     index = tuple(int(i) for i in np.argwhere(bad)[0])
     words = "targets lie in [0, 1]" if is_target else "probabilities lie in [0, 1]"
@@ -258,11 +258,11 @@ def in_domain(
     elif values.max() == 255:
         hint = "divide a mask of 0 and 255 by 255"
     else:
-        hint = "correct it, or leave its sample out with mask="
+        hint = f"correct it, or leave its sample out with {names.leave_out}"
     raise ValueError(f"{name} holds {values[index]!s}{_place(index)}, and {words}; {hint}")
 
 
-def _refuse_zeros(name: str, values: np.ndarray, axis: int, valid: np.ndarray | None) -> None:
+def _refuse_zeros(name: str, values: np.ndarray, axis: int, valid: np.ndarray | None, names: Names) -> None:
     """Raises for the first row of zeros that counts."""
     empty = ~values.any(axis)
     empty = empty if valid is None else empty & np.squeeze(valid, axis if valid.ndim else None)
@@ -270,7 +270,7 @@ def _refuse_zeros(name: str, values: np.ndarray, axis: int, valid: np.ndarray | 
         place = _place(tuple(int(i) for i in np.argwhere(empty)[0]))
         raise ValueError(
             f"{name} is 0 for all outcomes{place}, which is no distribution; correct it, or leave its sample out with "
-            "mask="
+            f"{names.leave_out}"
         )
 
 

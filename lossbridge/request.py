@@ -386,7 +386,7 @@ def _refuse_outside(r: Request, found: Array, names: Names) -> None:
         values = None if domain == "anywhere" else ops.concrete(x)
         if values is not None:
             limits, samples = (domain, rounding(ops.dtype(x))), (r.axis, valid)
-            errors.in_domain(name, values, limits, samples, name == names.target, "logits" in r.loss.rules)
+            errors.in_domain(name, values, limits, samples, "logits" in r.loss.rules, names)
 
 
 def _per_sample(ops: ArrayOps, name: str, x: Array, pred: Array, row: int | None) -> Array:

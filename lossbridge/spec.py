@@ -40,7 +40,7 @@ class Names(NamedTuple):
 
     target: str = "y_true"
     pred: str = "y_pred"
-    leave_out: str = "ignore_class= or mask="
+    leave_out: str = "mask="  # the argument by which a sample does not count
     soft: str = "categorical_crossentropy"  # the function of one-hot and soft targets
     sparse: str = "sparse_categorical_crossentropy"
     classes_last: str = "axis=-1"  # the option for classes along the last axis
@@ -99,6 +99,7 @@ class Request(NamedTuple):
 
 _PROBABILITIES = {"from_logits": False, "epsilon": 1e-7}
 _SMOOTHED = {**_PROBABILITIES, "label_smoothing": 0.0}
+_LABELS = Names(leave_out="ignore_class= or mask=")
 _OF_LOGITS = Names("teacher_logits", "student_logits")
 
 LOSSES: Mapping[str, Loss] = {
@@ -117,6 +118,7 @@ LOSSES: Mapping[str, Loss] = {
             "sparse_categorical_crossentropy",
             {"logits": {"labels": softmax.LABELS}, "probabilities": {"labels": softmax.LABEL_PROBABILITIES}},
             {**_SMOOTHED, "ignore_class": None, "class_weight": None},
+            names=_LABELS,
             mass=softmax.LABEL_MASS,
         ),
         Loss(

@@ -64,6 +64,7 @@ SPARSE_FOCAL = LOSSES["categorical_focal_crossentropy"]._replace(
         "probabilities": {"labels": softmax.LABEL_FOCAL_PROBABILITIES},
     },
     options={"alpha": 0.25, "gamma": 2.0, "from_logits": False, "epsilon": 1e-7, "ignore_class": None},
+    names=LOSSES["sparse_categorical_crossentropy"].names,
 )
 # lossbridge's own losses, which here also take one class, and as in Keras any number.
 _LOSSES = {
@@ -331,8 +332,8 @@ def logits_behind(loss: Loss, y_pred: Array, options: dict[str, Any]) -> tuple[A
 
 
 def with_attached_mask(names: Names) -> Names:
-    """For errors of a mask that Keras' layers attached to y_pred, and nobody gave."""
-    return names._replace(mask=errors.ATTACHED_MASK)
+    """For calls without `mask=`, whose mask Keras' layers attached to y_pred."""
+    return names._replace(mask=errors.ATTACHED_MASK, leave_out=names.leave_out.replace("mask=", "sample_weight 0"))
 
 
 def own(name: str, x: Any) -> Array:

@@ -46,11 +46,29 @@ AGREED, DISAGREED, BAD_USAGE = 0, 1, 2
 # Of the arrays that `explain` makes up, in each framework's process.
 MOST_ENTRIES = 2**27
 
+
+def number(given: str | float) -> float:
+    """An option's number, or its default; Python's own way would read the text 1_0 as 10."""
+    return _plain(given, float)
+
+
+def whole_number(given: str | int) -> int:
+    return _plain(given, int)
+
+
+def _plain(given: object, kind: Any) -> Any:
+    try:
+        return kind(str(given) if "_" not in str(given) else "")
+    except ValueError:
+        what = "whole number" if kind is int else "number"
+        raise typer.BadParameter(f"{given!r} is no {what}; give it in digits") from None
+
+
 # Options that several commands share, or that take more than a line.
 Backends = Annotated[list[str] | None, typer.Option(help="Only this backend; may be repeated.")]
 Losses = Annotated[list[str] | None, typer.Option(help="Only this loss; may be repeated.")]
 Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, …")]
-Timeout = Annotated[float, typer.Option(help="Seconds of silence after which a backend counts as hung.")]
+Timeout = Annotated[float, typer.Option(parser=number, help="Seconds of silence after which a backend counts as hung.")]
 
 OwnFile = Annotated[
     Path | None,
@@ -63,13 +81,15 @@ Peers = Annotated[
 # Options of a loss, for commands that call one.
 _PANEL: dict[str, Any] = {"rich_help_panel": "Options of the loss"}
 FromLogits = Annotated[bool | None, typer.Option(help="y_pred holds logits.", **_PANEL)]
-LabelSmoothing = Annotated[float | None, typer.Option(help="In [0, 1].", **_PANEL)]
-Axis = Annotated[int | None, typer.Option(help="The axis of the classes.", **_PANEL)]
-Epsilon = Annotated[float | None, typer.Option(help="The bound that probabilities are clipped to.", **_PANEL)]
-IgnoreClass = Annotated[int | None, typer.Option(help="A label to ignore.", **_PANEL)]
-Temperature = Annotated[float | None, typer.Option(help="The T of distillation_loss.", **_PANEL)]
-Alpha = Annotated[float | None, typer.Option(help="Of the focal losses.", **_PANEL)]
-Gamma = Annotated[float | None, typer.Option(help="Of the focal losses.", **_PANEL)]
+LabelSmoothing = Annotated[float | None, typer.Option(parser=number, help="In [0, 1].", **_PANEL)]
+Axis = Annotated[int | None, typer.Option(parser=whole_number, help="The axis of the classes.", **_PANEL)]
+Epsilon = Annotated[
+    float | None, typer.Option(parser=number, help="The bound that probabilities are clipped to.", **_PANEL)
+]
+IgnoreClass = Annotated[int | None, typer.Option(parser=whole_number, help="A label to ignore.", **_PANEL)]
+Temperature = Annotated[float | None, typer.Option(parser=number, help="The T of distillation_loss.", **_PANEL)]
+Alpha = Annotated[float | None, typer.Option(parser=number, help="Of the focal losses.", **_PANEL)]
+Gamma = Annotated[float | None, typer.Option(parser=number, help="Of the focal losses.", **_PANEL)]
 ClassBalancing = Annotated[bool | None, typer.Option(help="Of binary_focal_crossentropy.", **_PANEL)]
 Reduction = Annotated[str | None, typer.Option(help="mean, sum, none or mean_with_sample_weight.", **_PANEL)]
 _OPTIONS = (
@@ -459,9 +479,13 @@ def diagnose(
     quantity: Annotated[
         str | None, typer.Option(help="What an array of y_pred's shape holds: gradient or value.")
     ] = None,
-    ignore_class: Annotated[int | None, typer.Option(help="A label that may have been ignored.")] = None,
-    label_smoothing: Annotated[float | None, typer.Option(help="A coefficient that may have been used.")] = None,
-    epsilon: Annotated[float | None, typer.Option(help="An ε that may have been used.")] = None,
+    ignore_class: Annotated[
+        int | None, typer.Option(parser=whole_number, help="A label that may have been ignored.")
+    ] = None,
+    label_smoothing: Annotated[
+        float | None, typer.Option(parser=number, help="A coefficient that may have been used.")
+    ] = None,
+    epsilon: Annotated[float | None, typer.Option(parser=number, help="An ε that may have been used.")] = None,
     probe: ProbeFile = None,
 ) -> None:
     """Find the conventions that explain a loss: the libraries' own, and those with one or two things changed.

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from rich.table import Table
+from rich.text import Text
 
 from lossbridge.explanation import explain
 from lossbridge.frameworks.framework import Framework
@@ -84,14 +85,15 @@ def found(b: Framework, call: Call, device: str, under: str) -> Found:
 
 def table(runs: Sequence[BackendRun[Found]], title: str) -> Table:
     """A row for each framework and way to call it, whose last column holds the sentences."""
-    shown = Table(title=title, title_justify="left", show_lines=True)
+    shown = Table(title=Text(title), title_justify="left", show_lines=True)
     shown.add_column("call", no_wrap=True)
     shown.add_column("path", no_wrap=True)
     shown.add_column("value, gradient, and why not a faster path")
     for run in runs:
         for one in run.outcomes:
             words = "\n".join(one.lines) or one.fault
-            shown.add_row(f"{run.backend} {run.version.split('+')[0]}\n{one.under or 'eager'}", one.path, words)
+            call = f"{run.backend} {run.version.split('+')[0]}\n{one.under or 'eager'}"
+            shown.add_row(*(Text(x) for x in (call, one.path, words)))  # no markup: texts hold brackets
     return shown
 
 

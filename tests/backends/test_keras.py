@@ -446,3 +446,11 @@ def test_lists_numbers_and_variables_are_taken(lib) -> None:
     for pred in (keras.Variable(y_pred), np.float32(y_pred)):  # a target that could learn is no sign of a swap
         assert lib.b.to_numpy(loss(keras.Variable(np.float32(y_true)), pred)) == expected
     assert float(loss(y_true, y_pred, [[3.0], [3.0]])) == pytest.approx(3 * 1.1769392, rel=1e-6)
+
+
+def test_errors_name_what_leaves_a_sample_out_here() -> None:
+    # The classes take no mask=.
+    with pytest.raises(ValueError, match="leave it out with ignore_class= or sample_weight 0$"):
+        lk.SparseCategoricalCrossentropy(from_logits=True)([0, 3], np.zeros((2, 3), np.float32))
+    with pytest.raises(ValueError, match="leave its sample out with sample_weight 0$"):
+        lk.BinaryCrossentropy(from_logits=True)(np.float32([[0], [3]]), np.zeros((2, 1), np.float32))

@@ -480,3 +480,10 @@ def test_explain_on_a_device_that_is_not_there() -> None:
     result = run("explain", "log_loss", "--backend", "numpy", "--device", "cuda", code=1)
     assert "numpy: no device: no device cuda; present: cpu" in result.stdout
     assert "path" not in result.stdout
+
+
+@pytest.mark.parametrize("option", ["--timeout", "--label-smoothing", "--axis"])
+def test_numbers_are_read_as_they_are_written(option, save, arrays) -> None:
+    # Python would read 1_0 as 10.
+    result = run("parity", save(**arrays), "--loss", "log_loss", option, "1_0", code=2)
+    assert "'1_0' is no" in result.output

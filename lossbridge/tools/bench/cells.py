@@ -117,7 +117,7 @@ class Budget:
     memory: int  # calls whose peak memory is measured
 
 
-FULL = Budget(least=7, most=51, seconds=3.0, memory=3)
+FULL = Budget(least=5, most=51, seconds=1.5, memory=2)
 QUICK = Budget(least=3, most=15, seconds=0.5, memory=1)
 
 SMALL, CLASSIFIER, LM, LM_DENSE = (32, 10), (4096, 1000), (2048, 32768), (1024, 32768)

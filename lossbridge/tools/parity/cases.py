@@ -183,6 +183,8 @@ def _cases_of(loss: str) -> Iterator[Case]:
             yield from _weights(case, loss, target)
         yield from _boundaries(loss, target, from_logits)
         yield from _outside(loss, target, from_logits)
+        if from_logits:
+            yield _of_large_weight(loss, target)
     yield from _digits(loss)
 
 
@@ -365,6 +367,14 @@ def _boundaries(loss: str, target: Target, from_logits: bool) -> Iterator[Case]:
     elif target == "distributions" and from_logits:
         soft = _softmax(np.random.default_rng(32).normal(size=(8, 5)))
         yield given("soft targets, confident rows", soft, 20 * _one_hot())
+
+
+def _of_large_weight(loss: str, target: Target) -> Case:
+    """Slopes that float16 lacks before they are multiplied by the weight, and has after."""
+    logits = 18 * (_one_hot() - 1)
+    y_true = {"labels": _LABELS, "logits": logits + 2 * (logits < 0)}.get(target, _one_hot())
+    weight = np.float32(65536)
+    return _given(loss, "small slopes of weight 65536", y_true, logits, True, "float16", sample_weight=weight)
 
 
 def _outside(loss: str, target: Target, from_logits: bool) -> Iterator[Case]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from lossbridge.tools.parity import peers
 from lossbridge.tools.parity.cases import KERAS_EXAMPLE
@@ -116,13 +117,13 @@ def table(runs: Runs) -> Table:
         shown.add_column(f"{run.backend}\n{run.version.split('+')[0] or run.status}", no_wrap=True)
     shown.add_column("bits", no_wrap=True)
     for row in rows(runs):
-        shown.add_row("\n".join(row.labels), *(_coloured(cell) for cell in (*row.cells, row.bits)))
+        labels = Text("\n".join(row.labels))  # no markup: a file's name may hold brackets
+        shown.add_row(labels, *(_coloured(cell) for cell in (*row.cells, row.bits)))
     return shown
 
 
-def _coloured(cell: Cell) -> str:
-    text = "\n".join(cell.lines)
-    return text if cell.good else f"[red]{text}[/red]" if cell.good is False else f"[dim]{text}[/dim]"
+def _coloured(cell: Cell) -> Text:
+    return Text("\n".join(cell.lines), style={True: "", False: "red", None: "dim"}[cell.good])
 
 
 @dataclass(frozen=True)
