@@ -1,117 +1,15 @@
-"""What libraries compute, as data: a `Convention` is one way to get a number, a `Peer` one library's function.
+"""The functions that `lossbridge.compat` follows, as conventions: Keras, PyTorch, scikit-learn, optax, SciPy, and ours.
 
-`lossbridge.diagnose` searches these, the parity command and the tests compare each peer's convention with
-`lossbridge.compat` and the library itself, and the table of docs/conventions.md is generated from them. Data alone:
-nothing of lossbridge is imported.
+The parity command and the tests compare each with `lossbridge.compat` and with the library itself.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
-Cost = Literal[
-    "cross-entropy",  # Σ_c t_c (−log p_c)
-    "binary",  # −t log p − (1 − t) log(1 − p), class by class
-    "divergence",  # Σ_c t_c log(t_c / p_c)
-    "convex divergence",  # Σ_c t_c log(t_c / p_c) − t_c + p_c
-    "focal",  # Σ_c α t_c (1 − p_c)^γ (−log p_c)
-    "binary focal",  # (1 − p_t)^γ times "binary"
-    "poly",  # "cross-entropy" + ε₁ Σ_c t_c (1 − p_c)
-    "entropy",  # Σ_c p_c (−log p_c), of the predictions alone
-]
-# The function that makes an array probabilities. "exp": it holds their logarithms.
-Activation = Literal["none", "softmax", "sigmoid", "exp", "softmax twice", "sigmoid twice"]
-# "both": p to [ε, 1 − ε]; "lower": p to [ε, 1]; "added": log(p + ε); "floor": max(log p, −100).
-Clip = Literal["none", "both", "lower", "added", "floor"]
-# What the sum is divided by. "samples": the number of rows, which lie along the axis of the classes; "classes": the
-# size of that axis; "elements": the product; "weights": the sum of the rows' weights; "axis 0": the size of axis 0.
-Divisor = Literal["samples", "elements", "weights", "classes", "axis 0", "one"]
-
-
-@dataclass(frozen=True)
-class Convention:
-    """How a number is computed from targets and predictions. Libraries, or users, differ in every field.
-
-    No library differs in the fields after `divisor`; they are mistakes that are made between two libraries.
-    """
-
-    cost: Cost = "cross-entropy"
-    activation: Activation = "none"  # of the predictions
-    target_activation: Activation = "none"
-    renormalise: Literal["no", "predictions", "both"] = "no"  # to the sum 1, before clipping …
-    clip_first: bool = False  # … or after it
-    clip: Clip = "none"
-    epsilon: float | Literal["machine"] = 0.0  # "machine": of the predictions' dtype
-    label_smoothing: float = 0.0
-    smoothing_over: Literal["K", "K-1"] = "K"  # t (1 − s) + s/K, or s/(K − 1) to each wrong class
-    alpha: float | None = None
-    gamma: float = 0.0
-    class_weight: bool = False  # whether the given ones are used
-    sample_weight: bool = False
-    left_out: Literal["removed", "zero", "kept"] = "removed"  # masked and ignored entries; "zero": counted, with loss 0
-    base: float = math.e
-    axis: int = -1
-    divisor: Divisor = "samples"
-
-    swapped: bool = False
-    logarithm: Literal["once", "missing", "twice"] = "once"
-    # "exact": no rounding but that of ε and 1 − ε, as float64 for float64 predictions, else as float32.
-    dtype: Literal["exact", "float32", "float16 inputs", "bfloat16 inputs", "float16", "bfloat16"] = "exact"
-    outcome: Literal["loss", "negated", "perplexity"] = "loss"
-    undefined: Literal["zero", "nan"] = "zero"  # 0·∞, and a mean over nothing
-
-    def but(self, **changes: Any) -> Convention:
-        """With these fields; itself if none changes, which saves most of the time of a search."""
-        if all(getattr(self, name) == value for name, value in changes.items()):
-            return self
-        return replace(self, **changes)
-
-    def activated(self, activation: Activation) -> Convention:
-        """With another activation of the predictions, and without clipping, because logits are not clipped."""
-        if activation == self.activation:
-            return self
-        return replace(self, activation=activation, clip="none", epsilon=0.0, renormalise="no")
-
-    def resolved(self, machine_epsilon: float) -> Convention:
-        """With ε as a number."""
-        return replace(self, epsilon=machine_epsilon) if self.epsilon == "machine" else self
-
-
-# By field of the convention: the code of the option that sets it, for each value, or as a format of the value.
-Options = Mapping[str, Mapping[Any, str] | str]
-Targets = Literal["labels", "distributions", "events", "none"]
-
-
-@dataclass(frozen=True)
-class Peer:
-    """One function of one library."""
-
-    library: str  # a module of lossbridge.compat, or "lossbridge"
-    function: str
-    targets: tuple[Targets, ...]  # integer labels, distributions over classes, outcomes in [0, 1]
-    arguments: tuple[str, str]  # the order of the first two: "target" and "pred"
-    convention: Convention  # with the defaults
-    options: Options = field(default_factory=dict)
-    returns: Literal["scalar", "samples", "elements", "columns"] = "samples"  # "columns": one value a column
-    note: str = ""
-
-    @property
-    def name(self) -> str:
-        return f"{self.library}.{self.function}"
-
-    @property
-    def elementwise(self) -> bool:
-        """Whether it returns one value an element if it does not reduce."""
-        return self.returns == "elements" or (self.library == "torch" and self.convention.divisor == "elements")
-
-    @property
-    def is_class(self) -> bool:
-        """Whether it is a class: constructed with its options, and called with arrays and weights."""
-        return self.function[0].isupper()
-
+from lossbridge.conventions.convention import Convention, Options, Peer, Targets
 
 _ORDER = ("target", "pred")
 _REVERSED = ("pred", "target")
