@@ -13,7 +13,7 @@ from typing import Any
 
 from lossbridge.compat.deviations import DEVIATIONS, Deviation, Result
 from lossbridge.conventions import PEERS, Convention, Peer
-from lossbridge.tools.diagnosis.wording import LIBRARIES
+from lossbridge.tools.diagnosis.wording import LIBRARIES, floor
 
 PAGE = Path(__file__).with_name("conventions.md")
 NAMES = {library: name.rstrip("'").removesuffix("'s") for library, name in LIBRARIES.items()}
@@ -27,6 +27,8 @@ COSTS = {
     "binary focal": "(1 − p_t)^γ times the binary one",
     "poly": "Σ t (−log p + ε₁ (1 − p))",
     "entropy": "Σ p (−log p)",
+    "squared": "Σ (t − p)²",
+    "jensen-shannon": "Jensen–Shannon divergence",
 }
 TARGETS = {"labels": "labels", "distributions": "distributions", "events": "outcomes", "none": "–"}
 ACTIVATIONS = {"none": "probabilities", "softmax": "logits", "sigmoid": "logits", "exp": "log-probabilities"}
@@ -34,6 +36,7 @@ DIVISORS = {
     "samples": "samples",
     "elements": "elements",
     "weights": "Σ weights",
+    "nonzero weights": "weights that are not 0",
     "classes": "classes",
     "axis 0": "size of axis 0",
     "one": "–",
@@ -76,7 +79,7 @@ def _clipping(c: Convention) -> str:
         "both": f"[{epsilon}, 1 − {epsilon}]",
         "lower": f"[{epsilon}, 1], targets too",
         "added": f"p + {epsilon}",
-        "floor": "log p ≥ −100",
+        "arguments": floor(c.epsilon).replace("logarithms of at least", "log p ≥"),
     }[c.clip]
 
 

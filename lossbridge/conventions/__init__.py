@@ -8,5 +8,6 @@ from __future__ import annotations
 
 from lossbridge.conventions.compatible import PEERS
 from lossbridge.conventions.convention import Activation, Clip, Convention, Cost, Divisor, Options, Peer, Targets
+from lossbridge.conventions.further import FURTHER
 
-__all__ = ["PEERS", "Activation", "Clip", "Convention", "Cost", "Divisor", "Options", "Peer", "Targets"]
+__all__ = ["FURTHER", "PEERS", "Activation", "Clip", "Convention", "Cost", "Divisor", "Options", "Peer", "Targets"]

@@ -5,11 +5,12 @@ The parity command and the tests compare each with `lossbridge.compat` and with 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from lossbridge.conventions.convention import Convention, Options, Peer, Targets
+from lossbridge.conventions.convention import Activation, Convention, Options, Peer, Targets
 
 _ORDER = ("target", "pred")
 _REVERSED = ("pred", "target")
@@ -40,6 +41,13 @@ _OUR_BINARY: Options = {
     "sample_weight": _SAMPLE_WEIGHT,
     "divisor": {"elements": "", "classes": "reduction='sum'"},
 }
+_OUR_TRIALS: Options = {
+    "activation": _BINARY_LOGITS,
+    **_EPSILON,
+    "sample_weight": _SAMPLE_WEIGHT,
+    "divisor": {"elements": "", "one": "reduction='sum'", "weights": "reduction='mean_with_sample_weight'"},
+}
+_POS_WEIGHT: Options = {"pos_weight": "pos_weight={}"}
 _FOCUS: Options = {"alpha": "alpha={}", "gamma": "gamma={}"}
 
 
@@ -60,7 +68,8 @@ _LOSSBRIDGE = (
         _KERAS_CATEGORICAL,
         {**_OUR_CATEGORICAL, "class_weight": _CLASS_WEIGHT, "left_out": {"removed": "ignore_class={ignored}"}},
     ),
-    _ours("binary_crossentropy", "events", _KERAS_BINARY, _OUR_BINARY),
+    _ours("binary_crossentropy", "events", _KERAS_BINARY, {**_OUR_BINARY, **_POS_WEIGHT}),
+    _ours("log_loss", "events", _KERAS_BINARY, _OUR_TRIALS),
     _ours("log_loss", "labels", Convention(clip="both", epsilon=1e-7), {"activation": _LOGITS, **_OUR_COMMON}),
     _ours("kl_divergence", "distributions", _KERAS_DIVERGENCE, {**_OUR_COMMON, "clip": {"lower": "", "none": ""}}),
     _ours(
@@ -68,6 +77,12 @@ _LOSSBRIDGE = (
         "distributions",
         Convention("divergence", activation="softmax", target_activation="softmax"),
         {"activation": {"softmax": "from_logits=True"}, "axis": "axis={}", "divisor": _OURS},
+    ),
+    _ours(
+        "distillation_loss",
+        "distributions",
+        Convention("divergence", activation="softmax", target_activation="softmax"),
+        {"temperature": "temperature={}", "axis": "axis={}", "divisor": _OURS},
     ),
     _ours("categorical_focal_crossentropy", "distributions", _FOCAL, {**_OUR_CATEGORICAL, **_FOCUS}),
     _ours(
@@ -96,9 +111,10 @@ def _keras(
     if "left_out" in options:
         reducing["left_out"] = {"removed": "ignore_class={ignored}"}
         per_sample = replace(convention, left_out="zero")
+    nan: tuple[Activation, ...] = ("softmax",) if targets == "distributions" else ()
     return (
-        Peer("keras", cls, (targets,), _ORDER, replace(convention, dtype="float32"), reducing, "scalar"),
-        Peer("keras", function, (targets,), _ORDER, per_sample, options, note=note),
+        Peer("keras", cls, (targets,), _ORDER, replace(convention, dtype="float32"), reducing, "scalar", nan_under=nan),
+        Peer("keras", function, (targets,), _ORDER, per_sample, options, note=note, nan_under=nan),
     )
 
 
@@ -189,6 +205,7 @@ _TORCH = (
         },
         "scalar",
         note="A mean of distributions divides by their number, also with class weights.",
+        nan_under=("softmax",),
     ),
     Peer(
         "torch",
@@ -215,13 +232,14 @@ _TORCH = (
         },
         "scalar",
         note="The default 'mean' divides by the number of elements; 'batchmean' gives the divergence.",
+        nan_under=("exp",),
     ),
     Peer(
         "torch",
         "binary_cross_entropy",
         ("events",),
         _REVERSED,
-        Convention("binary", clip="floor", divisor="elements"),
+        Convention("binary", clip="arguments", epsilon=math.exp(-100), divisor="elements"),
         {"divisor": _PYTORCH_REDUCTIONS},
         "scalar",
     ),
@@ -233,6 +251,7 @@ _TORCH = (
         Convention("binary", activation="sigmoid", divisor="elements"),
         {"divisor": _PYTORCH_REDUCTIONS},
         "scalar",
+        nan_under=("sigmoid",),
     ),
 )
 
@@ -244,6 +263,7 @@ _OPTAX = (
         _REVERSED,
         Convention(activation="softmax"),
         {"axis": "axis={}"},
+        nan_under=("softmax",),
     ),
     Peer(
         "optax",
@@ -268,6 +288,7 @@ _OPTAX = (
         _REVERSED,
         Convention("binary", activation="sigmoid", divisor="elements"),
         returns="elements",
+        nan_under=("sigmoid",),
     ),
     Peer(
         "optax",
@@ -285,6 +306,7 @@ _OPTAX = (
         _REVERSED,
         Convention("poly", activation="softmax", alpha=2.0),
         {"alpha": "epsilon={}", "axis": "axis={}"},
+        nan_under=("softmax",),
         note="epsilon is the coefficient of the first polynomial term, no clipping.",
     ),
     Peer(
@@ -294,6 +316,7 @@ _OPTAX = (
         _REVERSED,
         Convention("divergence", activation="exp"),
         {"axis": "axis={}"},
+        nan_under=("exp",),
     ),
     Peer(
         "optax",
@@ -302,6 +325,7 @@ _OPTAX = (
         _REVERSED,
         Convention("divergence", activation="exp", target_activation="exp"),
         {"axis": "axis={}"},
+        nan_under=("exp",),
     ),
     Peer(
         "optax",
@@ -310,6 +334,7 @@ _OPTAX = (
         _REVERSED,
         Convention("convex divergence", activation="exp"),
         {"axis": "axis={}"},
+        nan_under=("exp",),
         note="convex_kl_divergence is its older name.",
     ),
 )

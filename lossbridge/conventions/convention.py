@@ -16,14 +16,18 @@ Cost = Literal[
     "binary focal",  # (1 − p_t)^γ times "binary"
     "poly",  # "cross-entropy" + ε₁ Σ_c t_c (1 − p_c)
     "entropy",  # Σ_c p_c (−log p_c), of the predictions alone
+    "squared",  # Σ_c (t_c − p_c)², the Brier score
+    "jensen-shannon",  # Σ_c ½ t_c log(t_c / m_c) + ½ p_c log(p_c / m_c), m = (t + p)/2
 ]
 # The function that makes an array probabilities. "exp": it holds their logarithms.
 Activation = Literal["none", "softmax", "sigmoid", "exp", "softmax twice", "sigmoid twice"]
-# "both": p to [ε, 1 − ε]; "lower": p to [ε, 1]; "added": log(p + ε); "floor": max(log p, −100).
-Clip = Literal["none", "both", "lower", "added", "floor"]
+# "both": p to [ε, 1 − ε]; "lower": p to [ε, 1]; "added": log(p + ε); "arguments": log(max(·, ε)) of p and of 1 − p, of
+# which PyTorch's log p ≥ −100 is one, with ε = e⁻¹⁰⁰.
+Clip = Literal["none", "both", "lower", "added", "arguments"]
 # What the sum is divided by. "samples": the number of rows, which lie along the axis of the classes; "classes": the
-# size of that axis; "elements": the product; "weights": the sum of the rows' weights; "axis 0": the size of axis 0.
-Divisor = Literal["samples", "elements", "weights", "classes", "axis 0", "one"]
+# size of that axis; "elements": the product; "weights": the sum of the rows' weights, "nonzero weights": their number;
+# "axis 0": the size of axis 0.
+Divisor = Literal["samples", "elements", "weights", "nonzero weights", "classes", "axis 0", "one"]
 
 
 @dataclass(frozen=True)
@@ -36,15 +40,19 @@ class Convention:
     cost: Cost = "cross-entropy"
     activation: Activation = "none"  # of the predictions
     target_activation: Activation = "none"
+    temperature: float = 1.0  # which logits are divided by
     renormalise: Literal["no", "predictions", "both"] = "no"  # to the sum 1, before clipping …
     clip_first: bool = False  # … or after it
     clip: Clip = "none"
     epsilon: float | Literal["machine"] = 0.0  # "machine": of the predictions' dtype
     label_smoothing: float = 0.0
-    smoothing_over: Literal["K", "K-1"] = "K"  # t (1 − s) + s/K, or s/(K − 1) to each wrong class
+    # t (1 − s) + s/K, K being 2 for outcomes; s/(K − 1) to each wrong class; s/C for outcomes of C classes.
+    smoothing_over: Literal["K", "K-1", "C"] = "K"
+    pos_weight: float = 1.0  # of the term −t log p of outcomes
     alpha: float | None = None
     gamma: float = 0.0
-    class_weight: bool = False  # whether the given ones are used
+    class_weight: bool = False  # whether the given ones are used …
+    weighted: Literal["terms", "rows"] = "terms"  # … on the terms, t_c w_c (−log p_c), or on rows, by Σ_c t_c w_c
     sample_weight: bool = False
     left_out: Literal["removed", "zero", "kept"] = "removed"  # masked and ignored entries; "zero": counted, with loss 0
     base: float = math.e
@@ -57,6 +65,9 @@ class Convention:
     dtype: Literal["exact", "float32", "float16 inputs", "bfloat16 inputs", "float16", "bfloat16"] = "exact"
     outcome: Literal["loss", "negated", "perplexity"] = "loss"
     undefined: Literal["zero", "nan"] = "zero"  # 0·∞, and a mean over nothing
+    rows: str = "all"  # which rows count, and how much: a name of lossbridge.tools.diagnosis.weightings
+    factor: float = 1.0  # of the whole …
+    offset: float = 0.0  # … to which this is added
 
     def but(self, **changes: Any) -> Convention:
         """With these fields; itself if none changes, which saves most of the time of a search."""
@@ -92,6 +103,7 @@ class Peer:
     options: Options = field(default_factory=dict)
     returns: Literal["scalar", "samples", "elements", "columns"] = "samples"  # "columns": one value a column
     note: str = ""
+    nan_under: tuple[Activation, ...] = ()  # the activations with which its 0·∞ is NaN
 
     @property
     def name(self) -> str:

@@ -450,7 +450,7 @@ def test_lists_numbers_and_variables_are_taken(lib) -> None:
 
 def test_errors_name_what_leaves_a_sample_out_here() -> None:
     # The classes take no mask=.
-    with pytest.raises(ValueError, match="leave it out with ignore_class= or sample_weight 0$"):
+    with pytest.raises(ValueError, match=r"leave it out with ignore_class= or sample_weight 0$"):
         lk.SparseCategoricalCrossentropy(from_logits=True)([0, 3], np.zeros((2, 3), np.float32))
-    with pytest.raises(ValueError, match="leave its sample out with sample_weight 0$"):
+    with pytest.raises(ValueError, match=r"leave its sample out with sample_weight 0$"):
         lk.BinaryCrossentropy(from_logits=True)(np.float32([[0], [3]]), np.zeros((2, 1), np.float32))

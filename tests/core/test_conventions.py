@@ -13,7 +13,8 @@ from exact import Problem
 
 from lossbridge.conventions import PEERS, Convention, Cost
 from lossbridge.tools.diagnosis.canonical import Setting, canonical
-from lossbridge.tools.diagnosis.evaluate import Batch, arrays, as_read, scalars, scale
+from lossbridge.tools.diagnosis.batch import Batch
+from lossbridge.tools.diagnosis.evaluate import arrays, as_read, scalars, scale
 from lossbridge.tools.diagnosis.hypotheses import changes, hypotheses, presets
 from lossbridge.tools.diagnosis.probes import probes
 from lossbridge.tools.diagnosis.reading import batch_of

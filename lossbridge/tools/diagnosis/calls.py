@@ -19,8 +19,9 @@ import numpy as np
 from lossbridge.conventions import PEERS, Convention, Peer
 from lossbridge.frameworks import numpy_ops as b
 from lossbridge.maths import elementary, softmax
+from lossbridge.tools.diagnosis.batch import WEIGHTS, Array, Batch
 from lossbridge.tools.diagnosis.canonical import BINARY, DIVERGENCES, FOCAL, Setting
-from lossbridge.tools.diagnosis.evaluate import WEIGHTS, Array, Batch, as_read, divisor, rounded, whole
+from lossbridge.tools.diagnosis.evaluate import as_read, divisor, rounded, whole
 
 _RTOL, _ATOL = 2e-5, 2e-6  # of a result in float32
 

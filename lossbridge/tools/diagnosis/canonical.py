@@ -7,19 +7,21 @@ here.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 
 from lossbridge.conventions import Convention
-from lossbridge.tools.diagnosis.evaluate import Batch, Quantity
+from lossbridge.tools.diagnosis.batch import Batch, Quantity
+from lossbridge.tools.diagnosis.weightings import ALL
 
 BINARY = ("binary", "binary focal")
 FOCAL = ("focal", "binary focal")
 DIVERGENCES = ("divergence", "convex divergence")
 SMOOTHINGS = (0.1, 0.05, 0.2, 0.01)
+_WITHOUT_LOGARITHM = ("squared", "jensen-shannon")  # or with none that is changed
 Holds = Literal["probabilities", "logits", "log-probabilities"]
 _SOFTMAX = ("softmax", "softmax twice")
 _CLIPS = ("both", "lower")
@@ -43,11 +45,11 @@ class Setting:
     ignored: bool  # there is a label to ignore
     ignored_class: bool  # and it is one of the classes
     finite: bool  # the number to explain is finite
+    extreme: bool  # 0·∞ may occur: a prediction is the probability 0 or 1, or an infinite logit
     double: bool  # the predictions are float64
     half: str  # "float16" or "bfloat16" if that is the dtype of the predictions
     quantity: Quantity
-    smoothings: tuple[float, ...] = SMOOTHINGS
-    epsilons: tuple[float, ...] = ()  # in addition to those that are always tried
+    given: Mapping[str, float] = field(default_factory=dict)  # by field of a convention: what may have been used
 
     @staticmethod
     def of(
@@ -56,8 +58,7 @@ class Setting:
         *,
         more: Iterable[Batch] = (),
         finite: bool = True,
-        smoothings: Iterable[float] = (),
-        epsilons: Iterable[float] = (),
+        given: Mapping[str, float] | None = None,
     ) -> Setting:
         """The setting of a batch and of further ones of the same form."""
         batches = (batch, *more)
@@ -78,12 +79,16 @@ class Setting:
             ignored=any(b.ignored is not None for b in batches),
             ignored_class=ignored is not None and 0 <= ignored < batch.classes,
             finite=finite,
+            extreme=any(_extreme(b) for b in batches),
             double=dtype == np.float64,
             half=batch.half,
             quantity=quantity,
-            smoothings=tuple(dict.fromkeys([*smoothings, *SMOOTHINGS])),
-            epsilons=tuple(epsilons),
+            given=given or {},
         )
+
+    def tried(self, name: str, usual: Iterable[float]) -> tuple[float, ...]:
+        """The number that may have been used, where one is given, and the usual ones."""
+        return tuple(dict.fromkeys((*((self.given[name],) if name in self.given else ()), *usual)))
 
     @property
     def events_only(self) -> bool:
@@ -93,6 +98,12 @@ class Setting:
     @property
     def left_out(self) -> bool:
         return self.mask or self.ignored
+
+
+def _extreme(batch: Batch) -> bool:
+    pred, kept = batch.y_pred, batch.rows(-1).valid
+    bounds = (0, 1, np.inf, -np.inf) if holds(pred) == "probabilities" else (np.inf, -np.inf)
+    return not kept.any() or bool(np.isin(pred, bounds).any())
 
 
 def holds(x: np.ndarray) -> Holds:
@@ -132,18 +143,31 @@ def canonical(c: Convention, setting: Setting) -> Convention | None:
 def _weights(c: Convention, setting: Setting) -> Convention:
     class_weight, sample_weight = c.class_weight and setting.class_weight, c.sample_weight and setting.sample_weight
     left_out, divisor = c.left_out if setting.left_out else "removed", c.divisor
-    if divisor == "weights" and not (class_weight or sample_weight):
+    if divisor in ("weights", "nonzero weights") and not (class_weight or sample_weight):
         divisor, left_out = "samples", "removed" if left_out == "zero" else left_out
-    return c.but(class_weight=class_weight, sample_weight=sample_weight, left_out=left_out, divisor=divisor)
+    if c.rows != ALL:
+        sample_weight, left_out = False, "removed"  # it has them
+        divisor = "samples" if divisor in ("weights", "nonzero weights") else divisor
+    by_rows = class_weight and not (setting.one_hot and not c.label_smoothing)
+    weights = {"class_weight": class_weight, "sample_weight": sample_weight}
+    return c.but(**weights, left_out=left_out, divisor=divisor, weighted=c.weighted if by_rows else "terms")
 
 
 def _sensible(c: Convention, setting: Setting) -> bool:
     other_target = c.swapped or c.target_activation != "none"
     if setting.labels and (other_target or c.axis != -1):
         return False
+    if c.rows != ALL and (c.axis != -1 or c.swapped):
+        return False
     if c.axis != -1 and (c.class_weight or c.sample_weight or setting.left_out):
         return False  # weights and masks are given for rows along the last axis
-    if setting.events_only and (c.cost not in BINARY or (c.activation in _SOFTMAX and c.logarithm != "once")):
+    if c.cost in _WITHOUT_LOGARITHM and (c.clip != "none" or c.logarithm != "once" or c.class_weight):
+        return False
+    if c.cost == "squared" and (c.base != math.e or c.outcome == "perplexity"):
+        return False
+    if setting.events_only and (
+        c.cost not in (*BINARY, "squared") or (c.activation in _SOFTMAX and c.logarithm != "once")
+    ):
         return False
     if setting.rank < 2 and c.divisor == "classes" and setting.quantity in ("scalar", "gradient"):
         return False  # a vector has no axis of classes
@@ -156,19 +180,17 @@ def _sensible(c: Convention, setting: Setting) -> bool:
     certain = c.swapped and setting.hard and c.activation == "none" and c.clip == "none"
     if setting.finite and certain and c.logarithm != "missing":
         return False  # it computes log 0
-    if setting.quantity != "scalar" and c.outcome == "perplexity":
-        return False
-    return not (setting.finite and c.undefined != "zero")
+    return setting.quantity == "scalar" or (c.outcome == "loss" and not c.offset) or c.outcome == "negated"
 
 
 def _options(c: Convention, setting: Setting) -> Convention:
     """Resets options that have no effect without another."""
     epsilon = float(c.epsilon)
-    if c.clip in ("none", "floor"):
+    if c.clip == "none":
         epsilon = 0.0
-    clip = "none" if c.clip in (*_CLIPS, "added") and epsilon == 0 else c.clip
+    clip = c.clip if epsilon else "none"
     targets_too = clip in _CLIPS and c.cost == "divergence"
-    if clip in (*_CLIPS, "floor") and not targets_too and _smallest(c, setting) > max(epsilon, 1e-40):
+    if clip in (*_CLIPS, "arguments") and not targets_too and _smallest(c, setting) > max(epsilon, 1e-40):
         clip, epsilon = "none", 0.0  # no probability is as small
     cost, gamma, alpha = c.cost, c.gamma, c.alpha
     if cost in FOCAL and gamma == 0 and alpha is None:
@@ -183,12 +205,26 @@ def _options(c: Convention, setting: Setting) -> Convention:
         clip=clip,
         epsilon=epsilon,
         clip_first=c.clip_first and clip in _CLIPS and c.renormalise != "no",
-        smoothing_over=c.smoothing_over if c.label_smoothing else "K",
+        smoothing_over=_smoothing_over(c, setting) if c.label_smoothing else "K",
+        temperature=c.temperature if _takes_logits(c) else 1.0,
+        pos_weight=c.pos_weight if cost in BINARY else 1.0,
+        undefined=c.undefined if setting.extreme and clip == "none" else "zero",
         gamma=gamma,
         alpha=alpha,
         base=math.e if c.outcome == "perplexity" else c.base,
         dtype=dtype,
     )
+
+
+def _smoothing_over(c: Convention, setting: Setting) -> Literal["K", "K-1", "C"]:
+    """Of distributions K is C; of outcomes without classes C is no number of any."""
+    if c.smoothing_over == "C" and (c.cost not in BINARY or setting.classes == 2 or setting.events_only):
+        return "K"
+    return c.smoothing_over
+
+
+def _takes_logits(c: Convention) -> bool:
+    return c.activation.startswith(("softmax", "sigmoid")) or c.target_activation == "softmax"
 
 
 def _smallest(c: Convention, setting: Setting) -> float:

@@ -8,17 +8,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from lossbridge.conventions import Convention
-from lossbridge.tools.diagnosis import calls, probes, reading, wording
+from lossbridge.tools.diagnosis import calls, probes, reading, readings, wording
+from lossbridge.tools.diagnosis.batch import Array, Batch, Quantity
 from lossbridge.tools.diagnosis.canonical import Setting, canonical
-from lossbridge.tools.diagnosis.evaluate import Array, Batch, Quantity, whole
+from lossbridge.tools.diagnosis.evaluate import whole
 from lossbridge.tools.diagnosis.expected import find_preset
 from lossbridge.tools.diagnosis.hypotheses import hypotheses
 from lossbridge.tools.diagnosis.search import Fit, Observation, search
+from lossbridge.tools.diagnosis.solving import solved
 
 _SHOWN = 4  # how many indistinguishable explanations are printed
 _USED = 40  # how many explanations calls and probes are made for
@@ -44,6 +46,10 @@ class EquivalenceClass:
     @property
     def changes(self) -> int:
         return self.explanations[0].changes
+
+    def of(self, library: str) -> bool:
+        """Whether an explanation is a function of this library."""
+        return any(library and f"{wording.LIBRARIES[library]} " in e.words for e in self.explanations)
 
     @cached_property
     def calls(self) -> dict[str, str]:
@@ -97,6 +103,7 @@ class Diagnosis:
     tried: int  # the number of conventions
     shown: str  # the observed number, as given
     batches: tuple[Batch, ...]
+    reading: str = ""  # how the arrays were read, where that is what explains the number
 
     @cached_property
     def arrays(self) -> Mapping[str, str]:
@@ -142,7 +149,8 @@ class Diagnosis:
 
     def _found(self) -> list[str]:
         first, *others = self.classes
-        lines = [f"{self.shown}: {first.explanations[0].words}"]
+        of = f"{self.reading}: " if self.reading else ""
+        lines = [f"{self.shown}: {of}{first.explanations[0].words}"]
         if self.arrays:
             made = ", ".join(f"{name} = {text}" for name, text in self.arrays.items())
             lines.append(f"  where {made}")
@@ -182,8 +190,7 @@ class _Request:
     quantity: str | None
     class_weight: Any
     ignore_class: int | None
-    smoothings: tuple[float, ...]
-    epsilons: tuple[float, ...]
+    coefficients: Mapping[str, float]  # that may have been used, by field of a convention
 
 
 @dataclass(frozen=True)
@@ -209,6 +216,10 @@ def diagnose(
     ignore_class: int | None = None,
     label_smoothing: float | None = None,
     epsilon: float | None = None,
+    temperature: float | None = None,
+    pos_weight: float | None = None,
+    gamma: float | None = None,
+    alpha: float | None = None,
     more: Sequence[tuple[Any, ...]] = (),
     advance: Callable[[float], None] = lambda fraction: None,
 ) -> Diagnosis:
@@ -222,8 +233,9 @@ def diagnose(
         expected: what you meant, such as "keras.categorical_crossentropy" or "torch.kl_div(reduction='batchmean')".
         quantity: "gradient" or "value", where an array could be either.
         class_weight, sample_weight, mask, ignore_class: those that may have been used; all are tried with and without.
-        label_smoothing: a coefficient that may have been used, in addition to 0.1, 0.05, 0.2 and 0.01.
-        epsilon: a bound for clipping, or ε in log(p + ε), that may have been used, in addition to powers of ten.
+        label_smoothing, temperature, pos_weight, gamma, alpha: coefficients that may have been used. Round ones are
+            found without; one that is not round, or together with another change, is found if it is named.
+        epsilon: likewise a bound for clipping, or ε in log(p + ε).
         more: further batches (y_true, y_pred, observed), which narrow the explanations down; optionally with a fourth
             entry, a dict with sample_weight, mask or both.
         advance: called with the fraction of the work that each step did, for a progress bar.
@@ -244,19 +256,40 @@ def diagnose(
     """
     if quantity not in (None, "gradient", "value"):
         raise ValueError(f"quantity is {quantity!r}; use 'gradient' or 'value'")
-    smoothings, epsilons = _between("label_smoothing", label_smoothing, 1), _between("epsilon", epsilon, 0.5)
-    request = _Request(expected, quantity, class_weight, ignore_class, smoothings, epsilons)
+    numbers = {
+        "label_smoothing": label_smoothing,
+        "epsilon": epsilon,
+        "temperature": temperature,
+        "pos_weight": pos_weight,
+        "gamma": gamma,
+        "alpha": alpha,
+    }
+    request = _Request(expected, quantity, class_weight, ignore_class, _coefficients(numbers))
     first = (y_true, y_pred, observed, {"sample_weight": sample_weight, "mask": mask})
-    found = _diagnosed(request, [first, *_further(more)], advance=advance)
-    return found if found.fits or more else _with_another_reading(found, request, first)
+    batches = [first, *_further(more)]
+    found = _diagnosed(request, batches, advance=advance)
+    if not found.fits and not more:
+        found = _with_another_reading(found, request, first)
+    if not found.fits:
+        with_constant = _diagnosed(request, batches, depth="constants")
+        found = with_constant if with_constant.fits else found
+    return found
 
 
 def _with_another_reading(found: Diagnosis, request: _Request, given: _Given) -> Diagnosis:
     """A diagnosis of the arrays in another interpretation that explains the number; without one, `found`."""
     y_true, y_pred, observed, options = given
-    for other in reading.others(found.batches[0], y_true, y_pred):
+    few = not _has_many_digits(observed)
+    for other in readings.others(found.batches[0], y_true, y_pred):
+        if other.one_of_many and few:
+            continue
         try:
-            again = _diagnosed(request, [(other.y_true, other.y_pred, observed, options)], moved=other.moved)
+            again = _diagnosed(
+                request,
+                [(other.y_true, other.y_pred, observed, {**options, **_mask_of(other, found.batches[0])})],
+                moved=other.moved,
+                depth="plain" if other.plain else "all",
+            )
         except (ValueError, TypeError):
             continue  # weights, or an observed array, do not fit the shapes of this reading
         if other.for_another_axis:
@@ -264,8 +297,28 @@ def _with_another_reading(found: Diagnosis, request: _Request, given: _Given) ->
             again = replace(again, classes=tuple(another))
         if again.fits:
             batch = other.of(again.batches[0])
-            return replace(again, batches=(batch,), warnings=(*found.warnings, other.words))
+            found_by = tuple(sorted(again.classes, key=lambda group: not group.of(other.library)))
+            reading_of = other.words if other.plain or other.library else ""
+            return replace(
+                again,
+                batches=(batch,),
+                classes=found_by,
+                reading=reading_of,
+                warnings=tuple(dict.fromkeys((*found.warnings, other.words))),
+            )
     return found
+
+
+def _mask_of(other: readings.Reading, batch: Batch) -> dict[str, Any]:
+    """The mask option, where the reading leaves something out."""
+    if other.mask is None:
+        return {}
+    mask = other.mask if batch.mask is None else other.mask & (batch.rows(-1).valid.reshape(other.mask.shape))
+    return {"mask": mask}
+
+
+def _has_many_digits(observed: Any) -> bool:
+    return np.ndim(observed) > 0 or Observation.of(observed, "scalar").has_many_digits
 
 
 def _diagnosed(
@@ -273,28 +326,34 @@ def _diagnosed(
     given: Sequence[_Given],
     *,
     moved: bool = False,
+    depth: Literal["all", "plain", "constants"] = "all",
     advance: Callable[[float], None] = lambda fraction: None,
 ) -> Diagnosis:
+    """`depth`: "plain" tries the functions alone, with nothing changed, "constants" those with a constant added."""
     data = _read(request, given, moved)
     batch, *further = data.batches
     dtype = batch.half or batch.y_pred.dtype.name
     finite = all(np.isfinite(np.asarray(x, np.float64)).all() for x in data.observed)
-    smoothings, epsilons = request.smoothings, request.epsilons
+    given = request.coefficients
     settings = {
-        quantity: Setting.of(batch, quantity, more=further, finite=finite, smoothings=smoothings, epsilons=epsilons)
-        for quantity in data.quantities
+        quantity: Setting.of(batch, quantity, more=further, finite=finite, given=given) for quantity in data.quantities
     }
     meant = "" if request.expected is None else _meant(request.expected, batch, settings[data.quantities[0]])
     found: list[tuple[Fit, EquivalenceClass]] = []
     near: list[tuple[tuple[int, float], str]] = []
     count = 0
     for quantity, setting in settings.items():
-        candidates = hypotheses(setting)
+        candidates = hypotheses(setting, plain=depth != "all")
         count += len(candidates)
         observations = [Observation.of(x, quantity, dtype=dtype) for x in data.observed]
         groups, closest = search(
             candidates, data.batches, observations, lambda fraction: advance(fraction / len(settings))
         )
+        if depth != "plain" and (not groups or groups[0][0].hypothesis.strangeness > (1, False)):
+            constants = depth == "constants"
+            new = solved(candidates, batch, setting, observations[0], sure=bool(further), last=constants)
+            if new:
+                groups = [*search(new, data.batches, observations)[0], *groups]
         found += [(group[0], _explained(group, batch, setting)) for group in groups]
         near += [(fit.distance, _near_text(fit, batch, quantity)) for fit in closest]
     found.sort(key=lambda one: (one[0].hypothesis.strangeness, one[0].hypothesis.place))
@@ -334,15 +393,22 @@ def _read(request: _Request, given: Sequence[_Given], moved: bool) -> _Data:
     return _Data(batches, numbers, quantities, warnings)
 
 
-def _between(name: str, x: Any, end: float) -> tuple[float, ...]:
-    """A number between 0 and `end`, if one is given."""
-    if x is None:
-        return ()
-    if isinstance(x, bool) or not isinstance(x, int | float | np.floating):
-        raise TypeError(f"{name} is {x!r}; pass one number")
-    if not 0 < x < end:
-        raise ValueError(f"{name} is {x}; pass a number between 0 and {end}")
-    return (float(x),)
+_ENDS = {"label_smoothing": 1.0, "epsilon": 0.5, "alpha": 1.0}
+
+
+def _coefficients(numbers: Mapping[str, Any]) -> dict[str, float]:
+    """Those that are given, which lie above 0 and below their ends."""
+    found: dict[str, float] = {}
+    for name, x in numbers.items():
+        if x is None:
+            continue
+        if isinstance(x, bool) or not isinstance(x, int | float | np.floating):
+            raise TypeError(f"{name} is {x!r}; pass one number")
+        end = _ENDS.get(name, 1e15)
+        if not 0 < x < end:
+            raise ValueError(f"{name} is {x}; pass a number between 0 and {end:g}")
+        found[name] = float(x)
+    return found
 
 
 def _further(more: Any) -> Iterator[_Given]:

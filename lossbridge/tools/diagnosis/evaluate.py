@@ -8,11 +8,11 @@ evaluated like right ones. Softmax, sigmoid and logarithms come from lossbridge.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
-from typing import Any, Literal
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -20,125 +20,12 @@ from lossbridge.conventions import Convention
 from lossbridge.frameworks import numpy_ops as b
 from lossbridge.frameworks.on_numpy import value_and_grad
 from lossbridge.maths import elementary, softmax
-
-Array = np.ndarray
-# The loss; one value per row; one per element; the gradient with respect to y_pred.
-Quantity = Literal["scalar", "samples", "elements", "gradient"]
+from lossbridge.tools.diagnosis.batch import Array, Batch, Quantity, Rows
+from lossbridge.tools.diagnosis.weightings import ALL
 
 _BLOCK = 100_000  # elements
 FLOAT16_DTYPES = ("float16", "bfloat16")
-WEIGHTS = ("class_weight", "sample_weight")  # fields of a batch, and of a convention
 _LARGEST_FLOAT16 = 65504.0
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Targets and predictions, with weights and mask. `labels`: y_true holds class indices."""
-
-    y_true: Array
-    y_pred: Array
-    class_weight: Array | None = None
-    sample_weight: Array | None = None
-    mask: Array | None = None
-    ignored: int | None = None  # the label to ignore
-    half: str = ""  # "float16" or "bfloat16" if that is the dtype of the given predictions
-    moved: bool = False  # in the caller's arrays the classes lie along axis 1
-    shift: int = 0  # the caller's labels are larger by this number
-    given: Mapping[str, str] = field(default_factory=dict)  # NumPy code that makes an array here from the caller's
-
-    @cached_property
-    def labels(self) -> bool:
-        return self.y_true.ndim < self.y_pred.ndim
-
-    def as_given(self) -> tuple[Array, Array]:
-        """y_true and y_pred in the caller's layout."""
-        true = self.y_true + self.shift if self.shift else self.y_true
-        if not self.moved:
-            return true, self.y_pred
-        return true if self.labels else np.moveaxis(true, -1, 1), np.moveaxis(self.y_pred, -1, 1)
-
-    @property
-    def form(self) -> tuple[bool, int, int]:
-        """Equal for batches that can be searched together."""
-        return self.labels, self.y_pred.ndim, self.classes
-
-    @property
-    def classes(self) -> int:
-        return self.y_pred.shape[-1] if self.y_pred.ndim > 1 else 1
-
-    def rows(self, axis: int) -> Rows:
-        """With the classes along `axis`. Cached."""
-        if axis not in self._rows:
-            self._rows[axis] = Rows.of(self, axis)
-        return self._rows[axis]
-
-    @cached_property
-    def swapped(self) -> Batch:
-        return replace(self, y_true=self.y_pred, y_pred=self.y_true)
-
-    @cached_property
-    def _rows(self) -> dict[int, Rows]:
-        return {}
-
-
-@dataclass(frozen=True)
-class Rows:
-    """A batch as matrices: one row per sample, one column per class; a single column where y_pred is a vector."""
-
-    target: Array  # (N, C), float64; labels as one-hot rows, of zeros for labels out of range
-    pred: Array
-    weight: Array | None  # (N,)
-    class_weight: Array | None  # (C,)
-    valid: Array  # (N,): neither masked nor ignored
-    out_of_range: Array  # (N,): the label is out of range, and not the one to ignore
-    dtype: str  # of the libraries' computation with these predictions
-
-    @staticmethod
-    def of(batch: Batch, axis: int) -> Rows:
-        def matrix(x: Array) -> Array:
-            x = np.asarray(x, np.float64)
-            return x[:, None] if x.ndim < 2 else np.moveaxis(x, axis, -1).reshape(-1, x.shape[axis])
-
-        pred = matrix(np.atleast_1d(batch.y_pred))
-        count, classes = pred.shape
-        valid, out_of_range = np.ones(count, bool), np.zeros(count, bool)
-        if batch.labels:
-            flat = batch.y_true.reshape(-1)
-            fits = (flat >= 0) & (flat < classes)
-            target = np.zeros((count, classes))
-            target[np.flatnonzero(fits), flat[fits].astype(np.int64)] = 1
-            if batch.ignored is not None:
-                valid = flat != batch.ignored
-            out_of_range = ~fits & valid
-        else:
-            target = matrix(np.atleast_1d(batch.y_true))
-        mask = _per_row(batch.mask, batch, axis, count)
-        if mask is not None:
-            valid = valid & mask.astype(bool)
-        weight = _per_row(batch.sample_weight, batch, axis, count)
-        class_weight = None if batch.class_weight is None else np.asarray(batch.class_weight, np.float64).reshape(-1)
-        if class_weight is not None and class_weight.size != classes:
-            class_weight = None
-        dtype = "float64" if batch.y_pred.dtype == np.float64 else "float32"
-        return Rows(target, pred, weight, class_weight, valid, out_of_range, dtype)
-
-    def some(self, index: Any) -> Rows:
-        names = ("target", "pred", "weight", "valid", "out_of_range")
-        some: dict[str, Any] = {name: getattr(self, name)[index] for name in names if getattr(self, name) is not None}
-        return replace(self, **some)
-
-
-def _per_row(x: Array | None, batch: Batch, axis: int, count: int) -> Array | None:
-    """A weight or mask, of the samples' shape or its leading axes, as one number per row.
-
-    None if it has another shape, as weights for rows along another axis have.
-    """
-    shape = batch.y_pred.shape
-    samples = tuple(np.delete(shape, axis)) if len(shape) > 1 else shape
-    if x is None or x.shape != samples[: x.ndim]:
-        return None
-    x = np.asarray(x, np.float64).reshape(x.shape + (1,) * (len(samples) - x.ndim))
-    return np.broadcast_to(x, samples).reshape(count)
 
 
 # One convention on some rows.
@@ -151,6 +38,11 @@ def terms(c: Convention, rows: Rows, pred: Any, memo: dict[Any, Any] | None = No
 
     if c.cost == "entropy":
         return _product(c, p, cost)
+    if c.cost == "squared":
+        return (target - p) * (target - p)
+    if c.cost == "jensen-shannon":
+        middle = (target + p) * 0.5
+        return 0.5 * (_x_log_x(target) + _x_log_x(p)) - _x_log_x(middle)
     if c.cost == "binary":
         return _product(c, positive, cost) + _product(c, negative, complement_cost)
     if c.cost == "binary focal":
@@ -180,22 +72,32 @@ def row_sums(c: Convention, rows: Rows, memo: dict[Any, Any]) -> Array:
     key = ("finite", *_costs_key(c))
     finite = _cached(memo, key, lambda: bool(np.isfinite(cost).all() and np.isfinite(complement_cost).all()))
     if not finite or c.cost not in ("cross-entropy", "binary"):
-        return np.asarray(terms(c, rows, rows.pred, memo).sum(1))
-    sums = np.einsum("ij,ij->i", positive, cost)
-    return sums + np.einsum("ij,ij->i", negative, complement_cost) if c.cost == "binary" else sums
+        sums = np.asarray(terms(c, rows, rows.pred, memo).sum(1))
+    else:
+        sums = np.einsum("ij,ij->i", positive, cost)
+        sums = sums + np.einsum("ij,ij->i", negative, complement_cost) if c.cost == "binary" else sums
+    return sums * _row_weights(c, rows, memo) if c.weighted == "rows" else sums
+
+
+def _row_weights(c: Convention, rows: Rows, memo: dict[Any, Any]) -> Array:
+    """(rows,): Σ_c t_c w_c."""
+    return np.asarray(_factors(c, rows, memo)[0] @ rows.class_weight)
 
 
 def _factors(c: Convention, rows: Rows, memo: dict[Any, Any] | None) -> tuple[Any, Any, Any]:
     """t, and with the class weights the factors of −log p and of −log(1 − p): t w and (1 − t) w."""
     key = _target_key(c)
     target = _cached(memo, ("target", *key), lambda: _targets(c, rows.target, rows.dtype))
-    weight = rows.class_weight if c.class_weight and rows.class_weight is not None else None
-    positive = target if weight is None else _cached(memo, ("positive", *key), lambda: target * weight)
+    weight = rows.class_weight if c.class_weight and c.weighted == "terms" else None
+    of_event, of_other = (weight[1:], weight[:1]) if weight is not None and rows.of_outcomes else (weight, weight)
+    positive = target if weight is None else _cached(memo, ("positive", *key), lambda: target * of_event)
     if "binary" not in c.cost:
         return target, positive, None
+    if c.pos_weight != 1:
+        positive = positive * c.pos_weight
 
     def complement() -> Any:
-        return 1 - target if weight is None else (1 - target) * weight
+        return 1 - target if weight is None else (1 - target) * of_other
 
     return target, positive, _cached(memo, ("negative", *key, c.class_weight), complement)
 
@@ -205,7 +107,8 @@ def _costs(c: Convention, rows: Rows, pred: Any, memo: dict[Any, Any] | None, gu
 
     `guard`: the targets, if a gradient is taken: costs of target 0 are made finite, because the gradient of 0·∞ is NaN.
     """
-    p, cost, complement_cost = _cached(memo, ("activated", c.activation, c.dtype), lambda: _activated(c, pred))
+    key = ("activated", c.activation, c.temperature, c.dtype)
+    p, cost, complement_cost = _cached(memo, key, lambda: _activated(c, pred))
 
     def clipped() -> tuple[Any, ...]:
         return (*_clipped_costs(c, p, cost, complement_cost, guard, rows.dtype), p)
@@ -243,14 +146,16 @@ def _x_log_x(x: Any) -> Any:
 def _target_key(c: Convention) -> tuple[Any, ...]:
     clips = (c.clip, c.epsilon) if c.cost == "divergence" else ()
     both = c.renormalise == "both"
-    return (c.target_activation, c.label_smoothing, c.smoothing_over, c.dtype, both, clips, "binary" in c.cost)
+    temperature = c.temperature if c.target_activation == "softmax" else 1.0
+    smoothing = (c.label_smoothing, c.smoothing_over)
+    return (c.target_activation, temperature, *smoothing, c.dtype, both, clips, "binary" in c.cost)
 
 
 def _targets(c: Convention, target: Any, dtype: str) -> Any:
     if c.dtype != "exact":
         target = rounded(target, c.dtype.split()[0])
     if c.target_activation == "softmax":
-        target = b.exp(-softmax.neg_log_softmax(b, target, 1)[0])
+        target = b.exp(-softmax.neg_log_softmax(b, _cooled(c, target), 1)[0])
     elif c.target_activation == "exp":
         target = b.exp(target)
     if c.renormalise == "both":
@@ -259,14 +164,18 @@ def _targets(c: Convention, target: Any, dtype: str) -> Any:
         target = _clip(target, *_bounds(c, dtype))
     if not c.label_smoothing:
         return target
-    s, outcomes = c.label_smoothing, 2 if "binary" in c.cost else b.size(target, 1)
-    if c.smoothing_over == "K":
+    s, outcomes = c.label_smoothing, 2 if "binary" in c.cost and c.smoothing_over != "C" else b.size(target, 1)
+    if c.smoothing_over != "K-1":
         return elementary.smooth(b, target, outcomes, s)
     return target * (1 - s) + (1 - target) * (s / (outcomes - 1) if outcomes > 1 else math.nan)
 
 
 def _costs_key(c: Convention) -> tuple[Any, ...]:
-    return (c.activation, c.renormalise, c.clip_first, c.clip, c.epsilon, c.logarithm, c.dtype)
+    return (c.activation, c.temperature, c.renormalise, c.clip_first, c.clip, c.epsilon, c.logarithm, c.dtype)
+
+
+def _cooled(c: Convention, logits: Any) -> Any:
+    return logits if c.temperature == 1 else logits / c.temperature
 
 
 def _activated(c: Convention, pred: Any) -> tuple[Any, Any, Any]:
@@ -276,6 +185,8 @@ def _activated(c: Convention, pred: Any) -> tuple[Any, Any, Any]:
         x = b.exp(-softmax.neg_log_softmax(b, x, 1)[0])
     elif c.activation == "sigmoid twice":
         x = elementary.sigmoid(b, x)[0]
+    if c.activation.startswith(("softmax", "sigmoid")):
+        x = _cooled(c, x)
     if c.activation.startswith("softmax"):
         cost = softmax.neg_log_softmax(b, x, 1)[0]
         return b.exp(-cost), cost, None
@@ -300,9 +211,10 @@ def _clipped_costs(c: Convention, p: Any, cost: Any, complement_cost: Any, guard
     if changed or complement_cost is None:
         other = None if guard is None else 1 - guard
         complement_cost = elementary.neg_log(b, other, 1 - p + added) if added else _complement_cost(other, p)
-    if c.clip == "floor":
-        cost = b.where(cost > 100.0, 100.0, cost)
-        complement_cost = b.where(complement_cost > 100.0, 100.0, complement_cost)
+    if c.clip == "arguments":
+        largest = -math.log(c.epsilon) if c.epsilon else math.inf
+        cost = b.where(cost > largest, largest, cost)
+        complement_cost = b.where(complement_cost > largest, largest, complement_cost)
     if c.logarithm == "missing":
         cost, complement_cost = -p, p - 1
     elif c.logarithm == "twice":
@@ -352,6 +264,8 @@ def same(x: Any, y: Any) -> Array:
 
 def weights(c: Convention, rows: Rows) -> Array:
     """(rows,): the factor of each row's sum, 0 if the row is left out, else its sample weight."""
+    if c.rows != ALL:
+        return rows.weighting(c.rows).weight
     weight = rows.valid.astype(np.float64) if c.left_out != "kept" else np.ones(len(rows.valid))
     return weight * rows.weight if c.sample_weight and rows.weight is not None else weight
 
@@ -359,12 +273,14 @@ def weights(c: Convention, rows: Rows) -> Array:
 def divisor(c: Convention, batch: Batch, rows: Rows) -> float:
     """What the sum over all rows is divided by."""
     classes = rows.pred.shape[1]
+    if c.rows != ALL:
+        return rows.weighting(c.rows).divisor * {"elements": classes, "one": 0.0}.get(c.divisor, 1.0) or 1.0
     count = float(rows.valid.sum()) if c.left_out == "removed" else float(len(rows.valid))
-    if c.divisor == "weights":
+    if c.divisor in ("weights", "nonzero weights"):
         weight = weights(c, rows)
         if c.class_weight and rows.class_weight is not None:
-            weight = weight * (rows.target @ rows.class_weight)
-        return float(weight.sum())
+            weight = weight * _by_class(c, rows)
+        return float(weight.sum() if c.divisor == "weights" else (weight != 0).sum())
     sizes = {
         "samples": count,
         "elements": count * classes,
@@ -373,6 +289,14 @@ def divisor(c: Convention, batch: Batch, rows: Rows) -> float:
         "one": 1.0,
     }
     return sizes[c.divisor]
+
+
+def _by_class(c: Convention, rows: Rows) -> Array:
+    """(rows,): the class weight that each row counts by."""
+    assert rows.class_weight is not None
+    if rows.of_outcomes:
+        return np.asarray(rows.class_weight[0] * (1 - rows.target[:, 0]) + rows.class_weight[1] * rows.target[:, 0])
+    return _row_weights(c, rows, {}) if c.weighted == "rows" else np.asarray(rows.target @ rows.class_weight)
 
 
 def finish(c: Convention, total: float, denominator: float) -> float:
@@ -385,12 +309,13 @@ def finish(c: Convention, total: float, denominator: float) -> float:
         value = -value
     elif c.outcome == "perplexity":
         value = math.inf if value > 700 else math.exp(value * math.log(c.base))
+    value = value * c.factor + c.offset
     return float(rounded(np.float64(value), c.dtype)) if c.dtype in FLOAT16_DTYPES else value
 
 
 def sums_key(c: Convention) -> Convention:
     """`c` with the fields of the reduction reset: conventions with equal keys have the same row sums."""
-    return replace(c, base=math.e, divisor="samples", outcome="loss")
+    return replace(c, base=math.e, divisor="samples", outcome="loss", factor=1.0, offset=0.0)
 
 
 def as_read(c: Convention, batch: Batch) -> Batch:
@@ -429,7 +354,8 @@ def scalars(
         denominators: dict[Any, float] = {}
         for i, (c, key) in enumerate(zip(conventions, keys, strict=True)):
             read = as_read(c, batch)
-            what = (c.divisor, c.left_out, c.sample_weight, c.class_weight, c.axis, c.swapped)
+            what = (c.divisor, c.left_out, c.sample_weight, c.class_weight, c.axis, c.swapped, c.rows)
+            what = (*what, c.label_smoothing if c.weighted == "rows" else 0.0)
             if what not in denominators:
                 denominators[what] = divisor(c, read, read.rows(c.axis))
             total = totals[c.axis, c.swapped][groups[c.axis, c.swapped][key]]
@@ -472,7 +398,7 @@ def arrays(batch: Batch, c: Convention, quantity: Quantity, index: Any) -> Array
 def scale(c: Convention, batch: Batch, quantity: Quantity) -> float:
     """The factor that `arrays` leaves out."""
     read = as_read(c, batch)
-    factor = (-1.0 if c.outcome == "negated" else 1.0) / math.log(c.base)
+    factor = (-c.factor if c.outcome == "negated" else c.factor) / math.log(c.base)
     if quantity == "gradient":
         denominator = divisor(c, read, read.rows(c.axis))
         return factor / denominator if denominator else 0.0

@@ -5,14 +5,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
 from lossbridge.conventions import PEERS, Convention, Peer
-from lossbridge.tools.diagnosis.canonical import BINARY, DIVERGENCES, FOCAL, Holds, Setting, canonical
-from lossbridge.tools.diagnosis.evaluate import FLOAT16_DTYPES, WEIGHTS
+from lossbridge.tools.diagnosis.batch import WEIGHTS
+from lossbridge.tools.diagnosis.canonical import BINARY, DIVERGENCES, FOCAL, SMOOTHINGS, Holds, Setting, canonical
+from lossbridge.tools.diagnosis.evaluate import FLOAT16_DTYPES
+from lossbridge.tools.diagnosis.weightings import WEIGHTS_APART
 
 
 @dataclass(frozen=True)
@@ -35,14 +38,16 @@ class Hypothesis:
     own: Convention  # the preset's
     changes: int
     place: int = 0  # of the preset: better known peers first
+    other_family: bool = False  # a divergence or an entropy, where the targets suggest a cross-entropy
 
     @property
     def strangeness(self) -> tuple[int, bool]:
-        """The order of hypotheses: the number of changes, then whether it assumes log-probabilities for a function that
-        takes none."""
+        """The order of hypotheses: the number of changes, of which another family is one; then whether it assumes
+        log-probabilities for a function that takes none."""
         c = self.convention
         log_probabilities = c.activation == "exp" or c.logarithm == "missing"
-        return self.changes, log_probabilities and self.preset.peer.convention.activation != "exp"
+        strange = log_probabilities and self.preset.peer.convention.activation != "exp"
+        return self.changes + self.other_family, strange
 
 
 def presets(setting: Setting) -> list[Preset]:
@@ -69,11 +74,17 @@ def presets(setting: Setting) -> list[Preset]:
             fits = peer.targets[0] in ("labels", "distributions", "none")  # labels can be made one-hot
         else:
             fits = "events" in peer.targets
-        if peer.library == "sklearn" and setting.quantity in ("samples", "elements"):
-            fits = False  # scikit-learn always reduces
-        if fits:
+        if fits and _takes(peer, setting):
             found += [_preset(peer, options, setting) for options in _variants(peer)]
     return sorted((preset for preset in found if preset is not None), key=order)
+
+
+def _takes(peer: Peer, setting: Setting) -> bool:
+    """Whether the function takes such arrays, and gives such a quantity."""
+    if peer.library == "sklearn":  # reduces always; of outcomes it takes hard ones, and a matrix as classes
+        of_matrix = "events" in peer.targets and not setting.events_only
+        return setting.quantity not in ("samples", "elements") and setting.hard and not of_matrix
+    return True
 
 
 _LIBRARIES = list(dict.fromkeys(peer.library for peer in PEERS))
@@ -115,7 +126,15 @@ def _preset(peer: Peer, options: Convention, setting: Setting) -> Preset | None:
     target_changed = options.target_activation not in ("none", target_activation)
     if optional and (pred != "{}" or target_changed):
         return None
+    if peer.convention.axis == 0 and setting.rank > 1 and (pred, target) != ("{}", "{}"):
+        return None  # along which axis would its argument be a softmax?
+    if peer.library == "lossbridge" and setting.rank < 2 and options.sample_weight and peer.function != "log_loss":
+        return None  # the one axis is that of the outcomes, and so has one weight
     c = replace(options, axis=-1 if peer.convention.axis == 1 else options.axis)  # the classes are moved to the end
+    if options.activation in peer.nan_under:
+        c = replace(c, undefined="nan")
+    if peer.library == "keras" and setting.rank < 2 and options.sample_weight and setting.sample_weight:
+        c = replace(c, rows=WEIGHTS_APART, sample_weight=False)  # a vector is one sample
     if activation == "renormalised":
         c = replace(c, activation="none", renormalise="predictions")
     else:
@@ -148,11 +167,13 @@ class Change:
     costs: tuple[str, ...] | None = None  # the costs that it applies to; None: all
 
 
+_SQUARED = ("cross-entropy", "binary")
 _CATEGORICAL = ("cross-entropy", "focal", "poly", "divergence", "convex divergence", "entropy")
 _EPSILONS: Mapping[str, tuple[float | str, ...]] = {
     "both": (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-10, 1e-12, 1e-15, "machine"),
     "lower": (1e-7, 1e-8, 1e-12),
-    "added": (1e-5, 1e-6, 1e-7, 1e-8, 1e-9, 1e-10, 1e-12),
+    "added": (1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-9, 1e-10, 1e-12, 1e-15, 1e-16, 1e-20, "machine"),
+    "arguments": (math.exp(-100), 1e-12, 1e-15, 1e-16, math.exp(-64), math.exp(-50)),
 }
 _COMMON_EPSILONS = {1e-7: ("both",), 1e-15: ("both",)}  # and the ways of clipping in which they are common
 
@@ -163,7 +184,8 @@ def changes(setting: Setting) -> list[Change]:
 
 
 def _changes_of_any_data(setting: Setting) -> Iterator[Change]:
-    clips_of = {**_COMMON_EPSILONS, **dict.fromkeys(setting.epsilons, tuple(_EPSILONS))}
+    named = setting.tried("epsilon", ())
+    clips_of = {**_COMMON_EPSILONS, **dict.fromkeys(named, tuple(_EPSILONS))}
     yield Change("activation", {"activation": "none"})
     yield Change("activation", {"activation": "softmax"})
     yield Change("activation", {"activation": "softmax twice"}, costs=_CATEGORICAL)
@@ -174,18 +196,27 @@ def _changes_of_any_data(setting: Setting) -> Iterator[Change]:
     yield Change("renormalise", {"renormalise": "predictions"})
     yield Change("renormalise", {"renormalise": "predictions", "clip_first": True}, common=False)
     yield Change("clip", {"clip": "none", "epsilon": 0.0})
-    yield Change("clip", {"clip": "floor", "epsilon": 0.0}, common=False)
     for clip, epsilons in _EPSILONS.items():
-        for epsilon in dict.fromkeys((*setting.epsilons, *epsilons)):
+        for epsilon in dict.fromkeys((*named, *epsilons)):
             common = epsilon in clips_of and clip in clips_of[epsilon]
             yield Change("clip", {"clip": clip, "epsilon": epsilon}, common=common)
     for base in (2.0, 10.0):
         yield Change("base", {"base": base})
-    for s, over in product(setting.smoothings, ("K", "K-1")):
+    smoothings = setting.tried("label_smoothing", SMOOTHINGS)
+    for s, over in product(smoothings, ("K", "K-1", "C")):
         values = {"label_smoothing": s, "smoothing_over": over}
-        yield Change("smoothing", values, common=s == setting.smoothings[0])
-    for divisor in ("samples", "elements", "weights", "classes", "axis 0", "one"):
+        yield Change("smoothing", values, common=s == smoothings[0], costs=BINARY if over == "C" else None)
+    for temperature in setting.tried("temperature", ()):
+        yield Change("temperature", {"temperature": temperature})
+        yield Change("temperature", {"temperature": temperature, "factor": temperature**2}, costs=DIVERGENCES)
+    for pos_weight in setting.tried("pos_weight", ()):
+        yield Change("pos_weight", {"pos_weight": pos_weight}, costs=("binary",))
+    for divisor in ("samples", "elements", "weights", "nonzero weights", "classes", "axis 0", "one"):
         yield Change("divisor", {"divisor": divisor})
+    yield Change("cost", {"cost": "squared", "clip": "none", "epsilon": 0.0}, common=False, costs=_SQUARED)
+    yield Change(
+        "cost", {"cost": "jensen-shannon", "clip": "none", "epsilon": 0.0}, common=False, costs=("divergence",)
+    )
     yield Change("logarithm", {"logarithm": "missing"})
     yield Change("logarithm", {"logarithm": "twice"}, common=False)
     yield Change("outcome", {"outcome": "negated"})
@@ -196,10 +227,11 @@ def _changes_of_any_data(setting: Setting) -> Iterator[Change]:
         yield Change("dtype", {"dtype": f"{dtype} inputs"}, common=False)
     for dtype in FLOAT16_DTYPES:
         yield Change("dtype", {"dtype": dtype}, common=False, weight=0 if dtype == setting.half else 2)
-    for gamma in (0.0, 1.0, 2.0, 5.0):
-        yield Change("gamma", {"gamma": gamma}, common=False, costs=FOCAL)
-    for alpha in (None, 0.25, 0.5, 0.75, 1.0):
-        yield Change("alpha", {"alpha": alpha}, common=False, costs=FOCAL)
+    for gamma in setting.tried("gamma", (1.0, 2.0, 5.0)):
+        yield Change("gamma", {"gamma": gamma}, common="gamma" in setting.given, costs=FOCAL)
+    yield Change("gamma", {"gamma": 0.0}, common=False, costs=("binary focal",))  # of classes it is a factor α
+    for alpha in (*setting.tried("alpha", (0.25, 0.5, 0.75, 1.0)), None):
+        yield Change("alpha", {"alpha": alpha}, common="alpha" in setting.given, costs=FOCAL)
     for alpha in (1.0, -1.0):
         yield Change("alpha", {"alpha": alpha}, common=False, costs=("poly",))
 
@@ -230,8 +262,11 @@ def _changes_of_some_data(setting: Setting) -> Iterator[Change]:
 _PAIRED = ("cross-entropy", "binary", "divergence")
 
 
-def hypotheses(setting: Setting) -> list[Hypothesis]:
-    """Every convention once, in canonical form and with its simplest explanation; fewest changes first."""
+def hypotheses(setting: Setting, *, plain: bool = False) -> list[Hypothesis]:
+    """Every convention once, in canonical form and with its simplest explanation; fewest changes first.
+
+    `plain`: the functions alone, with nothing changed but how they count what is left out.
+    """
     found: dict[Convention, Hypothesis] = {}
 
     def add(c: Convention, start: Hypothesis, count: int) -> None:
@@ -246,10 +281,14 @@ def hypotheses(setting: Setting) -> list[Hypothesis]:
     for preset in presets(setting):
         own = canonical(preset.convention, setting)
         if own is not None and own not in starts:
-            starts[own] = Hypothesis(own, preset, own, 0, len(starts))
+            of_divergence = preset.peer.convention.cost in (*DIVERGENCES, "entropy")
+            other = of_divergence and (setting.labels or setting.one_hot)
+            starts[own] = Hypothesis(own, preset, own, 0, len(starts), other)
             add(own, starts[own], 0)
-    tried = changes(setting)
+    tried = [change for change in changes(setting) if not plain or change.group == "left_out"]
     for own, start in starts.items():
+        if own.undefined == "nan" and setting.finite:
+            continue  # it gives NaN, and what is changed in a function that does not is found there
         fitting = [change for change in tried if change.costs is None or own.cost in change.costs]
         for change in fitting:
             add(own.but(**change.values), start, change.weight)

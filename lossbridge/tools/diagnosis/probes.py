@@ -8,8 +8,9 @@ from dataclasses import replace
 import numpy as np
 
 from lossbridge.conventions import Convention
+from lossbridge.tools.diagnosis.batch import Batch, Quantity
 from lossbridge.tools.diagnosis.canonical import Setting, holds
-from lossbridge.tools.diagnosis.evaluate import Batch, Quantity, scalars, whole
+from lossbridge.tools.diagnosis.evaluate import scalars, whole
 
 # Probabilities of the true class, around every ε in use.
 _SATURATED = (3e-4, 3e-6, 4e-7, 3e-8, 3e-9, 3e-11, 3e-13, 1e-15, 1e-20)

@@ -7,19 +7,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from lossbridge.request import as_array, framework_of
-from lossbridge.tools.diagnosis.evaluate import Array, Batch, Quantity
+from lossbridge.tools.diagnosis.batch import Array, Batch, Quantity
 
 _LARGEST_LABEL = 2**53  # float64 does not represent every larger integer
 # As programs print them. Python also reads 1_0 as 10, and the digits of every script.
 _NUMBER = re.compile(r"[+-]?((\d+\.?\d*|\.\d+)(e[+-]?\d+)?|inf|infinity|nan)", re.ASCII | re.IGNORECASE)
-_BROADCAST = 1000  # most samples that are broadcast to a loss of every pair
 
 
 def array(x: Any, name: str) -> Array:
@@ -252,8 +249,9 @@ def _vector(x: Any, pred: Array, name: str) -> Array | None:
         return None
     values = array(x, name).astype(np.float64)
     classes = pred.shape[-1] if pred.ndim > 1 else 1
-    if values.shape != (classes,):
-        raise ValueError(f"{name} has shape {values.shape}; give one number a class, ({classes},)")
+    if values.shape != (classes,) and not (classes == 1 and values.shape == (2,)):
+        both = ", or (2,) for the outcomes 0 and 1" if classes == 1 else ""
+        raise ValueError(f"{name} has shape {values.shape}; give one number a class, ({classes},){both}")
     return _checked_weights(values, name)
 
 
@@ -283,57 +281,6 @@ def _mask(x: Any, pred: Array) -> Array | None:
     if values is not None and not np.isin(values, (0, 1)).all():
         raise ValueError("mask holds numbers other than 0 and 1; pass true where a sample counts")
     return values
-
-
-@dataclass(frozen=True)
-class Reading:
-    """Another interpretation of the caller's arrays."""
-
-    words: str
-    y_true: Any
-    y_pred: Any
-    given: Mapping[str, str]  # NumPy code that makes these arrays from the caller's
-    moved: bool = False  # for `batch_of`
-    shift: int = 0
-    for_another_axis: bool = False  # only conventions with the classes along another axis give something new
-
-    def of(self, batch: Batch) -> Batch:
-        """`batch`, which was read from these arrays, with the code that makes it from the caller's."""
-        names = {*self.given, *batch.given}
-        made = {n: batch.given.get(n, n).replace(n, self.given.get(n, n), 1) for n in names}
-        return replace(batch, given=made, shift=self.shift)
-
-
-def others(batch: Batch, y_true: Any, y_pred: Any) -> Iterator[Reading]:
-    """Other interpretations of the arrays, for a number that nothing explains."""
-    true, pred = array(y_true, "y_true"), array(y_pred, "y_pred")
-    if true.ndim == pred.ndim == 1 and pred.size > 1:
-        both = {name: f"np.asarray({name})[None]" for name in ("y_true", "y_pred")}
-        yield Reading("y_true and y_pred read as one distribution", true[None], pred[None], both)
-    count = pred.shape[0] if pred.ndim else 0
-    if {true.shape, pred.shape} == {(count,), (count, 1)} and 1 < count <= _BROADCAST:
-        shape = (count, count)
-        yield Reading(
-            f"y_true of shape {true.shape} and y_pred of shape {pred.shape} were broadcast to {shape}: a loss of every "
-            "pair of samples",
-            np.broadcast_to(true, shape),
-            np.broadcast_to(pred, shape),
-            {name: f"np.broadcast_to({name}, {shape})" for name in ("y_true", "y_pred")},
-        )
-    if not batch.labels:
-        return
-    labels, classes = batch.y_true, batch.classes
-    as_read = batch.given.get("y_true", "y_true")
-    if labels.min() == 1 and labels.max() <= classes:
-        given = {**batch.given, "y_true": f"np.subtract({as_read}, 1)"}
-        yield Reading("the labels start at 1", labels - 1, batch.y_pred, given, shift=1)
-    if pred.ndim > 2 and pred.shape[1] == pred.shape[-1] and not batch.moved:
-        yield Reading("the classes lie along axis 1", y_true, y_pred, {}, moved=True)
-    if labels.ndim == 1 and ((labels >= 0) & (labels < classes)).all():
-        dtype = batch.y_pred.dtype
-        given = {**batch.given, "y_true": f"np.eye({classes}, dtype='{dtype.name}')[{as_read}]"}
-        one_hot = np.eye(classes, dtype=dtype)[labels]
-        yield Reading("labels read as one-hot rows", one_hot, batch.y_pred, given, for_another_axis=True)
 
 
 def quantities(observed: Any, batch: Batch, declared: str | None) -> tuple[Any, list[Quantity]]:

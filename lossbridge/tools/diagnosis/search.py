@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from lossbridge.tools.diagnosis.evaluate import Array, Batch, Quantity, arrays, rounded, same, scalars, scale, sums_key
+from lossbridge.tools.diagnosis.batch import Array, Batch, Quantity
+from lossbridge.tools.diagnosis.evaluate import arrays, rounded, same, scalars, scale, sums_key
 from lossbridge.tools.diagnosis.hypotheses import Hypothesis
 
+MANY_DIGITS = 1.2e-5  # the relative tolerance of five digits
 INDISTINCT = 1e-7  # relative difference of two numbers that float32 does not resolve
 # Relative errors of a loss computed in a dtype, at most.
 _FLOAT64, _FLOAT32, _FLOAT16 = 1e-9, 2e-6, 1e-3
@@ -43,6 +45,11 @@ class Observation:
     def largest(self) -> float:
         """The largest finite magnitude; 1 if that is 0."""
         return float(np.max(np.abs(self.values), initial=0.0, where=np.isfinite(self.values))) or 1.0
+
+    @property
+    def has_many_digits(self) -> bool:
+        """Five or more: then what has many alternatives can be believed."""
+        return self.tight <= MANY_DIGITS * abs(float(self.values))
 
     @staticmethod
     def of(observed: Any, quantity: Quantity, *, dtype: str = "float64") -> Observation:

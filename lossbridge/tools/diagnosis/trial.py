@@ -18,8 +18,9 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from lossbridge.tools.diagnosis.batch import Array, Batch
 from lossbridge.tools.diagnosis.canonical import Setting
-from lossbridge.tools.diagnosis.evaluate import Array, Batch, scalars
+from lossbridge.tools.diagnosis.evaluate import scalars
 from lossbridge.tools.diagnosis.hypotheses import Hypothesis, hypotheses
 from lossbridge.tools.diagnosis.probes import probes
 from lossbridge.tools.diagnosis.reading import batch_of

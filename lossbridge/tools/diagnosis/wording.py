@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import fields
+from typing import Any
 
 from lossbridge.conventions import Convention, Peer
+from lossbridge.tools.diagnosis.batch import Batch, Quantity
 from lossbridge.tools.diagnosis.canonical import DIVERGENCES, holds
-from lossbridge.tools.diagnosis.evaluate import Batch, Quantity, as_read, divisor
+from lossbridge.tools.diagnosis.evaluate import as_read, divisor
 from lossbridge.tools.diagnosis.hypotheses import Hypothesis, Preset
+from lossbridge.tools.diagnosis.solving import counts
 
 LIBRARIES = {
     "lossbridge": "lossbridge's",
@@ -40,6 +44,10 @@ _MISTAKES = {
     ("logits", "none"): "y_pred, which holds logits, taken as probabilities",
     ("logits", "exp"): "y_pred, which holds logits, taken as log-probabilities (log_softmax missing)",
     ("log-probabilities", "none"): "y_pred, which holds log-probabilities, taken as probabilities",
+}
+_COSTS = {
+    "squared": "the squared error (t − p)², as the Brier score, instead of logarithms",
+    "jensen-shannon": "the Jensen–Shannon divergence: half the divergence of each from their mean",
 }
 _OUTCOMES = {"loss": "", "negated": "with the sign turned", "perplexity": "exp of it, the perplexity"}
 _LEFT_OUT = {
@@ -121,7 +129,9 @@ def differences(old: Convention, new: Convention, batch: Batch) -> list[str]:
     changed = {f.name for f in fields(Convention) if getattr(old, f.name) != getattr(new, f.name)}
     if new.activation != old.activation and old.activated(new.activation).clip == new.clip:
         changed -= {"clip", "epsilon", "renormalise"}  # these follow from the activation: logits are not clipped
-    phrases = []
+    phrases = [_COSTS[new.cost]] if "cost" in changed and new.cost in _COSTS else []
+    if phrases:
+        changed -= {"clip", "epsilon", "renormalise"}  # there is no logarithm to be finite
     if "swapped" in changed:
         phrases.append("the arguments swapped: y_pred read as targets, y_true as predictions")
     if "axis" in changed:
@@ -140,27 +150,71 @@ def differences(old: Convention, new: Convention, batch: Batch) -> list[str]:
         phrases.append("the logarithm missing" if new.logarithm == "missing" else "the logarithm taken twice")
     if changed & {"label_smoothing", "smoothing_over"}:
         phrases.append(smoothing(new))
+    if "temperature" in changed:
+        divided = "the logits divided by it" if new.target_activation != "softmax" else "both logits divided by it"
+        squared = new.factor not in (1.0, old.factor) and math.isclose(new.factor, new.temperature**2)
+        changed -= {"factor"} if squared else set()
+        phrases.append(f"temperature T = {new.temperature:g}, {divided}{', the result times T²' if squared else ''}")
+    if "pos_weight" in changed:
+        phrases.append(f"pos_weight = {new.pos_weight:g}")
     for coefficient, sign in (("alpha", "α"), ("gamma", "γ")):
         if coefficient in changed:
-            phrases.append(f"{sign} = {getattr(new, coefficient)}")
+            x = getattr(new, coefficient)
+            phrases.append(f"{sign} = {x:g}" if x is not None else f"no {sign}")
     if "class_weight" in changed:
         phrases.append("the class weights used" if new.class_weight else "the class weights not used")
     if "sample_weight" in changed:
         phrases.append("the sample weights used" if new.sample_weight else "the sample weights not used")
+    if "weighted" in changed:
+        phrases.append("the class weights as weights of rows" if new.weighted == "rows" else "weights of terms")
+    if "rows" in changed:
+        phrases.append(new.rows)
     if "left_out" in changed:
         phrases.append(_LEFT_OUT[new.left_out])
     if "base" in changed:
         phrases.append({2.0: "logarithms to base 2 (bits)", 10.0: "logarithms to base 10"}.get(new.base, "in nats"))
-    if "divisor" in changed:
-        phrases.append(division(new, batch))
+    phrases += _sizes(changed, new, batch)
     if "dtype" in changed:
         dtype = "float64" if new.dtype == "exact" else new.dtype.split()[0]
         phrases.append(f"inputs rounded to {dtype}" if new.dtype.endswith("inputs") else f"computed in {dtype}")
     if "outcome" in changed:
         phrases.append(_OUTCOMES[new.outcome])
     if "undefined" in changed:
-        phrases.append("0·∞, and a mean over nothing, left undefined")
+        left = "left undefined" if new.undefined == "nan" else "taken as 0"
+        phrases.append(f"0·∞, and a mean over nothing, {left}")
     return phrases
+
+
+def _sizes(changed: set[str], new: Convention, batch: Batch) -> list[str]:
+    """What the sum is divided and multiplied by, and what is added."""
+    phrases = []
+    known = counts(batch) if "factor" in changed and new.divisor == "one" else {}
+    count = next((n for n in known if math.isclose(n * new.factor, 1, rel_tol=1e-9)), None)
+    if count is not None:
+        return [f"divided by {known[count]} = {count:g}"]
+    if "cost" in changed and new.cost == "cross-entropy" and new.divisor == "one":
+        return [f"only the positives, divided by their number, {1 / new.factor:g}"]
+    if "divisor" in changed:
+        phrases.append(division(new, batch))
+    if "factor" in changed:
+        phrases.append(multiplication(new.factor))
+    if "offset" in changed:
+        added = "added" if new.offset > 0 else "subtracted"
+        phrases.append(f"{abs(new.offset):g} {added}, a constant such as a penalty")
+    return phrases
+
+
+def multiplication(factor: float) -> str:
+    """Such as: multiplied by 4, as the sum over 4 accumulation steps or processes."""
+    if factor < 0:
+        return f"{multiplication(-factor)}; with the sign turned"
+    k = factor if factor > 1 else 1 / factor
+    if factor < 1:
+        return f"divided by {k:g} (multiplied by {factor:g}), as a mean over {k:g} accumulation steps or processes"
+    why = f"as the sum over {k:g} accumulation steps or processes"
+    if k == 2:
+        why = "as a deviance, or two accumulation steps"
+    return f"multiplied by {k:g}, {'as by loss scaling' if k > 64 else why}"
 
 
 def clipping(c: Convention) -> str:
@@ -170,15 +224,24 @@ def clipping(c: Convention) -> str:
         "both": f"probabilities clipped to [{epsilon}, 1 − {epsilon}]",
         "lower": f"probabilities clipped to [{epsilon}, 1]",
         "added": f"log(p + {epsilon})",
-        "floor": "logarithms of at least −100",
+        "arguments": floor(c.epsilon),
     }[c.clip]
+
+
+def floor(epsilon: Any) -> str:
+    """Of each logarithm, or of its argument."""
+    lowest = math.log(float(epsilon)) if float(epsilon) else -math.inf
+    if float(epsilon) < 1e-20 and abs(lowest - round(lowest)) < 1e-6:
+        return f"logarithms of at least −{-lowest:.0f}"
+    return f"each logarithm's argument at least {epsilon:.3g}: log(max(p, {epsilon:.3g})), and so of 1 − p"
 
 
 def smoothing(c: Convention) -> str:
     if not c.label_smoothing:
         return "no label smoothing"
-    term = "s/K to every class" if c.smoothing_over == "K" else "s/(K − 1) to each wrong class"
-    return f"label smoothing s = {c.label_smoothing:g}, {term}"
+    outcomes = "s/2 to both outcomes" if "binary" in c.cost else "s/K to every class"
+    term = {"K": outcomes, "K-1": "s/(K − 1) to each wrong class", "C": "s/C to every outcome, of C classes"}
+    return f"label smoothing s = {c.label_smoothing:g}, {term[c.smoothing_over]}"
 
 
 def division(c: Convention, batch: Batch) -> str:
@@ -191,6 +254,7 @@ def division(c: Convention, batch: Batch) -> str:
         "samples": "the number of samples, N",
         "elements": "the number of elements, N·C",
         "weights": "the sum of the weights",
+        "nonzero weights": "the number of weights that are not 0",
         "classes": "the number of classes, C",
         "axis 0": "the size of axis 0",
     }[c.divisor]

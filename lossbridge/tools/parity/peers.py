@@ -21,9 +21,10 @@ from lossbridge.compat.deviations import DEVIATIONS
 from lossbridge.conventions import PEERS, Convention, Peer
 from lossbridge.frameworks import FRAMEWORKS
 from lossbridge.frameworks.framework import Framework
+from lossbridge.tools.diagnosis.batch import WEIGHTS, Array, Batch, Quantity
 from lossbridge.tools.diagnosis.calls import in_order, option, our_function
-from lossbridge.tools.diagnosis.evaluate import WEIGHTS, Array, Batch, Quantity, scalars, scale, weights
 from lossbridge.tools.diagnosis.evaluate import arrays as convention_arrays
+from lossbridge.tools.diagnosis.evaluate import scalars, scale, weights
 from lossbridge.tools.parity.check import Outcome, spacing
 from lossbridge.tools.processes import installed
 

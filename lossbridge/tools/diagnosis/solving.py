@@ -1,0 +1,322 @@
+"""What a number says by itself of one thing that is in no list: a coefficient, a factor, a constant, the rows counted.
+
+For the functions themselves, each with one thing unknown: the coefficient is solved for, and becomes a hypothesis where
+it comes out round. How round a number must be depends on the digits that are given: see `_LARGEST_CHANCE`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lossbridge.conventions import Convention
+from lossbridge.tools.diagnosis.batch import Array, Batch
+from lossbridge.tools.diagnosis.canonical import BINARY, DIVERGENCES, FOCAL, Setting, canonical
+from lossbridge.tools.diagnosis.evaluate import scalars
+from lossbridge.tools.diagnosis.hypotheses import Hypothesis
+from lossbridge.tools.diagnosis.search import MANY_DIGITS, Observation
+from lossbridge.tools.diagnosis.weightings import FIRST_ROWS, WEIGHTS_APART
+
+# The chance that a number from anywhere has a root as round as one that is believed. Some ten roots are looked at.
+_LARGEST_CHANCE = 5e-4
+_POINTS, _STEPS = 16, 8  # of the grid on which a root is bracketed, and of its refinement
+_MOST_BASES = 4
+
+
+@dataclass(frozen=True)
+class Unknown:
+    """A coefficient of a convention, between two bounds, both of one sign."""
+
+    field: str
+    low: float
+    high: float
+    usual: tuple[float, ...]  # believed with fewer digits
+    also: Mapping[str, Any]  # what is changed with it
+    also_of: Callable[[float], Mapping[str, Any]] = lambda x: {}
+    digits: int = 3  # most that a round one has
+
+    def of(self, own: Convention, x: float) -> Convention:
+        return replace(own, **self.also, **self.also_of(x), **{self.field: x})
+
+    def grid(self) -> list[float]:
+        return [float(x) for x in np.geomspace(self.low, self.high, _POINTS)]
+
+
+class _Root(NamedTuple):
+    value: float
+    uncertainty: float  # of the digits that were given
+
+
+def solved(
+    known: Sequence[Hypothesis],
+    batch: Batch,
+    setting: Setting,
+    seen: Observation,
+    *,
+    sure: bool = False,
+    last: bool = False,
+) -> list[Hypothesis]:
+    """Hypotheses that give the observed number, besides the known ones.
+
+    `sure`: more batches will be asked too. `last`: a constant is tried, which comes after everything else.
+    """
+    target = float(seen.values)
+    if setting.quantity != "scalar" or not math.isfinite(target) or target == 0:
+        return []
+    bases = _bases(known)
+    found: list[tuple[Hypothesis, Convention]] = []
+    if last:
+        found += _offsets(bases, batch, seen, sure)
+    else:
+        found += _coefficients(bases, batch, setting, seen, sure)
+        found += _factors(bases, batch, seen)
+    if not last and (seen.has_many_digits or sure):
+        found += _rows(bases, batch, seen, sure)
+    there = {h.convention for h in known}
+    new: dict[Convention, Hypothesis] = {}
+    for base, c in found:
+        here = canonical(c, setting)
+        if here is not None and here not in there and here not in new:
+            new[here] = replace(base, convention=here, changes=base.changes + 1)
+    return list(new.values())
+
+
+def _bases(known: Sequence[Hypothesis]) -> list[Hypothesis]:
+    """The functions whose one thing is looked for: of each cost the best known, first those that take a mean."""
+    found: dict[tuple[Any, ...], Hypothesis] = {}
+    for h in known:
+        c = h.convention
+        if h.changes or h.other_family or c.undefined == "nan" or c.axis != -1:
+            continue
+        if c.divisor == "one" or c.cost not in ("cross-entropy", "divergence", *BINARY, *FOCAL):
+            continue
+        key = c.cost, c.activation, c.target_activation, c.divisor, c.sample_weight, c.class_weight
+        found.setdefault(key, h)
+    for h in list(found.values()):
+        if h.own.cost == "binary focal" and h.own.alpha is None:  # as torchvision's
+            found["balanced", h.own] = replace(h, own=replace(h.own, alpha=0.25))
+    plain = sorted(found.values(), key=lambda h: h.convention.cost in FOCAL)
+    return plain[: 2 * _MOST_BASES]
+
+
+# Coefficients.
+
+
+def _unknowns(c: Convention, setting: Setting) -> Iterator[Unknown]:
+    logits = c.activation.startswith(("softmax", "sigmoid"))
+    if c.cost in DIVERGENCES:
+        if logits and c.target_activation == "softmax":
+            usual = (2.0, 3.0, 4.0, 5.0, 10.0, 20.0)
+            yield Unknown("temperature", 0.1, 100, usual, {}, lambda x: {"factor": x * x})
+            yield Unknown("temperature", 0.1, 100, usual, {})
+        return
+    if c.cost in FOCAL:
+        yield Unknown("gamma", 0.05, 20, (1.0, 2.0, 3.0, 5.0), {})
+        yield Unknown("gamma", 0.05, 20, (1.0, 2.0, 3.0, 5.0), {"alpha": 0.25 if c.alpha is None else None})
+        yield Unknown("alpha", 0.01, 0.999, (0.25, 0.5, 0.75), {})
+        return
+    if logits:
+        yield Unknown("temperature", 0.05, 100, (2.0, 3.0, 4.0, 5.0, 10.0, 0.5), {})
+        twice = f"{c.activation.split()[0]} twice"
+        yield Unknown("temperature", 0.01, 100, (0.1, 0.5, 2.0), {"activation": twice})
+    yield Unknown("label_smoothing", 1e-3, 0.9, (0.1, 0.05, 0.2), {"smoothing_over": "K"})
+    if c.cost in BINARY:
+        yield Unknown("pos_weight", 0.01, 1000, (2.0, 3.0, 4.0, 5.0, 10.0), {})
+        if setting.classes > 2:
+            yield Unknown("label_smoothing", 1e-3, 0.9, (0.1, 0.05, 0.2), {"smoothing_over": "C"})
+    else:
+        yield Unknown("label_smoothing", 1e-3, 0.9, (0.1, 0.05, 0.2), {"smoothing_over": "K-1"})
+    if not logits:
+        for clip in ("both", "added", "arguments"):
+            yield Unknown("epsilon", 1e-20, 0.2, (), {"clip": clip}, digits=1)
+
+
+class _Curve(NamedTuple):
+    """What a base gives for an unknown coefficient."""
+
+    base: Hypothesis
+    unknown: Unknown
+
+    def at(self, x: float) -> Convention:
+        return self.unknown.of(self.base.own, x)
+
+
+class _Bracket(NamedTuple):
+    curve: _Curve
+    ends: tuple[float, float]
+    misfits: tuple[float, float]  # of different sign
+
+
+def _coefficients(
+    bases: Sequence[Hypothesis], batch: Batch, setting: Setting, seen: Observation, sure: bool
+) -> Iterator[tuple[Hypothesis, Convention]]:
+    curves = [_Curve(base, unknown) for base in bases for unknown in _unknowns(base.own, setting)]
+    for curve, root in _roots(curves, batch, seen):
+        value = rounded(root, curve.unknown.usual, 1.0 if sure else _LARGEST_CHANCE, curve.unknown.digits)
+        if value is not None:
+            yield curve.base, curve.at(value)
+
+
+def _roots(curves: Sequence[_Curve], batch: Batch, seen: Observation) -> Iterator[tuple[_Curve, _Root]]:
+    """Where the curves take the observed number: bracketed on a grid, refined by the method of false position."""
+    target = float(seen.values)
+    grids = [curve.unknown.grid() for curve in curves]
+    every = [curve.at(x) for curve, grid in zip(curves, grids, strict=True) for x in grid]
+    values = scalars(batch, every) - target
+    brackets: list[_Bracket] = []
+    for i, (curve, grid) in enumerate(zip(curves, grids, strict=True)):
+        misfits = values[i * _POINTS : (i + 1) * _POINTS]
+        for k in range(_POINTS - 1):
+            if np.isfinite(misfits[k : k + 2]).all() and misfits[k] * misfits[k + 1] < 0:
+                brackets.append(_Bracket(curve, (grid[k], grid[k + 1]), (float(misfits[k]), float(misfits[k + 1]))))
+    for _ in range(_STEPS):
+        brackets = _narrowed(brackets, batch, target)
+    for curve, (low, high), (below, above) in brackets:
+        slope = abs(above - below) / (high - low) if high > low else math.inf
+        value = low - below * (high - low) / (above - below) if above != below else low
+        yield curve, _Root(value, seen.tight / slope if slope else math.inf)
+
+
+def _narrowed(brackets: Sequence[_Bracket], batch: Batch, target: float) -> list[_Bracket]:
+    """Each cut twice: where the chord crosses, and a little beyond, so that both ends draw near."""
+    if not brackets:
+        return []
+    inner: list[tuple[float, float]] = []
+    for _, (low, high), (below, above) in brackets:
+        crossing = low - below * (high - low) / (above - below)
+        near = 0.02 * (high - low)
+        inner.append((max(low, crossing - near), min(high, crossing + near)))
+    conventions = [bracket.curve.at(x) for bracket, pair in zip(brackets, inner, strict=True) for x in pair]
+    values = scalars(batch, conventions) - target
+    found = []
+    for i, (bracket, pair) in enumerate(zip(brackets, inner, strict=True)):
+        points = [bracket.ends[0], *pair, bracket.ends[1]]
+        misfits = [bracket.misfits[0], *map(float, values[2 * i : 2 * i + 2]), bracket.misfits[1]]
+        for k in range(3):
+            if misfits[k] * misfits[k + 1] < 0 or misfits[k + 1] == 0:
+                bracket = _Bracket(bracket.curve, (points[k], points[k + 1]), (misfits[k], misfits[k + 1]))
+                break
+        found.append(bracket)
+    return found
+
+
+def rounded(root: _Root, usual: Sequence[float], largest_chance: float, most_digits: int = 3) -> float | None:
+    """The round number that the root is within its uncertainty; None where it is none, or where it may be chance.
+
+    The chance is the share of numbers that lie as near to one as round.
+    """
+    value, uncertainty = root
+    if not (0 < value < math.inf and uncertainty < math.inf):
+        return None
+    for x in usual:
+        others = min((abs(x - y) for y in usual if y != x), default=x)
+        if abs(value - x) <= uncertainty and 2 * uncertainty / max(others, 0.5 * x) <= largest_chance:
+            return x
+    exponent = math.floor(math.log10(value))
+    for digits in range(1, most_digits + 1):
+        spacing = 10.0 ** (exponent - digits + 1)
+        nearest = float(f"{value:.{digits - 1}e}")
+        if abs(value - nearest) <= uncertainty:
+            return nearest if 2 * uncertainty / spacing <= largest_chance else None
+    return None
+
+
+# A factor, a constant, and the rows that count.
+
+MULTIPLIERS = (*range(2, 17), 25, 36, 49, 64, 81, 100, *(2**k for k in range(5, 17)), 1000)
+
+
+def counts(batch: Batch) -> dict[float, str]:
+    """What a sum may be divided by, besides the number of samples, elements and classes: in words."""
+    rows, shape = batch.rows(-1), batch.y_pred.shape
+    n, kept, classes = len(rows.valid), int(rows.valid.sum()), rows.pred.shape[1]
+    found: dict[float, str] = {}
+
+    def add(count: float, words: str) -> None:
+        found[count] = f"{found[count]}, or {words}" if count in found else words
+
+    positives, hard = float(rows.target[rows.valid].sum()), np.isin(rows.target, (0, 1)).all()
+    if hard and not batch.labels and (classes == 1 or (rows.target.sum(1) != 1).any()):
+        add(positives, "the number of positives")
+        add(kept * classes - positives, "the number of negatives")
+    add(kept - 1.0, "the number of samples less one, N − 1")
+    add(kept * (kept - 1.0), "N (N − 1)")
+    add(float(kept * kept), "the square of the number of samples, N²")
+    add(kept * (classes - 1.0), "N (C − 1)")
+    add(kept + 1.0, "the number of samples and one, N + 1")
+    for axis in range(len(shape) - 1) if len(shape) > 2 else ():
+        add(float(shape[axis]), f"the size of axis {axis}")
+        add(float(n // shape[axis]), f"the number of samples without axis {axis}")
+        add(float(shape[axis] * classes), f"the size of axis {axis} times C")
+    if batch.labels:
+        present = np.unique(batch.y_true.reshape(-1)[rows.valid])
+        add(float(len(present)), "the number of classes that occur")
+    known = {0.0, 1.0, float(n), float(kept), float(classes), float(kept * classes)}
+    return {count: words for count, words in found.items() if count not in known and count > 0}
+
+
+def _factors(bases: Sequence[Hypothesis], batch: Batch, seen: Observation) -> Iterator[tuple[Hypothesis, Convention]]:
+    target, loose = float(seen.values), seen.tight / abs(float(seen.values))
+    known = counts(batch)
+    plain = scalars(batch, [base.own for base in bases])
+    sums = scalars(batch, [replace(base.own, divisor="one") for base in bases])
+    for base, mean, total in zip(bases, plain, sums, strict=True):
+        if not (math.isfinite(mean) and mean):
+            continue
+        for count in known:
+            if abs(target * count / total - 1) <= loose:
+                yield base, replace(base.own, divisor="one", factor=1 / count)
+        if abs(target / (2 * total) - 1) <= loose:
+            yield base, replace(base.own, divisor="one", factor=2.0)
+        for k in MULTIPLIERS:
+            for factor in (k, 1 / k, -k, -1 / k):
+                precise = k <= 64 or loose < MANY_DIGITS
+                if precise and abs(target / (mean * factor) - 1) <= loose:
+                    yield base, replace(base.own, factor=float(factor))
+    yield from _of_positives(bases, batch, target, loose)
+
+
+def _of_positives(
+    bases: Sequence[Hypothesis], batch: Batch, target: float, loose: float
+) -> Iterator[tuple[Hypothesis, Convention]]:
+    """−t log p alone, over the number of positives."""
+    rows = batch.rows(-1)
+    positives = float(rows.target[rows.valid].sum())
+    for base in bases:
+        if base.own.cost == "binary" and positives and not batch.labels:
+            c = replace(base.own, cost="cross-entropy", divisor="one", factor=1 / positives)
+            value = scalars(batch, [c])[0]
+            if value and abs(target / value - 1) <= loose:
+                yield base, c
+
+
+def _offsets(
+    bases: Sequence[Hypothesis], batch: Batch, seen: Observation, sure: bool
+) -> Iterator[tuple[Hypothesis, Convention]]:
+    """A constant added. It fits every number, so that it comes last and must be very round."""
+    target = float(seen.values)
+    for base, mean in zip(bases, scalars(batch, [base.own for base in bases]), strict=True):
+        if not math.isfinite(mean) or base.own.cost in FOCAL or base.own.divisor == "weights":
+            continue
+        difference = target - float(mean)
+        if 0 < abs(difference) <= 10 * abs(mean):
+            value = rounded(_Root(abs(difference), seen.tight), (), 1.0 if sure else _LARGEST_CHANCE)
+            if value is not None:
+                yield base, replace(base.own, offset=math.copysign(value, difference))
+
+
+def _rows(
+    bases: Sequence[Hypothesis], batch: Batch, seen: Observation, sure: bool
+) -> Iterator[tuple[Hypothesis, Convention]]:
+    plain = [base for base in bases if not (base.own.sample_weight or base.own.class_weight or base.own.cost in FOCAL)]
+    precise = seen.has_many_digits or sure
+    names = [name for name in batch.weightings if precise or not name.startswith(FIRST_ROWS)]
+    tried = [(base, replace(base.own, rows=name)) for base in plain[:2] for name in names if name != WEIGHTS_APART]
+    values: Array = scalars(batch, [c for _, c in tried])
+    for (base, c), value in zip(tried, values, strict=True):
+        if abs(value - float(seen.values)) <= seen.tight:
+            yield base, c
