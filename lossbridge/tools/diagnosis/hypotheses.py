@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
-from lossbridge.conventions import PEERS, Convention, Peer
+from lossbridge.conventions import FURTHER, PEERS, Convention, Peer
 from lossbridge.tools.diagnosis.batch import WEIGHTS
 from lossbridge.tools.diagnosis.canonical import BINARY, DIVERGENCES, FOCAL, SMOOTHINGS, Holds, Setting, canonical
 from lossbridge.tools.diagnosis.evaluate import FLOAT16_DTYPES
@@ -67,7 +67,7 @@ def presets(setting: Setting) -> list[Preset]:
 
     targets = "labels" if setting.labels else "events" if setting.events_only else None
     found = []
-    for peer in PEERS:
+    for peer in (*PEERS, *FURTHER):
         if targets is None:
             fits = peer.targets != ("labels",)  # a matrix may hold distributions, or outcomes
         elif targets == "labels":
@@ -87,7 +87,7 @@ def _takes(peer: Peer, setting: Setting) -> bool:
     return True
 
 
-_LIBRARIES = list(dict.fromkeys(peer.library for peer in PEERS))
+_LIBRARIES = list(dict.fromkeys(peer.library for peer in (*PEERS, *FURTHER)))
 
 
 def _variants(peer: Peer) -> Iterator[Convention]:
