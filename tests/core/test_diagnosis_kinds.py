@@ -1,4 +1,4 @@
-"""The kinds of numbers that people ask about: small arrays whose right value is known, and what must be said of each."""
+"""The kinds of numbers that people ask about: small arrays whose right value is known, and what is said of each."""
 
 from __future__ import annotations
 

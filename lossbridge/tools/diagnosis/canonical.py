@@ -41,6 +41,7 @@ class Setting:
     one_hot: bool  # and each row has a single 1
     class_weight: bool
     sample_weight: bool
+    zero_weight: bool  # a weight is 0
     mask: bool
     ignored: bool  # there is a label to ignore
     ignored_class: bool  # and it is one of the classes
@@ -78,6 +79,9 @@ class Setting:
             one_hot=hard and all(b.labels or (b.y_true.sum(-1) == 1).all() for b in batches),
             class_weight=batch.class_weight is not None,
             sample_weight=any(b.sample_weight is not None for b in batches),
+            zero_weight=any(
+                (w == 0).any() for b in batches for w in (b.sample_weight, b.class_weight) if w is not None
+            ),
             mask=any(b.mask is not None for b in batches),
             ignored=any(b.ignored is not None for b in batches),
             ignored_class=ignored is not None and 0 <= ignored < batch.classes,
@@ -150,6 +154,8 @@ def _weights(c: Convention, setting: Setting) -> Convention:
     left_out, divisor = c.left_out if setting.left_out else "removed", c.divisor
     if divisor in ("weights", "nonzero weights") and not (class_weight or sample_weight):
         divisor, left_out = "samples", "removed" if left_out == "zero" else left_out
+    if divisor == "nonzero weights" and not setting.zero_weight:
+        divisor = "samples"
     if c.rows != ALL:
         sample_weight, left_out = False, "removed"  # it has them
         divisor = "samples" if divisor in ("weights", "nonzero weights") else divisor

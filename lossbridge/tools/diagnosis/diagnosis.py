@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from lossbridge.tools.diagnosis.canonical import Setting, canonical, holds
 from lossbridge.tools.diagnosis.evaluate import whole
 from lossbridge.tools.diagnosis.expected import find_preset
 from lossbridge.tools.diagnosis.hypotheses import hypotheses
+from lossbridge.tools.diagnosis.readings import Depth
 from lossbridge.tools.diagnosis.search import Fit, Observation, by_chance, search
 from lossbridge.tools.diagnosis.solving import solved
 
@@ -302,17 +303,14 @@ def _with_another_reading(found: Diagnosis, request: _Request, given: _Given) ->
                 request,
                 [(other.y_true, other.y_pred, observed, {**options, **_mask_of(other, found.batches[0])})],
                 moved=other.moved,
-                depth="plain" if other.plain else "all",
+                depth=other.depth,
                 library=other.library,
             )
         except (ValueError, TypeError):
             continue  # weights, or an observed array, do not fit the shapes of this reading
-        if other.for_another_axis:
-            another = [group for group in again.classes if group.explanations[0].convention.axis != -1]
-            again = replace(again, classes=tuple(another))
         if again.fits:
             batch = other.of(again.batches[0])
-            reading_of = other.words if other.plain or other.library else ""
+            reading_of = other.words if other.depth == "plain" or other.library else ""
             return replace(
                 again,
                 batches=(batch,),
@@ -339,11 +337,10 @@ def _diagnosed(
     given: Sequence[_Given],
     *,
     moved: bool = False,
-    depth: Literal["all", "plain", "constants"] = "all",
+    depth: Depth = "all",
     library: str = "",
     advance: Callable[[float], None] = lambda fraction: None,
 ) -> Diagnosis:
-    """`depth`: "plain" tries the functions alone, with nothing changed, "constants" those with a constant added."""
     data = _read(request, given, moved)
     batch, *further = data.batches
     dtype = batch.half or batch.y_pred.dtype.name
@@ -357,13 +354,14 @@ def _diagnosed(
     near: list[tuple[tuple[int, float], str]] = []
     count, chance = 0, 0.0
     for quantity, setting in settings.items():
-        candidates = hypotheses(setting, plain=depth != "all")
+        candidates = hypotheses(setting, plain=depth in ("plain", "constants"))
+        candidates = [h for h in candidates if depth != "another axis" or h.convention.axis != -1]
         count += len(candidates)
         observations = [Observation.of(x, quantity, dtype=dtype) for x in data.observed]
         groups, closest = search(
             candidates, data.batches, observations, lambda fraction: advance(fraction / len(settings))
         )
-        if depth != "plain" and (not groups or groups[0][0].hypothesis.strangeness > (1, False)):
+        if depth in ("all", "constants") and (not groups or groups[0][0].hypothesis.strangeness > (1, False)):
             constants = depth == "constants"
             new = solved(candidates, batch, setting, observations[0], sure=bool(further), last=constants)
             if new:

@@ -223,7 +223,7 @@ def _changes_of_any_data(setting: Setting) -> Iterator[Change]:
     for pos_weight in setting.tried("pos_weight", ()):
         yield Change("pos_weight", {"pos_weight": pos_weight}, costs=("binary",))
     for divisor in ("samples", "elements", "weights", "nonzero weights", "classes", "axis 0", "one"):
-        yield Change("divisor", {"divisor": divisor})
+        yield Change("divisor", {"divisor": divisor}, common=divisor != "nonzero weights")
     yield Change("cost", {"cost": "squared", "clip": "none", "epsilon": 0.0}, common=False, costs=_SQUARED)
     yield Change(
         "cost", {"cost": "jensen-shannon", "clip": "none", "epsilon": 0.0}, common=False, costs=("divergence",)
@@ -300,6 +300,8 @@ def hypotheses(setting: Setting, *, plain: bool = False) -> list[Hypothesis]:
     for own, start in starts.items():
         if own.undefined == "nan" and setting.finite:
             continue  # it gives NaN, and what is changed in a function that does not is found there
+        if start.other_family:
+            continue  # of hard targets a divergence is a cross-entropy, of which the changes are tried
         fitting = [change for change in tried if change.costs is None or own.cost in change.costs]
         for change in fitting:
             add(own.but(**change.values), start, change.weight)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -17,6 +17,9 @@ from lossbridge.tools.diagnosis.batch import Array, Batch
 from lossbridge.tools.diagnosis.reading import array
 
 _BROADCAST = 1000  # most samples that are broadcast to a loss of every pair
+# What is tried: everything, the functions themselves with nothing changed, what has the classes along another axis, or
+# the functions with a constant added.
+Depth = Literal["all", "plain", "another axis", "constants"]
 _EXCHANGED = 12  # most classes of which every pair is exchanged
 
 
@@ -30,9 +33,8 @@ class Reading:
     given: Mapping[str, str]  # NumPy code that makes these arrays from the caller's
     moved: bool = False  # for `batch_of`
     shift: int = 0
-    for_another_axis: bool = False  # only conventions with the classes along another axis give something new
     mask: Array | None = None  # of what is left, where it leaves something out
-    plain: bool = True  # only the functions themselves are tried, with nothing changed
+    depth: Depth = "plain"
     one_of_many: bool = False  # so that it is believed with five digits or more
     library: str = ""  # whose functions read arrays so, and so stand first
 
@@ -67,7 +69,7 @@ def _of_vectors(true: Array, pred: Array) -> Iterator[Reading]:
         both = {name: f"np.asarray({name})[None]" for name in ("y_true", "y_pred")}
         words = "y_true and y_pred read as one distribution"
         rows = true[None], pred[None]
-        yield Reading(words, *rows, both, plain=False, library="scipy")
+        yield Reading(words, *rows, both, depth="all", library="scipy")
         if (true >= 0).all() and (pred >= 0).all() and true.sum() > 0 and pred.sum() > 0:
             both = {name: f"np.asarray({name})[None] / np.sum({name})" for name in ("y_true", "y_pred")}
             words = "y_true and y_pred read as counts, which SciPy makes sum to 1"
@@ -84,7 +86,7 @@ def _broadcast(true: Array, pred: Array) -> Iterator[Reading]:
             np.broadcast_to(true, shape),
             np.broadcast_to(pred, shape),
             {name: f"np.broadcast_to({name}, {shape})" for name in ("y_true", "y_pred")},
-            plain=False,
+            depth="all",
         )
 
 
@@ -92,9 +94,9 @@ def _of_labels(batch: Batch, y_true: Any, y_pred: Any) -> Iterator[Reading]:
     labels, classes, pred = batch.y_true, batch.classes, batch.y_pred
     if labels.min() == 1 and labels.max() <= classes:
         given = _made(batch, y_true="np.subtract({}, 1)")
-        yield Reading("the labels start at 1", labels - 1, pred, given, shift=1, plain=False)
+        yield Reading("the labels start at 1", labels - 1, pred, given, shift=1, depth="all")
     if pred.ndim > 2 and pred.shape[1] == pred.shape[-1] and not batch.moved:
-        yield Reading("the classes lie along axis 1", y_true, y_pred, {}, moved=True, plain=False)
+        yield Reading("the classes lie along axis 1", y_true, y_pred, {}, moved=True, depth="all")
     if (labels < 0).any() and (labels >= -classes).all() and (labels < classes).all():
         words = "negative labels wrap round, as in optax and NumPy: −1 is the last class"
         yield Reading(words, labels % classes, pred, _made(batch, y_true=f"np.mod({{}}, {classes})"))
@@ -105,7 +107,7 @@ def _of_labels(batch: Batch, y_true: Any, y_pred: Any) -> Iterator[Reading]:
         given = _made(batch, y_true=f"np.eye({classes}, dtype='{dtype.name}')[{{}}]")
         one_hot = np.eye(classes, dtype=dtype)[labels]
         words = "labels read as one-hot rows"
-        yield Reading(words, one_hot, pred, given, for_another_axis=True, plain=False)
+        yield Reading(words, one_hot, pred, given, depth="another axis")
     if classes > 10 and inside:
         order = np.array(sorted(range(classes), key=str))
         words = "the columns of y_pred in the order of labels sorted as texts: 0, 1, 10, 11, …, 2, …"

@@ -23,7 +23,8 @@ from lossbridge.tools.diagnosis.weightings import FIRST_ROWS, WEIGHTS_APART
 
 # The chance that a number from anywhere has a root as round as one that is believed. Some ten roots are looked at.
 _LARGEST_CHANCE = 5e-4
-_POINTS, _ROUNDS = 16, 8  # of the grid on which a root is bracketed, and of its refinement
+_POINTS, _ROUNDS = 16, 5  # of the grid on which a root is bracketed, and of its refinement
+_LARGE, _FEWER = 200_000, 2  # of a batch with so many elements half as many functions are tried, at half the points
 _STEP = 1e-4  # relative, of the slope's difference quotient
 _MOST_BASES = 8
 
@@ -43,8 +44,9 @@ class Unknown:
     def of(self, own: Convention, x: float) -> Convention:
         return replace(own, **self.also, **self.also_of(x), **{self.field: x})
 
-    def grid(self) -> list[float]:
-        return [float(x) for x in np.geomspace(self.low, self.high, _POINTS)]
+    def grid(self, points: int) -> list[float]:
+        """Logarithms of the coefficient, in which most losses are nearly linear."""
+        return [float(x) for x in np.linspace(math.log(self.low), math.log(self.high), points)]
 
 
 class _Root(NamedTuple):
@@ -146,45 +148,48 @@ class _Curve(NamedTuple):
     base: Hypothesis
     unknown: Unknown
 
-    def at(self, x: float) -> Convention:
-        return self.unknown.of(self.base.own, x)
+    def at(self, logarithm: float) -> Convention:
+        return self.unknown.of(self.base.own, math.exp(logarithm))
 
 
 class _Bracket(NamedTuple):
     curve: _Curve
-    ends: tuple[float, float]
+    ends: tuple[float, float]  # logarithms
     misfits: tuple[float, float]  # of different sign
 
 
 def _coefficients(
     bases: Sequence[Hypothesis], batch: Batch, setting: Setting, seen: Observation, sure: bool
 ) -> Iterator[tuple[Hypothesis, Convention]]:
-    curves = [_Curve(base, unknown) for base in bases for unknown in _unknowns(base.own, setting)]
+    few = bases[: _MOST_BASES // _FEWER] if batch.y_pred.size > _LARGE else bases
+    curves = [_Curve(base, unknown) for base in few for unknown in _unknowns(base.own, setting)]
     for curve, root in _roots(curves, batch, seen):
         value = rounded(root, curve.unknown.usual, 1.0 if sure else _LARGEST_CHANCE, curve.unknown.digits)
         if value is not None:
-            yield curve.base, curve.at(value)
+            yield curve.base, curve.unknown.of(curve.base.own, value)
 
 
 def _roots(curves: Sequence[_Curve], batch: Batch, seen: Observation) -> Iterator[tuple[_Curve, _Root]]:
     """Where the curves take the observed number: bracketed on a grid, refined by the method of false position."""
     target = float(seen.values)
-    grids = [curve.unknown.grid() for curve in curves]
+    points = _POINTS // _FEWER if batch.y_pred.size > _LARGE else _POINTS
+    grids = [curve.unknown.grid(points) for curve in curves]
     every = [curve.at(x) for curve, grid in zip(curves, grids, strict=True) for x in grid]
     values = scalars(batch, every) - target
     brackets: list[_Bracket] = []
     for i, (curve, grid) in enumerate(zip(curves, grids, strict=True)):
-        misfits = values[i * _POINTS : (i + 1) * _POINTS]
-        for k in range(_POINTS - 1):
+        misfits = values[i * points : (i + 1) * points]
+        for k in range(points - 1):
             if np.isfinite(misfits[k : k + 2]).all() and misfits[k] * misfits[k + 1] < 0:
                 brackets.append(_Bracket(curve, (grid[k], grid[k + 1]), (float(misfits[k]), float(misfits[k + 1]))))
     for _ in range(_ROUNDS):
         brackets = _narrowed(brackets, batch, target)
     found = [low - below * (high - low) / (above - below) for _, (low, high), (below, above) in brackets]
-    beside = [bracket.curve.at(x * f) for bracket, x in zip(brackets, found, strict=True) for f in (1, 1 + _STEP)]
+    beside = [bracket.curve.at(x + step) for bracket, x in zip(brackets, found, strict=True) for step in (0, _STEP)]
     slopes = np.abs(np.diff(scalars(batch, beside).reshape(-1, 2))[:, 0]) / _STEP if beside else np.zeros(0)
     for bracket, value, slope in zip(brackets, found, slopes, strict=True):
-        yield bracket.curve, _Root(value, value * seen.tight / float(slope) if slope else math.inf)
+        uncertainty = math.exp(value) * seen.tight / float(slope) if slope else math.inf
+        yield bracket.curve, _Root(math.exp(value), uncertainty)
 
 
 def _narrowed(brackets: Sequence[_Bracket], batch: Batch, target: float) -> list[_Bracket]:
