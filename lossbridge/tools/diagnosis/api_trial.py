@@ -65,7 +65,7 @@ UNUSUAL: Mapping[str, tuple[Unusual, ...]] = {
     "mask": (Unusual(_MASK, "", given=True),),
     "ignore_class": (Unusual(4, "", given=True),),
     "normalizer": (Unusual(40.0, over(40)),),
-    "axis": (Unusual(0, "axis 0|transpos|first axis"),),
+    "axis": (Unusual(0, r"axis 0|transpos|first axis|SciPy's `entropy\.mean\(\)`(?! of)"),),
     # What they hold says which form of the loss is meant; both forms are tried with every option.
     "from_logits": (),
     "inplace_gradient": (),

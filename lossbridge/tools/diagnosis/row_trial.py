@@ -66,12 +66,13 @@ def ask(row: Row) -> Outcome:
     refused = first[1] or any(_refuses(row, call) for call in calls)
     called = not row.called or any(re.search(row.called, call) for call in calls)
     said = "\n".join([lines[0].words, *readings, *calls])
+    lesser = bool(row.lesser) and re.search(row.lesser, lines[0].words, re.IGNORECASE) is not None
     return Outcome(
         row,
         first=first[0] and called and not refused,
         shown=first[0] or any(true and not refused for true, refused in others),
         nothing=False,
-        wrong=refused or not first[0],
+        wrong=refused or not (first[0] or lesser),
         seconds=seconds,
         said=said,
     )

@@ -48,7 +48,16 @@ def plain_labels() -> Iterator[Row]:
     by_sample, by_class = {"sample_weight": w}, {"class_weight": c}
     yield weighted("sample weights ÷ N", y, x, (w * losses).mean(), "sample.weight", 6, by_sample, 0)
     total = (w * losses).sum() / w.sum()
-    yield weighted("sample weights ÷ Σw", y, x, total, either("scikit", "sum of the weights"), 6, by_sample, 1)
+    yield weighted(
+        "sample weights ÷ Σw",
+        y,
+        x,
+        total,
+        either("scikit", "sum of the weights", "mean_with_sample_weight"),
+        6,
+        by_sample,
+        1,
+    )
     total = (c[y] * losses).sum() / c[y].sum()
     yield weighted("class weights ÷ Σw", y, x, total, "PyTorch|sum of the weights", 6, by_class, 0)
     yield weighted("class weights ÷ N", y, x, (c[y] * losses).mean(), "class.weight", 6, by_class, 1)
@@ -81,7 +90,7 @@ def plain_others() -> Iterator[Row]:
     total = n.bce_logits(t, x).sum()
     yield plain("outcomes, sum", t, x, total, every(CROSS_ENTROPY, "sum"))
     balanced = n.focal(t, x, 2, 0.25).mean()
-    yield plain("focal, α .25, γ 2", t, x, balanced, "focal")
+    yield Row(0, "focal, α .25, γ 2", t, x, balanced, "focal", most=1)
     for shape in ((32, 10), (5, 3), (4, 6, 5)):
         t, x = n.soft(6, *shape)
         p = n.f32(n.softmax(x))
@@ -197,7 +206,7 @@ def kind_3() -> Iterator[Row]:
     yield row("outcomes × 2", t, n.f32(n.sigmoid(x)), 2 * n.bce(t, n.f32(n.sigmoid(x))).mean(), times(2))
     yield row("scalar weights=0.4", t, x, 0.4 * n.bce_logits(t, x).mean(), either(times(0.4), equals("weights?", 0.4)))
     for shape in ((5, 3), (32, 10)):
-        t, x = n.outcomes(47, *shape)
+        t, x = n.outcomes(55, *shape)
         positives = int(t.sum())
         says = either("positive", over(positives))
         yield row(f"BCE ÷ positives {shape}", t, x, n.bce_logits(t, x).sum() / positives, says)

@@ -51,6 +51,7 @@ class Row:
     most: int = 2
     refused: str = ""  # what neither the line nor a call ("torch F.cross_entropy(…)") may say
     called: str = ""  # what one of the calls must say
+    lesser: str = ""  # what a first line may say that is true too, but not what is asked for: it is not wrong
     quoted: str = ""  # the text, where it is not made of `value`
     fits: bool = True  # whether a convention gives the number; if not, the printed text says `says`
 
