@@ -41,20 +41,20 @@ class Outcome:
     shown: bool  # something true is printed
     nothing: bool  # nothing fits, or the arrays were refused
     wrong: bool  # the first line, or one of its calls, is untrue
-    seconds: float
+    seconds: float  # of processors, which a busy machine does not change
     said: str
 
 
 def ask(row: Row) -> Outcome:
     """Diagnoses the number of the row."""
-    started = time.perf_counter()
+    started = time.process_time()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             found = diagnose(row.y_true, row.y_pred, row.text, **row.options)
     except (ValueError, TypeError) as error:
-        return Outcome(row, False, False, True, False, time.perf_counter() - started, f"raises: {error}")
-    seconds = time.perf_counter() - started
+        return Outcome(row, False, False, True, False, time.process_time() - started, f"raises: {error}")
+    seconds = time.process_time() - started
     if not row.fits:
         return _of_what_fits_nothing(row, found, seconds)
     if not found.fits:
@@ -150,7 +150,7 @@ def _ordinary_batches(count: int) -> Iterator[tuple[Any, Any, float]]:
 
 def table(title: str, outcomes: Sequence[Outcome]) -> Table:
     found = Table("kind", title=title, box=box.MARKDOWN)
-    for heading in ("rows", "first", "shown", "nothing", "wrong first", "median s", "worst s"):
+    for heading in ("rows", "first", "shown", "nothing", "wrong first", "median CPU s", "worst CPU s"):
         found.add_column(heading, justify="right", no_wrap=True)
     for kind, name in KINDS.items():
         group = [outcome for outcome in outcomes if outcome.row.kind == kind]
