@@ -16,6 +16,7 @@ from lossbridge.tools.diagnosis.rows.row import (
     either,
     equals,
     every,
+    larger_by,
     number,
     printed,
 )
@@ -302,7 +303,7 @@ def kind_17() -> Iterator[Row]:
         y, x = n.labels(seed, 32, 10)
         y2, x2 = n.labels(seed + 10, 24, 10)
         options = {"more": [(y2, x2, printed(n.ce(x2, y2).mean() + penalty, 6))]}
-        says = rf"{number(penalty)}"
+        says = larger_by(penalty)
         yield row(f"+ {penalty} on two batches", y, x, n.ce(x, y).mean() + penalty, says, 6, options, fits=False)
     for seed, shape in ((204, (16, 1)), (205, (8,))):
         t, x = n.outcomes(seed, *shape)

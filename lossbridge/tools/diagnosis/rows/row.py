@@ -102,6 +102,13 @@ def over(divisor: float) -> str:
     return rf"(?:÷|/|divi\w+|mean of|averaged)[^,;]*?{number(divisor)}"
 
 
+def larger_by(offset: float) -> str:
+    """Such as: larger by 0.05 on both; plus 0.05. Not a smoothing of 0.05."""
+    return (
+        rf"(?:larger|higher|greater|more|plus|offset|constant|adds?)[^\n;]{{0,30}}{number(offset)}|\+ {number(offset)}"
+    )
+
+
 def either(*patterns: str) -> str:
     return "|".join(f"(?:{pattern})" for pattern in patterns)
 
