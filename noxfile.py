@@ -152,9 +152,10 @@ def bench(session: nox.Session) -> None:
 
 @nox.session
 def trial(session: nox.Session) -> None:
-    """How often a diagnosis is right: the table of docs/diagnose.md."""
+    """How often a diagnosis is right: of what it knows, the table of docs/diagnose.md; and of what people ask."""
     install(session, extras="cli")
     session.run("python", "-m", "lossbridge.tools.diagnosis.trial")
+    session.run("python", "-m", "lossbridge.tools.diagnosis.row_trial", *session.posargs)
 
 
 @nox.session
