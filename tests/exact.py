@@ -64,7 +64,10 @@ def terms(c: Convention, target: Row, pred: Row, class_weight: Row | None, dtype
         s, k = mpmath.mpf(c.label_smoothing), 2 if binary and c.smoothing_over != "C" else outcomes
         to_wrong = c.smoothing_over == "K-1"
         share = s / (k - 1 if to_wrong else k)
-        t = [x * (1 - s) + ((1 - x) * share if to_wrong else share) for x in t]
+        if c.smoothing_over == "added":
+            t = [x + (1 - x) * share for x in t]
+        else:
+            t = [x * (1 - s) + ((1 - x) * share if to_wrong else share) for x in t]
 
     p = unclipped = activated(c.activation, pred, c.temperature)
     steps: list[Callable[[Row], Row]] = []
@@ -186,6 +189,8 @@ class Problem:
 
     def smoothed(self, i: int) -> Row:
         s, row = mpmath.mpf(self.c.label_smoothing), activated(self.c.target_activation, self.target[i])
+        if self.c.smoothing_over == "added":
+            return [x + (1 - x) * s / self.classes for x in row]
         if self.c.smoothing_over == "K-1":
             return [x * (1 - s) + (1 - x) * s / (self.classes - 1) for x in row]
         return [x * (1 - s) + s / self.classes for x in row]

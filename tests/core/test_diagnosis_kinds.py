@@ -58,6 +58,7 @@ CASES = [
     # 14: a mask.
     (Y, X, "0.580953", {"mask": [1, 1, 0, 1, 1]}, r"Keras' `SparseCategoricalCrossentropy\(from_logits=True\)`$"),
     # 17: quantities near by.
+    (Y, X, "0.835618", {}, r", but label smoothing s = 0\.1, s/K added to each wrong class, and nothing taken"),
     (Y, X, "0.777142", {}, r", but 0\.05 added, a constant such as a penalty$"),
     (T, Q, "0.160500", {}, r"the squared error \(t − p\)², as the Brier score"),
     ([[0.2, 0.8], [0.5, 0.5]], [[0.3, 0.7], [0.9, 0.1]], "0.054226", {}, r", but the Jensen–Shannon divergence"),

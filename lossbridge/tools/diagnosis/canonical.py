@@ -233,7 +233,7 @@ def _may_be_infinite(c: Convention, setting: Setting) -> bool:
     return setting.extreme and (setting.pred_holds != "probabilities" or c.activation == "none")
 
 
-def _smoothing_over(c: Convention, setting: Setting) -> Literal["K", "K-1", "C"]:
+def _smoothing_over(c: Convention, setting: Setting) -> Literal["K", "K-1", "C", "added"]:
     """Of distributions, and of outcomes in two classes, K is C."""
     if c.smoothing_over == "C" and (c.cost not in BINARY or setting.classes == 2):
         return "K"

@@ -166,11 +166,13 @@ class Diagnosis:
         if first.calls and first.quantity == "gradient":
             lines.append("  the gradient for y_pred of")
         lines += _table(first.calls)
-        same = [e.words for e in first.explanations[1:]]
-        if same:
+        alike, different = wording.alike([e.words for e in first.explanations])
+        if alike:
+            lines.append(f"The same: {', '.join(alike[:_SHOWN])}{_and_more(len(alike) - _SHOWN)}")
+        if different:
             hint = "probe() gives a batch that can" if self.probe() else "nor can a small batch of the kind"
-            lines.append(f"This data cannot tell it from {len(same)} more ({hint}), such as")
-            lines += [f"  {words}" for words in same[:_SHOWN]]
+            lines.append(f"This data cannot tell it from {len(different)} more ({hint}), such as")
+            lines += [f"  {words}" for words in different[:_SHOWN]]
         if self.by_chance >= 0.1:
             lines.append(
                 f"So few digits say little: about {self.by_chance:.2g} conventions as simple fit one by chance"
@@ -487,6 +489,10 @@ def _shown(observed: Any) -> str:
     if isinstance(observed, str):
         return observed
     return f"{float(observed):.10g}" if np.ndim(observed) == 0 else f"an array of shape {np.shape(observed)}"
+
+
+def _and_more(count: int) -> str:
+    return f" and {count} more" if count > 0 else ""
 
 
 def _more(group: Sequence[Any]) -> str:

@@ -165,6 +165,8 @@ def _targets(c: Convention, target: Any, dtype: str) -> Any:
     if not c.label_smoothing:
         return target
     s, outcomes = c.label_smoothing, 2 if "binary" in c.cost and c.smoothing_over != "C" else b.size(target, 1)
+    if c.smoothing_over == "added":
+        return target + (1 - target) * (s / outcomes)
     if c.smoothing_over != "K-1":
         return elementary.smooth(b, target, outcomes, s)
     return target * (1 - s) + (1 - target) * (s / (outcomes - 1) if outcomes > 1 else math.nan)

@@ -136,7 +136,8 @@ def _unknowns(c: Convention, setting: Setting) -> Iterator[Unknown]:
         if setting.classes > 2:
             yield Unknown("label_smoothing", 1e-3, 0.9, (0.1, 0.05, 0.2), {"smoothing_over": "C"})
     else:
-        yield Unknown("label_smoothing", 1e-3, 0.9, (0.1, 0.05, 0.2), {"smoothing_over": "K-1"})
+        for over in ("K-1", "added"):
+            yield Unknown("label_smoothing", 1e-3, 0.9, (0.1, 0.05, 0.2), {"smoothing_over": over})
     if not logits:
         for clip in ("both", "added", "arguments"):
             yield Unknown("epsilon", 1e-20, 0.2, (), {"clip": clip}, digits=1)

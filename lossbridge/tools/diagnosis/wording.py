@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -112,6 +112,19 @@ def words(h: Hypothesis, batch: Batch, quantity: Quantity) -> str:
     if differing:
         phrases.append((", but " if len(phrases) == 1 else "; and ") + "; ".join(differing))
     return "".join(phrases)
+
+
+def alike(explanations: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Of those after the first: the functions that differ from it in name alone, and the explanations that say more."""
+    _, but, change = explanations[0].partition(", but ")
+    functions, different = [], []
+    for words in explanations[1:]:
+        function, other_but, other = words.partition(", but ")
+        if (other_but, other) == (but, change):
+            functions.append(function)
+        else:
+            different.append(words)
+    return functions, different
 
 
 def _remedy(peer: Peer, batch: Batch) -> str:
@@ -241,6 +254,7 @@ def smoothing(c: Convention) -> str:
         return "no label smoothing"
     outcomes = "s/2 to both outcomes" if "binary" in c.cost else "s/K to every class"
     term = {"K": outcomes, "K-1": "s/(K − 1) to each wrong class", "C": "s/C to every outcome, of C classes"}
+    term["added"] = "s/K added to each wrong class, and nothing taken from the right one: t (1 − s/K) + s/K"
     return f"label smoothing s = {c.label_smoothing:g}, {term[c.smoothing_over]}"
 
 
