@@ -46,8 +46,8 @@ class Convention:
     clip: Clip = "none"
     epsilon: float | Literal["machine"] = 0.0  # "machine": of the predictions' dtype
     label_smoothing: float = 0.0
-    # t (1 − s) + s/K, K being 2 for outcomes; s/(K − 1) to each wrong class; s/C for outcomes of C classes; "added": s/K
-    # to each wrong class, of which nothing is taken from the right one.
+    # t (1 − s) + s/K, K being 2 for outcomes; s/(K − 1) to each wrong class; s/C for outcomes of C classes; "added" is
+    # s/K to each wrong class, of which nothing is taken from the right one.
     smoothing_over: Literal["K", "K-1", "C", "added"] = "K"
     pos_weight: float = 1.0  # of the term −t log p of outcomes
     alpha: float | None = None

@@ -177,8 +177,17 @@ def search(
 
         ranked = sorted(left.tolist(), key=order)
         return classes([Fit(hypotheses[i], tuple(fitting[i]), float(misfit[i])) for i in ranked]), []
-    near = [Fit(h, tuple(fitting[i]), float(misfit[i]), last[i]) for i, h in enumerate(hypotheses) if not h.changes]
-    return [], sorted((fit for fit in near if math.isfinite(fit.misfit)), key=lambda fit: fit.distance)[:3]
+    return [], _nearest([Fit(h, tuple(fitting[i]), float(misfit[i]), last[i]) for i, h in enumerate(hypotheses)])
+
+
+def _nearest(fits: Sequence[Fit]) -> list[Fit]:
+    """Three functions with nothing changed; of those that give the same the best known."""
+    found: list[Fit] = []
+    plain = [fit for fit in fits if not (fit.hypothesis.changes or fit.hypothesis.other_family)]
+    for fit in sorted((fit for fit in plain if math.isfinite(fit.misfit)), key=lambda fit: fit.hypothesis.place):
+        if not any(indistinct(fit.values, other.values) and _indistinct(fit.last, other.last) for other in found):
+            found.append(fit)
+    return sorted(found, key=lambda fit: fit.distance)[:3]
 
 
 def by_chance(hypotheses: Sequence[Hypothesis], batch: Batch, seen: Observation) -> float:
@@ -286,7 +295,7 @@ def classes(fits: Sequence[Fit]) -> list[list[Fit]]:
 
 def indistinct(a: Sequence[Value], b: Sequence[Value]) -> bool:
     """Whether float32 shows no difference between what two conventions give on each batch."""
-    return all(_indistinct(x, y) for x, y in zip(a, b, strict=True))
+    return len(a) == len(b) and all(_indistinct(x, y) for x, y in zip(a, b, strict=True))
 
 
 def _indistinct(x: Value, y: Value) -> bool:
