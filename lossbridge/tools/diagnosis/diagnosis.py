@@ -43,6 +43,7 @@ class Explanation:
     words: str
     changes: int
     convention: Convention
+    parts: wording.Words = field(repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -166,7 +167,7 @@ class Diagnosis:
         if first.calls and first.quantity == "gradient":
             lines.append("  the gradient for y_pred of")
         lines += _table(first.calls)
-        alike, different = wording.alike([e.words for e in first.explanations])
+        alike, different = wording.alike([e.parts for e in first.explanations])
         if alike:
             lines.append(f"The same: {', '.join(alike[:_SHOWN])}{_and_more(len(alike) - _SHOWN)}")
         if different:
@@ -445,9 +446,10 @@ def _further(more: Any) -> Iterator[_Given]:
 
 
 def _explained(fits: Sequence[Fit], batch: Batch, setting: Setting) -> EquivalenceClass:
+    said = [wording.words(f.hypothesis, batch, setting.quantity) for f in fits]
     explanations = tuple(
-        Explanation(wording.words(f.hypothesis, batch, setting.quantity), f.hypothesis.changes, f.hypothesis.convention)
-        for f in fits
+        Explanation(str(words), f.hypothesis.changes, f.hypothesis.convention, words)
+        for words, f in zip(said, fits, strict=True)
     )
 
     conventions = [f.hypothesis.convention for f in fits[:_USED]]

@@ -117,7 +117,7 @@ def _unknowns(c: Convention, setting: Setting) -> Iterator[Unknown]:
     logits = c.activation.startswith(("softmax", "sigmoid"))
     if c.cost in DIVERGENCES:
         if logits and c.target_activation == "softmax":
-            usual = (2.0, 3.0, 4.0, 5.0, 10.0, 20.0)
+            usual = (1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 20.0)
             yield Unknown("temperature", 0.1, 100, usual, {}, lambda x: {"factor": x * x})
             yield Unknown("temperature", 0.1, 100, usual, {})
         return
@@ -127,7 +127,7 @@ def _unknowns(c: Convention, setting: Setting) -> Iterator[Unknown]:
         yield Unknown("alpha", 0.01, 0.999, (0.25, 0.5, 0.75), {})
         return
     if logits:
-        yield Unknown("temperature", 0.05, 100, (2.0, 3.0, 4.0, 5.0, 10.0, 0.5), {})
+        yield Unknown("temperature", 0.05, 100, (0.5, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 10.0), {})
         twice = f"{c.activation.split()[0]} twice"
         yield Unknown("temperature", 0.01, 100, (0.1, 0.5, 2.0), {"activation": twice})
     yield Unknown("label_smoothing", 1e-3, 0.9, (0.1, 0.05, 0.2), {"smoothing_over": "K"})

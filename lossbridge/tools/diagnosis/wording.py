@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from typing import Any
+from typing import Any, NamedTuple
 
 from lossbridge.conventions import Convention, Peer
 from lossbridge.tools.diagnosis.batch import Batch, Quantity
@@ -94,14 +94,25 @@ def options(peer: Peer, c: Convention, *, reduced: bool = True) -> list[str]:
     return texts
 
 
-def words(h: Hypothesis, batch: Batch, quantity: Quantity) -> str:
+class Words(NamedTuple):
+    """An explanation: the function, and what is said of it."""
+
+    function: str
+    said: str
+
+    def __str__(self) -> str:
+        return f"{self.function}{self.said}"
+
+
+def words(h: Hypothesis, batch: Batch, quantity: Quantity) -> Words:
     """The whole explanation, in one line."""
     peer, options = h.preset.peer, h.preset.options
     if quantity == "samples" and batch.y_pred.ndim < 2:
         quantity = "elements"  # the values of a vector's samples
-    phrases = [name(h.preset, quantity)]
+    function = name(h.preset, quantity)
     if quantity == "elements" and not peer.elementwise:
-        phrases[0] += " before its sum over the classes"
+        function += " before its sum over the classes"
+    phrases = []
     both = options.divisor == "elements" == h.convention.divisor and quantity in ("scalar", "gradient")
     if both and options.cost in DIVERGENCES:
         phrases.append(f": divides by N·C; {_remedy(peer, batch)}")
@@ -110,21 +121,14 @@ def words(h: Hypothesis, batch: Batch, quantity: Quantity) -> str:
         phrases.append(f": what is left out is {counted}")
     differing = differences(h.own, h.convention, batch)
     if differing:
-        phrases.append((", but " if len(phrases) == 1 else "; and ") + "; ".join(differing))
-    return "".join(phrases)
+        phrases.append(("; and " if phrases else ", but ") + "; ".join(differing))
+    return Words(function, "".join(phrases))
 
 
-def alike(explanations: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Of those after the first: the functions that differ from it in name alone, and the explanations that say more."""
-    _, but, change = explanations[0].partition(", but ")
-    functions, different = [], []
-    for words in explanations[1:]:
-        function, other_but, other = words.partition(", but ")
-        if (other_but, other) == (but, change):
-            functions.append(function)
-        else:
-            different.append(words)
-    return functions, different
+def alike(explanations: Sequence[Words]) -> tuple[list[str], list[str]]:
+    """Of those after the first: the functions of which the same is said, and the explanations that say more."""
+    functions = [words.function for words in explanations[1:] if words.said == explanations[0].said]
+    return functions, [str(words) for words in explanations[1:] if words.said != explanations[0].said]
 
 
 def _remedy(peer: Peer, batch: Batch) -> str:
