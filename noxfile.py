@@ -137,6 +137,14 @@ def aarch64(session: nox.Session) -> None:
 
 
 @nox.session
+def calls(session: nox.Session) -> None:
+    """Every call that a diagnosis prints, made with the library that it names: no number is another."""
+    install_for_tests(session, "dev")
+    for name in ("numpy", "torch", "jax"):
+        session.run("pytest", "tests/backends/test_diagnosis_calls.py", "--backend", name, *PARALLEL)
+
+
+@nox.session
 def parity(session: nox.Session) -> None:
     """Every backend against the reference; takes the command's options: `nox -s parity -- --backend torch`."""
     install(session, "frameworks")

@@ -24,6 +24,11 @@ LABELS = np.array([0, 3, 1, 2, 2, 0])
 SOFT = RNG.dirichlet(np.ones(C), N).astype(np.float32)
 WEIGHTS = {"class_weight": RNG.uniform(0.5, 2, C), "sample_weight": RNG.uniform(0.5, 2, N)}
 SEQUENCES = (2 * RNG.normal(size=(2, 3, C))).astype(np.float32)
+MASK = np.array([True, True, False, True, False, True])
+# Of probability 0 and 1, on the target and off it, and the logits that say so.
+CERTAIN = P.copy()
+CERTAIN[0], CERTAIN[1, 0], CERTAIN[3] = np.eye(C)[0], 0, np.eye(C)[1]
+INFINITE = np.where(np.arange(C) == (LABELS[:, None] + 1) % C, -np.inf, LOGITS).astype(np.float32)
 BATCHES = {
     "labels": batch_of(LABELS, P, **WEIGHTS)[0],
     "labels, logits, some ignored": batch_of(np.where(LABELS == 1, -1, LABELS), LOGITS, ignore_class=-1)[0],
@@ -39,6 +44,20 @@ BATCHES = {
     "distributions, log-probabilities": batch_of(SOFT, np.log(P))[0],
     "distributions of sequences": batch_of(SOFT.reshape(2, 3, C), SEQUENCES)[0],
     "outcomes": batch_of((SOFT[:, 0] > 0.3).astype(np.float32), P[:, 0])[0],
+    "labels, certain": batch_of(LABELS, CERTAIN)[0],
+    "labels, −∞": batch_of(LABELS, INFINITE)[0],
+    "labels of −100": batch_of(np.where(LABELS == 1, -100, LABELS), LOGITS)[0],
+    "labels, a mask": batch_of(LABELS, LOGITS, mask=MASK)[0],
+    "labels, one row": batch_of(LABELS[:1], P[:1])[0],
+    "labels, halves": batch_of(LABELS, P.astype(np.float16))[0],
+    "one-hot, certain": batch_of(np.eye(C, dtype=np.float32)[LABELS], CERTAIN)[0],
+    "one-hot, −∞": batch_of(np.eye(C, dtype=np.float32)[LABELS], INFINITE)[0],
+    "distributions, certain": batch_of(SOFT, CERTAIN)[0],
+    "distributions, one row": batch_of(SOFT[:1], P[:1])[0],
+    "outcomes (N, C)": batch_of((SOFT > 0.3).astype(np.float32), 1 / (1 + np.exp(-LOGITS)))[0],
+    "outcomes (N, C), logits": batch_of((SOFT > 0.3).astype(np.float32), LOGITS)[0],
+    "outcomes, certain": batch_of((SOFT[:, 0] > 0.3).astype(np.float32), np.where(MASK, P[:, 0], 1.0))[0],
+    "outcomes, weights": batch_of((SOFT[:, 0] > 0.3) * np.float32(1), P[:, 0], sample_weight=np.arange(1.0, 7))[0],
     "outcomes, a column": batch_of((SOFT[:, 0] > 0.3).astype(np.float32), P[:, :1])[0],
 }
 ARRAYS: list[tuple[str, Quantity]] = [
@@ -73,6 +92,7 @@ def names(library: str, batch: Batch) -> dict[str, Any]:
         "keras": lambda x: known["keras"].ops.convert_to_tensor(x),
         "optax": lambda x: known["jnp"].asarray(x),
     }.get(library, lambda x: x)
+    known["mask"] = MASK
     for name in ("y_true", "y_pred", "class_weight", "sample_weight"):
         x = getattr(batch, name)
         if x is not None:
@@ -96,7 +116,9 @@ def test_calls(lib, kind: str, quantity: Quantity, every: int) -> None:
             for library, text in texts([c], batch, setting).items():
                 found.get(library, {}).setdefault(text, value)
     for library, tried in found.items():
-        known = names(library, as_rows(batch))
+        known = names(library, as_rows(batch)[0])
+        if library == "keras" and batch.mask is not None:
+            continue  # a tensor of JAX is not indexed by an array of NumPy, as which the text is read
         for text in sorted(tried)[:: max(1, len(tried) // 60)]:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # what the libraries say of rows that do not sum to 1, and of means

@@ -238,7 +238,7 @@ STEPS = np.array([[0, 4, 2], [1, 1, 3]])
 def test_arrays_are_made_as_is_said(y_true, y_pred, options) -> None:
     """The calls are of what NumPy makes so of what was given."""
     given = {"y_true": y_true, "y_pred": y_pred, **options}
-    rows = as_rows(batch_of(**given)[0])
+    rows = as_rows(batch_of(**given)[0])[0]
     assert rows.given.keys() <= given.keys()
     for name in given:
         np.testing.assert_array_equal(eval(rows.given.get(name, name), {"np": np, **given}), getattr(rows, name))

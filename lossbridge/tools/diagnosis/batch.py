@@ -74,7 +74,7 @@ class Batch:
             elif (target.sum(1) == 1).all():
                 labels = target.argmax(1)
         shape = self.y_pred.shape[:-1] if self.y_pred.ndim > 1 else self.y_pred.shape
-        return weightings(shape, rows.valid, labels, max(self.classes, 2), rows.weight)
+        return weightings(shape, rows.valid, labels, self.classes, rows.weight)
 
     @cached_property
     def _rows(self) -> dict[int, Rows]:

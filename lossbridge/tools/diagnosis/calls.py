@@ -151,10 +151,11 @@ class Expression:
     outcome: str = "loss"
     offset: float = 0.0
 
-    def text(self) -> str:
-        """The code; empty where an array would have to be written twice."""
+    def text(self, index: str = "") -> str:
+        """The code; empty where an array would have to be written twice. `index`: of the rows, such as "[mask]"."""
         code = _CODE.get(self.peer.library, _CODE["numpy"])
         target, pred = ("y_pred", "y_true") if self.swapped else ("y_true", "y_pred")
+        target, pred = target + index, pred + index
         target, pred = _applied(code, self.target, target), _applied(code, self.pred, pred)
         if not (target and pred):
             return ""
@@ -164,8 +165,8 @@ class Expression:
         constructor, call = self._split_options()
         text = _name(self.peer)
         if self.peer.is_class:
-            text += f"({', '.join(_keywords(self.peer, constructor))})"
-        text += f"({', '.join([*arguments, *_keywords(self.peer, call)])})"
+            text += f"({', '.join(_keywords(self.peer, constructor, index))})"
+        text += f"({', '.join([*arguments, *_keywords(self.peer, call, index)])})"
         if self.reduction:
             text = code[self.reduction].format(x=text)
         if self.divisor < 0:
@@ -229,8 +230,10 @@ def _applied(code: Mapping[str, str], operations: Iterable[Operation], x: str) -
     return x
 
 
-def _keywords(peer: Peer, options: Mapping[str, Any]) -> list[str]:
+def _keywords(peer: Peer, options: Mapping[str, Any], index: str) -> list[str]:
     def text(name: str, x: Any) -> str:
+        if isinstance(x, str) and x == "sample_weight":
+            return x + index
         if peer.library == "torch" and name == "pos_weight":
             return f"torch.tensor({x})"
         return f"range({len(x)})" if isinstance(x, range) else x if x in WEIGHTS else repr(x)
@@ -252,25 +255,26 @@ def our_function(library: str, function: str) -> Callable[..., Any]:
     return getattr(importlib.import_module(module), function)
 
 
-def as_rows(batch: Batch, c: Convention | None = None) -> Batch:
+def as_rows(batch: Batch, c: Convention | None = None) -> tuple[Batch, str]:
     """The arrays that the calls take: samples along one axis, and float16 as float32, in which losses are computed.
 
-    With a convention that leaves rows out, by a mask or by itself, they are those that are left.
+    With a convention that leaves rows out, by a mask or by itself, they are those that are left, and the text is their
+    index in the arrays that `given` makes.
     """
     whole = _flat(batch)
     if c is None:
-        return whole
-    kept, code = batch.rows(-1).valid, ""
-    if batch.mask is not None and c.left_out == "removed":
-        kept, code = batch.mask.reshape(-1).astype(bool), "[np.asarray(mask, bool).reshape(-1)]"
-    if c.rows != ALL and batch.weightings[c.rows].code:
-        kept, code = batch.weightings[c.rows].weight > 0, batch.weightings[c.rows].code
-    if not code or (batch.mask is not None and batch.mask.size != len(kept)):
-        return whole
-    names = [name for name in ("y_true", "y_pred", "sample_weight") if getattr(whole, name) is not None]
-    labels = whole.given.get("y_true", "y_true")
-    given = {name: f"{whole.given.get(name, name)}{code.format(labels=labels)}" for name in names}
-    return replace(whole, mask=None, given=given, **{name: getattr(whole, name)[kept] for name in names})
+        return whole, ""
+    kept, index, given = batch.rows(-1).valid, "", dict(whole.given)
+    if batch.mask is not None and c.left_out == "removed" and batch.mask.size == len(kept):
+        kept, index = batch.mask.reshape(-1).astype(bool), "[mask]"
+        given["mask"] = "np.asarray(mask, bool)" + (".reshape(-1)" if batch.mask.ndim > 1 else "")
+    if c.rows != ALL and batch.weightings[c.rows].index:
+        kept, index = batch.weightings[c.rows].weight > 0, batch.weightings[c.rows].index
+    if not index:
+        return whole, ""
+    left = {name: getattr(whole, name) for name in ("y_true", "y_pred", "sample_weight")}
+    rows = {name: x[kept] for name, x in left.items() if x is not None}
+    return replace(whole, mask=None, given=given, **rows), index
 
 
 def _flat(batch: Batch) -> Batch:
@@ -306,7 +310,7 @@ def texts(conventions: Iterable[Convention], batch: Batch, setting: Setting) -> 
     conventions = list(conventions)
     if not conventions:
         return {}
-    rows, how = as_rows(batch, conventions[0]), (conventions[0].left_out, conventions[0].rows)
+    (rows, index), how = as_rows(batch, conventions[0]), (conventions[0].left_out, conventions[0].rows)
     conventions = [c for c in conventions if (c.left_out, c.rows) == how or (c.rows == ALL and rows.mask is batch.mask)]
     # The setting may be that of several batches: only this one's weights, mask and ignored label are used.
     weights: dict[str, Any] = {name: getattr(batch, name) is not None for name in WEIGHTS}
@@ -317,12 +321,12 @@ def texts(conventions: Iterable[Convention], batch: Batch, setting: Setting) -> 
         c = c.but(dtype="exact") if c.dtype in (batch.half, "float32") else c  # calls compute in float32
         used = c.but(**{name: getattr(c, name) and given for name, given in weights.items()})
         apart = c.rows == WEIGHTS_APART  # which Keras does by itself
-        if c.rows != ALL and not apart and not batch.weightings[c.rows].code:
+        if c.rows != ALL and not apart and not batch.weightings[c.rows].index:
             continue
         used = used.but(rows=ALL, sample_weight=True) if apart else used
         for peer in PEERS if not apart else (peer for peer in PEERS if peer.library == "keras"):
             for expression in _expressions(peer, used, batch, rows, row_setting):
-                found.setdefault(peer.library, []).append((expression.text(), expression, c))
+                found.setdefault(peer.library, []).append((expression.text(index), expression, c))
     values: dict[Convention, Array] = {}
     shortest: dict[str, str] = {}
     for library, candidates in found.items():

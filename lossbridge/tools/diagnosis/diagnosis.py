@@ -118,7 +118,7 @@ class Diagnosis:
         """NumPy code that makes the arrays for the calls of the first class from those of the first batch."""
         given: Mapping[str, str] = {}
         if self.fits and self.classes[0].calls:
-            given = calls.as_rows(self.batches[0], self.classes[0].explanations[0].convention).given
+            given = calls.as_rows(self.batches[0], self.classes[0].explanations[0].convention)[0].given
         return {name: text for name, text in given.items() if text != f"np.asarray({name})"}
 
     @property

@@ -104,7 +104,8 @@ def _variants(peer: Peer) -> Iterator[Convention]:
         divisors = ("elements", "one", "samples")
     elif peer.returns == "samples" and peer.convention.divisor == "elements":
         divisors = ("elements", "classes")
-    names = ("target_activation", "class_weight", "sample_weight")
+    names = ["target_activation", "class_weight", "sample_weight"]
+    names += ["alpha"] if peer.convention.cost == "binary focal" else []  # balanced or not
     for activation in _values(peer, "activation"):
         c = peer.convention.activated(activation)
         for divisor, *values in product(divisors or _values(peer, "divisor"), *(_values(peer, name) for name in names)):
@@ -228,6 +229,8 @@ def _changes_of_any_data(setting: Setting) -> Iterator[Change]:
     yield Change(
         "cost", {"cost": "jensen-shannon", "clip": "none", "epsilon": 0.0}, common=False, costs=("divergence",)
     )
+    if setting.class_weight:
+        yield Change("class_weight", {"class_weight": True, "divisor": "weights"}, common=False)
     yield Change("logarithm", {"logarithm": "missing"})
     yield Change("logarithm", {"logarithm": "twice"}, common=False)
     yield Change("outcome", {"outcome": "negated"})

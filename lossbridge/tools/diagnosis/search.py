@@ -17,7 +17,7 @@ from lossbridge.tools.diagnosis.batch import Array, Batch, Quantity
 from lossbridge.tools.diagnosis.evaluate import arrays, rounded, same, scalars, scale, sums_key
 from lossbridge.tools.diagnosis.hypotheses import Hypothesis
 
-MANY_DIGITS = 1.2e-5  # the relative tolerance of five digits
+MANY_DIGITS = 5.5e-5  # the relative tolerance of five digits
 INDISTINCT = 1e-7  # relative difference of two numbers that float32 does not resolve
 # Relative errors of a loss computed in a dtype, at most.
 _FLOAT64, _FLOAT32, _FLOAT16 = 1e-9, 2e-6, 1e-3

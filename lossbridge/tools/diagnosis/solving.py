@@ -19,11 +19,12 @@ from lossbridge.tools.diagnosis.canonical import BINARY, DIVERGENCES, FOCAL, Set
 from lossbridge.tools.diagnosis.evaluate import scalars
 from lossbridge.tools.diagnosis.hypotheses import Hypothesis
 from lossbridge.tools.diagnosis.search import MANY_DIGITS, Observation
-from lossbridge.tools.diagnosis.weightings import FIRST_ROWS, WEIGHTS_APART
+from lossbridge.tools.diagnosis.weightings import FIRST_ROWS, LAST_ROWS, WEIGHTS_APART
 
 # The chance that a number from anywhere has a root as round as one that is believed. Some ten roots are looked at.
 _LARGEST_CHANCE = 5e-4
-_POINTS, _ROUNDS = 16, 5  # of the grid on which a root is bracketed, and of its refinement
+_USUAL = 1e-3  # the relative uncertainty with which a usual coefficient is believed
+_POINTS, _ROUNDS = 16, 8  # of the grid on which a root is bracketed, and of its refinement
 _LARGE, _FEWER = 200_000, 2  # of a batch with so many elements half as many functions are tried, at half the points
 _STEP = 1e-4  # relative, of the slope's difference quotient
 _MOST_BASES = 8
@@ -40,6 +41,7 @@ class Unknown:
     also: Mapping[str, Any]  # what is changed with it
     also_of: Callable[[float], Mapping[str, Any]] = lambda x: {}
     digits: int = 3  # most that a round one has
+    doubt: float = 1.0  # how much surer its value must be than that of others
 
     def of(self, own: Convention, x: float) -> Convention:
         return replace(own, **self.also, **self.also_of(x), **{self.field: x})
@@ -97,11 +99,11 @@ def _bases(known: Sequence[Hypothesis], setting: Setting) -> list[Hypothesis]:
             continue
         if c.divisor in ("one", "classes") or c.cost not in ("cross-entropy", "divergence", *BINARY, *FOCAL):
             continue
-        key = c.cost, c.activation, c.target_activation, c.divisor, c.sample_weight, c.class_weight
+        key = c.cost, c.activation, c.target_activation, c.alpha, c.divisor, c.sample_weight, c.class_weight
         found.setdefault(key, h)
     for h in list(found.values()):
-        if h.own.cost == "binary focal" and h.own.alpha is None:  # as torchvision's
-            found["balanced", h.own] = replace(h, own=replace(h.own, alpha=0.25))
+        if h.own.cost == "divergence" and h.own.target_activation == "softmax":  # the student's from the teacher's
+            found["swapped", h.own] = replace(h, own=replace(h.own, swapped=True))
     outcomes = setting.hard and not setting.labels and not setting.one_hot
 
     def unlikely(h: Hypothesis) -> tuple[bool, bool]:
@@ -113,34 +115,42 @@ def _bases(known: Sequence[Hypothesis], setting: Setting) -> list[Hypothesis]:
 # Coefficients.
 
 
+_TEMPERATURES = (0.5, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 20.0)
+_SMOOTHINGS = (0.01, 0.02, 0.03, 0.05, 0.08, 0.1, 0.12, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5)
+_GAMMAS = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0)
+_ALPHAS = (0.1, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.9)
+_POS_WEIGHTS = (0.5, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 20.0)
+_POWERS = tuple(10.0**-k for k in range(1, 21))
+
+
 def _unknowns(c: Convention, setting: Setting) -> Iterator[Unknown]:
     logits = c.activation.startswith(("softmax", "sigmoid"))
     if c.cost in DIVERGENCES:
         if logits and c.target_activation == "softmax":
-            usual = (1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 20.0)
-            yield Unknown("temperature", 0.1, 100, usual, {}, lambda x: {"factor": x * x})
-            yield Unknown("temperature", 0.1, 100, usual, {})
+            yield Unknown("temperature", 0.1, 100, _TEMPERATURES, {}, lambda x: {"factor": x * x})
+            yield Unknown("temperature", 0.1, 100, _TEMPERATURES, {})
         return
     if c.cost in FOCAL:
-        yield Unknown("gamma", 0.05, 20, (1.0, 2.0, 3.0, 5.0), {})
-        yield Unknown("gamma", 0.05, 20, (1.0, 2.0, 3.0, 5.0), {"alpha": 0.25 if c.alpha is None else None})
-        yield Unknown("alpha", 0.01, 0.999, (0.25, 0.5, 0.75), {})
+        yield Unknown("gamma", 0.05, 20, _GAMMAS, {})
+        if c.cost == "focal":
+            yield Unknown("gamma", 0.05, 20, _GAMMAS, {"alpha": None})
+        yield Unknown("alpha", 0.01, 0.999, _ALPHAS, {})
         return
     if logits:
-        yield Unknown("temperature", 0.05, 100, (0.5, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 10.0), {})
+        yield Unknown("temperature", 0.05, 100, _TEMPERATURES, {})
         twice = f"{c.activation.split()[0]} twice"
-        yield Unknown("temperature", 0.01, 100, (0.1, 0.5, 2.0), {"activation": twice})
-    yield Unknown("label_smoothing", 1e-3, 0.9, (0.1, 0.05, 0.2), {"smoothing_over": "K"})
+        yield Unknown("temperature", 0.01, 100, (0.1, 0.5, 2.0), {"activation": twice}, doubt=0.2)
+    yield Unknown("label_smoothing", 1e-3, 0.9, _SMOOTHINGS, {"smoothing_over": "K"})
     if c.cost in BINARY:
-        yield Unknown("pos_weight", 0.01, 1000, (2.0, 3.0, 4.0, 5.0, 10.0), {})
+        yield Unknown("pos_weight", 0.01, 1000, _POS_WEIGHTS, {})
         if setting.classes > 2:
-            yield Unknown("label_smoothing", 1e-3, 0.9, (0.1, 0.05, 0.2), {"smoothing_over": "C"})
+            yield Unknown("label_smoothing", 1e-3, 0.9, _SMOOTHINGS, {"smoothing_over": "C"})
     else:
         for over in ("K-1", "added"):
-            yield Unknown("label_smoothing", 1e-3, 0.9, (0.1, 0.05, 0.2), {"smoothing_over": over})
+            yield Unknown("label_smoothing", 1e-3, 0.9, _SMOOTHINGS, {"smoothing_over": over}, doubt=0.3)
     if not logits:
         for clip in ("both", "added", "arguments"):
-            yield Unknown("epsilon", 1e-20, 0.2, (), {"clip": clip}, digits=1)
+            yield Unknown("epsilon", 1e-20, 0.2, _POWERS, {"clip": clip}, digits=1)
 
 
 class _Curve(NamedTuple):
@@ -165,7 +175,8 @@ def _coefficients(
     few = bases[: _MOST_BASES // _FEWER] if batch.y_pred.size > _LARGE else bases
     curves = [_Curve(base, unknown) for base in few for unknown in _unknowns(base.own, setting)]
     for curve, root in _roots(curves, batch, seen):
-        value = rounded(root, curve.unknown.usual, 1.0 if sure else _LARGEST_CHANCE, curve.unknown.digits)
+        chance = 1.0 if sure else _LARGEST_CHANCE * curve.unknown.doubt
+        value = rounded(root, curve.unknown.usual, chance, curve.unknown.digits)
         if value is not None:
             yield curve.base, curve.unknown.of(curve.base.own, value)
 
@@ -225,8 +236,7 @@ def rounded(root: _Root, usual: Sequence[float], largest_chance: float, most_dig
     if not (0 < value < math.inf and uncertainty < math.inf):
         return None
     for x in usual:
-        others = min((abs(x - y) for y in usual if y != x), default=x)
-        if abs(value - x) <= uncertainty and 2 * uncertainty / max(others, 0.5 * x) <= largest_chance:
+        if abs(value - x) <= uncertainty <= _USUAL * x * min(largest_chance / _LARGEST_CHANCE, 1.0):
             return x
     exponent = math.floor(math.log10(value))
     for digits in range(1, most_digits + 1):
@@ -289,21 +299,29 @@ def _factors(bases: Sequence[Hypothesis], batch: Batch, seen: Observation) -> It
                 precise = k <= 64 or loose < MANY_DIGITS
                 if precise and abs(target / (mean * factor) - 1) <= loose:
                     yield base, replace(base.own, factor=float(factor))
+        ratio = abs(target / mean)  # a weight of the whole
+        scalar = rounded(_Root(ratio, ratio * loose), (), _LARGEST_CHANCE, 2) if base.own.divisor != "weights" else None
+        if scalar is not None and 0.01 <= scalar < 2:
+            yield base, replace(base.own, factor=scalar)
     yield from _of_positives(bases, batch, target, loose)
 
 
 def _of_positives(
     bases: Sequence[Hypothesis], batch: Batch, target: float, loose: float
 ) -> Iterator[tuple[Hypothesis, Convention]]:
-    """−t log p alone, over the number of positives."""
+    """−t log p alone, over the number of positives, or −(1 − t) log(1 − p) over that of negatives."""
     rows = batch.rows(-1)
     positives = float(rows.target[rows.valid].sum())
+    negatives = float(rows.valid.sum() * rows.target.shape[1] - positives)
     for base in bases:
-        if base.own.cost == "binary" and positives and not batch.labels:
-            c = replace(base.own, cost="cross-entropy", divisor="one", factor=1 / positives)
-            value = scalars(batch, [c])[0]
-            if value and abs(target / value - 1) <= loose:
-                yield base, c
+        if base.own.cost == "binary" and positives and negatives and not batch.labels:
+            of_positives = replace(base.own, cost="cross-entropy", divisor="one", factor=1 / positives)
+            of_negatives = replace(base.own, pos_weight=0.0, divisor="one", factor=1 / negatives)
+            for c, value in zip(
+                (of_positives, of_negatives), scalars(batch, [of_positives, of_negatives]), strict=True
+            ):
+                if value and abs(target / value - 1) <= loose:
+                    yield base, c
 
 
 def _offsets(
@@ -326,7 +344,9 @@ def _rows(
 ) -> Iterator[tuple[Hypothesis, Convention]]:
     plain = [base for base in bases if not (base.own.sample_weight or base.own.class_weight or base.own.cost in FOCAL)]
     precise = seen.has_many_digits or sure
-    names = [name for name in batch.weightings if precise or not name.startswith(FIRST_ROWS)]
+    names = [name for name in batch.weightings if precise or not name.startswith((FIRST_ROWS, LAST_ROWS))]
+    if batch.class_weight is not None:  # which then are those that were meant
+        names = [name for name in names if "class" not in name or "alone" in name or "left out" in name]
     tried = [(base, replace(base.own, rows=name)) for base in plain[:2] for name in names if name != WEIGHTS_APART]
     values: Array = scalars(batch, [c for _, c in tried])
     for (base, c), value in zip(tried, values, strict=True):

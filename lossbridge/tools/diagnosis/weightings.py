@@ -18,7 +18,7 @@ _BATCH_SIZES = (2, 4, 8, 10, 16, 20, 32, 50, 64, 100, 128, 200, 256, 500, 512, 1
 
 ALL = "all"
 WEIGHTS_APART = "the mean of the losses times the mean of the weights"
-FIRST_ROWS = "the first"  # how the words of those begin, whose number is large
+FIRST_ROWS, LAST_ROWS = "the first", "the last"  # how the words of those begin, whose number is large
 
 
 class Weighting(NamedTuple):
@@ -26,22 +26,29 @@ class Weighting(NamedTuple):
 
     weight: Array  # (N,)
     divisor: float
-    code: str = ""  # the index of the rows that are left, where those count alike; {labels} stands for y_true
+    index: str = ""  # of the rows that are left, where those count alike
 
 
 def weightings(
-    shape: tuple[int, ...], valid: Array, labels: Array | None, classes: int, sample_weight: Array | None
+    shape: tuple[int, ...],
+    valid: Array,
+    labels: Array | None,
+    classes: int,
+    sample_weight: Array | None,
 ) -> dict[str, Weighting]:
-    """By their words. `shape`: of the samples, whose N in C order are the rows; `labels`: (N,), where there are any."""
+    """By their words. `shape`: of the samples, whose N in C order are the rows.
+
+    `labels`: (N,), where there are any; of outcomes, which have one class, 0 and 1.
+    """
     found = dict(_of_positions(shape, valid))
     if labels is not None:
-        found |= dict(_of_classes(labels, classes, valid))
+        found |= dict(_of_classes(labels, max(classes, 2), valid, classes == 1))
     if sample_weight is not None and valid.any():
         found[WEIGHTS_APART] = Weighting(valid * sample_weight[valid].mean(), float(valid.sum()))
     return found
 
 
-def _of_classes(labels: Array, classes: int, valid: Array) -> Iterator[tuple[str, Weighting]]:
+def _of_classes(labels: Array, classes: int, valid: Array, of_outcomes: bool) -> Iterator[tuple[str, Weighting]]:
     inside = valid & (labels >= 0) & (labels < classes)
     own = np.where(inside, labels, 0)
     counts = np.bincount(own[inside], minlength=classes)
@@ -49,13 +56,20 @@ def _of_classes(labels: Array, classes: int, valid: Array) -> Iterator[tuple[str
     if len(present) < 2:
         return
     total = float(inside.sum())
-    if len(present) <= _MOST_CLASSES:
-        for k in present:
+    if classes == 2 and of_outcomes:
+        for k, words in ((0, "only the positives counted"), (1, "only the negatives counted")):
             rest = inside & (labels != k)
-            yield f"class {k} left out", Weighting(rest.astype(float), float(rest.sum()), f"[{{labels}} != {k}]")
+            yield words, Weighting(rest.astype(float), float(rest.sum()), f"[y_true != {k}]")
+    elif len(present) <= _MOST_CLASSES:
         for k in present:
-            alone = inside & (labels == k)
-            yield f"class {k} alone", Weighting(alone.astype(float), float(alone.sum()), f"[{{labels}} == {k}]")
+            rest = (inside & (labels != k)).astype(float)
+            yield f"class {k} left out", Weighting(rest, float(rest.sum()), f"[y_true != {k}]")
+        for k in present:
+            alone = (inside & (labels == k)).astype(float)
+            yield f"class {k} alone", Weighting(alone, float(alone.sum()), f"[y_true == {k}]")
+        for k in present:
+            rest = (inside & (labels != k)).astype(float)
+            yield f"class {k} left out, but still counted in the mean", Weighting(rest, total)
     with np.errstate(divide="ignore"):
         inverse = np.where(counts > 0, 1 / counts, 0.0)
         weights = {
@@ -87,12 +101,14 @@ def _of_positions(shape: tuple[int, ...], valid: Array) -> Iterator[tuple[str, W
         sizes = np.bincount(group[valid])
         if size < count and len(set(sizes[sizes > 0])) > 1:
             yield f"the mean of each batch of {size} rows first, then that of the batches", _grouped(group, valid)
-    firsts = range(count - 1, count // 2, -1) if count <= _MOST_ROWS else (count // b * b for b in _BATCH_SIZES)
-    for k in dict.fromkeys((count - 1, *firsts)):
-        first = valid & (np.arange(count) < k)
-        if 0 < k < count and first.any():
-            code = f"[:{k}]" if valid.all() else ""
-            yield f"{FIRST_ROWS} {k} of {count} rows alone", Weighting(first.astype(float), float(first.sum()), code)
+    some = range(count - 1, count // 2, -1) if count <= _MOST_ROWS else (count // b * b for b in _BATCH_SIZES)
+    for k in dict.fromkeys((count - 1, *some)):
+        for words, rows in ((FIRST_ROWS, np.arange(count) < k), (LAST_ROWS, np.arange(count) >= count - k)):
+            left = (valid & rows).astype(float)
+            if 0 < k < count and left.any():
+                index = f"[{':' if words == FIRST_ROWS else '-'}{k}{'' if words == FIRST_ROWS else ':'}]"
+                found = Weighting(left, float(left.sum()), index if valid.all() else "")
+                yield f"{words} {k} of {count} rows alone", found
 
 
 def _grouped(group: Array, valid: Array) -> Weighting:

@@ -172,7 +172,7 @@ def differences(old: Convention, new: Convention, batch: Batch) -> list[str]:
         squared = new.factor not in (1.0, old.factor) and math.isclose(new.factor, new.temperature**2)
         changed -= {"factor"} if squared else set()
         phrases.append(f"temperature T = {new.temperature:g}, {divided}{', the result times T²' if squared else ''}")
-    if "pos_weight" in changed:
+    if "pos_weight" in changed and new.pos_weight:
         phrases.append(f"pos_weight = {new.pos_weight:g}")
     for coefficient, sign in (("alpha", "α"), ("gamma", "γ")):
         if coefficient in changed:
@@ -209,6 +209,8 @@ def _sizes(changed: set[str], new: Convention, batch: Batch) -> list[str]:
     count = next((n for n in known if math.isclose(n * new.factor, 1, rel_tol=1e-9)), None)
     if "cost" in changed and new.cost == "cross-entropy" and new.divisor == "one":
         return [f"only the positives, divided by their number, {1 / new.factor:g}"]
+    if "pos_weight" in changed and new.pos_weight == 0 and new.divisor == "one":
+        return [f"only the negatives, divided by their number, {1 / new.factor:g}"]
     if count is not None:
         return [f"divided by {known[count]} = {count:g}"]
     if "divisor" in changed:
@@ -226,6 +228,8 @@ def multiplication(factor: float) -> str:
     if factor < 0:
         return f"{multiplication(-factor)}; with the sign turned"
     k = factor if factor > 1 else 1 / factor
+    if abs(k - round(k)) > 1e-9:
+        return f"multiplied by {factor:g}, as by a weight of the whole loss"
     if factor < 1:
         return f"divided by {k:g} (multiplied by {factor:g}), as a mean over {k:g} accumulation steps or processes"
     why = f"as the sum over {k:g} accumulation steps or processes"
