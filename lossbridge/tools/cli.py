@@ -32,7 +32,8 @@ from lossbridge.tools.explain_worker import table as explain_table
 from lossbridge.tools.parity import parity_report, peers, vectors
 from lossbridge.tools.parity.cases import DTYPES, LOSSES, cases
 from lossbridge.tools.parity.check import Outcome
-from lossbridge.tools.parity.files import UnusableFile, case_of, load_arrays
+from lossbridge.tools.parity.files import case_of, load_arrays
+from lossbridge.tools.parity.tables import UnusableFile
 from lossbridge.tools.processes import BackendRun, installed, run_workers
 from lossbridge.version import __version__
 
@@ -72,7 +73,10 @@ Timeout = Annotated[float, typer.Option(parser=number, help="Seconds of silence 
 
 OwnFile = Annotated[
     Path | None,
-    typer.Argument(help="Your own arrays: an .npz file with y_true and y_pred, and optionally sample_weight and mask."),
+    typer.Argument(
+        help="Your own arrays: an .npz, .csv or .parquet file with y_true and y_pred, and optionally sample_weight and "
+        "mask."
+    ),
 ]
 Peers = Annotated[
     bool, typer.Option("--peers", help="Compare lossbridge.compat with the libraries' own functions, where installed.")
@@ -100,8 +104,8 @@ _OPTIONS = (
 Batches = Annotated[
     list[Path],
     typer.Argument(
-        help="One batch per file: an .npz with y_true and y_pred, and optionally class_weight, sample_weight, mask and "
-        "observed."
+        help="One batch per file: an .npz, .csv or .parquet with y_true and y_pred, and optionally class_weight, "
+        "sample_weight, mask and observed."
     ),
 ]
 Observed = Annotated[
