@@ -27,6 +27,7 @@ from lossbridge.losses import (
 from lossbridge.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from lossbridge.tools.comparison import compare
     from lossbridge.tools.diagnosis import diagnose
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "binary_focal_crossentropy",
     "categorical_crossentropy",
     "categorical_focal_crossentropy",
+    "compare",
     "diagnose",
     "distillation_loss",
     "explain",
@@ -45,11 +47,15 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Imports `diagnose` on first use, because it would double the time of the import."""
+    """Imports `diagnose` and `compare` on first use, because they would double the time of the import."""
     if name == "diagnose":
         from lossbridge.tools.diagnosis import diagnose
 
         return diagnose
+    if name == "compare":
+        from lossbridge.tools.comparison import compare
+
+        return compare
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -1,0 +1,166 @@
+"""The losses of two runs: whether they agree, how they were reduced, and which convention each is, by `diagnose`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from lossbridge.tools.comparison.quantities import Run
+from lossbridge.tools.comparison.relations import Gap, Pair, Relation, by_factor, factor_name, possessive
+from lossbridge.tools.diagnosis.canonical import holds
+from lossbridge.tools.diagnosis.diagnosis import Diagnosis, Explanation, diagnose
+from lossbridge.tools.diagnosis.search import Observation
+from lossbridge.tools.diagnosis.wording import LIBRARIES
+
+_READS = {"probabilities": ("none",), "logits": ("softmax", "sigmoid"), "log-probabilities": ("exp", "softmax")}
+_NAMED_AFTER = {"keras": ("keras", "tensorflow"), "torch": ("torch",), "optax": ("jax", "optax", "flax")}
+_TRIED = 20  # explanations of each side, among which the pair with the fewest differences is looked for
+
+
+@dataclass(frozen=True)
+class RunLoss:
+    """What one side's loss is. `diagnosis` is None where nothing could be diagnosed; `problem` says why."""
+
+    run: Run
+    diagnosis: Diagnosis | None = None
+    problem: str = ""
+    explanation: Explanation | None = None
+    reduction: str = ""  # of its own values a sample: "the mean of its losses"
+
+    @cached_property
+    def words(self) -> str:
+        if self.explanation is not None:
+            return self.explanation.words
+        if self.diagnosis is None:
+            return self.problem
+        return f"nothing that is known ({str(self.diagnosis).splitlines()[0].partition(': ')[2].rstrip('.')})"
+
+    @property
+    def reads_right(self) -> bool:
+        """Whether the convention takes y_pred as what it holds."""
+        if self.explanation is None or self.diagnosis is None:
+            return False
+        kind = holds(self.diagnosis.batches[0].y_pred)
+        return self.explanation.convention.activation in _READS[kind]
+
+    def sentence(self) -> str:
+        return f"{self.run.name} computes {self.words}"
+
+
+def run_loss(run: Run) -> RunLoss:
+    """Diagnoses the values a sample, or else the loss."""
+    own = run.arrays
+    pred = own.get("y_pred", own.get("logits"))
+    observed = own.get("losses", own.get("loss"))
+    if observed is None or pred is None or "y_true" not in own:
+        missing = [name for name in ("y_true", "y_pred", "loss") if name not in own]
+        return RunLoss(run, problem=f"a loss that cannot be explained without {' and '.join(missing) or 'its arrays'}")
+    weights = {name: own[name] for name in ("class_weight", "sample_weight", "mask") if name in own}
+    quantity = "value" if "losses" in own else None
+    try:
+        found = diagnose(own["y_true"], pred, observed, quantity=quantity, **weights)
+    except (ValueError, TypeError) as error:
+        return RunLoss(run, problem=f"a loss that cannot be explained ({error})")
+    first = found.classes[0].explanations[0] if found.fits else None
+    return RunLoss(run, found, explanation=first, reduction=reduction(run))
+
+
+def closest(a: RunLoss, b: RunLoss) -> tuple[RunLoss, RunLoss]:
+    """With those of the explanations, which this data cannot tell apart, that differ least from each other.
+
+    Of the library that the run is named after, if there are any.
+    """
+    if a.diagnosis is None or b.diagnosis is None or not (a.diagnosis.fits and b.diagnosis.fits):
+        return a, b
+    left, right = (side.diagnosis.classes[0].explanations[:_TRIED] for side in (a, b))  # type: ignore[union-attr]
+    pairs = [(x, y) for x in left for y in right]
+
+    def distance(pair: tuple[Explanation, Explanation]) -> tuple[int, int, int]:
+        x, y = (vars(e.convention) for e in pair)
+        others = sum(not _of_its_library(e, side) for e, side in zip(pair, (a, b), strict=True))
+        return pair[0].changes + pair[1].changes, others, sum(x[name] != y[name] for name in x)
+
+    x, y = min(pairs, key=distance)
+    return replace(a, explanation=x), replace(b, explanation=y)
+
+
+def _of_its_library(explanation: Explanation, side: RunLoss) -> bool:
+    name = side.run.name.lower()
+    libraries = [library for library, names in _NAMED_AFTER.items() if any(one in name for one in names)]
+    return any(explanation.words.startswith(LIBRARIES[library]) for library in libraries)
+
+
+def reduction(run: Run) -> str:
+    """How the loss follows from the run's own values a sample; empty where it is not known."""
+    losses, loss = run.arrays.get("losses"), run.arrays.get("loss")
+    if losses is None or loss is None:
+        return ""
+    seen = Observation.of(loss, "scalar", dtype="float32")
+    for words, value in _reductions(losses.astype(np.float64), run):
+        if abs(value - float(seen.values)) <= seen.loose + 1e-6 * abs(value):
+            return words
+    return ""
+
+
+def _reductions(losses: Any, run: Run) -> Iterator[tuple[str, float]]:
+    total = float(losses.sum())
+    weight, mask = run.arrays.get("sample_weight"), run.arrays.get("mask")
+    yield "the mean of its losses", total / losses.size
+    yield "the sum of its losses", total
+    for words, count in run.counts().items():
+        yield f"the sum of its losses ÷ {count:.7g}, {words}", total / count
+    if mask is not None and mask.shape == losses.shape and mask.any():
+        yield "the mean of those losses that the mask counts", float(losses[mask != 0].mean())
+    if weight is not None and weight.shape == losses.shape and weight.any():
+        weighted = float((losses * weight).sum())
+        yield "the mean of its losses times their weights", weighted / losses.size
+        yield "the weighted sum of its losses ÷ the sum of the weights", weighted / float(weight.sum())
+
+
+def loss_relation(a: Run, b: Run) -> Relation:
+    """Of two numbers, of which each has the digits that it was printed with, or the precision of float32."""
+    x, y = a.arrays["loss"], b.arrays["loss"]
+    seen = [Observation.of(z, "scalar", dtype="float32") for z in (x, y)]
+    values = [np.asarray(one.values, np.float64) for one in seen]
+    gap = Gap.of(*values)
+    if gap.absolute == 0:
+        return Relation("equal", "", gap)
+    if gap.absolute <= seen[0].loose + seen[1].loose:
+        return Relation("rounding", "", gap)
+    shown = f"{a.name} has {_shown(x)}, {b.name} {_shown(y)}"
+    pair = Pair(np.repeat(values[0], 2), np.repeat(values[1], 2), a.name, b.name, 1e-5, {**a.counts(), **b.counts()})
+    larger = pair if abs(values[1]) >= abs(values[0]) else pair.swapped
+    size = abs(float(larger.y[0]) / float(larger.x[0])) if larger.x[0] else math.nan
+    named = factor_name(size, pair.counts) if math.isfinite(size) else ""
+    found = by_factor(larger) if named or (values[0] == -values[1]) or _power(size) else None
+    if found is None:
+        return Relation("different", f"{shown}, a ratio of {_ratio(size)}", gap)
+    return Relation("related", f"{shown}: {found.words}", gap)
+
+
+def _ratio(size: float) -> str:
+    return f"{size:.6g}" if math.isfinite(size) else "∞"
+
+
+def _power(size: float) -> bool:
+    """A whole power of 2, as of scaled or accumulated losses."""
+    if not math.isfinite(size) or size < 2 - 1e-5:
+        return False
+    exponent = round(math.log2(size))
+    return abs(size / 2.0**exponent - 1) < 1e-5
+
+
+def _shown(x: Any) -> str:
+    return str(x) if isinstance(x, str | int) else f"{float(x):.9g}"
+
+
+def reductions_differ(a: RunLoss, b: RunLoss) -> str:
+    """Where the values a sample agree: how each is reduced."""
+    if not (a.reduction and b.reduction) or a.reduction == b.reduction:
+        return ""
+    return f"{possessive(a.run.name)} is {a.reduction}, {possessive(b.run.name)} is {b.reduction}"
