@@ -16,7 +16,15 @@ import numpy as np
 
 from lossbridge.tools.comparison.quantities import Run, Shared, Stage, shared
 from lossbridge.tools.comparison.relations import Pair, Relation, relation
-from lossbridge.tools.comparison.run_losses import RunLoss, closest, loss_relation, reductions_differ, run_loss
+from lossbridge.tools.comparison.run_losses import (
+    RunLoss,
+    calls_of,
+    closest,
+    loss_relation,
+    reductions_differ,
+    remedy,
+    run_loss,
+)
 from lossbridge.tools.comparison.target_relations import target_relation
 
 _TOLERANCE = 1e-5
@@ -90,13 +98,6 @@ class Comparison:
         return "\n".join([*lines, *self.notes])
 
     __repr__ = __str__
-
-
-def calls_of(side: RunLoss) -> dict[str, str]:
-    """By library the calls that give a side's loss."""
-    if side.diagnosis is None or not side.diagnosis.fits:
-        return {}
-    return side.diagnosis.classes[0].calls
 
 
 def compare(a: Any, b: Any, *, names: tuple[str, str] | None = None, tolerance: float = _TOLERANCE) -> Comparison:
@@ -246,7 +247,8 @@ def _losses(rows: Sequence[Row], a: Run, b: Run) -> tuple[RunLoss, ...]:
     if compared and all(row.relation.agrees for row in compared):
         return ()
     sides = [run for run in (a, b) if "loss" in run.arrays or "losses" in run.arrays]
-    found = [run_loss(run) for run in sides]
+    alike = any(row.stage == "losses" and row.relation.agrees for row in compared)  # then their reductions differ
+    found = [run_loss(run, reduced=alike) for run in sides]
     return closest(*found) if len(found) == 2 else tuple(found)
 
 
@@ -281,14 +283,28 @@ def _first_words(rows: Sequence[Row], place: int | None, losses: tuple[RunLoss, 
     row = rows[place]
     words = row.relation.words
     if row.stage in ("losses", "loss"):
-        reductions = reductions_differ(*losses) if len(losses) == 2 and _agree(rows[:place], "loss") else ""
-        words = "; ".join([words, *([reductions] if reductions else [side.sentence() for side in losses])])
+        words = _loss_words(rows, place, losses)
     elif row.relation.activation:
         words = "; ".join([words, *(side.sentence() for side in losses)])
     elif row.relation.verdict == "different":
         advice = _after_equal_models(rows) if row.stage == "predictions" else _ADVICE[row.stage]
         words = "; ".join(filter(None, (words, advice)))
     return f"They part at {row.quantity}: {words.rstrip('.?')}{'?' if words.endswith('?') else '.'}"
+
+
+def _loss_words(rows: Sequence[Row], place: int, losses: tuple[RunLoss, ...]) -> str:
+    """How the losses are reduced, or which conventions they follow, the stranger one first; and how it is mended."""
+    words = rows[place].relation.words
+    if len(losses) < 2:
+        return words
+    reductions = reductions_differ(*losses) if _agree(rows[:place], "loss") else ""
+    if reductions:
+        return f"{words}; {reductions}"
+    sides = sorted(losses, key=lambda side: -math.inf if side.explanation is None else -side.explanation.changes)
+    explained = all(side.explanation is not None for side in sides)
+    numbers = [] if explained and rows[place].relation.verdict == "different" else [words]
+    same_arrays = all(row.relation.agrees for row in rows if row.stage in ("targets", "predictions"))
+    return "; ".join([*numbers, *(side.sentence() for side in sides), *(remedy(*sides) if same_arrays else [])])
 
 
 def _after_equal_models(rows: Sequence[Row]) -> str:
@@ -323,4 +339,4 @@ def _ulp(x: float) -> str:
     return f"{x:.2g} ULP of float32" if x < 99.5 else f"{x:.0f} ULP of float32"
 
 
-__all__ = ["Comparison", "Row", "calls_of", "compare"]
+__all__ = ["Comparison", "Row", "compare"]

@@ -52,16 +52,17 @@ class RunLoss:
         return f"{self.run.name} computes {self.words}"
 
 
-def run_loss(run: Run) -> RunLoss:
-    """Diagnoses the values a sample, or else the loss."""
+def run_loss(run: Run, *, reduced: bool = False) -> RunLoss:
+    """Diagnoses the values a sample, or, where there are none or `reduced` asks for it, the loss."""
     own = run.arrays
     pred = own.get("y_pred", own.get("logits"))
-    observed = own.get("losses", own.get("loss"))
+    which = "loss" if "losses" not in own or (reduced and "loss" in own) else "losses"
+    observed = own.get(which)
     if observed is None or pred is None or "y_true" not in own:
         missing = [name for name in ("y_true", "y_pred", "loss") if name not in own]
         return RunLoss(run, problem=f"a loss that cannot be explained without {' and '.join(missing) or 'its arrays'}")
     weights = {name: own[name] for name in ("class_weight", "sample_weight", "mask") if name in own}
-    quantity = "value" if "losses" in own else None
+    quantity = "value" if which == "losses" else None
     try:
         found = diagnose(own["y_true"], pred, observed, quantity=quantity, **weights)
     except (ValueError, TypeError) as error:
@@ -89,10 +90,32 @@ def closest(a: RunLoss, b: RunLoss) -> tuple[RunLoss, RunLoss]:
     return replace(a, explanation=x), replace(b, explanation=y)
 
 
+def _libraries(name: str) -> list[str]:
+    """The libraries that a run is named after."""
+    return [library for library, names in _NAMED_AFTER.items() if any(one in name.lower() for one in names)]
+
+
 def _of_its_library(explanation: Explanation, side: RunLoss) -> bool:
-    name = side.run.name.lower()
-    libraries = [library for library, names in _NAMED_AFTER.items() if any(one in name for one in names)]
-    return any(explanation.words.startswith(LIBRARIES[library]) for library in libraries)
+    return any(explanation.words.startswith(LIBRARIES[library]) for library in _libraries(side.run.name))
+
+
+def calls_of(side: RunLoss) -> dict[str, str]:
+    """By library the calls that give a side's loss."""
+    if side.diagnosis is None or not side.diagnosis.fits:
+        return {}
+    return side.diagnosis.classes[0].calls
+
+
+def remedy(wrong: RunLoss, right: RunLoss) -> list[str]:
+    """The call of the wrong side's library that gives the other's loss, if only the wrong side changes something."""
+    if wrong.explanation is None or right.explanation is None or wrong.explanation.changes <= right.explanation.changes:
+        return []
+    calls = calls_of(right)
+    return [
+        f"{possessive(right.run.name)} loss is, for {wrong.run.name}, `{calls[library]}`"
+        for library in _libraries(wrong.run.name)
+        if library in calls
+    ]
 
 
 def reduction(run: Run) -> str:
