@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,16 +63,19 @@ def _drawn(places: np.ndarray, x: np.ndarray, y: np.ndarray, names: tuple[str, s
     )
     values.plot(places, x, "o", color=_COLOURS[0], markersize=5, markerfacecolor="none", label=_short(names[0]))
     values.plot(places, y, ".", color=_COLOURS[1], markersize=4, label=_short(names[1]))
-    values.set_ylabel(what)
+    values.set_ylabel(_short(what, 28))
     gaps.axhline(0, color="0.6", linewidth=0.8)
     gaps.vlines(places, 0, y - x, color=_COLOURS[2], linewidth=1.2)
     gaps.set_ylabel(f"{_short(names[1])} − {_short(names[0])}")
     gaps.set_xlabel("sample")
+    gaps.xaxis.get_major_locator().set_params(integer=True)
     for panel in (values, gaps):
         panel.grid(alpha=0.3)
         panel.margins(x=0.02)
     figure.legend(*values.get_legend_handles_labels(), loc="outside upper left", frameon=False, ncols=2)
-    picture = svg(figure)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a name's letters that the font lacks
+        picture = svg(figure)
     plt.close(figure)
     return picture
 

@@ -441,7 +441,7 @@ def test_the_page_of_a_diagnosis(keras_example, tmp_path) -> None:
         path,
         "1.697965: Keras&#x27; <code>CategoricalCrossentropy</code>, but logarithms to base 2 (bits)",
         "Meant is Keras&#x27; <code>CategoricalCrossentropy</code>, the plain loss that such arrays suggest.",
-        "The largest difference is 1.0193: meant 2.30259, computed 3.32193.",
+        "The largest difference is 1.019: meant 2.30259, computed 3.32193.",
         "<svg",
         "lb.categorical_crossentropy",
     )

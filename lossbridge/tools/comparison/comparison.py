@@ -19,7 +19,6 @@ from lossbridge.tools.comparison.relations import Pair, Relation, relation
 from lossbridge.tools.comparison.run_losses import (
     RunLoss,
     calls_of,
-    closest,
     loss_relation,
     reductions_differ,
     remedy,
@@ -248,8 +247,7 @@ def _losses(rows: Sequence[Row], a: Run, b: Run) -> tuple[RunLoss, ...]:
         return ()
     sides = [run for run in (a, b) if "loss" in run.arrays or "losses" in run.arrays]
     alike = any(row.stage == "losses" and row.relation.agrees for row in compared)  # then their reductions differ
-    found = [run_loss(run, reduced=alike) for run in sides]
-    return closest(*found) if len(found) == 2 else tuple(found)
+    return tuple(run_loss(run, reduced=alike) for run in sides)
 
 
 def _agree(rows: Sequence[Row], stage: Stage) -> bool | None:
@@ -325,14 +323,14 @@ def _after_equal_models(rows: Sequence[Row]) -> str:
 def _nothing_parts(rows: Sequence[Row], losses: tuple[RunLoss, ...]) -> str:
     if not rows:
         return f"Nothing was compared: {'; '.join(side.sentence() for side in losses)}."
+    related = [row.quantity for row in rows if row.relation.verdict == "related"]
+    but = f" (up to a known relation: {', '.join(related)})" if related else ""
     worst = max(rows, key=lambda row: row.relation.gap.ulp if math.isfinite(row.relation.gap.ulp) else -1.0)
     gap = worst.relation.gap
-    if gap.absolute == 0:
-        return (
-            f"Nothing parts: all {len(rows)} quantities are equal." if len(rows) > 1 else "Nothing parts: it is equal."
-        )
+    if gap.ulp < 0.01:
+        return f"Nothing parts: {f'all {len(rows)} quantities are' if len(rows) > 1 else 'it is'} equal{but}."
     place = f"[{', '.join(map(str, gap.index))}]" if gap.index else ""
-    return f"Nothing parts: the largest difference is {_ulp(gap.ulp)}, in {worst.quantity}{place}."
+    return f"Nothing parts: the largest difference is {_ulp(gap.ulp)}, in {worst.quantity}{place}{but}."
 
 
 def _ulp(x: float) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from lossbridge.tools.comparison.comparison import Comparison
-from lossbridge.tools.comparison.quantities import Array
+from lossbridge.tools.comparison.quantities import Array, stage_of
 from lossbridge.tools.comparison.relations import possessive
 from lossbridge.tools.comparison.run_losses import RunLoss, calls_of
 from lossbridge.tools.diagnosis.diagnosis_page import code_table
@@ -68,6 +68,8 @@ def _losses(given: Array | None, sides: tuple[RunLoss, ...], name: str) -> Array
 
 def _predictions(found: Comparison) -> list[Array | None]:
     """Of the quantity at which they part, the mean of each sample."""
+    if stage_of(found.parts_at) in ("parameters", "gradients"):
+        return [None, None]  # which have no samples
     means: list[Array | None] = []
     for run in found.runs:
         x = run.arrays.get(found.parts_at)

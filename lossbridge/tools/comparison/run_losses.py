@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -19,7 +19,6 @@ from lossbridge.tools.diagnosis.wording import LIBRARIES
 
 _READS = {"probabilities": ("none",), "logits": ("softmax", "sigmoid"), "log-probabilities": ("exp", "softmax")}
 _NAMED_AFTER = {"keras": ("keras", "tensorflow"), "torch": ("torch",), "optax": ("jax", "optax", "flax")}
-_TRIED = 20  # explanations of each side, among which the pair with the fewest differences is looked for
 
 
 @dataclass(frozen=True)
@@ -67,27 +66,7 @@ def run_loss(run: Run, *, reduced: bool = False) -> RunLoss:
         found = diagnose(own["y_true"], pred, observed, quantity=quantity, **weights)
     except (ValueError, TypeError) as error:
         return RunLoss(run, problem=f"a loss that cannot be explained ({error})")
-    first = found.classes[0].explanations[0] if found.fits else None
-    return RunLoss(run, found, explanation=first, reduction=reduction(run))
-
-
-def closest(a: RunLoss, b: RunLoss) -> tuple[RunLoss, RunLoss]:
-    """With those of the explanations, which this data cannot tell apart, that differ least from each other.
-
-    Of the library that the run is named after, if there are any.
-    """
-    if a.diagnosis is None or b.diagnosis is None or not (a.diagnosis.fits and b.diagnosis.fits):
-        return a, b
-    left, right = (side.diagnosis.classes[0].explanations[:_TRIED] for side in (a, b))  # type: ignore[union-attr]
-    pairs = [(x, y) for x in left for y in right]
-
-    def distance(pair: tuple[Explanation, Explanation]) -> tuple[int, int, int]:
-        x, y = (vars(e.convention) for e in pair)
-        others = sum(not _of_its_library(e, side) for e, side in zip(pair, (a, b), strict=True))
-        return pair[0].changes + pair[1].changes, others, sum(x[name] != y[name] for name in x)
-
-    x, y = min(pairs, key=distance)
-    return replace(a, explanation=x), replace(b, explanation=y)
+    return RunLoss(run, found, explanation=_explanation(found, run), reduction=reduction(run))
 
 
 def _libraries(name: str) -> list[str]:
@@ -95,8 +74,14 @@ def _libraries(name: str) -> list[str]:
     return [library for library, names in _NAMED_AFTER.items() if any(one in name.lower() for one in names)]
 
 
-def _of_its_library(explanation: Explanation, side: RunLoss) -> bool:
-    return any(explanation.words.startswith(LIBRARIES[library]) for library in _libraries(side.run.name))
+def _explanation(found: Diagnosis, run: Run) -> Explanation | None:
+    """Of those that this data cannot tell apart and that change as little, the first of the run's own library."""
+    if not found.fits:
+        return None
+    first, *others = found.classes[0].explanations
+    own = tuple(LIBRARIES[library] for library in _libraries(run.name))
+    alike = [first, *(other for other in others if other.changes == first.changes)]
+    return next((one for one in alike if own and one.words.startswith(own)), first)
 
 
 def calls_of(side: RunLoss) -> dict[str, str]:
