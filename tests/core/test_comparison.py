@@ -424,6 +424,28 @@ def test_classes_in_one_other_order_throughout(step) -> None:
     assert first(step, torch).startswith("They part at y_pred: torch has keras' classes in another order")
 
 
+def test_the_other_outcome_throughout() -> None:
+    """Cats are 0 and dogs 1, or the other way round."""
+    p = np.random.default_rng(0).uniform(0.1, 0.9, 24)
+    loss = float(-np.log(np.where(OUTCOMES == 1, p, 1 - p)).mean())
+    keras = {"y_true": OUTCOMES, "y_pred": p, "loss": loss}
+    assert lb.compare(keras, {"y_true": 1 - OUTCOMES, "y_pred": 1 - p, "loss": loss}).parts_at == ""
+    words = first(keras, {"y_true": OUTCOMES, "y_pred": 1 - p, "loss": loss + 1})
+    assert words.startswith("They part at y_pred: torch predicts the outcome that keras does not count as the event")
+
+
+def test_a_broadcast_of_one_side_is_told() -> None:
+    rng = np.random.default_rng(0)
+    p = rng.uniform(0.05, 0.95, 24).astype(np.float32)
+
+    def loss(t, p):
+        return np.float32(-(t * np.log(p) + (1 - t) * np.log(1 - p)).mean())
+
+    keras = {"y_true": OUTCOMES, "y_pred": p, "loss": loss(OUTCOMES, p)}
+    torch = {"y_true": OUTCOMES, "y_pred": p[:, None], "loss": loss(OUTCOMES[None], p[:, None])}
+    assert "its y_true of shape (24,) and y_pred of shape (24, 1) were broadcast to (24, 24)" in first(keras, torch)
+
+
 def test_a_mask_that_is_inverted(step) -> None:
     mask = np.arange(N) % 4 != 0
     keras = step | {"mask": mask, "loss": step["losses"][mask].mean()}

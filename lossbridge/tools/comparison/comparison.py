@@ -328,7 +328,8 @@ def _nothing_parts(rows: Sequence[Row], losses: tuple[RunLoss, ...]) -> str:
     worst = max(rows, key=lambda row: row.relation.gap.ulp if math.isfinite(row.relation.gap.ulp) else -1.0)
     gap = worst.relation.gap
     if gap.ulp < 0.01:
-        return f"Nothing parts: {f'all {len(rows)} quantities are' if len(rows) > 1 else 'it is'} equal{but}."
+        what = f"all {len(rows)} quantities are" if len(rows) > 1 else f"{worst.quantity} is"
+        return f"Nothing parts: {what} equal{but}."
     place = f"[{', '.join(map(str, gap.index))}]" if gap.index else ""
     return f"Nothing parts: the largest difference is {_ulp(gap.ulp)}, in {worst.quantity}{place}{but}."
 

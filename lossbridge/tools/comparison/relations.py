@@ -392,6 +392,17 @@ def by_complement(pair: Pair) -> Relation | None:
     return pair.related(words, 1 - pair.x.astype(np.float64))
 
 
+def by_other_outcome(pair: Pair) -> Relation | None:
+    """Of one outcome a sample: 1 − p, or logits of the other sign."""
+    if pair.x.ndim > 1 and pair.x.shape[-1] > 1:
+        return None
+    x = pair.x.astype(np.float64)
+    turned = 1 - x if holds(pair.x) == "probabilities" else -x
+    return pair.related(
+        f"{pair.b} predicts the outcome that {pair.a} does not count as the event", turned, classes=(1, 0)
+    )
+
+
 FINDERS: Mapping[Stage, tuple[Finder, ...]] = {
     "inputs": (in_half_precision, by_factor, by_affine_map, by_order_of_samples, by_order_of_classes),
     "targets": (in_half_precision, by_order_of_classes, by_order_of_samples),
@@ -400,6 +411,7 @@ FINDERS: Mapping[Stage, tuple[Finder, ...]] = {
         in_half_precision,
         by_activation,
         by_row_constants,
+        by_other_outcome,
         by_order_of_classes,
         by_order_of_samples,
         by_factor,

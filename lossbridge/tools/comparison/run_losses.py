@@ -14,6 +14,7 @@ from lossbridge.tools.comparison.quantities import Run
 from lossbridge.tools.comparison.relations import Gap, Pair, Relation, by_factor, factor_name, possessive
 from lossbridge.tools.diagnosis.canonical import holds
 from lossbridge.tools.diagnosis.diagnosis import Diagnosis, Explanation, diagnose
+from lossbridge.tools.diagnosis.reading import batch_of
 from lossbridge.tools.diagnosis.search import Observation
 from lossbridge.tools.diagnosis.wording import LIBRARIES
 
@@ -28,13 +29,14 @@ class RunLoss:
     run: Run
     diagnosis: Diagnosis | None = None
     problem: str = ""
+    reading: str = ""  # how the arrays were read, where not as they are
     explanation: Explanation | None = None
     reduction: str = ""  # of its own values a sample: "the mean of its losses"
 
     @cached_property
     def words(self) -> str:
         if self.explanation is not None:
-            return self.explanation.words
+            return "; ".join(filter(None, (self.explanation.words, self.reading)))
         if self.diagnosis is None:
             return self.problem
         return f"nothing that is known ({str(self.diagnosis).splitlines()[0].partition(': ')[2].rstrip('.')})"
@@ -64,9 +66,12 @@ def run_loss(run: Run, *, reduced: bool = False) -> RunLoss:
     quantity = "value" if which == "losses" else None
     try:
         found = diagnose(own["y_true"], pred, observed, quantity=quantity, **weights)
+        plain, _ = batch_of(own["y_true"], pred, **weights)
     except (ValueError, TypeError) as error:
         return RunLoss(run, problem=f"a loss that cannot be explained ({error})")
-    return RunLoss(run, found, explanation=_explanation(found, run), reduction=reduction(run))
+    other = found.fits and found.batches[0].given != plain.given  # then the last warning says what was done
+    reading = f"its {found.warnings[-1]}" if other and found.warnings else ""
+    return RunLoss(run, found, reading=reading, explanation=_explanation(found, run), reduction=reduction(run))
 
 
 def _libraries(name: str) -> list[str]:

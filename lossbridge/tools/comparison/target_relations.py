@@ -78,7 +78,8 @@ def between_labels(pair: Pair) -> Relation | None:
     """Of two arrays of integers of one shape that are not equal."""
     x, y = pair.x.astype(np.float64), pair.y.astype(np.float64)
     if np.isin(x, (0, 1)).all() and np.array_equal(y, 1 - x):
-        return _related(pair, f"{pair.b} has 1 where {pair.a} has 0: the other outcome counts as the event")
+        words = f"{pair.b} has 1 where {pair.a} has 0: the other outcome counts as the event"
+        return _related(pair, words, classes=(1, 0))
     for p in (pair, pair.swapped):
         if np.isin(p.x, (0, 1)).all() and np.array_equal(p.y, 2.0 * p.x - 1):
             return _related(pair, f"{p.b} holds −1 and 1 where {p.a} holds 0 and 1; losses take 0 and 1")
