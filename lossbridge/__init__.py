@@ -27,6 +27,7 @@ from lossbridge.losses import (
 from lossbridge.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from lossbridge.tools.comparison import compare
     from lossbridge.tools.diagnosis import diagnose
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "binary_focal_crossentropy",
     "categorical_crossentropy",
     "categorical_focal_crossentropy",
+    "compare",
     "diagnose",
     "distillation_loss",
     "explain",
@@ -45,7 +47,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Imports `diagnose` and `lossbridge.compat` on first use: `diagnose` would double the time of the import."""
+    """Imports what follows on first use: `diagnose` and `compare` would double the time of the import."""
     if name == "diagnose":
         from lossbridge.tools.diagnosis import diagnose
 
@@ -56,6 +58,10 @@ def __getattr__(name: str) -> Any:
         for library in ("keras", "optax", "scipy", "sklearn", "torch"):
             importlib.import_module(f"lossbridge.compat.{library}")
         return importlib.import_module("lossbridge.compat")
+    if name == "compare":
+        from lossbridge.tools.comparison import compare
+
+        return compare
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

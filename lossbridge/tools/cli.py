@@ -1,6 +1,6 @@
 """The command `lossbridge`: its options, progress bars and exit status.
 
-Holds no check, measurement or table of its own; they are in parity/, bench/ and diagnosis/.
+Holds no check, measurement or table of its own; they are in parity/, bench/, diagnosis/ and comparison/.
 """
 
 from __future__ import annotations
@@ -23,16 +23,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressC
 from lossbridge.explanation import explain as paths_of
 from lossbridge.frameworks import FRAMEWORKS
 from lossbridge.native import rows
-from lossbridge.tools import diagnosis
+from lossbridge.tools import comparison, diagnosis
 from lossbridge.tools.bench import bench_report, plots, results
 from lossbridge.tools.bench import cells as bench_cells
 from lossbridge.tools.bench.sections import sections
+from lossbridge.tools.comparison import comparison_page
+from lossbridge.tools.diagnosis import diagnosis_page
 from lossbridge.tools.explain_worker import Found, call_of
 from lossbridge.tools.explain_worker import table as explain_table
 from lossbridge.tools.parity import parity_report, peers, vectors
 from lossbridge.tools.parity.cases import DTYPES, LOSSES, cases
 from lossbridge.tools.parity.check import Outcome
-from lossbridge.tools.parity.files import UnusableFile, case_of, load_arrays
+from lossbridge.tools.parity.files import case_of, load_arrays
+from lossbridge.tools.parity.tables import UnusableFile
 from lossbridge.tools.processes import BackendRun, installed, run_workers
 from lossbridge.version import __version__
 
@@ -72,7 +75,10 @@ Timeout = Annotated[float, typer.Option(parser=number, help="Seconds of silence 
 
 OwnFile = Annotated[
     Path | None,
-    typer.Argument(help="Your own arrays: an .npz file with y_true and y_pred, and optionally sample_weight and mask."),
+    typer.Argument(
+        help="Your own arrays: an .npz, .csv or .parquet file with y_true and y_pred, and optionally sample_weight and "
+        "mask."
+    ),
 ]
 Peers = Annotated[
     bool, typer.Option("--peers", help="Compare lossbridge.compat with the libraries' own functions, where installed.")
@@ -100,8 +106,8 @@ _OPTIONS = (
 Batches = Annotated[
     list[Path],
     typer.Argument(
-        help="One batch per file: an .npz with y_true and y_pred, and optionally class_weight, sample_weight, mask and "
-        "observed."
+        help="One batch per file: an .npz, .csv or .parquet with y_true and y_pred, and optionally class_weight, "
+        "sample_weight, mask and observed."
     ),
 ]
 Observed = Annotated[
@@ -111,6 +117,11 @@ Observed = Annotated[
 ProbeFile = Annotated[
     Path | None, typer.Option(help="Write a small batch on which the explanations differ to this .npz file.")
 ]
+
+_RUN_ARRAYS = (
+    "an .npz, .csv or .parquet file with what there is of inputs, y_true, param_…, logits, y_pred, sample_weight, "
+    "class_weight, mask, losses, loss and grad_…"
+)
 
 
 def refuse(message: str) -> None:
@@ -487,6 +498,9 @@ def diagnose(
     ] = None,
     epsilon: Annotated[float | None, typer.Option(parser=number, help="An ε that may have been used.")] = None,
     probe: ProbeFile = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Write the answer, and a picture of each sample's loss, to this HTML page.")
+    ] = None,
 ) -> None:
     """Find the conventions that explain a loss: the libraries' own, and those with one or two things changed.
 
@@ -497,7 +511,7 @@ def diagnose(
     for path, weight in zip(files[1:], weights[1:], strict=True):
         if weight is not None and not np.array_equal(weight, weights[0]):
             _refuse(f"{path} holds another class_weight than {files[0]}; diagnose it on its own")
-    _check_writable(probe)
+    _check_writable(probe, html)
     y_true, y_pred, number, options = batches[0]
     columns = TextColumn("comparing conventions"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn()
     try:
@@ -524,6 +538,8 @@ def diagnose(
     _print_lines([str(found)])
     if probe is not None:
         _write_probe(probe, found.probe())
+    if html is not None:
+        diagnosis_page.write_html(html, found, expected)
     raise typer.Exit(AGREED if found.fits else DISAGREED)
 
 
@@ -551,6 +567,30 @@ def _batch(path: Path, observed: list[str], place: int, count: int) -> tuple[Any
     if number is None:
         _refuse(f"{path} holds no array observed; give the number to explain with --observed")
     return arrays.pop("y_true"), arrays.pop("y_pred"), number, dict(arrays)
+
+
+@app.command()
+def compare(
+    a: Annotated[Path, typer.Argument(metavar="A", help=f"The arrays of a run: {_RUN_ARRAYS}.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="Those of the other, of the same batch.")],
+    tolerance: Annotated[
+        float, typer.Option(parser=number, help="The relative difference that counts as rounding.")
+    ] = 1e-5,
+    html: Annotated[Path | None, typer.Option(help="Write the answer and a picture to this HTML page.")] = None,
+) -> None:
+    """Find where two frameworks' runs of one training step part first, and say how.
+
+    Exit status: 0 if nothing parts, 1 if they part, 2 on bad usage.
+    """
+    _check_writable(html)
+    try:
+        found = comparison.compare(a, b, tolerance=tolerance)
+    except (ValueError, TypeError) as error:
+        _refuse(str(error))
+    _print_lines([str(found)])
+    if html is not None:
+        comparison_page.write_html(html, found)
+    raise typer.Exit(DISAGREED if found.parts_at else AGREED)
 
 
 @app.command("vectors")

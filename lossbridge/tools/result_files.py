@@ -7,6 +7,7 @@ import io
 import json
 import math
 import platform
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ def _finite(x: Any) -> Any:
 
 
 _PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>{title}</title>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{title}</title>
 <style>
 body {{ font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem; color: #1b1f24 }}
 table {{ border-collapse: collapse; margin: 1rem 0 }}
@@ -56,6 +57,11 @@ td.wrong {{ background: #ffebe9; color: #82071e }}
 td.none {{ color: #6e7781 }}
 small, p.legend {{ color: #57606a }}
 svg {{ max-width: 100%; height: auto }}
+p {{ overflow-wrap: anywhere }}
+table.words td {{ white-space: normal; overflow-wrap: anywhere }}
+figure {{ margin: 1rem 0; overflow-x: auto }}
+figure svg {{ min-width: 34rem }}
+pre {{ white-space: pre-wrap; overflow-wrap: anywhere; background: #f6f8fa; padding: .7rem }}
 </style>
 <h1>{title}</h1>
 <p>{verdict}</p>
@@ -68,7 +74,12 @@ svg {{ max-width: 100%; height: auto }}
 def page(title: str, verdict: Iterable[str], content: str, device: str) -> str:
     """A self-contained HTML page. `verdict`: lines of text; `content`: HTML."""
     escaped = {name: html.escape(text) for name, text in {"title": title, **facts(device)}.items()}
-    return _PAGE.format(**escaped, verdict="<br>".join(html.escape(line) for line in verdict), content=content)
+    return _PAGE.format(**escaped, verdict="<br>".join(map(prose, verdict)), content=content)
+
+
+def prose(text: str) -> str:
+    """A sentence as HTML, in which what stands between backticks is code."""
+    return re.sub("`([^`]*)`", r"<code>\1</code>", html.escape(text))
 
 
 def svg(figure: Any) -> str:

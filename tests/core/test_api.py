@@ -25,13 +25,13 @@ def test_import_brings_no_framework() -> None:
 
 def test_all_is_exactly_the_public_surface() -> None:
     public = {name for name, x in vars(lb).items() if not name.startswith("_") and inspect.isfunction(x)}
-    assert sorted({*public, "diagnose"}) == list(lb.__all__)  # diagnose is loaded when it is asked for
+    assert sorted({*public, "compare", "diagnose"}) == list(lb.__all__)  # these two are loaded when they are asked for
     assert set(lb.__all__) <= set(dir(lb))
     assert all(inspect.getdoc(getattr(lb, name)) for name in lb.__all__)
 
 
 def test_every_loss_is_registered_and_has_a_reference() -> None:
-    losses = set(lb.__all__) - {"diagnose", "explain", "value_and_grad"}
+    losses = set(lb.__all__) - {"compare", "diagnose", "explain", "value_and_grad"}
     assert set(cases.LOSSES) == losses
     assert {case.loss for case in cases.cases()} == losses
     for loss in losses:
@@ -48,7 +48,11 @@ def test_arguments_after_the_arrays_are_keywords() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["", "losses", "explanation", "information", "compat.torch", "tools.diagnosis.diagnosis"]
+    "module",
+    [
+        *("", "losses", "explanation", "information", "compat.torch"),
+        *("tools.comparison.comparison", "tools.diagnosis.diagnosis"),
+    ],
 )
 def test_examples_in_docstrings(module) -> None:
     failed, tried = doctest.testmod(importlib.import_module(f"lossbridge.{module}".rstrip(".")))

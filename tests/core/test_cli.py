@@ -200,6 +200,7 @@ def test_a_name_of_300_characters() -> None:
         ["parity", "--json", name],
         ["parity", name, "--loss", "log_loss"],
         ["diagnose", name],
+        ["compare", name, name],
         ["explain", "log_loss", name],
         ["bench", "--plots", name],
         ["bench", "--compare", name],
@@ -415,6 +416,110 @@ def test_diagnose_refuses_unusable_files(tmp_path, arrays, name) -> None:
     path = tmp_path / "own.npz"
     write(path, arrays)
     result = run("diagnose", path, "--observed", 1, code=2)
+    assert words in result.stderr.splitlines()[-1]
+
+
+# Pages that can be sent: nothing is fetched, and what a file holds is text.
+
+OPENERS = ("src=", "<link", "@import", "url(http", "<script")
+
+
+def check_page(path: Path, *words: str) -> str:
+    page = path.read_text(encoding="utf-8")
+    assert page.startswith("<!doctype html>")
+    for opener in OPENERS:
+        assert opener not in page
+    for word in words:
+        assert word in page
+    return page
+
+
+def test_the_page_of_a_diagnosis(keras_example, tmp_path) -> None:
+    path = tmp_path / "page.html"
+    run("diagnose", keras_example, "--observed", "1.697965", "--html", path)
+    check_page(
+        path,
+        "1.697965: Keras&#x27; <code>CategoricalCrossentropy</code>, but logarithms to base 2 (bits)",
+        "Meant is Keras&#x27; <code>CategoricalCrossentropy</code>, the plain loss that such arrays suggest.",
+        "The largest difference is 1.019: meant 2.30259, computed 3.32193.",
+        "<svg",
+        "lb.categorical_crossentropy",
+    )
+    page = check_page(path)
+    assert page.count("lb.categorical_crossentropy(y_true, y_pred)") == 1
+    run("diagnose", keras_example, "--observed", 0.3923, "--expected", "torch.kl_div", "--html", path)
+    words = "Sample by sample both give the same. Meant is divided by the number of elements"
+    check_page(path, "as you expected", "of log(y_pred)")
+    run("diagnose", keras_example, "--observed", "2.3538784", "--html", path)
+    assert words.split(" Meant")[0] in check_page(path, "summed, not averaged")
+    run("diagnose", keras_example, "--observed", "77777.777", "--html", path, code=1)
+    assert "<svg" not in check_page(path, "nothing fits")
+
+
+@pytest.fixture
+def two_runs(tmp_path, arrays):
+    """Of which the second takes the mean for the sum."""
+    losses = lossbridge.sparse_categorical_crossentropy(**arrays, from_logits=True, reduction="none")
+    np.savez(tmp_path / "keras.npz", **arrays, losses=losses, loss=losses.sum())
+    np.savez(tmp_path / "torch.npz", **arrays, losses=losses, loss=losses.mean())
+    return tmp_path / "keras.npz", tmp_path / "torch.npz"
+
+
+def test_compare(two_runs, tmp_path) -> None:
+    keras, torch = two_runs
+    page = tmp_path / "page.html"
+    result = run("compare", keras, torch, "--html", page, code=1)
+    assert result.stdout.startswith("They part at loss: keras has ")
+    assert "keras has torch's × 6 = the number of samples; keras' is the sum of its losses, torch's is" in result.stdout
+    check_page(page, "They part at loss", "<svg", "Sample by sample, keras and torch give the same.", 'class="wrong"')
+    result = run("compare", keras, keras, "--html", page)
+    assert result.stdout.startswith("Nothing parts: all 4 quantities are equal.\n")
+    check_page(page, "Nothing parts")
+
+
+def test_compare_tables(tmp_path) -> None:
+    for name, scale in (("keras", 1), ("torch", 2)):
+        rows = "".join(f"{i % 2},{0.3 * scale * i - 1},{scale * 0.1 * i}\n" for i in range(1, 9))
+        (tmp_path / f"{name}.csv").write_text("label,logits_0,logits_1\n" + rows)
+    assert "y_true  equal" in run("compare", tmp_path / "keras.csv", tmp_path / "torch.csv", code=1).stdout
+
+
+def test_pages_escape_what_files_hold(tmp_path) -> None:
+    evil = "param_<script>alert(1)</script>$x_{$"
+    for name in ("<b>a", "$b$"):
+        np.savez(tmp_path / f"{name}.npz", **{evil: np.arange(4.0) * len(name), "y_pred": np.arange(4.0) ** len(name)})
+    page = tmp_path / "page.html"
+    run("compare", tmp_path / "<b>a.npz", tmp_path / "$b$.npz", "--html", page, code=1)
+    text = check_page(page, "param_&lt;script&gt;")
+    assert "<b>a" not in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nowhere.npz"], "nowhere.npz cannot be read: No such file or directory"),
+        (["OWN", "--tolerance", "2"], "tolerance is 2.0; pass a number from 0 to below 1"),
+        (["OWN", "--tolerance", "1_0"], "'1_0' is no"),
+        (["OWN", "--html", "nowhere/p.html"], "nowhere/p.html cannot be written"),
+        ([], "Missing argument 'B'"),
+    ],
+)
+def test_bad_usage_of_compare(keras_example, arguments, words) -> None:
+    given = [keras_example if x == "OWN" else x for x in arguments]
+    result = run("compare", keras_example, *given, code=2)
+    assert words in result.stderr
+    assert not result.stdout
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in REFUSED if n not in ("labels", "lacks an array", "shapes", "large weights")]
+)
+def test_compare_refuses_unusable_files(tmp_path, arrays, name) -> None:
+    write, words = REFUSED[name]
+    path = tmp_path / "own.npz"
+    write(path, arrays)
+    result = run("compare", path, path, code=2)
+    words = {"another zip": "holds readme.txt, which is not known here"}.get(name, words)
     assert words in result.stderr.splitlines()[-1]
 
 

@@ -1,4 +1,5 @@
-"""The example that trains one model in four frameworks keeps its limits, and says so where they are broken.
+"""The example that trains one model in four frameworks keeps its limits, and says so where they are broken; the one
+that ports a model finds its three mistakes.
 
 Faults are put into a framework's process by a sitecustomize module, which Python imports at its start.
 """
@@ -169,3 +170,44 @@ def test_bad_usage_is_refused_at_once(tmp_path, arguments, words) -> None:
     result = train(tmp_path, *arguments)
     assert result.returncode == 2
     assert words in result.stdout
+
+
+# A model is ported.
+
+
+def port(*arguments: object) -> subprocess.CompletedProcess[str]:
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return subprocess.run(
+        [sys.executable, str(ROOT / "examples" / "port_a_model.py"), *map(str, arguments)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=600,
+    )
+
+
+def test_the_mistakes_of_a_port_are_found_one_after_the_other(tmp_path) -> None:
+    result = port("--folder", tmp_path)
+    assert result.returncode == 0, result.stdout
+    attempts = [line for line in result.stdout.splitlines() if ", attempt " in line]
+    for line, words in zip(
+        attempts,
+        [
+            "torch, attempt 1: They part at param_hidden: not transposed, as the other matrices are: transpose it.",
+            "softmax applied to y_pred, which holds probabilities already",
+            "torch, attempt 3: Nothing parts: the largest difference is ",
+            "128 = the number of samples; keras' is the mean of its losses, jax's is the sum of its losses.",
+            "jax, attempt 2: Nothing parts: the largest difference is ",
+        ],
+        strict=True,
+    ):
+        assert words in line
+    files = {"keras.npz", *(f"torch_{i}.npz" for i in (1, 2, 3)), "jax_1.npz", "jax_2.npz"}
+    assert {path.name for path in tmp_path.iterdir()} == files
+
+
+def test_a_folder_that_is_none_is_refused(tmp_path) -> None:
+    result = port("--folder", tmp_path / "nowhere")
+    assert result.returncode == 2
+    assert "is no folder; name one that exists" in result.stdout

@@ -1,10 +1,10 @@
-"""The caller's own arrays: from an .npz file to a case. Never unpickles."""
+"""The caller's own arrays: from an .npz file, or a table, to a case. Never unpickles."""
 
 from __future__ import annotations
 
 import math
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -14,6 +14,7 @@ from lossbridge import losses
 from lossbridge.errors import real_numbers
 from lossbridge.spec import LOSSES
 from lossbridge.tools.parity.cases import Case, options_of, usual_tolerance
+from lossbridge.tools.parity.tables import SUFFIXES, Check, UnusableFile, read_table
 
 REQUIRED = ("y_true", "y_pred")
 # Of y_pred: 4 GiB of float32, which a small file may inflate to.
@@ -22,19 +23,31 @@ OPTIONAL = ("sample_weight", "mask", "class_weight", "pos_weight")
 _HOW = "write it with numpy.savez(file, y_true=…, y_pred=…)"
 
 
-class UnusableFile(ValueError):
-    """The file holds no usable arrays. The message is one line."""
+Shapes = Mapping[str, tuple[int, ...]]
 
 
 def load_arrays(path: Path, optional: tuple[str, ...] = OPTIONAL) -> dict[str, np.ndarray]:
     """y_true and y_pred, and those of the optional arrays that the file holds. What it declares is checked first."""
+    return _load(path, lambda names: _check_names(path, names, optional), lambda shapes: _check_sizes(path, shapes))
+
+
+def load_run(path: Path, check_names: Check) -> dict[str, np.ndarray]:
+    """The arrays of a step of training, of which some may be larger than y_pred."""
+    return _load(path, check_names, lambda shapes: _check_total(path, shapes))
+
+
+def _load(path: Path, check_names: Check, check_sizes: Callable[[Shapes], None]) -> dict[str, np.ndarray]:
+    if path.suffix.lower() in SUFFIXES:
+        found = read_table(path, check_names)
+        check_sizes({name: x.shape for name, x in found.items()})
+        return found
     try:
         with path.open("rb") as file:
             _check_kind(path, file)
             with zipfile.ZipFile(file) as archive:
                 members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-                _check_names(path, members, optional)
-                _check_sizes(path, {name: _declared(path, name, archive, info) for name, info in members.items()})
+                check_names(members)
+                check_sizes({name: _declared(path, name, archive, info) for name, info in members.items()})
             file.seek(0)
             with np.load(file, allow_pickle=False) as data:
                 return {name: data[name] for name in members}
@@ -89,7 +102,13 @@ def _declared(path: Path, name: str, archive: zipfile.ZipFile, info: zipfile.Zip
     return shape
 
 
-def _check_sizes(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
+def _check_total(path: Path, shapes: Shapes) -> None:
+    entries = sum(math.prod(shape) for shape in shapes.values())
+    if entries > MOST_ENTRIES:
+        raise UnusableFile(f"{path} holds arrays of {entries} entries; give at most {MOST_ENTRIES}")
+
+
+def _check_sizes(path: Path, shapes: Shapes) -> None:
     entries = {name: math.prod(shape) for name, shape in shapes.items()}
     for name, count in entries.items():
         if count > max(entries["y_pred"], 1):
