@@ -268,8 +268,8 @@ def as_rows(batch: Batch, c: Convention | None = None) -> tuple[Batch, str]:
     if batch.mask is not None and c.left_out == "removed" and batch.mask.size == len(kept):
         kept, index = batch.mask.reshape(-1).astype(bool), "[mask]"
         given["mask"] = "np.asarray(mask, bool)" + (".reshape(-1)" if batch.mask.ndim > 1 else "")
-    if c.rows != ALL and batch.weightings[c.rows].index:
-        kept, index = batch.weightings[c.rows].weight > 0, batch.weightings[c.rows].index
+    if c.rows != ALL and batch.weightings[c.rows].code:
+        kept, index = batch.weightings[c.rows].weight > 0, batch.weightings[c.rows].code
     if not index:
         return whole, ""
     left = {name: getattr(whole, name) for name in ("y_true", "y_pred", "sample_weight")}
@@ -321,7 +321,7 @@ def texts(conventions: Iterable[Convention], batch: Batch, setting: Setting) -> 
         c = c.but(dtype="exact") if c.dtype in (batch.half, "float32") else c  # calls compute in float32
         used = c.but(**{name: getattr(c, name) and given for name, given in weights.items()})
         apart = c.rows == WEIGHTS_APART  # which Keras does by itself
-        if c.rows != ALL and not apart and not batch.weightings[c.rows].index:
+        if c.rows != ALL and not apart and not batch.weightings[c.rows].code:
             continue
         used = used.but(rows=ALL, sample_weight=True) if apart else used
         for peer in PEERS if not apart else (peer for peer in PEERS if peer.library == "keras"):

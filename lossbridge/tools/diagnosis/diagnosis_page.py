@@ -8,9 +8,10 @@ from pathlib import Path
 
 from lossbridge.conventions import Convention
 from lossbridge.tools.diagnosis import wording
+from lossbridge.tools.diagnosis.batch import Batch
 from lossbridge.tools.diagnosis.canonical import Setting, canonical
 from lossbridge.tools.diagnosis.diagnosis import Diagnosis
-from lossbridge.tools.diagnosis.evaluate import Batch, whole
+from lossbridge.tools.diagnosis.evaluate import whole
 from lossbridge.tools.diagnosis.expected import find_preset
 from lossbridge.tools.diagnosis.hypotheses import hypotheses
 from lossbridge.tools.result_files import page, prose
@@ -78,4 +79,4 @@ def _meant(batch: Batch, expected: str | None) -> tuple[Convention, str]:
         assert c is not None
         return c, wording.name(preset) + (f" with {', '.join(more)}" if more else "")
     plain = min(hypotheses(setting), key=lambda h: (h.strangeness, h.place))
-    return plain.convention, wording.words(plain, batch, "scalar")
+    return plain.convention, str(wording.words(plain, batch, "scalar"))

@@ -214,7 +214,7 @@ def _clipped_costs(c: Convention, p: Any, cost: Any, complement_cost: Any, guard
         other = None if guard is None else 1 - guard
         complement_cost = elementary.neg_log(b, other, 1 - p + added) if added else _complement_cost(other, p)
     if c.clip == "arguments":
-        largest = -math.log(c.epsilon) if c.epsilon else math.inf
+        largest = -math.log(float(c.epsilon)) if float(c.epsilon) else math.inf
         cost = b.where(cost > largest, largest, cost)
         complement_cost = b.where(complement_cost > largest, largest, complement_cost)
     if c.logarithm == "missing":
@@ -356,8 +356,8 @@ def scalars(
         denominators: dict[Any, float] = {}
         for i, (c, key) in enumerate(zip(conventions, keys, strict=True)):
             read = as_read(c, batch)
-            what = (c.divisor, c.left_out, c.sample_weight, c.class_weight, c.axis, c.swapped, c.rows)
-            what = (*what, c.label_smoothing if c.weighted == "rows" else 0.0)
+            smoothing = c.label_smoothing if c.weighted == "rows" else 0.0
+            what = (c.divisor, c.left_out, c.sample_weight, c.class_weight, c.axis, c.swapped, c.rows, smoothing)
             if what not in denominators:
                 denominators[what] = divisor(c, read, read.rows(c.axis))
             total = totals[c.axis, c.swapped][groups[c.axis, c.swapped][key]]

@@ -73,7 +73,7 @@ def _of_vectors(true: Array, pred: Array) -> Iterator[Reading]:
         if (true >= 0).all() and (pred >= 0).all() and true.sum() > 0 and pred.sum() > 0:
             both = {name: f"np.asarray({name})[None] / np.sum({name})" for name in ("y_true", "y_pred")}
             words = "y_true and y_pred read as counts, which SciPy makes sum to 1"
-            yield Reading(words, *(x / x.sum() for x in rows), both, library="scipy")
+            yield Reading(words, true[None] / true.sum(), pred[None] / pred.sum(), both, library="scipy")
 
 
 def _broadcast(true: Array, pred: Array) -> Iterator[Reading]:
@@ -168,8 +168,8 @@ def _exchanged(batch: Batch) -> Iterator[Reading]:
         for other in itertools.permutations(range(classes)):
             orders.setdefault(other, f"in the order {', '.join(map(str, other))}")
     orders.pop(tuple(range(classes)), None)
-    for order, how in orders.items() if classes > 1 else ():
-        code = f"{{}}[..., {list(order)}]" if classes <= _EXCHANGED else "{}[..., ::-1]"
-        pred = batch.y_pred[..., list(order)]
+    for columns, how in orders.items() if classes > 1 else ():
+        code = f"{{}}[..., {list(columns)}]" if classes <= _EXCHANGED else "{}[..., ::-1]"
+        pred = batch.y_pred[..., list(columns)]
         words = f"the classes (columns of y_pred) {how}"
         yield Reading(words, batch.y_true, pred, _made(batch, y_pred=code), one_of_many=classes > 2)

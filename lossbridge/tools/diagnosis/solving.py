@@ -44,7 +44,8 @@ class Unknown:
     doubt: float = 1.0  # how much surer its value must be than that of others
 
     def of(self, own: Convention, x: float) -> Convention:
-        return replace(own, **self.also, **self.also_of(x), **{self.field: x})
+        changed: dict[str, Any] = {**self.also, **self.also_of(x), self.field: x}
+        return replace(own, **changed)
 
     def grid(self, points: int) -> list[float]:
         """Logarithms of the coefficient, in which most losses are nearly linear."""

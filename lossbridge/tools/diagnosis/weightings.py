@@ -26,7 +26,7 @@ class Weighting(NamedTuple):
 
     weight: Array  # (N,)
     divisor: float
-    index: str = ""  # of the rows that are left, where those count alike
+    code: str = ""  # the index of the rows that are left, where those count alike
 
 
 def weightings(
@@ -52,7 +52,7 @@ def _of_classes(labels: Array, classes: int, valid: Array, of_outcomes: bool) ->
     inside = valid & (labels >= 0) & (labels < classes)
     own = np.where(inside, labels, 0)
     counts = np.bincount(own[inside], minlength=classes)
-    present = np.flatnonzero(counts)
+    present = [int(k) for k in np.flatnonzero(counts)]
     if len(present) < 2:
         return
     total = float(inside.sum())
