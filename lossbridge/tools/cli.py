@@ -114,6 +114,10 @@ Observed = Annotated[
     list[str] | None,
     typer.Option(help="The number to explain, as it was printed; once per file. Default: the file's array observed."),
 ]
+MayBe = Annotated[
+    float | None,
+    typer.Option(parser=number, help="A coefficient that may have been used; round ones are found without."),
+]
 ProbeFile = Annotated[
     Path | None, typer.Option(help="Write a small batch on which the explanations differ to this .npz file.")
 ]
@@ -493,10 +497,12 @@ def diagnose(
     ignore_class: Annotated[
         int | None, typer.Option(parser=whole_number, help="A label that may have been ignored.")
     ] = None,
-    label_smoothing: Annotated[
-        float | None, typer.Option(parser=number, help="A coefficient that may have been used.")
-    ] = None,
-    epsilon: Annotated[float | None, typer.Option(parser=number, help="An ε that may have been used.")] = None,
+    label_smoothing: MayBe = None,
+    epsilon: MayBe = None,
+    temperature: MayBe = None,
+    pos_weight: MayBe = None,
+    gamma: MayBe = None,
+    alpha: MayBe = None,
     probe: ProbeFile = None,
     html: Annotated[
         Path | None, typer.Option(help="Write the answer, and a picture of each sample's loss, to this HTML page.")
@@ -528,6 +534,10 @@ def diagnose(
                 ignore_class=ignore_class,
                 label_smoothing=label_smoothing,
                 epsilon=epsilon,
+                temperature=temperature,
+                pos_weight=pos_weight,
+                gamma=gamma,
+                alpha=alpha,
                 more=batches[1:],
                 advance=lambda fraction: progress.advance(bar, fraction),
             )

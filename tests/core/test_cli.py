@@ -339,13 +339,16 @@ def keras_example(save):
     return save(y_true=[[0, 1, 0], [0, 0, 1]], y_pred=[[0.05, 0.95, 0], [0.1, 0.8, 0.1]])
 
 
-def test_diagnose(keras_example, tmp_path) -> None:
+def test_diagnose(keras_example, tmp_path, save) -> None:
     result = run("diagnose", keras_example, "--observed", "1.1769392")
     assert result.stdout.startswith("1.1769392: Keras' `CategoricalCrossentropy`\n")
     assert "sklearn.metrics.log_loss(y_true, y_pred)" in result.stdout
     assert "comparing conventions" in result.stderr
     probe = tmp_path / "probe.npz"
-    result = run("diagnose", keras_example, "--observed", 0.3923, "--expected", "torch.kl_div", "--probe", probe)
+    y_true, y_pred = np.float32([[0.2, 0.7, 0.1], [0.3, 0.3, 0.4]]), np.float32([[0.1, 0.6, 0.3], [0.5, 0.2, 0.3]])
+    number = f"{(y_true * np.log(y_true / y_pred)).sum() / 6:.6f}"
+    soft = save(y_true=y_true, y_pred=y_pred)
+    result = run("diagnose", soft, "--observed", number, "--expected", "torch.kl_div", "--probe", probe)
     assert "divides by N·C; use `batchmean`, or multiply by C = 3" in result.stdout
     assert "Meant: PyTorch's `kl_div`" in result.stdout
     assert f"Compute your loss on the batch in {probe}" in result.stdout
@@ -592,3 +595,13 @@ def test_numbers_are_read_as_they_are_written(option, save, arrays) -> None:
     # Python would read 1_0 as 10.
     result = run("parity", save(**arrays), "--loss", "log_loss", option, "1_0", code=2)
     assert "'1_0' is no" in result.output
+
+
+def test_diagnose_takes_what_was_used(save, arrays) -> None:
+    number = lossbridge.sparse_categorical_crossentropy(arrays["y_true"], arrays["y_pred"] / 1.737, from_logits=True)
+    path = save(**arrays)
+    result = run("diagnose", path, "--observed", f"{number:.6f}", "--temperature", 1.737)
+    assert "temperature T = 1.737" in result.output
+    for option in ("--pos-weight", "--gamma", "--alpha", "--label-smoothing", "--epsilon"):
+        result = run("diagnose", path, "--observed", "1.0", option, -1, code=2)
+        assert f"{option[2:].replace('-', '_')} is -1.0; pass a number between 0 and" in result.stderr
