@@ -142,7 +142,7 @@ def test_every_field_of_a_convention_is_changed_by_something() -> None:
     given = {"temperature": 2.0, "pos_weight": 3.0}
     settings = [Setting.of(batch, "scalar", finite=False, given=given), Setting.of(BATCHES["images"], "scalar")]
     tried = {name for setting in settings for change in changes(setting) for name in change.values}
-    by_solving = {"rows", "offset"}  # test_solving.py
+    by_solving = {"rows", "offset"}  # test_diagnosis_kinds.py
     of_peers = {"weighted"}
     assert tried | by_solving | of_peers == {f.name for f in fields(Convention)}
     costs = {peer.convention.cost for peer in PEERS} | {c.values.get("cost") for c in changes(settings[1])}
