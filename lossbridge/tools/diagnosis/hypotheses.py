@@ -229,6 +229,9 @@ def _changes_of_any_data(setting: Setting) -> Iterator[Change]:
     yield Change(
         "cost", {"cost": "jensen-shannon", "clip": "none", "epsilon": 0.0}, common=False, costs=("divergence",)
     )
+    if setting.sample_weight and setting.classes > 1:
+        by_weight = {"sample_weight": True, "divisor": "weights", "factor": 1 / setting.classes}
+        yield Change("sample_weight", by_weight, common=False, costs=BINARY)
     if setting.class_weight:
         yield Change("class_weight", {"class_weight": True, "divisor": "weights"}, common=False)
     yield Change("logarithm", {"logarithm": "missing"})

@@ -47,6 +47,9 @@ def batch_of(
     rounding = 3e-2 if pred_dtype.endswith("float16") else 1e-4  # the error of a sum over the classes
     given = {"y_true": _code("y_true", y_true), "y_pred": _code("y_pred", y_pred)}
     warnings: list[str] = []
+    if true.ndim == 1 and pred.ndim == 2 and true.shape == pred.shape[1:] and true.shape != pred.shape[:1]:
+        warnings.append(f"y_pred has shape {pred.shape}: classes read along axis 0, and moved to the end")
+        pred, given["y_pred"] = pred.T, given["y_pred"] + ".T"
     true, pred = _match_axes(true, pred, given, warnings)
     moved = moved or _has_classes_first(true, pred, rounding)
     if moved:

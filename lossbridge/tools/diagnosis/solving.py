@@ -136,6 +136,7 @@ def _unknowns(c: Convention, setting: Setting) -> Iterator[Unknown]:
         if c.cost == "focal":
             yield Unknown("gamma", 0.05, 20, _GAMMAS, {"alpha": None})
         yield Unknown("alpha", 0.01, 0.999, _ALPHAS, {})
+        yield Unknown("label_smoothing", 1e-3, 0.9, _SMOOTHINGS, {"smoothing_over": "K"})
         return
     if logits:
         yield Unknown("temperature", 0.05, 100, _TEMPERATURES, {})
@@ -300,6 +301,10 @@ def _factors(bases: Sequence[Hypothesis], batch: Batch, seen: Observation) -> It
                 precise = k <= 64 or loose < MANY_DIGITS
                 if precise and abs(target / (mean * factor) - 1) <= loose:
                     yield base, replace(base.own, factor=float(factor))
+        whole = round(float(total) / target)  # a normalizer: the tokens of the whole batch, of all processes
+        near = whole > 1 and abs(total / (target * whole) - 1) <= loose
+        if near and whole not in known and 2 * whole * loose <= _LARGEST_CHANCE:
+            yield base, replace(base.own, divisor="one", factor=1 / whole)
         ratio = abs(target / mean)  # a weight of the whole
         scalar = rounded(_Root(ratio, ratio * loose), (), _LARGEST_CHANCE, 2) if base.own.divisor != "weights" else None
         if scalar is not None and 0.01 <= scalar < 2:

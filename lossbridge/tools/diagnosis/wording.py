@@ -213,6 +213,10 @@ def _sizes(changed: set[str], new: Convention, batch: Batch) -> list[str]:
         return [f"only the negatives, divided by their number, {1 / new.factor:g}"]
     if count is not None:
         return [f"divided by {known[count]} = {count:g}"]
+    if new.divisor == "one" and "factor" in changed and new.factor < 1 and _is_whole(1 / new.factor):
+        return [f"divided by {1 / new.factor:.0f}, a normalizer such as the tokens of the whole batch"]
+    if new.divisor == "weights" and math.isclose(new.factor * batch.classes, 1) and batch.classes > 1:
+        return ["divided by the sum of the weights times C"]
     if "divisor" in changed:
         phrases.append(division(new, batch))
     if "factor" in changed:
@@ -223,12 +227,16 @@ def _sizes(changed: set[str], new: Convention, batch: Batch) -> list[str]:
     return phrases
 
 
+def _is_whole(x: float) -> bool:
+    return abs(x - round(x)) < 1e-9 * max(abs(x), 1)
+
+
 def multiplication(factor: float) -> str:
     """Such as: multiplied by 4, as the sum over 4 accumulation steps or processes."""
     if factor < 0:
         return f"{multiplication(-factor)}; with the sign turned"
     k = factor if factor > 1 else 1 / factor
-    if abs(k - round(k)) > 1e-9:
+    if not _is_whole(k):
         return f"multiplied by {factor:g}, as by a weight of the whole loss"
     if factor < 1:
         return f"divided by {k:g} (multiplied by {factor:g}), as a mean over {k:g} accumulation steps or processes"
