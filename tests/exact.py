@@ -200,7 +200,7 @@ class Problem:
 
     def factor(self, returns: str) -> Any:
         """What sums are multiplied by in the result; 0 in a mean over nothing."""
-        unit = 1 / mpmath.log(self.c.base) if self.c.base != math.e else mpmath.mpf(1)
+        unit = mpmath.mpf(self.c.factor) / (mpmath.log(self.c.base) if self.c.base != math.e else 1)
         if returns == "scalar":
             divisor = self.divisor()
             return unit / divisor if divisor else divisor
@@ -231,8 +231,9 @@ class Problem:
             return values
         value = mpmath.fsum(values)
         if self.c.outcome == "perplexity":
-            value = mpmath.exp(value * mpmath.log(self.c.base))
-        value = (-value if self.c.outcome == "negated" else value) * mpmath.mpf(self.c.factor)
+            factor = mpmath.mpf(self.c.factor)
+            value = mpmath.exp(value / factor * mpmath.log(self.c.base)) * factor
+        value = -value if self.c.outcome == "negated" else value
         return np.array(value + mpmath.mpf(self.c.offset), object)
 
     def gradient(self, returns: str = "scalar", rows: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:

@@ -114,6 +114,9 @@ Observed = Annotated[
     list[str] | None,
     typer.Option(help="The number to explain, as it was printed; once per file. Default: the file's array observed."),
 ]
+AnswerPage = Annotated[
+    Path | None, typer.Option(help="Write the answer, and a picture of each sample's loss, to this HTML page.")
+]
 MayBe = Annotated[
     float | None,
     typer.Option(parser=number, help="A coefficient that may have been used; round ones are found without."),
@@ -504,9 +507,7 @@ def diagnose(
     gamma: MayBe = None,
     alpha: MayBe = None,
     probe: ProbeFile = None,
-    html: Annotated[
-        Path | None, typer.Option(help="Write the answer, and a picture of each sample's loss, to this HTML page.")
-    ] = None,
+    html: AnswerPage = None,
 ) -> None:
     """Find the conventions that explain a loss: the libraries' own, and those with one or two things changed.
 
@@ -519,6 +520,8 @@ def diagnose(
             _refuse(f"{path} holds another class_weight than {files[0]}; diagnose it on its own")
     _check_writable(probe, html)
     y_true, y_pred, number, options = batches[0]
+    used = {"label_smoothing": label_smoothing, "epsilon": epsilon, "temperature": temperature}
+    used |= {"pos_weight": pos_weight, "gamma": gamma, "alpha": alpha}
     columns = TextColumn("comparing conventions"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn()
     try:
         with Progress(*columns, console=err) as progress:
@@ -532,12 +535,7 @@ def diagnose(
                 expected=expected,
                 quantity=quantity,
                 ignore_class=ignore_class,
-                label_smoothing=label_smoothing,
-                epsilon=epsilon,
-                temperature=temperature,
-                pos_weight=pos_weight,
-                gamma=gamma,
-                alpha=alpha,
+                **used,
                 more=batches[1:],
                 advance=lambda fraction: progress.advance(bar, fraction),
             )
@@ -546,14 +544,16 @@ def diagnose(
         place = re.match(r"further batch (\d+): ", str(error))
         _refuse(f"{files[int(place[1]) if place else 0]}: {str(error)[place.end() if place else 0 :]}")
     _print_lines([str(found)])
-    if probe is not None:
-        _write_probe(probe, found.probe())
+    _write_probe(probe, found)
     if html is not None:
         diagnosis_page.write_html(html, found, expected)
     raise typer.Exit(AGREED if found.fits else DISAGREED)
 
 
-def _write_probe(path: Path, probe: diagnosis.Probe | None) -> None:
+def _write_probe(path: Path | None, found: diagnosis.Diagnosis) -> None:
+    probe = found.probe() if path is not None else None
+    if path is None:
+        return
     if probe is None:
         out.print("No small batch tells two of the explanations apart; no probe is written.", soft_wrap=True)
         return

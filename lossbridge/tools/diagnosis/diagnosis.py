@@ -251,16 +251,13 @@ def diagnose(
         expected: what you meant, such as "keras.categorical_crossentropy" or "torch.kl_div(reduction='batchmean')".
         quantity: "gradient" or "value", where an array could be either.
         class_weight, sample_weight, mask, ignore_class: those that may have been used; all are tried with and without.
-        label_smoothing, temperature, pos_weight, gamma, alpha: coefficients that may have been used. Round ones are
-            found without; one that is not round, or together with another change, is found if it is named.
-        epsilon: likewise a bound for clipping, or ε in log(p + ε).
+        label_smoothing, epsilon, temperature, pos_weight, gamma, alpha: may have been used; round ones are found without.
         more: further batches (y_true, y_pred, observed), which narrow the explanations down; optionally with a fourth
             entry, a dict with sample_weight, mask or both.
         advance: called with the fraction of the work that each step did, for a progress bar.
 
     Returns:
-        A Diagnosis. Print it. `.classes` are groups of explanations that the data cannot tell apart; `.probe()` is a
-        small batch that can.
+        A Diagnosis. Print it. `.classes` are groups of explanations that the data cannot tell apart; `.probe()` can.
 
     Raises:
         ValueError: shapes do not fit, a batch is empty, `expected` is unknown, weights are negative or not finite, or
@@ -274,24 +271,15 @@ def diagnose(
     """
     if quantity not in (None, "gradient", "value"):
         raise ValueError(f"quantity is {quantity!r}; use 'gradient' or 'value'")
-    numbers = {
-        "label_smoothing": label_smoothing,
-        "epsilon": epsilon,
-        "temperature": temperature,
-        "pos_weight": pos_weight,
-        "gamma": gamma,
-        "alpha": alpha,
-    }
-    request = _Request(expected, quantity, class_weight, ignore_class, _coefficients(numbers))
-    first = (y_true, y_pred, observed, {"sample_weight": sample_weight, "mask": mask})
-    batches = [first, *_further(more)]
+    used = {"label_smoothing": label_smoothing, "epsilon": epsilon, "temperature": temperature}
+    used |= {"pos_weight": pos_weight, "gamma": gamma, "alpha": alpha}
+    request = _Request(expected, quantity, class_weight, ignore_class, _coefficients(used))
+    batches = [(y_true, y_pred, observed, {"sample_weight": sample_weight, "mask": mask}), *_further(more)]
     found = _diagnosed(request, batches, advance=advance)
     if not found.fits and not more:
-        found = _with_another_reading(found, request, first)
-    if not found.fits:
-        with_constant = _diagnosed(request, batches, depth="constants")
-        found = with_constant if with_constant.fits else found
-    return found
+        found = _with_another_reading(found, request, batches[0])
+    with_constant = found if found.fits else _diagnosed(request, batches, depth="constants")
+    return with_constant if with_constant.fits else found
 
 
 def _with_another_reading(found: Diagnosis, request: _Request, given: _Given) -> Diagnosis:
