@@ -251,7 +251,7 @@ def diagnose(
         expected: what you meant, such as "keras.categorical_crossentropy" or "torch.kl_div(reduction='batchmean')".
         quantity: "gradient" or "value", where an array could be either.
         class_weight, sample_weight, mask, ignore_class: those that may have been used; all are tried with and without.
-        label_smoothing, epsilon, temperature, pos_weight, gamma, alpha: may have been used; round ones are found without.
+        label_smoothing, epsilon, temperature, pos_weight, gamma, alpha: may have been used; round ones are found too.
         more: further batches (y_true, y_pred, observed), which narrow the explanations down; optionally with a fourth
             entry, a dict with sample_weight, mask or both.
         advance: called with the fraction of the work that each step did, for a progress bar.
