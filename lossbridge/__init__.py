@@ -45,11 +45,17 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Imports `diagnose` on first use, because it would double the time of the import."""
+    """Imports `diagnose` and `lossbridge.compat` on first use: `diagnose` would double the time of the import."""
     if name == "diagnose":
         from lossbridge.tools.diagnosis import diagnose
 
         return diagnose
+    if name == "compat":  # as the calls that are printed write it: lossbridge.compat.sklearn.log_loss_before_1_5
+        import importlib
+
+        for library in ("keras", "optax", "scipy", "sklearn", "torch"):
+            importlib.import_module(f"lossbridge.compat.{library}")
+        return importlib.import_module("lossbridge.compat")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -28,10 +28,12 @@ def clip(x: Any, low: Any, high: Any) -> Any:
     return low if x < low else high if x > high else x
 
 
-def activated(name: str, x: Row) -> Row:
+def activated(name: str, x: Row, temperature: float = 1.0) -> Row:
     if name.endswith(" twice"):
         once = name.removesuffix(" twice")
-        return activated(once, activated(once, x))
+        return activated(once, activated(once, x), temperature)
+    if name in ("softmax", "sigmoid"):
+        x = [z / mpmath.mpf(temperature) for z in x]
     if name == "softmax":
         powers = [mpmath.exp(z) for z in x]
         return [power / mpmath.fsum(powers) for power in powers]
@@ -53,17 +55,18 @@ def terms(c: Convention, target: Row, pred: Row, class_weight: Row | None, dtype
     high = mpmath.mpf(float(np.asarray(1 if c.clip == "lower" else 1 - c.epsilon).astype(dtype)))
     low = mpmath.mpf(float(np.asarray(c.epsilon).astype(dtype)))
 
-    t = activated(c.target_activation, target)
+    t = activated(c.target_activation, target, c.temperature)
     if c.renormalise == "both":
         t = [x / mpmath.fsum(t) for x in t]
     if c.cost == "divergence" and c.clip in ("both", "lower"):
         t = [clip(x, low, high) for x in t]
     if c.label_smoothing:
-        s, k = mpmath.mpf(c.label_smoothing), 2 if binary else outcomes
-        share = s / (k if c.smoothing_over == "K" else k - 1)
-        t = [x * (1 - s) + (share if c.smoothing_over == "K" else (1 - x) * share) for x in t]
+        s, k = mpmath.mpf(c.label_smoothing), 2 if binary and c.smoothing_over != "C" else outcomes
+        to_wrong = c.smoothing_over == "K-1"
+        share = s / (k - 1 if to_wrong else k)
+        t = [x * (1 - s) + ((1 - x) * share if to_wrong else share) for x in t]
 
-    p = unclipped = activated(c.activation, pred)
+    p = unclipped = activated(c.activation, pred, c.temperature)
     steps: list[Callable[[Row], Row]] = []
     if c.renormalise != "no":
         steps.append(lambda p: [x / mpmath.fsum(p) for x in p])
@@ -74,20 +77,29 @@ def terms(c: Convention, target: Row, pred: Row, class_weight: Row | None, dtype
 
     def cost(x: Any) -> Any:
         value = log(x + epsilon) if c.clip == "added" else log(x)
-        if c.clip == "floor":
-            value = max(value, mpmath.mpf(-100))
+        if c.clip == "arguments":
+            value = max(value, mpmath.log(epsilon))
         if c.logarithm == "missing":
             return -x
         return -log(-value) if c.logarithm == "twice" else -value
 
     found = []
     for i in range(outcomes):
-        w = mpmath.mpf(1) if class_weight is None or not c.class_weight else class_weight[i]
+        weighted = class_weight is not None and c.class_weight and c.weighted == "terms"
+        w = class_weight[i] if weighted else mpmath.mpf(1)
+        if c.cost == "squared":
+            found.append([[t[i] - p[i], t[i] - p[i]]])
+            continue
+        if c.cost == "jensen-shannon":
+            middle = (t[i] + p[i]) / 2
+            halves = [x * log(x / middle) / 2 if x else mpmath.mpf(0) for x in (t[i], p[i])]
+            found.append([[half] for half in halves])
+            continue
         if c.cost == "entropy":
             found.append([[weighed(c, p[i], cost(p[i]))]])
             continue
         if binary:
-            shares = [w * t[i], w * (1 - t[i])]
+            shares = [w * t[i] * mpmath.mpf(c.pos_weight), w * (1 - t[i])]
             if c.cost == "binary focal" and c.alpha is not None:
                 alpha = mpmath.mpf(c.alpha)
                 shares = [share * (t[i] * alpha + (1 - t[i]) * (1 - alpha)) for share in shares]
@@ -161,7 +173,22 @@ class Problem:
 
     def sums(self) -> list[Any]:
         """The weighted sum of every row."""
-        return [w * total(term for entry in self.row(i) for term in entry) if w else w for i, w in self.weights()]
+        return [
+            w * self.mass(i) * total(term for entry in self.row(i) for term in entry) if w else w
+            for i, w in self.weights()
+        ]
+
+    def mass(self, i: int) -> Any:
+        """The factor of a row that its class weights are."""
+        if self.c.weighted == "terms" or not self.c.class_weight or self.class_weight is None:
+            return mpmath.mpf(1)
+        return mpmath.fsum(w * t for w, t in zip(self.class_weight, self.smoothed(i), strict=True))
+
+    def smoothed(self, i: int) -> Row:
+        s, row = mpmath.mpf(self.c.label_smoothing), activated(self.c.target_activation, self.target[i])
+        if self.c.smoothing_over == "K-1":
+            return [x * (1 - s) + (1 - x) * s / (self.classes - 1) for x in row]
+        return [x * (1 - s) + s / self.classes for x in row]
 
     def weights(self) -> Iterator[tuple[int, Any]]:
         return enumerate(self.weight)
@@ -176,6 +203,10 @@ class Problem:
 
     def divisor(self) -> Any:
         count = sum(bool(k) for k in self.kept) if self.c.left_out == "removed" else self.rows
+        if self.c.divisor == "nonzero weights":
+            return mpmath.mpf(sum(w * self.mass(i) != 0 for i, w in self.weights()))
+        if self.c.divisor == "weights" and self.c.weighted == "rows":
+            return mpmath.fsum(w * self.mass(i) for i, w in self.weights())
         if self.c.divisor == "weights":
             masses = [mpmath.mpf(1)] * self.rows
             if self.c.class_weight and self.class_weight is not None:
@@ -196,7 +227,8 @@ class Problem:
         value = mpmath.fsum(values)
         if self.c.outcome == "perplexity":
             value = mpmath.exp(value * mpmath.log(self.c.base))
-        return np.array(-value if self.c.outcome == "negated" else value, object)
+        value = (-value if self.c.outcome == "negated" else value) * mpmath.mpf(self.c.factor)
+        return np.array(value + mpmath.mpf(self.c.offset), object)
 
     def gradient(self, returns: str = "scalar", rows: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Of the sum of the value for the predictions, (rows, classes); and the sum of the sizes of what it is made of:
@@ -212,7 +244,7 @@ class Problem:
                 if rows is not None and not rows[i]:
                     continue
                 here = [term for entry in self.row(i) for term in entry]
-                p = activated(self.c.activation, self.pred[i])
+                p = activated(self.c.activation, self.pred[i], self.c.temperature)
                 for j in range(self.classes if weight else 0):
                     moved, inwards = list(self.pred[i]), -step if p[j] > 0.5 else step
                     moved[j] += inwards
@@ -222,6 +254,6 @@ class Problem:
                         for new, old in zip(there, here, strict=True)
                         for k, (x, y) in enumerate(zip(new, old, strict=True))
                     ]
-                    slopes[i, j] = weight * mpmath.fsum(each)
-                    sizes[i, j] = weight * mpmath.fsum(abs(x) for x in each)
+                    slopes[i, j] = weight * self.mass(i) * mpmath.fsum(each)
+                    sizes[i, j] = weight * self.mass(i) * mpmath.fsum(abs(x) for x in each)
         return slopes * self.factor(returns), sizes * self.factor(returns)

@@ -298,6 +298,7 @@ _OPTAX = (
         Convention("binary focal", activation="sigmoid", gamma=2.0, divisor="elements"),
         {"alpha": {None: "", 0.25: "alpha=0.25"}, "gamma": "gamma={}"},
         "elements",
+        nan_under=("sigmoid",),
     ),
     Peer(
         "optax",

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lossbridge.tools.diagnosis.batch import Batch, Quantity
 from lossbridge.tools.diagnosis.calls import as_rows, texts
 from lossbridge.tools.diagnosis.canonical import Setting
-from lossbridge.tools.diagnosis.batch import Batch, Quantity
 from lossbridge.tools.diagnosis.evaluate import whole
 from lossbridge.tools.diagnosis.hypotheses import hypotheses
 from lossbridge.tools.diagnosis.reading import batch_of

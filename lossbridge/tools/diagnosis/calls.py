@@ -22,6 +22,7 @@ from lossbridge.maths import elementary, softmax
 from lossbridge.tools.diagnosis.batch import WEIGHTS, Array, Batch
 from lossbridge.tools.diagnosis.canonical import BINARY, DIVERGENCES, FOCAL, Setting
 from lossbridge.tools.diagnosis.evaluate import as_read, divisor, rounded, whole
+from lossbridge.tools.diagnosis.weightings import ALL, WEIGHTS_APART
 
 _RTOL, _ATOL = 2e-5, 2e-6  # of a result in float32
 
@@ -33,6 +34,8 @@ _METHODS = {
     "mean": "{x}.mean()",
     "row sums": "{x}.sum(-1)",
     "row means": "{x}.mean(-1)",
+    "divide": "{x} / {by}",
+    "add": "{x} + {epsilon}",
 }
 _CODE: dict[str, dict[str, str]] = {
     "numpy": _METHODS
@@ -71,6 +74,8 @@ _CODE: dict[str, dict[str, str]] = {
         "mean": "keras.ops.mean({x})",
         "row sums": "keras.ops.sum({x}, -1)",
         "row means": "keras.ops.mean({x}, -1)",
+        "divide": "{x} / {by}",
+        "add": "{x} + {epsilon}",
     },
     "optax": _METHODS
     | {
@@ -106,6 +111,8 @@ _COMPUTE: dict[str, Callable[..., Array]] = {
     "mean": np.mean,
     "row sums": lambda x: np.sum(x, -1),
     "row means": lambda x: np.mean(x, -1),
+    "divide": lambda x, by: x / x.dtype.type(by),
+    "add": lambda x, epsilon: x + x.dtype.type(epsilon),
 }
 
 # (the activation that the function applies, the convention's): the operations to apply to the argument first.
@@ -142,6 +149,7 @@ class Expression:
     divisor: float = 1.0
     base: float = math.e
     outcome: str = "loss"
+    offset: float = 0.0
 
     def text(self) -> str:
         """The code; empty where an array would have to be written twice."""
@@ -154,14 +162,21 @@ class Expression:
             target += ".long()"
         arguments = in_order(self.peer, target, pred)
         constructor, call = self._split_options()
-        text = f"{_name(self.peer)}({', '.join(_keywords(constructor))})" if self.peer.is_class else _name(self.peer)
-        text += f"({', '.join([*arguments, *_keywords(call)])})"
+        text = _name(self.peer)
+        if self.peer.is_class:
+            text += f"({', '.join(_keywords(self.peer, constructor))})"
+        text += f"({', '.join([*arguments, *_keywords(self.peer, call)])})"
         if self.reduction:
             text = code[self.reduction].format(x=text)
-        if self.divisor != 1:
-            text += f" / {self.divisor:.10g}" if self.divisor > 1 else f" * {1 / self.divisor:.10g}"
+        if self.divisor < 0:
+            text = f"-{text}"
+        if abs(self.divisor) != 1:
+            size = abs(self.divisor)
+            text += f" / {size:.10g}" if size > 1 else f" * {1 / size:.10g}"
         if self.base != math.e and self.outcome != "perplexity":
             text += f" / math.log({self.base:g})"
+        if self.offset:
+            return f"{text} {'+' if self.offset > 0 else '-'} {abs(self.offset):.10g}"
         if self.outcome == "perplexity":
             return f"math.exp({text})"
         return text if self.outcome == "loss" else f"-({text})" if " / " in text else f"-{text}"
@@ -186,7 +201,7 @@ class Expression:
         result = np.asarray(value, np.float64) / self.divisor
         if self.outcome == "perplexity":
             return np.exp(result)
-        return result / math.log(self.base) * (-1 if self.outcome == "negated" else 1)
+        return result / math.log(self.base) * (-1 if self.outcome == "negated" else 1) + self.offset
 
     def _split_options(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """The options for a class's constructor, and those for the call."""
@@ -204,20 +219,23 @@ def in_order(peer: Peer, target: Any, pred: Any) -> list[Any]:
 def _applied(code: Mapping[str, str], operations: Iterable[Operation], x: str) -> str:
     """`x` with the operations around it; empty where a longer expression would have to be written twice."""
     for name, arguments in operations:
-        if name == "normalise" and "(" in x:
+        if name == "normalise" and ("(" in x or " " in x):
             return ""
         texts = {key: value if isinstance(value, str) else f"{value:.10g}" for key, value in arguments.items()}
         if name == "clip" and 0 < arguments["high"] < 1:
             texts["high"] = f"1 - {arguments['low']:.10g}"
-        x = code[name].format(x=f"({x})" if name == "clip" and "/" in x else x, **texts)
+        compound = name in ("clip", "divide", "add") and any(sign in x for sign in (" / ", " + "))
+        x = code[name].format(x=f"({x})" if compound else x, **texts)
     return x
 
 
-def _keywords(options: Mapping[str, Any]) -> list[str]:
-    def text(x: Any) -> str:
+def _keywords(peer: Peer, options: Mapping[str, Any]) -> list[str]:
+    def text(name: str, x: Any) -> str:
+        if peer.library == "torch" and name == "pos_weight":
+            return f"torch.tensor({x})"
         return f"range({len(x)})" if isinstance(x, range) else x if x in WEIGHTS else repr(x)
 
-    return [f"{name}={text(x)}" for name, x in options.items()]
+    return [f"{name}={text(name, x)}" for name, x in options.items()]
 
 
 def _name(peer: Peer) -> str:
@@ -234,8 +252,28 @@ def our_function(library: str, function: str) -> Callable[..., Any]:
     return getattr(importlib.import_module(module), function)
 
 
-def as_rows(batch: Batch) -> Batch:
-    """The arrays that the calls take: samples along one axis, and float16 as float32, in which losses are computed."""
+def as_rows(batch: Batch, c: Convention | None = None) -> Batch:
+    """The arrays that the calls take: samples along one axis, and float16 as float32, in which losses are computed.
+
+    With a convention that leaves rows out, by a mask or by itself, they are those that are left.
+    """
+    whole = _flat(batch)
+    if c is None:
+        return whole
+    kept, code = batch.rows(-1).valid, ""
+    if batch.mask is not None and c.left_out == "removed":
+        kept, code = batch.mask.reshape(-1).astype(bool), "[np.asarray(mask, bool).reshape(-1)]"
+    if c.rows != ALL and batch.weightings[c.rows].code:
+        kept, code = batch.weightings[c.rows].weight > 0, batch.weightings[c.rows].code
+    if not code or (batch.mask is not None and batch.mask.size != len(kept)):
+        return whole
+    names = [name for name in ("y_true", "y_pred", "sample_weight") if getattr(whole, name) is not None]
+    labels = whole.given.get("y_true", "y_true")
+    given = {name: f"{whole.given.get(name, name)}{code.format(labels=labels)}" for name in names}
+    return replace(whole, mask=None, given=given, **{name: getattr(whole, name)[kept] for name in names})
+
+
+def _flat(batch: Batch) -> Batch:
     changed: dict[str, Any] = {}
     given = dict(batch.given)
     shape = batch.y_pred.shape
@@ -265,16 +303,24 @@ def texts(conventions: Iterable[Convention], batch: Batch, setting: Setting) -> 
     """
     if setting.quantity == "gradient":
         setting = replace(setting, quantity="scalar")
-    rows = as_rows(batch)
+    conventions = list(conventions)
+    if not conventions:
+        return {}
+    rows, how = as_rows(batch, conventions[0]), (conventions[0].left_out, conventions[0].rows)
+    conventions = [c for c in conventions if (c.left_out, c.rows) == how or (c.rows == ALL and rows.mask is batch.mask)]
     # The setting may be that of several batches: only this one's weights, mask and ignored label are used.
     weights: dict[str, Any] = {name: getattr(batch, name) is not None for name in WEIGHTS}
-    mask, ignored = batch.mask is not None, batch.ignored is not None
+    mask, ignored = rows.mask is not None, batch.ignored is not None
     row_setting = replace(setting, rank=min(setting.rank, 2), mask=mask, ignored=ignored, **weights)
     found: dict[str, list[tuple[str, Expression, Convention]]] = {}
     for c in conventions:
-        c = c.but(dtype="exact") if c.dtype == batch.half else c  # calls compute in float32
+        c = c.but(dtype="exact") if c.dtype in (batch.half, "float32") else c  # calls compute in float32
         used = c.but(**{name: getattr(c, name) and given for name, given in weights.items()})
-        for peer in PEERS:
+        apart = c.rows == WEIGHTS_APART  # which Keras does by itself
+        if c.rows != ALL and not apart and not batch.weightings[c.rows].code:
+            continue
+        used = used.but(rows=ALL, sample_weight=True) if apart else used
+        for peer in PEERS if not apart else (peer for peer in PEERS if peer.library == "keras"):
             for expression in _expressions(peer, used, batch, rows, row_setting):
                 found.setdefault(peer.library, []).append((expression.text(), expression, c))
     values: dict[Convention, Array] = {}
@@ -331,6 +377,8 @@ def _expressions(peer: Peer, c: Convention, batch: Batch, rows: Batch, setting: 
             options |= option(activations[activation])
         pred = _pred(replace(own.activated(activation), cost=c.cost), c, peer, options)
         target = _target(own, c, peer, options, setting)
+        if activation in peer.nan_under and _may_be_nan(c, setting, pred or ()):
+            continue
         if peer.library == "keras" and any(name in _LEAVE_LOGITS for name, _ in pred or ()):
             continue
         if pred is None or target is None or not _set_options(options, peer, own, c, rows, setting):
@@ -351,11 +399,18 @@ def _expressions(peer: Peer, c: Convention, batch: Batch, rows: Batch, setting: 
             result = _reduce_to_values(peer, own, c, setting, options)
         if result is None:
             continue
+        result["divisor"] = result.get("divisor", 1.0) / c.factor
         result["base"] = c.base
         if "base" in peer.options and c.base != math.e:
             options["base"] = c.base
             result["base"] = math.e
-        yield Expression(peer, target, pred, c.swapped, options, outcome=c.outcome, **result)
+        yield Expression(peer, target, pred, c.swapped, options, outcome=c.outcome, offset=c.offset, **result)
+
+
+def _may_be_nan(c: Convention, setting: Setting, pred: Iterable[Operation]) -> bool:
+    """Whether the library may compute 0·∞ here: nothing bounds its logarithms. `lossbridge.compat` does not."""
+    bounded = setting.pred_holds == "probabilities" and c.activation != "none"
+    return setting.extreme and not bounded and not any(name in ("clip", "add") for name, _ in pred)
 
 
 def option(text: str) -> dict[str, Any]:
@@ -366,6 +421,10 @@ def option(text: str) -> dict[str, Any]:
 
 def _pred(own: Convention, c: Convention, peer: Peer, options: dict[str, Any]) -> tuple[Operation, ...] | None:
     """The operations on y_pred that make activation, renormalisation and clipping the convention's; None if none do."""
+    if c.temperature != 1:
+        return _cooled(own, c, peer, options)
+    if c.clip == "arguments" and c.cost not in BINARY:
+        c = replace(c, clip="lower")  # of terms −log p alone it is that
     operations: tuple[Operation, ...] = ()
     if c.logarithm == "twice" or (c.logarithm == "missing" and own.activation != "exp"):
         return None
@@ -387,8 +446,11 @@ def _pred(own: Convention, c: Convention, peer: Peer, options: dict[str, Any]) -
     if has_epsilon and isinstance(clips, Mapping) and c.clip in clips and own.clip != "none":
         options["epsilon"] = 0 if c.clip == "none" else c.epsilon
         return operations
-    if own.clip != "none" or own.renormalise != "no" or c.clip_first or c.clip in ("floor", "added"):
+    if own.clip != "none" or own.renormalise != "no" or c.clip_first or c.clip == "arguments":
         return None
+    if c.clip == "added":
+        of_logarithm = own.activation == "exp" and c.cost not in BINARY and c.renormalise == "no"
+        return (("add", {"epsilon": c.epsilon}), *operations) if of_logarithm and operations else None
     before: tuple[Operation, ...] = ()
     if c.renormalise == "predictions":
         before = (("normalise", {}),)
@@ -400,6 +462,20 @@ def _pred(own: Convention, c: Convention, peer: Peer, options: dict[str, Any]) -
         before += (("clip", {"low": c.epsilon, "high": 1 if c.clip == "lower" else 1 - float(c.epsilon)}),)
     last = operations[-1:] if operations and operations[-1][0] == "log" else ()
     return (*operations[: len(operations) - len(last)], *before, *last) if own.activation in ("none", "exp") else None
+
+
+def _cooled(own: Convention, c: Convention, peer: Peer, options: dict[str, Any]) -> tuple[Operation, ...] | None:
+    """The operations where the logits are divided by a temperature, before the last softmax or sigmoid."""
+    if "temperature" in peer.options:
+        options["temperature"] = c.temperature
+        return _pred(own, replace(c, temperature=1.0), peer, options)
+    operations = _pred(own, replace(c, temperature=1.0), peer, options)
+    if operations is None or not c.activation.startswith(("softmax", "sigmoid")):
+        return None
+    first = 1 if c.activation.endswith("twice") else 0
+    if first and not operations:
+        return None
+    return (*operations[:first], ("divide", {"by": c.temperature}), *operations[first:])
 
 
 def _same_clip(own: Convention, c: Convention) -> bool:
@@ -414,6 +490,8 @@ def _target(
     operations: tuple[Operation, ...] = ()
     if setting.labels and "labels" not in peer.targets:
         operations = (("one_hot", {"classes": setting.classes}),)
+    if c.temperature != 1 and c.target_activation == "softmax" and "temperature" not in peer.options:
+        operations = (*operations, ("divide", {"by": c.temperature}))
     if c.target_activation == own.target_activation:
         return operations
     texts = peer.options.get("target_activation", {})
@@ -443,12 +521,16 @@ def _set_options(
         outcomes = 2 if c.cost in BINARY else setting.classes
         factor = 1.0 if c.smoothing_over == "K" else outcomes / (outcomes - 1)
         options["label_smoothing"] = round(c.label_smoothing * factor, 10)
-    for name in ("alpha", "gamma", *WEIGHTS):
+    for name in ("alpha", "gamma", "pos_weight", *WEIGHTS):
         value, texts = getattr(c, name), peer.options.get(name)
+        if name == "pos_weight" and peer.name == "torch.binary_cross_entropy_with_logits":
+            texts = "pos_weight={}"  # a tensor, as `_keywords` writes it
         if value == getattr(own, name):
             continue
         if isinstance(texts, Mapping) and value in texts:
             options |= option(texts[value])
+        elif name == "alpha" and isinstance(texts, Mapping) and 0.25 in texts:  # a switch whose default that is
+            options |= {**option(texts[0.25]), "alpha": value}
         elif isinstance(texts, str):
             options[texts.partition("=")[0]] = 1.0 if value is None else value
         else:

@@ -49,6 +49,8 @@ class Setting:
     double: bool  # the predictions are float64
     half: str  # "float16" or "bfloat16" if that is the dtype of the predictions
     quantity: Quantity
+    one_row: bool = False  # two vectors, read as distributions
+    library: str = ""  # whose functions stand first
     given: Mapping[str, float] = field(default_factory=dict)  # by field of a convention: what may have been used
 
     @staticmethod
@@ -59,6 +61,7 @@ class Setting:
         more: Iterable[Batch] = (),
         finite: bool = True,
         given: Mapping[str, float] | None = None,
+        library: str = "",
     ) -> Setting:
         """The setting of a batch and of further ones of the same form."""
         batches = (batch, *more)
@@ -83,6 +86,8 @@ class Setting:
             double=dtype == np.float64,
             half=batch.half,
             quantity=quantity,
+            one_row=batch.y_pred.ndim == 2 and len(batch.y_pred) == 1,
+            library=library,
             given=given or {},
         )
 
@@ -165,9 +170,9 @@ def _sensible(c: Convention, setting: Setting) -> bool:
         return False
     if c.cost == "squared" and (c.base != math.e or c.outcome == "perplexity"):
         return False
-    if setting.events_only and (
-        c.cost not in (*BINARY, "squared") or (c.activation in _SOFTMAX and c.logarithm != "once")
-    ):
+    if setting.events_only and (c.cost not in (*BINARY, "squared") or c.smoothing_over == "C"):
+        return False
+    if setting.events_only and c.activation in _SOFTMAX and c.logarithm != "once":
         return False
     if setting.rank < 2 and c.divisor == "classes" and setting.quantity in ("scalar", "gradient"):
         return False  # a vector has no axis of classes
@@ -192,6 +197,8 @@ def _options(c: Convention, setting: Setting) -> Convention:
     targets_too = clip in _CLIPS and c.cost == "divergence"
     if clip in (*_CLIPS, "arguments") and not targets_too and _smallest(c, setting) > max(epsilon, 1e-40):
         clip, epsilon = "none", 0.0  # no probability is as small
+    if clip == "arguments" and epsilon > 1e-30 and c.cost in ("cross-entropy", "focal", "poly"):
+        clip = "lower"  # there is no 1 − p
     cost, gamma, alpha = c.cost, c.gamma, c.alpha
     if cost in FOCAL and gamma == 0 and alpha is None:
         cost = "binary" if cost == "binary focal" else "cross-entropy"
@@ -208,7 +215,7 @@ def _options(c: Convention, setting: Setting) -> Convention:
         smoothing_over=_smoothing_over(c, setting) if c.label_smoothing else "K",
         temperature=c.temperature if _takes_logits(c) else 1.0,
         pos_weight=c.pos_weight if cost in BINARY else 1.0,
-        undefined=c.undefined if setting.extreme and clip == "none" else "zero",
+        undefined=c.undefined if _may_be_infinite(c, setting) and clip == "none" else "zero",
         gamma=gamma,
         alpha=alpha,
         base=math.e if c.outcome == "perplexity" else c.base,
@@ -216,9 +223,13 @@ def _options(c: Convention, setting: Setting) -> Convention:
     )
 
 
+def _may_be_infinite(c: Convention, setting: Setting) -> bool:
+    return setting.extreme and (setting.pred_holds != "probabilities" or c.activation == "none")
+
+
 def _smoothing_over(c: Convention, setting: Setting) -> Literal["K", "K-1", "C"]:
-    """Of distributions K is C; of outcomes without classes C is no number of any."""
-    if c.smoothing_over == "C" and (c.cost not in BINARY or setting.classes == 2 or setting.events_only):
+    """Of distributions, and of outcomes in two classes, K is C."""
+    if c.smoothing_over == "C" and (c.cost not in BINARY or setting.classes == 2):
         return "K"
     return c.smoothing_over
 
@@ -290,6 +301,6 @@ def _reduction(c: Convention, setting: Setting) -> Convention:
     zero_target = not setting.mask and not setting.ignored_class and not c.label_smoothing
     zero_loss = c.cost in ("cross-entropy", "focal", "poly") or (c.cost == "divergence" and c.clip not in _CLIPS)
     zero_weight = divisor != "weights" or c.class_weight
-    if left_out == "kept" and zero_target and zero_loss and zero_weight:
+    if left_out == "kept" and zero_target and zero_loss and zero_weight and c.undefined == "zero":
         left_out = "zero" if divisor in ("samples", "elements") else "removed"
     return c.but(divisor=divisor, left_out=left_out)

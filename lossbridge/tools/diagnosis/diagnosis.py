@@ -15,14 +15,23 @@ import numpy as np
 from lossbridge.conventions import Convention
 from lossbridge.tools.diagnosis import calls, probes, reading, readings, wording
 from lossbridge.tools.diagnosis.batch import Array, Batch, Quantity
-from lossbridge.tools.diagnosis.canonical import Setting, canonical
+from lossbridge.tools.diagnosis.canonical import Setting, canonical, holds
 from lossbridge.tools.diagnosis.evaluate import whole
 from lossbridge.tools.diagnosis.expected import find_preset
 from lossbridge.tools.diagnosis.hypotheses import hypotheses
-from lossbridge.tools.diagnosis.search import Fit, Observation, search
+from lossbridge.tools.diagnosis.search import Fit, Observation, by_chance, search
 from lossbridge.tools.diagnosis.solving import solved
 
 _SHOWN = 4  # how many indistinguishable explanations are printed
+_FEW_DIGITS = 1e-4  # a relative tolerance that many numbers meet by chance
+_TO_TRY = (
+    "Pass what was used, if you know it: temperature=, label_smoothing=, epsilon=, pos_weight=, gamma=, alpha=, "
+    "class_weight=, sample_weight=, mask=; or a second batch with its number, more=."
+)
+_SATURATED = (
+    "y_pred is saturated, exactly 0 or 1 where the target is not. If a sigmoid or softmax layer made it, Keras on "
+    "TensorFlow takes the loss of the logits behind it, which these probabilities do not hold: pass the logits"
+)
 _USED = 40  # how many explanations calls and probes are made for
 
 
@@ -46,10 +55,6 @@ class EquivalenceClass:
     @property
     def changes(self) -> int:
         return self.explanations[0].changes
-
-    def of(self, library: str) -> bool:
-        """Whether an explanation is a function of this library."""
-        return any(library and f"{wording.LIBRARIES[library]} " in e.words for e in self.explanations)
 
     @cached_property
     def calls(self) -> dict[str, str]:
@@ -103,12 +108,15 @@ class Diagnosis:
     tried: int  # the number of conventions
     shown: str  # the observed number, as given
     batches: tuple[Batch, ...]
+    by_chance: float = 0.0  # how many conventions as simple as the first fit any number of so few digits
     reading: str = ""  # how the arrays were read, where that is what explains the number
 
     @cached_property
     def arrays(self) -> Mapping[str, str]:
         """NumPy code that makes the arrays for the calls of the first class from those of the first batch."""
-        given = calls.as_rows(self.batches[0]).given if self.fits and self.classes[0].calls else {}
+        given: Mapping[str, str] = {}
+        if self.fits and self.classes[0].calls:
+            given = calls.as_rows(self.batches[0], self.classes[0].explanations[0].convention).given
         return {name: text for name, text in given.items() if text != f"np.asarray({name})"}
 
     @property
@@ -162,6 +170,10 @@ class Diagnosis:
             hint = "probe() gives a batch that can" if self.probe() else "nor can a small batch of the kind"
             lines.append(f"This data cannot tell it from {len(same)} more ({hint}), such as")
             lines += [f"  {words}" for words in same[:_SHOWN]]
+        if self.by_chance >= 0.1:
+            lines.append(
+                f"So few digits say little: about {self.by_chance:.2g} conventions as simple fit one by chance"
+            )
         if others:
             lines.append("Further explanations:")
             for place, group in enumerate(others[:3], 2):
@@ -172,9 +184,11 @@ class Diagnosis:
 
     def _missed(self) -> list[str]:
         tried = f"{self.shown}: nothing fits, of {self.tried} conventions"
+        if holds(self.batches[0].y_pred) == "probabilities" and reading.saturated(self.batches[0]):
+            return [f"{tried}: {_SATURATED}"]
         if not self.nearest:
             return [f"{tried}, none of which gives a finite number for this data"]
-        return [f"{tried}. The nearest:", *(f"  {words}" for words in self.nearest)]
+        return [f"{tried}. The functions that come nearest:", *(f"  {words}" for words in self.nearest), _TO_TRY]
 
     __repr__ = __str__
 
@@ -289,6 +303,7 @@ def _with_another_reading(found: Diagnosis, request: _Request, given: _Given) ->
                 [(other.y_true, other.y_pred, observed, {**options, **_mask_of(other, found.batches[0])})],
                 moved=other.moved,
                 depth="plain" if other.plain else "all",
+                library=other.library,
             )
         except (ValueError, TypeError):
             continue  # weights, or an observed array, do not fit the shapes of this reading
@@ -297,12 +312,10 @@ def _with_another_reading(found: Diagnosis, request: _Request, given: _Given) ->
             again = replace(again, classes=tuple(another))
         if again.fits:
             batch = other.of(again.batches[0])
-            found_by = tuple(sorted(again.classes, key=lambda group: not group.of(other.library)))
             reading_of = other.words if other.plain or other.library else ""
             return replace(
                 again,
                 batches=(batch,),
-                classes=found_by,
                 reading=reading_of,
                 warnings=tuple(dict.fromkeys((*found.warnings, other.words))),
             )
@@ -327,6 +340,7 @@ def _diagnosed(
     *,
     moved: bool = False,
     depth: Literal["all", "plain", "constants"] = "all",
+    library: str = "",
     advance: Callable[[float], None] = lambda fraction: None,
 ) -> Diagnosis:
     """`depth`: "plain" tries the functions alone, with nothing changed, "constants" those with a constant added."""
@@ -334,14 +348,14 @@ def _diagnosed(
     batch, *further = data.batches
     dtype = batch.half or batch.y_pred.dtype.name
     finite = all(np.isfinite(np.asarray(x, np.float64)).all() for x in data.observed)
-    given = request.coefficients
     settings = {
-        quantity: Setting.of(batch, quantity, more=further, finite=finite, given=given) for quantity in data.quantities
+        quantity: Setting.of(batch, quantity, more=further, finite=finite, given=request.coefficients, library=library)
+        for quantity in data.quantities
     }
     meant = "" if request.expected is None else _meant(request.expected, batch, settings[data.quantities[0]])
     found: list[tuple[Fit, EquivalenceClass]] = []
     near: list[tuple[tuple[int, float], str]] = []
-    count = 0
+    count, chance = 0, 0.0
     for quantity, setting in settings.items():
         candidates = hypotheses(setting, plain=depth != "all")
         count += len(candidates)
@@ -355,7 +369,11 @@ def _diagnosed(
             if new:
                 groups = [*search(new, data.batches, observations)[0], *groups]
         found += [(group[0], _explained(group, batch, setting)) for group in groups]
-        near += [(fit.distance, _near_text(fit, batch, quantity)) for fit in closest]
+        near += [(fit.distance, _near_text(fit, data, quantity)) for fit in closest]
+        few_digits = quantity == "scalar" and observations[0].tight > _FEW_DIGITS * abs(float(observations[0].values))
+        if groups and few_digits and not further:
+            simple = [h for h in candidates if h.changes <= groups[0][0].hypothesis.changes]
+            chance = by_chance(simple, batch, observations[0])
     found.sort(key=lambda one: (one[0].hypothesis.strangeness, one[0].hypothesis.place))
     return Diagnosis(
         classes=tuple(group for _, group in found),
@@ -364,6 +382,7 @@ def _diagnosed(
         meant=meant,
         tried=count,
         shown=_shown(data.observed[0]),
+        by_chance=chance,
         batches=tuple(data.batches),
     )
 
@@ -441,11 +460,14 @@ def _calls(conventions: list[Convention], batch: Batch, setting: Setting) -> dic
     return {library: texts[library] for library in wording.LIBRARIES if library in texts}
 
 
-def _near_text(fit: Fit, batch: Batch, quantity: Quantity) -> str:
-    words = wording.words(fit.hypothesis, batch, quantity)
-    if fit.values:
-        return f"{words}: fits {len(fit.values)} of the batches, then {fit.misfit:.2g} off, relatively"
-    return f"{words}: {fit.misfit:.2g} off, relatively"
+def _near_text(fit: Fit, data: _Data, quantity: Quantity) -> str:
+    words = wording.words(fit.hypothesis, data.batches[0], quantity)
+    fits = f"fits {len(fit.values)} of the batches, then " if fit.values else ""
+    if quantity != "scalar":
+        return f"{words}: {fits}{fit.misfit:.2g} off, relatively"
+    gives, observed = float(np.asarray(fit.last)), float(data.observed[len(fit.values)])
+    ratio = f"the number is {observed / gives:.6g} times that, or {observed - gives:+.6g}" if gives else ""
+    return f"{words}: {fits}gives {gives:.7g}; {ratio}"
 
 
 def _meant(expected: str, batch: Batch, setting: Setting) -> str:

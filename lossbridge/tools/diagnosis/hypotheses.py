@@ -53,9 +53,9 @@ class Hypothesis:
 def presets(setting: Setting) -> list[Preset]:
     """The presets of every peer, with the options that are no changes: logits, reduction, the given weights."""
 
-    def order(preset: Preset) -> tuple[bool, bool, int, bool]:
-        """First the functions that take such targets and return this quantity; then by library; then those that are
-        called on the arrays themselves."""
+    def order(preset: Preset) -> tuple[bool, bool, bool, int, bool]:
+        """First those of the library that is preferred; then the functions that take such targets and return this
+        quantity; then by library; then those that are called on the arrays themselves."""
         peer = preset.peer
         if setting.quantity in ("scalar", "gradient"):
             returned = setting.quantity == "scalar" or peer.returns == "scalar"
@@ -63,7 +63,13 @@ def presets(setting: Setting) -> list[Preset]:
             returned = peer.elementwise == (setting.quantity == "elements" or setting.rank < 2)
         other_targets = setting.labels and "labels" not in peer.targets
         as_they_are = (preset.pred, preset.target) == ("y_pred", "y_true")
-        return other_targets, not returned, _LIBRARIES.index(peer.library), not as_they_are
+        return (
+            peer.library != setting.library,
+            other_targets,
+            not returned,
+            _LIBRARIES.index(peer.library),
+            not as_they_are,
+        )
 
     targets = "labels" if setting.labels else "events" if setting.events_only else None
     found = []
@@ -84,6 +90,8 @@ def _takes(peer: Peer, setting: Setting) -> bool:
     if peer.library == "sklearn":  # reduces always; of outcomes it takes hard ones, and a matrix as classes
         of_matrix = "events" in peer.targets and not setting.events_only
         return setting.quantity not in ("samples", "elements") and setting.hard and not of_matrix
+    if peer.name == "lossbridge.log_loss" and "events" in peer.targets:
+        return setting.events_only  # of a matrix it takes labels, or every entry is a sample
     return True
 
 
@@ -126,11 +134,13 @@ def _preset(peer: Peer, options: Convention, setting: Setting) -> Preset | None:
     target_changed = options.target_activation not in ("none", target_activation)
     if optional and (pred != "{}" or target_changed):
         return None
-    if peer.convention.axis == 0 and setting.rank > 1 and (pred, target) != ("{}", "{}"):
+    of_columns = peer.convention.axis == 0 and not setting.one_row
+    if of_columns and setting.rank > 1 and (pred, target) != ("{}", "{}"):
         return None  # along which axis would its argument be a softmax?
     if peer.library == "lossbridge" and setting.rank < 2 and options.sample_weight and peer.function != "log_loss":
         return None  # the one axis is that of the outcomes, and so has one weight
-    c = replace(options, axis=-1 if peer.convention.axis == 1 else options.axis)  # the classes are moved to the end
+    # The classes are moved to the end.
+    c = replace(options, axis=options.axis if of_columns else -1 if peer.convention.axis in (0, 1) else options.axis)
     if options.activation in peer.nan_under:
         c = replace(c, undefined="nan")
     if peer.library == "keras" and setting.rank < 2 and options.sample_weight and setting.sample_weight:
@@ -173,7 +183,7 @@ _EPSILONS: Mapping[str, tuple[float | str, ...]] = {
     "both": (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-10, 1e-12, 1e-15, "machine"),
     "lower": (1e-7, 1e-8, 1e-12),
     "added": (1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-9, 1e-10, 1e-12, 1e-15, 1e-16, 1e-20, "machine"),
-    "arguments": (math.exp(-100), 1e-12, 1e-15, 1e-16, math.exp(-64), math.exp(-50)),
+    "arguments": (math.exp(-100), 1e-12, 1e-15, 1e-16),
 }
 _COMMON_EPSILONS = {1e-7: ("both",), 1e-15: ("both",)}  # and the ways of clipping in which they are common
 
@@ -199,7 +209,8 @@ def _changes_of_any_data(setting: Setting) -> Iterator[Change]:
     for clip, epsilons in _EPSILONS.items():
         for epsilon in dict.fromkeys((*named, *epsilons)):
             common = epsilon in clips_of and clip in clips_of[epsilon]
-            yield Change("clip", {"clip": clip, "epsilon": epsilon}, common=common)
+            costs = BINARY if clip == "arguments" else None  # without 1 − p it is "lower"
+            yield Change("clip", {"clip": clip, "epsilon": epsilon}, common=common, costs=costs)
     for base in (2.0, 10.0):
         yield Change("base", {"base": base})
     smoothings = setting.tried("label_smoothing", SMOOTHINGS)

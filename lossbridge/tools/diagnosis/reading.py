@@ -283,6 +283,13 @@ def _mask(x: Any, pred: Array) -> Array | None:
     return values
 
 
+def saturated(batch: Batch) -> bool:
+    """Whether a probability is exactly 0 or 1 against its hard target, so that its loss is what clipping makes it."""
+    rows = batch.rows(-1)
+    hard = np.isin(rows.target, (0, 1))
+    return bool((((rows.pred == 0) & (rows.target == 1)) | ((rows.pred == 1) & (rows.target == 0)))[hard].any())
+
+
 def quantities(observed: Any, batch: Batch, declared: str | None) -> tuple[Any, list[Quantity]]:
     """The observed number or array, and the quantities that it may be. `declared`: "gradient", "value", or None."""
     if isinstance(observed, bool) or observed is None:

@@ -23,6 +23,7 @@ INDISTINCT = 1e-7  # relative difference of two numbers that float32 does not re
 _FLOAT64, _FLOAT32, _FLOAT16 = 1e-9, 2e-6, 1e-3
 _FLOAT32_SUM = 5e-7  # of most sums in float32
 _FLOAT16_COMPUTED = {"float16": 4e-3, "bfloat16": 3e-2}  # where intermediate results are rounded to the dtype too
+_AROUND = 0.1  # the relative distance within which hypotheses are counted
 _ENTRY = 1e-5  # of an array's entry in float32
 _ZERO = 6e-8  # absolute, in float32, where 1 − p cancels
 _FLOAT32_DIGITS, _FLOAT64_DIGITS = 9, 15  # a number of that dtype with more digits is printed in full, not rounded
@@ -105,6 +106,7 @@ class Fit:
     hypothesis: Hypothesis
     values: tuple[Value, ...]  # one per batch, up to the first batch that it does not fit
     misfit: float  # the largest relative difference
+    last: Value = math.nan  # what it gives on the batch that it does not fit
 
     @property
     def distance(self) -> tuple[int, float]:
@@ -137,6 +139,7 @@ def search(
     """
     left = np.arange(len(hypotheses))
     fitting: list[list[Value]] = [[] for _ in hypotheses]
+    last: list[Value] = [math.nan] * len(hypotheses)  # on the last batch that each was compared with
     misfit = np.zeros(len(hypotheses))
     tight, sharp = np.ones((2, len(hypotheses)), bool)
 
@@ -155,6 +158,7 @@ def search(
         tight[left] &= compared.tight
         sharp[left] &= compared.sharp
         for i, value, fits in zip(left.tolist(), compared.values, compared.loose, strict=True):
+            last[i] = value
             if fits:
                 fitting[i].append(value)
         left = left[compared.loose]
@@ -167,12 +171,25 @@ def search(
 
         def order(i: int) -> tuple[Any, ...]:
             h = hypotheses[i]
-            return h.strangeness, not sharp[i], 0.0 if sharp[i] else misfit[i], h.place
+            # A number that bfloat16 holds is 8 times likelier from it than from float16, which holds it too.
+            rough = () if sharp[i] else (h.convention.dtype != "bfloat16", misfit[i])
+            return h.strangeness, not sharp[i], rough, h.place
 
         ranked = sorted(left.tolist(), key=order)
         return classes([Fit(hypotheses[i], tuple(fitting[i]), float(misfit[i])) for i in ranked]), []
-    near = [Fit(h, tuple(fitting[i]), float(misfit[i])) for i, h in enumerate(hypotheses) if h.changes < 2]
+    near = [Fit(h, tuple(fitting[i]), float(misfit[i]), last[i]) for i, h in enumerate(hypotheses) if not h.changes]
     return [], sorted((fit for fit in near if math.isfinite(fit.misfit)), key=lambda fit: fit.distance)[:3]
+
+
+def by_chance(hypotheses: Sequence[Hypothesis], batch: Batch, seen: Observation) -> float:
+    """How many of these fit a number near the observed one that has nothing to do with them."""
+    x = abs(float(seen.values))
+    if not (x and math.isfinite(x)):
+        return 0.0
+    values = np.unique(scalars(batch, [h.convention for h in hypotheses]))
+    around = values[(values > x * (1 - _AROUND)) & (values < x * (1 + _AROUND))]
+    apart = np.count_nonzero(np.diff(around) > INDISTINCT * x) + bool(around.size)
+    return float(apart * seen.tight / (_AROUND * x))
 
 
 def _compare_numbers(hypotheses: Sequence[Hypothesis], values: Array, seen: Observation) -> Comparison:

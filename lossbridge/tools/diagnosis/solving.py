@@ -23,8 +23,9 @@ from lossbridge.tools.diagnosis.weightings import FIRST_ROWS, WEIGHTS_APART
 
 # The chance that a number from anywhere has a root as round as one that is believed. Some ten roots are looked at.
 _LARGEST_CHANCE = 5e-4
-_POINTS, _STEPS = 16, 8  # of the grid on which a root is bracketed, and of its refinement
-_MOST_BASES = 4
+_POINTS, _ROUNDS = 16, 8  # of the grid on which a root is bracketed, and of its refinement
+_STEP = 1e-4  # relative, of the slope's difference quotient
+_MOST_BASES = 8
 
 
 @dataclass(frozen=True)
@@ -64,10 +65,9 @@ def solved(
 
     `sure`: more batches will be asked too. `last`: a constant is tried, which comes after everything else.
     """
-    target = float(seen.values)
-    if setting.quantity != "scalar" or not math.isfinite(target) or target == 0:
+    if setting.quantity != "scalar" or not math.isfinite(float(seen.values)) or not float(seen.values):
         return []
-    bases = _bases(known)
+    bases = _bases(known, setting)
     found: list[tuple[Hypothesis, Convention]] = []
     if last:
         found += _offsets(bases, batch, seen, sure)
@@ -77,30 +77,35 @@ def solved(
     if not last and (seen.has_many_digits or sure):
         found += _rows(bases, batch, seen, sure)
     there = {h.convention for h in known}
+    own = {id(h.preset): h.own for h in known}
     new: dict[Convention, Hypothesis] = {}
     for base, c in found:
-        here = canonical(c, setting)
+        here, start = canonical(c, setting), own[id(base.preset)]
         if here is not None and here not in there and here not in new:
-            new[here] = replace(base, convention=here, changes=base.changes + 1)
+            new[here] = replace(base, own=start, convention=here, changes=2 - (base.own == start))
     return list(new.values())
 
 
-def _bases(known: Sequence[Hypothesis]) -> list[Hypothesis]:
-    """The functions whose one thing is looked for: of each cost the best known, first those that take a mean."""
+def _bases(known: Sequence[Hypothesis], setting: Setting) -> list[Hypothesis]:
+    """The functions whose one thing is looked for: means, of each kind the best known, of likely costs first."""
     found: dict[tuple[Any, ...], Hypothesis] = {}
     for h in known:
-        c = h.convention
-        if h.changes or h.other_family or c.undefined == "nan" or c.axis != -1:
+        c, of_hard = h.own, setting.hard and h.preset.peer.convention.cost in DIVERGENCES
+        if h.changes or h.other_family or of_hard or c.undefined == "nan" or c.axis != -1:
             continue
-        if c.divisor == "one" or c.cost not in ("cross-entropy", "divergence", *BINARY, *FOCAL):
+        if c.divisor in ("one", "classes") or c.cost not in ("cross-entropy", "divergence", *BINARY, *FOCAL):
             continue
         key = c.cost, c.activation, c.target_activation, c.divisor, c.sample_weight, c.class_weight
         found.setdefault(key, h)
     for h in list(found.values()):
         if h.own.cost == "binary focal" and h.own.alpha is None:  # as torchvision's
             found["balanced", h.own] = replace(h, own=replace(h.own, alpha=0.25))
-    plain = sorted(found.values(), key=lambda h: h.convention.cost in FOCAL)
-    return plain[: 2 * _MOST_BASES]
+    outcomes = setting.hard and not setting.labels and not setting.one_hot
+
+    def unlikely(h: Hypothesis) -> tuple[bool, bool]:
+        return (h.own.cost in BINARY) != outcomes, h.own.cost in FOCAL
+
+    return sorted(found.values(), key=unlikely)[:_MOST_BASES]
 
 
 # Coefficients.
@@ -173,12 +178,13 @@ def _roots(curves: Sequence[_Curve], batch: Batch, seen: Observation) -> Iterato
         for k in range(_POINTS - 1):
             if np.isfinite(misfits[k : k + 2]).all() and misfits[k] * misfits[k + 1] < 0:
                 brackets.append(_Bracket(curve, (grid[k], grid[k + 1]), (float(misfits[k]), float(misfits[k + 1]))))
-    for _ in range(_STEPS):
+    for _ in range(_ROUNDS):
         brackets = _narrowed(brackets, batch, target)
-    for curve, (low, high), (below, above) in brackets:
-        slope = abs(above - below) / (high - low) if high > low else math.inf
-        value = low - below * (high - low) / (above - below) if above != below else low
-        yield curve, _Root(value, seen.tight / slope if slope else math.inf)
+    found = [low - below * (high - low) / (above - below) for _, (low, high), (below, above) in brackets]
+    beside = [bracket.curve.at(x * f) for bracket, x in zip(brackets, found, strict=True) for f in (1, 1 + _STEP)]
+    slopes = np.abs(np.diff(scalars(batch, beside).reshape(-1, 2))[:, 0]) / _STEP if beside else np.zeros(0)
+    for bracket, value, slope in zip(brackets, found, slopes, strict=True):
+        yield bracket.curve, _Root(value, value * seen.tight / float(slope) if slope else math.inf)
 
 
 def _narrowed(brackets: Sequence[_Bracket], batch: Batch, target: float) -> list[_Bracket]:
@@ -197,7 +203,7 @@ def _narrowed(brackets: Sequence[_Bracket], batch: Batch, target: float) -> list
         points = [bracket.ends[0], *pair, bracket.ends[1]]
         misfits = [bracket.misfits[0], *map(float, values[2 * i : 2 * i + 2]), bracket.misfits[1]]
         for k in range(3):
-            if misfits[k] * misfits[k + 1] < 0 or misfits[k + 1] == 0:
+            if misfits[k] * misfits[k + 1] < 0:
                 bracket = _Bracket(bracket.curve, (points[k], points[k + 1]), (misfits[k], misfits[k + 1]))
                 break
         found.append(bracket)

@@ -26,6 +26,7 @@ class Weighting(NamedTuple):
 
     weight: Array  # (N,)
     divisor: float
+    code: str = ""  # the index of the rows that are left, where those count alike; {labels} stands for y_true
 
 
 def weightings(
@@ -51,10 +52,10 @@ def _of_classes(labels: Array, classes: int, valid: Array) -> Iterator[tuple[str
     if len(present) <= _MOST_CLASSES:
         for k in present:
             rest = inside & (labels != k)
-            yield f"class {k} left out", Weighting(rest.astype(float), float(rest.sum()))
+            yield f"class {k} left out", Weighting(rest.astype(float), float(rest.sum()), f"[{{labels}} != {k}]")
         for k in present:
             alone = inside & (labels == k)
-            yield f"class {k} alone", Weighting(alone.astype(float), float(alone.sum()))
+            yield f"class {k} alone", Weighting(alone.astype(float), float(alone.sum()), f"[{{labels}} == {k}]")
     with np.errstate(divide="ignore"):
         inverse = np.where(counts > 0, 1 / counts, 0.0)
         weights = {
@@ -90,7 +91,8 @@ def _of_positions(shape: tuple[int, ...], valid: Array) -> Iterator[tuple[str, W
     for k in dict.fromkeys((count - 1, *firsts)):
         first = valid & (np.arange(count) < k)
         if 0 < k < count and first.any():
-            yield f"{FIRST_ROWS} {k} of {count} rows alone", Weighting(first.astype(float), float(first.sum()))
+            code = f"[:{k}]" if valid.all() else ""
+            yield f"{FIRST_ROWS} {k} of {count} rows alone", Weighting(first.astype(float), float(first.sum()), code)
 
 
 def _grouped(group: Array, valid: Array) -> Weighting:

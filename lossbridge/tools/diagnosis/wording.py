@@ -212,10 +212,10 @@ def _sizes(changed: set[str], new: Convention, batch: Batch) -> list[str]:
     phrases = []
     known = counts(batch) if "factor" in changed and new.divisor == "one" else {}
     count = next((n for n in known if math.isclose(n * new.factor, 1, rel_tol=1e-9)), None)
-    if count is not None:
-        return [f"divided by {known[count]} = {count:g}"]
     if "cost" in changed and new.cost == "cross-entropy" and new.divisor == "one":
         return [f"only the positives, divided by their number, {1 / new.factor:g}"]
+    if count is not None:
+        return [f"divided by {known[count]} = {count:g}"]
     if "divisor" in changed:
         phrases.append(division(new, batch))
     if "factor" in changed:
@@ -252,7 +252,7 @@ def clipping(c: Convention) -> str:
 
 def floor(epsilon: Any) -> str:
     """Of each logarithm, or of its argument."""
-    lowest = math.log(float(epsilon)) if float(epsilon) else -math.inf
+    lowest = math.log(float(epsilon)) if float(epsilon) else 0.5
     if float(epsilon) < 1e-20 and abs(lowest - round(lowest)) < 1e-6:
         return f"logarithms of at least −{-lowest:.0f}"
     return f"each logarithm's argument at least {epsilon:.3g}: log(max(p, {epsilon:.3g})), and so of 1 − p"

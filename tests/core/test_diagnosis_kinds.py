@@ -1,0 +1,143 @@
+"""The kinds of numbers that people ask about: small arrays whose right value is known, and what must be said of each."""
+
+from __future__ import annotations
+
+import re
+import time
+
+import numpy as np
+import pytest
+
+import lossbridge as lb
+
+X = np.float32([[1, 0, -1], [0.5, 2, 0], [0, 0.2, 0.4], [-1, 1, 1.5], [0.3, -0.2, 0.1]])
+Y = np.array([0, 1, 0, 2, 2])
+T, Q, W = np.float32([1, 0, 0, 1, 1]), np.float32([0.7, 0.2, 0.6, 0.45, 0.9]), np.float32([1, 2, 3, 4, 5])
+MULTI = np.float32([[1, 0, 1], [0, 1, 0], [0, 0, 0], [1, 0, 0], [0, 0, 0]])  # 4 positives
+P = np.exp(X) / np.exp(X).sum(-1, keepdims=True)
+CERTAIN = [[0.9, 0.1], [0, 1], [0.3, 0.7]]
+EVENTS, SCORES = [1, 0, 0, 1], [0.5, -1, 2, -0.3]
+TEACHER, STUDENT = [[2, 0, -1], [0, 1, 0.5]], [[1, 0.5, -0.5], [0.2, 0.1, 0.9]]
+SATURATED = np.float32(1 / (1 + np.exp(-np.float32([40, -1, 0.5]))))
+
+# (y_true, y_pred, the number, what was used, the first line).
+CASES = [
+    # 2: a function that gives another number, or refuses the arrays, is not named.
+    (MULTI, X, "2.608590", {}, r"optax's `sigmoid_binary_cross_entropy\.sum\(-1\)\.mean\(\)`$"),
+    ([0.25, 1, 0.5], [0.3, 0.8, 0.6], "0.552717", {"sample_weight": [1, 2, 4]}, r"lossbridge's `log_loss\("),
+    (T, Q, "1.439986", {"sample_weight": W}, r"Keras' `BinaryCrossentropy\(sample_weight=sample_weight\)`$"),
+    (T, Q, "1.454534", {"sample_weight": W}, r"lossbridge's `log_loss\(sample_weight=sample_weight\)`$"),
+    (np.eye(3)[Y].T, X.T, "0.727142", {}, r"Keras' .*, but classes along axis 0$"),
+    # 3: a constant factor.
+    (Y, X, "1.454285", {}, r", but multiplied by 2, as a deviance, or two accumulation steps$"),
+    (Y, X, "0.908928", {}, r", but divided by the number of samples less one, N − 1 = 4$"),
+    (Y, X, "0.145428", {}, r", but divided by the square of the number of samples, N² = 25$"),
+    (Y, X, "744.593713", {}, r", but multiplied by 1024, as by loss scaling$"),
+    (Y, X, "7.271423", {}, r", but summed, not averaged; multiplied by 2, as a deviance"),
+    (MULTI, X, "3.260738", {}, r", but divided by the number of positives, or .* = 4$"),
+    (MULTI, X, "0.822996", {}, r"Focal.*, but α = 0\.25; divided by the number of positives"),
+    # 4: one coefficient that is in no list.
+    (Y, X, "0.860913", {}, r", but temperature T = 2, the logits divided by it$"),
+    (Y, X, "0.877142", {}, r", but label smoothing s = 0\.25, s/K to every class$"),
+    ([0, 0, 1], CERTAIN, "1.689069", {}, r", but probabilities clipped to \[0\.01, 1 − 0\.01\]$"),
+    (EVENTS, SCORES, "1.606372", {}, r", but pos_weight = 3$"),
+    (EVENTS, SCORES, "0.570957", {}, r"Focal.*, but γ = 1\.5$"),
+    (EVENTS, SCORES, "0.219698", {}, r"Focal.*, but α = 0\.6$"),
+    # 5: distillation.
+    (TEACHER, STUDENT, "0.224136", {}, r"temperature T = 2, both logits divided by it, the result times T²$"),
+    # 7: which rows count.
+    (Y, X, "0.638735", {}, r", but class 0 left out$"),
+    (Y, X, "0.637443", {}, r", but the first 4 of 5 rows alone$"),
+    (MULTI, X, "0.766678", {}, r", but only the positives, divided by their number, 4$"),
+    # 8 and 9: means in two steps, and weights that follow from the labels, which here are the same.
+    (Y, X, "0.657011", {}, r", but the mean of each class first, then that of the classes$"),
+    (T, Q, "1.488430", {"class_weight": [1, 5]}, r"Keras' `BinaryCrossentropy`, but the class weights used$"),
+    # 10: ε.
+    ([0, 0, 1], CERTAIN, "12.434466", {}, r", but log\(p \+ 1e-16\)$"),
+    ([0, 0, 1], CERTAIN, "7.061767", {}, r", but log\(p \+ 1e-09\)$"),
+    # 14: a mask.
+    (Y, X, "0.580953", {"mask": [1, 1, 0, 1, 1]}, r"Keras' `SparseCategoricalCrossentropy\(from_logits=True\)`$"),
+    # 17: quantities near by.
+    (Y, X, "0.777142", {}, r", but 0\.05 added, a constant such as a penalty$"),
+    (T, Q, "0.160500", {}, r"the squared error \(t − p\)², as the Brier score"),
+    ([[0.2, 0.8], [0.5, 0.5]], [[0.3, 0.7], [0.9, 0.1]], "0.054226", {}, r", but the Jensen–Shannon divergence"),
+]
+
+
+@pytest.mark.parametrize(("y_true", "y_pred", "number", "used", "words"), CASES)
+def test_what_is_said_first(y_true, y_pred, number, used, words) -> None:
+    found = lb.diagnose(y_true, y_pred, number, **used)
+    assert found.fits
+    assert re.search(words, found.classes[0].explanations[0].words), str(found)
+
+
+# (y_true, y_pred, the number, how the arrays are read, the first line).
+READINGS = [
+    (Y[None], X[None], "1.162443", "compared with the next label along axis 1", r"from_logits=True\)`$"),
+    (Y[None], X[None], "0.929954", "compared with the next label along axis 1", r"still counted in the mean$"),
+    ([0, 1, 0, -1, -1], X, "0.727142", "negative labels wrap round", r"SparseCategoricalCrossentropy"),
+    (T, Q, "1.244932", "the event reversed: 1 − y_true", r"Keras' `BinaryCrossentropy`$"),
+    (Y, P, "1.187142", r"(columns of y_pred) with 0 and 1 exchanged", r"Keras' `SparseCategoricalCrossentropy`$"),
+    ([0.1, 0.4, 0.5], [0.3, 0.3, 0.2], "0.240213", "read as one distribution", r"SciPy's `entropy\."),
+    ([3, 5, 2], [4, 4, 4], "0.068959", "read as counts", r"SciPy's `entropy\."),
+]
+
+
+@pytest.mark.parametrize(("y_true", "y_pred", "number", "reading", "words"), READINGS)
+def test_how_the_arrays_are_read(y_true, y_pred, number, reading, words) -> None:
+    found = lb.diagnose(y_true, y_pred, number)
+    assert reading in found.reading
+    assert reading in str(found).splitlines()[0]
+    assert re.search(words, found.classes[0].explanations[0].words), str(found)
+
+
+def test_a_saturated_output_holds_no_loss() -> None:
+    found = lb.diagnose([0, 0, 1], SATURATED, "13.595780")
+    assert not found.fits
+    assert "y_pred is saturated" in str(found).splitlines()[0]
+    assert "the logits behind it" in str(found)
+
+
+def test_no_call_is_printed_that_is_nan_in_the_library() -> None:
+    """0·∞: PyTorch and optax take the product, `lossbridge.compat` leaves it out."""
+    one_hot, p = np.float32([[1, 0, 0], [0, 1, 0]]), np.float32([[0.7, 0.3, 0], [0.2, 0.8, 0]])
+    found = lb.diagnose(one_hot, p, "0.289909")
+    assert {"lossbridge", "keras", "sklearn"} <= set(found.classes[0].calls)
+    for library, call in found.classes[0].calls.items():
+        assert library not in ("torch", "optax") or "+" in call or "clip" in call or "clamp" in call, call
+    assert not any("torch" in e.words or "PyTorch" in e.words for e in found.classes[0].explanations if not e.changes)
+    labels = lb.diagnose([0, 1], p, "0.289909")
+    assert "F.nll_loss(torch.log(y_pred), y_true.long())" in labels.classes[0].calls["torch"]
+
+
+def test_a_mask_and_left_out_rows_have_calls() -> None:
+    found = lb.diagnose(Y, X, "0.580953", mask=[1, 1, 0, 1, 1])
+    assert found.arrays["y_pred"] == "y_pred[np.asarray(mask, bool).reshape(-1)]"
+    assert found.classes[0].calls["torch"] == "F.cross_entropy(y_pred, y_true.long())"
+    found = lb.diagnose(Y, X, "0.638735")
+    assert found.arrays == {"y_true": "y_true[y_true != 0]", "y_pred": "y_pred[y_true != 0]"}
+
+
+def test_few_digits_say_how_many_fit_by_chance() -> None:
+    found = lb.diagnose(Y, X, "0.74")
+    assert found.by_chance > 1
+    assert "So few digits say little: about" in str(found)
+    assert lb.diagnose(Y, X, "0.860913").by_chance == 0
+
+
+def test_a_coefficient_that_is_named() -> None:
+    number = lb.sparse_categorical_crossentropy(Y, X / 1.737, from_logits=True, reduction="sum")
+    words = lb.diagnose(Y, X, number, temperature=1.737).classes[0].explanations[0].words
+    assert "temperature T = 1.737" in words
+    with pytest.raises(ValueError, match=r"alpha is 1.5; pass a number between 0 and 1$"):
+        lb.diagnose(Y, X, "1", alpha=1.5)
+
+
+@pytest.mark.parametrize("number", ["2.3456", "1.2987"])
+def test_it_takes_a_second_whether_it_finds_anything_or_not(number) -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(32, 10)).astype(np.float32), rng.integers(0, 10, 32)
+    lb.diagnose(y, x, number)
+    start = time.process_time()
+    lb.diagnose(y, x, number)
+    assert time.process_time() - start < 6  # 1.5 s on a quiet machine, which a test's is not
