@@ -2,7 +2,6 @@
 
     python benchmarks/measure_conventions.py                          # all of them: hours, and GB of downloads
     python benchmarks/measure_conventions.py --library river --library statsmodels
-    python benchmarks/measure_conventions.py --library mxnet --python ~/.pyenv/versions/3.8.18/bin/python
     python benchmarks/measure_conventions.py --library timm --newest  # has a later release changed its rule?
 
 An environment lies in a temporary folder, and goes after use; with `--envs` it is kept there and used again. Files in
@@ -16,9 +15,7 @@ import json
 import math
 import os
 import subprocess
-import sys
 import tempfile
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -28,8 +25,9 @@ from rich.console import Console
 from rich.table import Table
 
 from lossbridge import conventions
-from lossbridge.conventions import FURTHER, Peer
+from lossbridge.conventions import FURTHER
 from lossbridge.conventions.further import VERSIONS
+from lossbridge.conventions.further_rules import RULES
 
 SNIPPETS = Path(__file__).with_name("conventions")
 EXAMPLES = Path(conventions.__file__).parent  # of whose modules the snippets import `examples` alone
@@ -44,6 +42,7 @@ class Environment:
     others: tuple[str, ...] = ()
     # Installed like the package without what they depend on, which is GB; `others` name what the losses need.
     bare: tuple[str, ...] | None = None
+    python: str = "python3"  # found on the PATH
 
 
 _TORCH = "torch==2.13.0"
@@ -61,8 +60,8 @@ ENVIRONMENTS = {
     "mindspore": Environment("mindspore"),
     "tinygrad": Environment("tinygrad", ("numpy",)),
     "onnx": Environment("onnxruntime", ("onnx==1.23.2",)),
-    "chainer": Environment("chainer", ("numpy<1.24", "setuptools<60")),  # needs Python 3.8
-    "mxnet": Environment("mxnet", ("numpy<1.24",)),  # needs Python 3.8
+    "chainer": Environment("chainer", ("numpy<1.24", "setuptools<60"), python="python3.8"),
+    "mxnet": Environment("mxnet", ("numpy<1.24",), python="python3.8"),
     "timm": Environment("timm", _IMAGES, (_TORCHVISION,)),
     "torchvision": Environment("torchvision", _IMAGES, ()),
     "monai": Environment("monai", (_TORCH, "numpy"), ()),
@@ -71,7 +70,7 @@ ENVIRONMENTS = {
     "fastai": Environment("fastai", (*_IMAGES, *_FASTAI), (_TORCHVISION,)),
     "torchmetrics": Environment("torchmetrics", (_TORCH,)),
     "ignite": Environment("pytorch-ignite", (_TORCH,)),
-    "xgboost": Environment("xgboost-cpu"),
+    "xgboost": Environment("xgboost-cpu", python="python3.12"),
     "lightgbm": Environment("lightgbm"),
     "catboost": Environment("catboost"),
     "river": Environment("river"),
@@ -83,7 +82,7 @@ ENVIRONMENTS = {
 class Measured:
     """What the registry says of one call, and what the library says now: a number, or its error."""
 
-    peer: Peer
+    function: str
     call: str
     figure: float
     now: float | str
@@ -93,14 +92,14 @@ class Measured:
         return isinstance(self.now, str) or not math.isclose(self.now, self.figure, rel_tol=SAME)
 
 
-def python_of(name: str, folder: Path, base: str, newest: bool) -> Path:
+def python_of(name: str, folder: Path, newest: bool) -> Path:
     """The Python of the library's environment, which is made where there is none. pip's error goes to its user."""
     python = folder / name / "bin" / "python"
     if python.exists():
         return python
     e = ENVIRONMENTS[name]
     package = e.package if newest else f"{e.package}=={VERSIONS[name]}"
-    subprocess.run([base, "-m", "venv", str(folder / name)], check=True)
+    subprocess.run([e.python, "-m", "venv", str(folder / name)], check=True)
     steps = [[package, *e.others]] if e.bare is None else [list(e.others), ["--no-deps", package, *e.bare]]
     for step in steps:
         subprocess.run([str(python), "-m", "pip", "install", "--quiet", *step], check=True)
@@ -109,12 +108,13 @@ def python_of(name: str, folder: Path, base: str, newest: bool) -> Path:
 
 def asked(name: str, python: Path) -> tuple[str, list[Measured]]:
     """The version that is installed, and what each call of the registry gives there."""
-    seen = [(peer, one) for peer in FURTHER if peer.library == name for one in peer.seen]
+    seen = [(p.function, one.call, one.figure) for p in FURTHER if p.library == name for one in p.seen]
+    seen += [("a further rule", rule.call, rule.figure) for rule in RULES if rule.library == name]
     # Of our own modules the environment's Python finds `examples` alone: it may be too old for the others.
     surroundings = {**os.environ, "PYTHONPATH": str(EXAMPLES), "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(
         [str(python), str(SNIPPETS / f"of_{name}.py")],
-        input=json.dumps([one.call for _, one in seen]),
+        input=json.dumps([call for _, call, _ in seen]),
         env=surroundings,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -125,31 +125,28 @@ def asked(name: str, python: Path) -> tuple[str, list[Measured]]:
         raise RuntimeError(f"{name}: {done.stderr.strip() or 'no answer'}")
     answers = dict(lines)
     died = f"no answer: {done.stderr.strip()[-200:]}"
-    return answers["version"], [Measured(peer, s.call, s.figure, answers.get(s.call, died)) for peer, s in seen]
+    return answers["version"], [Measured(*one, answers.get(one[1], died)) for one in seen]
 
 
-def report(names: Sequence[str], folder: Path, base: str, newest: bool) -> Iterator[bool]:
-    """Prints a table a library; whether it was measured, and nothing in it changed."""
-    console = Console(width=160)
-    for name in names:
-        try:
-            version, found = asked(name, python_of(name, folder, base, newest))
-        except (subprocess.CalledProcessError, RuntimeError) as error:
-            console.print(f"{name}: not measured: {error}", markup=False)
-            yield False
-            continue
-        table = Table("function", "call", "registry", "measured", "", title=f"{name} {version}")
-        for one in found:
-            now = one.now if isinstance(one.now, str) else f"{one.now:.9g}"
-            table.add_row(one.peer.function, one.call, f"{one.figure:.9g}", now, "changed" if one.changed else "same")
-        console.print(table, markup=False)
-        yield not any(one.changed for one in found)
+def unchanged(name: str, folder: Path, newest: bool) -> bool:
+    """Prints a table; whether the library was measured, and nothing changed."""
+    console = Console(width=160, markup=False)
+    try:
+        version, found = asked(name, python_of(name, folder, newest))
+    except (OSError, subprocess.CalledProcessError, RuntimeError) as error:
+        console.print(f"{name}: not measured: {error}")
+        return False
+    table = Table("function", "call", "registry", "measured", "", title=f"{name} {version}")
+    for one in found:
+        now = one.now if isinstance(one.now, str) else f"{one.now:.9g}"
+        table.add_row(one.function, one.call, f"{one.figure:.9g}", now, "changed" if one.changed else "same")
+    console.print(table)
+    return not any(one.changed for one in found)
 
 
 def main(
     library: Annotated[list[str] | None, typer.Option(help="The ones to measure; all by default.")] = None,
     envs: Annotated[Path | None, typer.Option(help="A folder for the environments, which are kept in it.")] = None,
-    python: Annotated[str, typer.Option(help="The Python that the environments are made of.")] = sys.executable,
     newest: Annotated[bool, typer.Option("--newest", help="The newest release in place of the pinned one.")] = False,
 ) -> None:
     names = library or list(ENVIRONMENTS)
@@ -159,7 +156,7 @@ def main(
     same = []
     for name in names:
         with tempfile.TemporaryDirectory() as temporary:
-            same += report([name], envs or Path(temporary), python, newest)
+            same.append(unchanged(name, envs or Path(temporary), newest))
     raise typer.Exit(0 if all(same) else 1)
 
 

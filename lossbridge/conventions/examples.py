@@ -15,6 +15,7 @@ ARRAYS: Dict[str, Any] = {  # noqa: UP006
     "P": _P,  # probabilities
     "L": [[math.log(p) for p in row] for row in _P],
     "X": [[2.0, 1.0, 0.1], [0.5, 2.5, 0.0], [1.0, 1.0, 3.0]],  # logits
+    "V": [[90.0, 0.0, 0.0], [0.0, 0.0, 0.0], [1.0, 2.0, 90.0]],  # and sure ones
     "y": [0, 1, 1],  # labels
     "y_left_out": [0, -100, 1],
     "y_of_minus_1": [0, -1, 1],
@@ -29,6 +30,5 @@ ARRAYS: Dict[str, Any] = {  # noqa: UP006
     "q": [0.0, 0.5, 0.9, 1.0],  # their probabilities, of which two cannot be worse
     "r": [0.2, 0.5, 0.9, 0.6],
     "z": [-0.3, 0.6, 2.0, -1.0],  # their logits
-    "far": [-1000.0, 0.0, 2.0, 1000.0],
     "w4": [1.0, 0.0, 2.0, 1.0],
 }

@@ -143,10 +143,10 @@ _ONNX = (
         "scalar",
         note="Where every label is ignored, NaN.",
         seen=(
-            Seen("SoftmaxCrossEntropyLoss(X, y)", nan, "y", "X"),
-            Seen("SoftmaxCrossEntropyLoss(X, y, W)", nan, "y", "X", class_weight="W"),
-            Seen("SoftmaxCrossEntropyLoss(X, y_left_out, ignore_index=-100)", nan, "y_left_out", "X", ignored=-100),
-            Seen("SoftmaxCrossEntropyLoss(X, y, reduction='sum')", nan, "y", "X", {"divisor": "one"}),
+            Seen("SoftmaxCrossEntropyLoss(X, y)", 0.95110291, "y", "X"),
+            Seen("SoftmaxCrossEntropyLoss(X, y, W)", 1.0579175, "y", "X", class_weight="W"),
+            Seen("SoftmaxCrossEntropyLoss(X, y_left_out, ignore_index=-100)", 1.3282872, "y_left_out", "X", ignored=-100),
+            Seen("SoftmaxCrossEntropyLoss(X, y, reduction='sum')", 2.8533087, "y", "X", {"divisor": "one"}),
         ),
     ),
     Peer(
@@ -158,8 +158,8 @@ _ONNX = (
         _OPERATOR,
         "scalar",
         seen=(
-            Seen("NegativeLogLikelihoodLoss(L, y)", nan, "y", "L"),
-            Seen("NegativeLogLikelihoodLoss(L, y, W)", nan, "y", "L", class_weight="W"),
+            Seen("NegativeLogLikelihoodLoss(L, y)", 0.72975212, "y", "L"),
+            Seen("NegativeLogLikelihoodLoss(L, y, W)", 0.80436766, "y", "L", class_weight="W"),
         ),
     ),
 )

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from lossbridge.conventions.convention import Convention, Options, Peer, Seen
+from lossbridge.conventions.convention import Convention, Peer, Seen
 
 nan = math.nan
 
@@ -17,7 +18,6 @@ _SMOOTHING = "label_smoothing={}"
 _SMOOTHED: Mapping[str, Any] = {"label_smoothing": 0.1}
 
 _SOFTMAX = Convention(activation="softmax")
-_SOFTMAX_BY_WEIGHT = Convention(activation="softmax", divisor="weights")
 _LOGS_BY_WEIGHT = Convention(activation="exp", divisor="weights")
 _SIGMOID = Convention("binary", activation="sigmoid", divisor="elements")
 _BINARY_LOG_100 = Convention("binary", clip="arguments", epsilon=math.exp(-100), divisor="elements")
@@ -95,7 +95,7 @@ _TF1 = (
     ),
 )
 
-_PADDLE_SOFTMAX: Options = {"label_smoothing": _SMOOTHING, "class_weight": _WEIGHT}
+_PADDLE_SOFTMAX = Convention(activation="softmax", clip="arguments", epsilon=math.exp(-64), divisor="weights")
 
 _PADDLE = (
     Peer(
@@ -103,12 +103,14 @@ _PADDLE = (
         "cross_entropy",
         ("labels",),
         _REVERSED,
-        _SOFTMAX_BY_WEIGHT,
+        _PADDLE_SOFTMAX,
         {"class_weight": _WEIGHT, "left_out": {"removed": "ignore_index={ignored}"}},
         "scalar",
+        note="With smoothing and ignore_index ≥ 0 nothing is ignored, and a mean divides by N·K.",
         seen=(
             Seen("cross_entropy(X, y)", nan, "y", "X"),
             Seen("cross_entropy(X, y, weight=W)", nan, "y", "X", class_weight="W"),
+            Seen("cross_entropy(V, y)", nan, "y", "V"),
             Seen("cross_entropy(X, y_left_out)", nan, "y_left_out", "X", ignored=-100),
         ),
     ),
@@ -117,7 +119,7 @@ _PADDLE = (
         "cross_entropy",
         ("labels",),
         _REVERSED,
-        Convention(activation="softmax", divisor="weights", weighted="rows", label_smoothing=0.1),
+        replace(_PADDLE_SOFTMAX, weighted="rows", label_smoothing=0.1),
         {"label_smoothing": {0.1: "label_smoothing=0.1"}, "class_weight": _WEIGHT},
         "scalar",
         note="Smoothed labels are soft targets, so that their class weights are weights of rows, Σ t·w.",
@@ -131,8 +133,8 @@ _PADDLE = (
         "cross_entropy",
         ("distributions",),
         _REVERSED,
-        Convention(activation="softmax", divisor="weights", weighted="rows"),
-        _PADDLE_SOFTMAX,
+        replace(_PADDLE_SOFTMAX, weighted="rows"),
+        {"label_smoothing": _SMOOTHING, "class_weight": _WEIGHT},
         "scalar",
         note="The class weights of soft targets are weights of rows, Σ t·w, and a mean divides by their sum.",
         seen=(

@@ -100,8 +100,8 @@ _CATBOOST = (
         "scalar",
         note="Soft targets are made hard, at ½; CrossEntropy keeps them.",
         seen=(
-            Seen("eval_metric(t, z, 'Logloss')", nan, "t", "z"),
-            Seen("eval_metric(t, z, 'Logloss', w4)", nan, "t", "z", sample_weight="w4"),
+            Seen("eval_metric(t, z, 'Logloss')", 0.58300822, "t", "z"),
+            Seen("eval_metric(t, z, 'Logloss', w4)", 0.35536824, "t", "z", sample_weight="w4"),
         ),
     ),
     Peer(
@@ -112,7 +112,7 @@ _CATBOOST = (
         Convention("binary", activation="sigmoid", divisor="weights"),
         {"sample_weight": _WEIGHTS},
         "scalar",
-        seen=(Seen("eval_metric(h, z, 'CrossEntropy')", nan, "h", "z"),),
+        seen=(Seen("eval_metric(h, z, 'CrossEntropy')", 0.54050823, "h", "z"),),
     ),
     Peer(
         "catboost",
@@ -123,8 +123,8 @@ _CATBOOST = (
         {"sample_weight": _WEIGHTS},
         "scalar",
         seen=(
-            Seen("eval_metric(y, X, 'MultiClass')", nan, "y", "X"),
-            Seen("eval_metric(y, X, 'MultiClass', w)", nan, "y", "X", sample_weight="w"),
+            Seen("eval_metric(y, X, 'MultiClass')", 1.3110079, "y", "X"),
+            Seen("eval_metric(y, X, 'MultiClass', w)", 2.2212387, "y", "X", sample_weight="w"),
         ),
     ),
     Peer(
@@ -135,7 +135,7 @@ _CATBOOST = (
         Convention("binary focal", activation="sigmoid", alpha=0.25, gamma=2.0, divisor="weights"),
         {"alpha": "focal_alpha={}", "gamma": "focal_gamma={}", "sample_weight": _WEIGHTS},
         "scalar",
-        seen=(Seen("eval_metric(t, z, 'Focal:focal_alpha=0.25;focal_gamma=2')", nan, "t", "z"),),
+        seen=(Seen("eval_metric(t, z, 'Focal:focal_alpha=0.25;focal_gamma=2')", 0.10307504, "t", "z"),),
     ),
 )
 
@@ -149,8 +149,8 @@ _RIVER = (
         {"sample_weight": _WEIGHTS},
         "scalar",
         seen=(
-            Seen("LogLoss(t, q)", nan, "t", "q"),
-            Seen("LogLoss(t, q, w4)", nan, "t", "q", sample_weight="w4"),
+            Seen("LogLoss(t, q)", 17.469215, "t", "q"),
+            Seen("LogLoss(t, q, w4)", 17.322268, "t", "q", sample_weight="w4"),
         ),
     ),
     Peer(
@@ -163,9 +163,9 @@ _RIVER = (
         "scalar",
         note="A class that has no probability costs 0.",
         seen=(
-            Seen("CrossEntropy(y, P)", nan, "y", "P"),
-            Seen("CrossEntropy(y, U)", nan, "y", "U"),
-            Seen("CrossEntropy(y, P, w)", nan, "y", "P", sample_weight="w"),
+            Seen("CrossEntropy(y, P)", 0.72975214, "y", "P"),
+            Seen("CrossEntropy(y, U)", 23.025851, "y", "U"),
+            Seen("CrossEntropy(y, P, w)", 1.1918503, "y", "P", sample_weight="w"),
         ),
     ),
 )
