@@ -46,7 +46,7 @@ class Environment:
 
 
 _TORCH = "torch==2.13.0"
-_TORCHVISION = "torchvision==0.29.2"  # of another build of torch: imported without its operators, which no loss needs
+_TORCHVISION = "torchvision==0.29.1"  # of another build of torch: imported without its operators, which no loss needs
 _IMAGES = (_TORCH, "numpy", "pillow", "pyyaml", "huggingface_hub", "safetensors", "tqdm")
 _FASTAI = (
     *("fastcore", "fasttransform", "plum-dispatch", "cloudpickle", "fastprogress", "fastdownload", "packaging"),
@@ -116,8 +116,7 @@ def asked(name: str, python: Path) -> tuple[str, list[Measured]]:
         [str(python), str(SNIPPETS / f"of_{name}.py")],
         input=json.dumps([call for _, call, _ in seen]),
         env=surroundings,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         text=True,
     )
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]

@@ -4,8 +4,7 @@ from catboost.utils import eval_metric
 
 
 def metric(labels, scores, name, weight=None):
-    """Scores of several classes have one row a class."""
-    return eval_metric(np.asarray(labels), np.asarray(scores).T, name, weight=weight)[0]
+    return eval_metric(np.asarray(labels), np.asarray(scores), name, weight=weight)[0]
 
 
 answer("catboost", {"eval_metric": metric, **arrays(np.asarray)})

@@ -29,7 +29,14 @@ def kullback_leibler(labels, p, weight=None):
 
 
 def multi_logloss(labels, p, weight=None):
-    return metric("multi_logloss", [[math.log(x) if x else -1000 for x in row] for row in p], labels, weight, objective="multiclass", num_class=len(p[0]))
+    return metric(
+        "multi_logloss",
+        [[math.log(x) if x else -1000 for x in row] for row in p],
+        labels,
+        weight,
+        objective="multiclass",
+        num_class=len(p[0]),
+    )
 
 
 functions = (binary_logloss, cross_entropy, kullback_leibler, multi_logloss)

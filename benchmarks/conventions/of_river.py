@@ -5,8 +5,9 @@ from river import metrics
 def metric(name):
     def run(labels, predictions, weight=None):
         found = getattr(metrics, name)()
-        for i, (label, p) in enumerate(zip(labels, predictions)):
-            found.update(label, dict(enumerate(p)) if isinstance(p, list) else p, 1.0 if weight is None else weight[i])
+        for i, p in enumerate(predictions):
+            given = dict(enumerate(p)) if isinstance(p, list) else p
+            found.update(labels[i], given, 1.0 if weight is None else weight[i])
         return found.get()
 
     return run

@@ -9,6 +9,6 @@ tensors = arrays(torch.tensor)
 def allow_torchvision():
     """torchvision's Python is imported without its compiled operators, of which losses use none."""
     library = torch.library.Library("torchvision", "DEF")
-    for operator in ("nms(Tensor a, Tensor b, float c) -> Tensor", "roi_align() -> Tensor"):
-        library.define(operator)
+    for operator in ("nms", "qnms"):
+        library.define(f"{operator}(Tensor boxes, Tensor scores, float threshold) -> Tensor")
     return library

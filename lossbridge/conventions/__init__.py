@@ -20,4 +20,16 @@ from lossbridge.conventions.convention import (
 )
 from lossbridge.conventions.further import FURTHER
 
-__all__ = ["FURTHER", "PEERS", "Activation", "Clip", "Convention", "Cost", "Divisor", "Options", "Peer", "Seen", "Targets"]
+__all__ = [
+    "FURTHER",
+    "PEERS",
+    "Activation",
+    "Clip",
+    "Convention",
+    "Cost",
+    "Divisor",
+    "Options",
+    "Peer",
+    "Seen",
+    "Targets",
+]

@@ -25,7 +25,7 @@ VERSIONS = {
     "chainer": "7.8.1",
     "mxnet": "1.9.1",
     "timm": "1.0.31",
-    "torchvision": "0.29.2",
+    "torchvision": "0.29.1",
     "monai": "1.6.1",
     "kornia": "0.9.0",
     "smp": "0.6.0",

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from lossbridge.conventions.convention import Convention, Peer, Seen
+from lossbridge.conventions.convention import Convention, Options, Peer, Seen
 
 nan = math.nan
 
@@ -25,6 +25,8 @@ _DIVERGENCE_OF_ELEMENTS = Convention("divergence", activation="exp", divisor="el
 
 # TensorFlow 1: a mean divides by the number of weights that are not 0; without weights that is every loss.
 _TF1_WEIGHTS: Mapping[Any, str] = {False: "", True: "weights=sample_weight"}
+
+_TF1_WEIGHTED: Options = {"sample_weight": {True: "weights=sample_weight"}}
 
 _TF1 = (
     Peer(
@@ -62,7 +64,6 @@ _TF1 = (
         _SIGMOID,
         {"label_smoothing": _SMOOTHING},
         "scalar",
-        note="With weights a mean divides by the number of weights that are not 0.",
         seen=(
             Seen("sigmoid_cross_entropy(T, X)", 0.95620126, "T", "X"),
             Seen("sigmoid_cross_entropy(T, X, label_smoothing=0.1)", 0.95564568, "T", "X", _SMOOTHED),
@@ -76,11 +77,29 @@ _TF1 = (
         Convention("binary", clip="added", epsilon=1e-7, divisor="elements"),
         {"epsilon": "epsilon={}"},
         "scalar",
-        note="With weights a mean divides by the number of weights that are not 0.",
         seen=(
             Seen("log_loss(t, q)", 8.2586746, "t", "q"),
-            Seen("log_loss(t, q, weights=w4)", 10.815637, "t", "q", {"divisor": "nonzero weights"}, sample_weight="w4"),
         ),
+    ),
+    Peer(
+        "tf1",
+        "log_loss",
+        ("events",),
+        _ORDER,
+        Convention("binary", clip="added", epsilon=1e-7, divisor="nonzero weights"),
+        _TF1_WEIGHTED,
+        "scalar",
+        seen=(Seen("log_loss(t, q, weights=w4)", nan, "t", "q", sample_weight="w4"),),
+    ),
+    Peer(
+        "tf1",
+        "sigmoid_cross_entropy",
+        ("events",),
+        _ORDER,
+        Convention("binary", activation="sigmoid", divisor="nonzero weights"),
+        _TF1_WEIGHTED,
+        "scalar",
+        seen=(Seen("sigmoid_cross_entropy(t, z, weights=w4)", nan, "t", "z", sample_weight="w4"),),
     ),
     Peer(
         "tf1",
@@ -91,7 +110,10 @@ _TF1 = (
         {},
         "scalar",
         note="The squared error of probabilities.",
-        seen=(Seen("mean_squared_error(S, P)", 0.024444444, "S", "P"), Seen("mean_squared_error(h, r)", 0.045000009, "h", "r")),
+        seen=(
+            Seen("mean_squared_error(S, P)", 0.024444444, "S", "P"),
+            Seen("mean_squared_error(h, r)", 0.045000009, "h", "r"),
+        ),
     ),
 )
 
@@ -103,15 +125,31 @@ _PADDLE = (
         "cross_entropy",
         ("labels",),
         _REVERSED,
-        _PADDLE_SOFTMAX,
-        {"class_weight": _WEIGHT, "left_out": {"removed": "ignore_index={ignored}"}},
+        replace(_PADDLE_SOFTMAX, divisor="samples", left_out="zero"),
+        {"left_out": {"zero": "ignore_index={ignored}"}},
         "scalar",
-        note="With smoothing and ignore_index ≥ 0 nothing is ignored, and a mean divides by N·K.",
+        note="A mean counts the labels that are ignored, -100 by default. With ignore_index ≥ 0 it does not, unless "
+        "there is smoothing: then nothing is ignored, and a mean divides by N·K.",
         seen=(
-            Seen("cross_entropy(X, y)", nan, "y", "X"),
-            Seen("cross_entropy(X, y, weight=W)", nan, "y", "X", class_weight="W"),
-            Seen("cross_entropy(V, y)", nan, "y", "V"),
-            Seen("cross_entropy(X, y_left_out)", nan, "y_left_out", "X", ignored=-100),
+            Seen("cross_entropy(X, y)", 0.95110291, "y", "X"),
+            Seen("cross_entropy(V, y)", 21.699537, "y", "V"),
+            Seen("cross_entropy(X, y_left_out)", 0.88552493, "y_left_out", "X", ignored=-100),
+            Seen("cross_entropy(X, y, ignore_index=1)", 0.41702998, "y", "X", {"left_out": "removed"}, ignored=1),
+        ),
+    ),
+    Peer(
+        "paddle",
+        "cross_entropy",
+        ("labels",),
+        _REVERSED,
+        _PADDLE_SOFTMAX,
+        {"class_weight": {True: "weight=class_weight"}},
+        "scalar",
+        seen=(
+            Seen("cross_entropy(X, y, weight=W)", 1.0579175, "y", "X", class_weight="W"),
+            Seen(
+                "cross_entropy(X, y_left_out, weight=W)", 1.6320397, "y_left_out", "X", class_weight="W", ignored=-100
+            ),
         ),
     ),
     Peer(
@@ -124,8 +162,8 @@ _PADDLE = (
         "scalar",
         note="Smoothed labels are soft targets, so that their class weights are weights of rows, Σ t·w.",
         seen=(
-            Seen("cross_entropy(X, y, label_smoothing=0.1)", nan, "y", "X"),
-            Seen("cross_entropy(X, y, weight=W, label_smoothing=0.1)", nan, "y", "X", class_weight="W"),
+            Seen("cross_entropy(X, y, label_smoothing=0.1)", 1.011103, "y", "X"),
+            Seen("cross_entropy(X, y, weight=W, label_smoothing=0.1)", 1.0955682, "y", "X", class_weight="W"),
         ),
     ),
     Peer(
@@ -138,9 +176,9 @@ _PADDLE = (
         "scalar",
         note="The class weights of soft targets are weights of rows, Σ t·w, and a mean divides by their sum.",
         seen=(
-            Seen("cross_entropy(X, S, soft_label=True)", nan, "S", "X"),
-            Seen("cross_entropy(X, S, soft_label=True, label_smoothing=0.1)", nan, "S", "X", _SMOOTHED),
-            Seen("cross_entropy(X, S, soft_label=True, weight=W)", nan, "S", "X", class_weight="W"),
+            Seen("cross_entropy(X, S, soft_label=True)", 0.96443629, "S", "X"),
+            Seen("cross_entropy(X, S, soft_label=True, label_smoothing=0.1)", 1.0231029, "S", "X", _SMOOTHED),
+            Seen("cross_entropy(X, S, soft_label=True, weight=W)", 0.91128451, "S", "X", class_weight="W"),
         ),
     ),
     Peer(
@@ -152,8 +190,9 @@ _PADDLE = (
         {"class_weight": _WEIGHT, "left_out": {"removed": "ignore_index={ignored}"}},
         "scalar",
         seen=(
-            Seen("nll_loss(L, y)", nan, "y", "L"),
-            Seen("nll_loss(L, y, weight=W)", nan, "y", "L", class_weight="W"),
+            Seen("nll_loss(L, y)", 0.72975212, "y", "L"),
+            Seen("nll_loss(L, y_left_out)", 0.98305643, "y_left_out", "L", ignored=-100),
+            Seen("nll_loss(L, y, weight=W)", 0.80436766, "y", "L", class_weight="W"),
         ),
     ),
     Peer(
@@ -165,8 +204,8 @@ _PADDLE = (
         {"divisor": {"elements": "", "samples": "reduction='batchmean'", "one": "reduction='sum'"}},
         "scalar",
         seen=(
-            Seen("kl_div(L, S)", nan, "S", "L"),
-            Seen("kl_div(L, S, reduction='batchmean')", nan, "S", "L", {"divisor": "samples"}),
+            Seen("kl_div(L, S)", 0.039319638, "S", "L"),
+            Seen("kl_div(L, S, reduction='batchmean')", 0.11795891, "S", "L", {"divisor": "samples"}),
         ),
     ),
     Peer(
@@ -178,7 +217,7 @@ _PADDLE = (
         {"epsilon": "epsilon={}"},
         "elements",
         note="ε is added in both logarithms.",
-        seen=(Seen("log_loss(q[:, None], t[:, None].astype('float32')).mean()", nan, "t", "q"),),
+        seen=(Seen("log_loss(q[:, None], t[:, None].astype('float32')).mean()", 4.8047194, "t", "q"),),
     ),
     Peer(
         "paddle",
@@ -188,7 +227,7 @@ _PADDLE = (
         _BINARY_LOG_100,
         {},
         "scalar",
-        seen=(Seen("binary_cross_entropy(q, t.astype('float32'))", nan, "t", "q"),),
+        seen=(Seen("binary_cross_entropy(q, t.astype('float32'))", 50.199627, "t", "q"),),
     ),
     Peer(
         "paddle",
@@ -198,7 +237,7 @@ _PADDLE = (
         _SIGMOID,
         {},
         "scalar",
-        seen=(Seen("binary_cross_entropy_with_logits(X, S)", nan, "S", "X"),),
+        seen=(Seen("binary_cross_entropy_with_logits(X, S)", 0.96064568, "S", "X"),),
     ),
     Peer(
         "paddle",
@@ -210,8 +249,8 @@ _PADDLE = (
         "scalar",
         note="A sum by default.",
         seen=(
-            Seen("sigmoid_focal_loss(X, T)", nan, "T", "X"),
-            Seen("sigmoid_focal_loss(X, T, reduction='mean')", nan, "T", "X", {"divisor": "elements"}),
+            Seen("sigmoid_focal_loss(X, T)", 3.700634, "T", "X"),
+            Seen("sigmoid_focal_loss(X, T, reduction='mean')", 0.41118157, "T", "X", {"divisor": "elements"}),
         ),
     ),
 )
@@ -248,7 +287,10 @@ _MLX = (
         _SIGMOID,
         {},
         "scalar",
-        seen=(Seen("binary_cross_entropy(X, T)", 0.95620137, "T", "X"), Seen("binary_cross_entropy(z, t)", 0.58300829, "t", "z")),
+        seen=(
+            Seen("binary_cross_entropy(X, T)", 0.95620137, "T", "X"),
+            Seen("binary_cross_entropy(z, t)", 0.58300829, "t", "z"),
+        ),
     ),
     Peer(
         "mlx",

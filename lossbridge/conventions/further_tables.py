@@ -24,9 +24,9 @@ _XGBOOST = (
         "scalar",
         note="A metric. From margins the probability is computed in float32: from 16.64 on it is 1.",
         seen=(
-            Seen("logloss(t, q)", nan, "t", "q"),
-            Seen("logloss(h, r)", nan, "h", "r"),
-            Seen("logloss(t, q, w4)", nan, "t", "q", sample_weight="w4"),
+            Seen("logloss(t, q)", 18.620308, "t", "q"),
+            Seen("logloss(h, r)", 0.62311494, "h", "r"),
+            Seen("logloss(t, q, w4)", 18.473361, "t", "q", sample_weight="w4"),
         ),
     ),
     Peer(
@@ -39,9 +39,9 @@ _XGBOOST = (
         "scalar",
         note="A metric.",
         seen=(
-            Seen("mlogloss(y, P)", nan, "y", "P"),
-            Seen("mlogloss(y, U)", nan, "y", "U"),
-            Seen("mlogloss(y, P, w)", nan, "y", "P", sample_weight="w"),
+            Seen("mlogloss(y, P)", 0.72975215, "y", "P"),
+            Seen("mlogloss(y, U)", 24.560908, "y", "U"),
+            Seen("mlogloss(y, P, w)", 1.1918503, "y", "P", sample_weight="w"),
         ),
     ),
 )
@@ -123,8 +123,8 @@ _CATBOOST = (
         {"sample_weight": _WEIGHTS},
         "scalar",
         seen=(
-            Seen("eval_metric(y, X, 'MultiClass')", 1.3110079, "y", "X"),
-            Seen("eval_metric(y, X, 'MultiClass', w)", 2.2212387, "y", "X", sample_weight="w"),
+            Seen("eval_metric(y, X, 'MultiClass')", 0.95110296, "y", "X"),
+            Seen("eval_metric(y, X, 'MultiClass', w)", 1.6320398, "y", "X", sample_weight="w"),
         ),
     ),
     Peer(

@@ -32,8 +32,8 @@ _TIMM = (
         {"label_smoothing": "smoothing={}"},
         "scalar",
         seen=(
-            Seen("LabelSmoothingCrossEntropy()(X, y)", nan, "y", "X"),
-            Seen("LabelSmoothingCrossEntropy(smoothing=0.2)(X, y)", nan, "y", "X", {"label_smoothing": 0.2}),
+            Seen("LabelSmoothingCrossEntropy()(X, y)", 1.0111029, "y", "X"),
+            Seen("LabelSmoothingCrossEntropy(smoothing=0.2)(X, y)", 1.071103, "y", "X", {"label_smoothing": 0.2}),
         ),
     ),
     Peer(
@@ -44,7 +44,7 @@ _TIMM = (
         _SOFTMAX,
         {},
         "scalar",
-        seen=(Seen("SoftTargetCrossEntropy()(X, S)", nan, "S", "X"),),
+        seen=(Seen("SoftTargetCrossEntropy()(X, S)", 0.96443629, "S", "X"),),
     ),
     Peer(
         "timm",
@@ -56,8 +56,8 @@ _TIMM = (
         "scalar",
         note="Labels are one outcome a class, smoothed to 1 − s + s/K and s/K; targets of a row each are not smoothed.",
         seen=(
-            Seen("BinaryCrossEntropy()(X, y)", nan, "y", "X"),
-            Seen("BinaryCrossEntropy(smoothing=0.2)(X, y)", nan, "y", "X", {"label_smoothing": 0.2}),
+            Seen("BinaryCrossEntropy()(X, y)", 0.9762013, "y", "X"),
+            Seen("BinaryCrossEntropy(smoothing=0.2)(X, y)", 0.99620122, "y", "X", {"label_smoothing": 0.2}),
         ),
     ),
     Peer(
@@ -68,7 +68,7 @@ _TIMM = (
         _SIGMOID,
         {},
         "scalar",
-        seen=(Seen("BinaryCrossEntropy()(X, S)", nan, "S", "X"),),
+        seen=(Seen("BinaryCrossEntropy()(X, S)", 0.96064568, "S", "X"),),
     ),
 )
 
@@ -83,9 +83,9 @@ _TORCHVISION = (
         "scalar",
         note="It reduces nothing by default; α < 0 is none.",
         seen=(
-            Seen("sigmoid_focal_loss(X, T, reduction='mean')", nan, "T", "X"),
-            Seen("sigmoid_focal_loss(X, T, alpha=-1, reduction='mean')", nan, "T", "X", {"alpha": None}),
-            Seen("sigmoid_focal_loss(X, T, reduction='sum')", nan, "T", "X", {"divisor": "one"}),
+            Seen("sigmoid_focal_loss(X, T, reduction='mean')", 0.41118157, "T", "X"),
+            Seen("sigmoid_focal_loss(X, T, alpha=-1, reduction='mean')", 0.55008769, "T", "X", {"alpha": None}),
+            Seen("sigmoid_focal_loss(X, T, reduction='sum')", 3.7006342, "T", "X", {"divisor": "one"}),
         ),
     ),
 )
@@ -101,9 +101,9 @@ _MONAI = (
         "scalar",
         note="Labels need to_onehot_y=True. A number α weighs class 0 by 1 − α, the others by α.",
         seen=(
-            Seen("FocalLoss(use_softmax=True)(X, T)", nan, "T", "X"),
-            Seen("FocalLoss(use_softmax=True, to_onehot_y=True)(X, y[:, None])", nan, "y", "X"),
-            Seen("FocalLoss(use_softmax=True, gamma=0)(X, T)", nan, "T", "X", {"gamma": 0.0}),
+            Seen("FocalLoss(use_softmax=True)(X, T)", 0.20474023, "T", "X"),
+            Seen("FocalLoss(use_softmax=True, to_onehot_y=True)(X, y[:, None])", 0.20474023, "y", "X"),
+            Seen("FocalLoss(use_softmax=True, gamma=0)(X, T)", 0.3170343, "T", "X", {"gamma": 0.0}),
         ),
     ),
     Peer(
@@ -115,7 +115,7 @@ _MONAI = (
         {"gamma": "gamma={}"},
         "scalar",
         note="One outcome a class by default. Labels need to_onehot_y=True.",
-        seen=(Seen("FocalLoss()(X, T)", nan, "T", "X"),),
+        seen=(Seen("FocalLoss()(X, T)", 0.55008769, "T", "X"),),
     ),
     Peer(
         "monai",
@@ -125,7 +125,7 @@ _MONAI = (
         _BINARY_FOCAL,
         {"gamma": "gamma={}"},
         "scalar",
-        seen=(Seen("FocalLoss(to_onehot_y=True)(X, y[:, None])", nan, "y", "X"),),
+        seen=(Seen("FocalLoss(to_onehot_y=True)(X, y[:, None])", 0.55008769, "y", "X"),),
     ),
 )
 
@@ -140,8 +140,8 @@ _KORNIA = (
         "scalar",
         note="α=None. A number α weighs class 0 by 1 − α, the others by α.",
         seen=(
-            Seen("focal_loss(X, y, alpha=None, gamma=2.0, reduction='mean')", nan, "y", "X"),
-            Seen("focal_loss(X, y, alpha=None, gamma=2.0, reduction='sum')", nan, "y", "X", {"divisor": "one"}),
+            Seen("focal_loss(X, y, alpha=None, gamma=2.0, reduction='mean')", 0.20474023, "y", "X"),
+            Seen("focal_loss(X, y, alpha=None, gamma=2.0, reduction='sum')", 1.8426621, "y", "X", {"divisor": "one"}),
         ),
     ),
     Peer(
@@ -152,7 +152,7 @@ _KORNIA = (
         replace(_BINARY_FOCAL, alpha=0.25),
         {"divisor": _MEAN_OF_ELEMENTS, **_FOCUS},
         "scalar",
-        seen=(Seen("binary_focal_loss_with_logits(X, T, alpha=0.25, gamma=2.0, reduction='mean')", nan, "T", "X"),),
+        seen=(Seen("binary_focal_loss_with_logits(X, T, alpha=0.25, gamma=2.0, reduction='mean')", 0.41118157, "T", "X"),),
     ),
     Peer(
         "kornia",
@@ -163,7 +163,7 @@ _KORNIA = (
         {},
         "scalar",
         note="Of heat maps, whose rows and columns are the classes.",
-        seen=(Seen("kl_div_loss_2d(P[:, None, None], S[:, None, None])", nan, "S", "P"),),
+        seen=(Seen("kl_div_loss_2d(P[:, None, None], S[:, None, None])", 0.11795888, "S", "P"),),
     ),
     Peer(
         "kornia",
@@ -174,7 +174,7 @@ _KORNIA = (
         {},
         "scalar",
         note="Of heat maps, whose rows and columns are the classes.",
-        seen=(Seen("js_div_loss_2d(P[:, None, None], S[:, None, None])", nan, "S", "P"),),
+        seen=(Seen("js_div_loss_2d(P[:, None, None], S[:, None, None])", 0.027746076, "S", "P"),),
     ),
 )
 
@@ -187,11 +187,11 @@ _SMP = (
         replace(_SOFTMAX, left_out="zero"),
         {"label_smoothing": "smooth_factor={}", "left_out": {"zero": "ignore_index={ignored}"}},
         "scalar",
-        note="A mean counts the ignored labels; -100 is ignored.",
+        note="A mean counts the ignored labels; -100 is ignored. Its default, smooth_factor=None, raises a TypeError.",
         seen=(
-            Seen("SoftCrossEntropyLoss()(X, y)", nan, "y", "X"),
-            Seen("SoftCrossEntropyLoss(smooth_factor=0.1)(X, y)", nan, "y", "X", {"label_smoothing": 0.1}),
-            Seen("SoftCrossEntropyLoss()(X, y_left_out)", nan, "y_left_out", "X", ignored=-100),
+            Seen("SoftCrossEntropyLoss(smooth_factor=0.0)(X, y)", 0.95110291, "y", "X"),
+            Seen("SoftCrossEntropyLoss(smooth_factor=0.1)(X, y)", 1.0111029, "y", "X", {"label_smoothing": 0.1}),
+            Seen("SoftCrossEntropyLoss(smooth_factor=0.0)(X, y_left_out)", 0.88552481, "y_left_out", "X", ignored=-100),
         ),
     ),
     Peer(
@@ -203,7 +203,7 @@ _SMP = (
         {"alpha": "alpha={}", "gamma": "gamma={}"},
         "scalar",
         note="In the mode 'multiclass': one outcome a class.",
-        seen=(Seen("FocalLoss('multiclass')(X, y)", nan, "y", "X"),),
+        seen=(Seen("FocalLoss('multiclass')(X, y)", 0.55008775, "y", "X"),),
     ),
     Peer(
         "smp",
@@ -214,7 +214,7 @@ _SMP = (
         {"alpha": "alpha={}", "gamma": "gamma={}"},
         "scalar",
         note="In the modes 'binary' and 'multilabel'.",
-        seen=(Seen("FocalLoss('multilabel')(X, T)", nan, "T", "X"),),
+        seen=(Seen("FocalLoss('multilabel')(X, T)", 0.55008775, "T", "X"),),
     ),
     Peer(
         "smp",
@@ -224,7 +224,7 @@ _SMP = (
         _SIGMOID,
         {},
         "scalar",
-        seen=(Seen("SoftBCEWithLogitsLoss()(X, T)", nan, "T", "X"),),
+        seen=(Seen("SoftBCEWithLogitsLoss()(X, T)", 0.95620126, "T", "X"),),
     ),
 )
 
@@ -238,7 +238,7 @@ _FASTAI = (
         {"label_smoothing": "eps={}"},
         "scalar",
         note="Class weights weigh the term of the label alone, which is divided by their sum; the uniform term by N.",
-        seen=(Seen("LabelSmoothingCrossEntropy()(X, y)", nan, "y", "X"),),
+        seen=(Seen("LabelSmoothingCrossEntropy()(X, y)", 1.0111029, "y", "X"),),
     ),
     Peer(
         "fastai",
@@ -249,7 +249,7 @@ _FASTAI = (
         {"gamma": "gamma={}"},
         "scalar",
         note="With class weights p_t is exp(−w·loss).",
-        seen=(Seen("FocalLoss()(X, y)", nan, "y", "X"),),
+        seen=(Seen("FocalLoss()(X, y)", 0.61422068, "y", "X"),),
     ),
     Peer(
         "fastai",
@@ -260,8 +260,8 @@ _FASTAI = (
         {"class_weight": {False: "", True: "weight=class_weight"}},
         "scalar",
         seen=(
-            Seen("CrossEntropyLossFlat()(X, y)", nan, "y", "X"),
-            Seen("CrossEntropyLossFlat(weight=W)(X, y)", nan, "y", "X", class_weight="W"),
+            Seen("CrossEntropyLossFlat()(X, y)", 0.95110291, "y", "X"),
+            Seen("CrossEntropyLossFlat(weight=W)(X, y)", 1.0579175, "y", "X", class_weight="W"),
         ),
     ),
 )
@@ -275,7 +275,7 @@ _TORCHMETRICS = (
         Convention("divergence", renormalise="both"),
         {"divisor": {"samples": "", "one": "reduction='sum'"}},
         "scalar",
-        seen=(Seen("kl_divergence(S, P)", nan, "S", "P"),),
+        seen=(Seen("kl_divergence(S, P)", 0.1179589, "S", "P"),),
     ),
     Peer(
         "torchmetrics",
@@ -287,8 +287,8 @@ _TORCHMETRICS = (
         "scalar",
         note="The softmax is applied always, also to probabilities.",
         seen=(
-            Seen("perplexity(X[None], y[None])", nan, "y", "X"),
-            Seen("perplexity(P[None], y[None])", nan, "y", "P"),
+            Seen("perplexity(X[None], y[None])", 2.5885632, "y", "X"),
+            Seen("perplexity(P[None], y[None])", 2.4662535, "y", "P"),
         ),
     ),
 )
@@ -303,7 +303,7 @@ _IGNITE = (
         {},
         "scalar",
         note="A metric. Both arguments hold logits.",
-        seen=(Seen("KLDivergence(X, M)", nan, "M", "X"),),
+        seen=(Seen("KLDivergence(X, M)", 0.10889273, "M", "X"),),
     ),
     Peer(
         "ignite",
@@ -314,7 +314,7 @@ _IGNITE = (
         {},
         "scalar",
         note="A metric. Both arguments hold logits.",
-        seen=(Seen("JSDivergence(X, M)", nan, "M", "X"),),
+        seen=(Seen("JSDivergence(X, M)", 0.02276465, "M", "X"),),
     ),
 )
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,9 +23,7 @@ from lossbridge.tools.diagnosis.wording import LIBRARIES
 
 # Options that a diagnosis takes for a part of the function; it counts each of the others as a change.
 PARTS = {"activation", "target_activation", "divisor"}
-FIGURES = [
-    pytest.param(peer, seen, id=f"{peer.library}: {seen.call}") for peer in FURTHER for seen in peer.seen
-]
+FIGURES = [pytest.param(peer, seen, id=f"{peer.library}: {seen.call}") for peer in FURTHER for seen in peer.seen]
 
 
 def given(seen: Seen) -> dict[str, Any]:
@@ -66,5 +65,7 @@ def test_every_function_was_run() -> None:
         assert peer.version, peer.name
 
 
-def test_every_library_has_its_name() -> None:
+def test_every_library_has_its_name_and_can_be_measured() -> None:
+    snippets = Path(__file__).parents[2] / "benchmarks" / "conventions"
+    assert {path.stem.removeprefix("of_") for path in snippets.glob("of_*.py")} == set(VERSIONS)
     assert set(LIBRARIES) == {peer.library for peer in (*PEERS, *FURTHER)}
