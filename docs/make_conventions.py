@@ -134,13 +134,14 @@ def _weights(peer: Peer) -> str:
 
 
 def _clipping(c: Convention) -> str:
+    if c.clip == "arguments":
+        return floor(c.epsilon).replace("logarithms of at least", "log p ≥").partition(":")[0]
     epsilon = "machine ε" if c.epsilon == "machine" else f"{float(c.epsilon):g}"
     return {
         "none": "no",
         "both": f"[{epsilon}, 1 − {epsilon}]",
         "lower": f"[{epsilon}, 1], targets too",
         "added": f"p + {epsilon}",
-        "arguments": floor(c.epsilon).replace("logarithms of at least", "log p ≥").partition(":")[0],
     }[c.clip]
 
 

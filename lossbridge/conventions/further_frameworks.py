@@ -77,9 +77,7 @@ _TF1 = (
         Convention("binary", clip="added", epsilon=1e-7, divisor="elements"),
         {"epsilon": "epsilon={}"},
         "scalar",
-        seen=(
-            Seen("log_loss(t, q)", 8.2586746, "t", "q"),
-        ),
+        seen=(Seen("log_loss(t, q)", 8.2586746, "t", "q"),),
     ),
     Peer(
         "tf1",
@@ -89,7 +87,7 @@ _TF1 = (
         Convention("binary", clip="added", epsilon=1e-7, divisor="nonzero weights"),
         _TF1_WEIGHTED,
         "scalar",
-        seen=(Seen("log_loss(t, q, weights=w4)", nan, "t", "q", sample_weight="w4"),),
+        seen=(Seen("log_loss(t, q, weights=w4)", 10.815637, "t", "q", sample_weight="w4"),),
     ),
     Peer(
         "tf1",
@@ -99,7 +97,7 @@ _TF1 = (
         Convention("binary", activation="sigmoid", divisor="nonzero weights"),
         _TF1_WEIGHTED,
         "scalar",
-        seen=(Seen("sigmoid_cross_entropy(t, z, weights=w4)", nan, "t", "z", sample_weight="w4"),),
+        seen=(Seen("sigmoid_cross_entropy(t, z, weights=w4)", 0.47382435, "t", "z", sample_weight="w4"),),
     ),
     Peer(
         "tf1",

@@ -30,7 +30,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "paddle",
         "cross_entropy(U, y, use_softmax=False)",
-        6.6666667e+19,
+        6.6666667e19,
         "Of probabilities, the logarithm of 0 is −1e20.",
     ),
     Rule(
@@ -39,7 +39,12 @@ RULES: tuple[Rule, ...] = (
         1.107236,
         "Class weights weigh the label's term alone, which is divided by their sum; the uniform term is divided by N.",
     ),
-    Rule("fastai", "FocalLoss(weight=W)(X, y)", 1.4893909, "p_t is the exponential of the weighted loss: p to the power w."),
+    Rule(
+        "fastai",
+        "FocalLoss(weight=W)(X, y)",
+        1.4893909,
+        "p_t is the exponential of the weighted loss: p to the power w.",
+    ),
     Rule("monai", "FocalLoss(use_softmax=True, alpha=0.25)(X, T)", 0.053879075, _BY_CLASS),
     Rule(
         "monai",

@@ -152,7 +152,9 @@ _KORNIA = (
         replace(_BINARY_FOCAL, alpha=0.25),
         {"divisor": _MEAN_OF_ELEMENTS, **_FOCUS},
         "scalar",
-        seen=(Seen("binary_focal_loss_with_logits(X, T, alpha=0.25, gamma=2.0, reduction='mean')", 0.41118157, "T", "X"),),
+        seen=(
+            Seen("binary_focal_loss_with_logits(X, T, alpha=0.25, gamma=2.0, reduction='mean')", 0.41118157, "T", "X"),
+        ),
     ),
     Peer(
         "kornia",

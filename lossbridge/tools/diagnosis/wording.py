@@ -27,7 +27,7 @@ LIBRARIES = {
     "mlx": "MLX's",
     "mindspore": "MindSpore's",
     "tinygrad": "tinygrad's",
-    "onnx": "ONNX'",
+    "onnx": "ONNX Runtime's",
     "chainer": "Chainer's",
     "mxnet": "MXNet's",
     "timm": "timm's",
