@@ -9,8 +9,6 @@ from typing import Any
 
 from lossbridge.conventions.convention import Convention, Options, Peer, Seen
 
-nan = math.nan
-
 _ORDER = ("target", "pred")
 _REVERSED = ("pred", "target")
 _WEIGHT: Mapping[Any, str] = {False: "", True: "weight=class_weight"}

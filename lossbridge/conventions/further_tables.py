@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 from lossbridge.conventions.convention import Convention, Peer, Seen
-
-nan = math.nan
 
 _ORDER = ("target", "pred")
 _WEIGHTS: Mapping[Any, str] = {False: "", True: "weight=sample_weight"}

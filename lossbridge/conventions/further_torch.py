@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from lossbridge.conventions.convention import Convention, Options, Peer, Seen
-
-nan = math.nan
 
 _ORDER = ("target", "pred")
 _REVERSED = ("pred", "target")
@@ -290,7 +287,7 @@ _TORCHMETRICS = (
         note="The softmax is applied always, also to probabilities.",
         seen=(
             Seen("perplexity(X[None], y[None])", 2.5885632, "y", "X"),
-            Seen("perplexity(P[None], y[None])", 2.4662535, "y", "P"),
+            Seen("perplexity(P[None], y[None])", 2.4662535, "y", "P", {"activation": "softmax"}),
         ),
     ),
 )

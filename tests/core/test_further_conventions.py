@@ -22,7 +22,7 @@ from lossbridge.tools.diagnosis.reading import batch_of
 from lossbridge.tools.diagnosis.wording import LIBRARIES
 
 # Options that a diagnosis takes for a part of the function; it counts each of the others as a change.
-PARTS = {"activation", "target_activation", "divisor"}
+PARTS = {"target_activation", "divisor"}
 FIGURES = [pytest.param(peer, seen, id=f"{peer.library}: {seen.call}") for peer in FURTHER for seen in peer.seen]
 
 
@@ -44,18 +44,21 @@ def same(a: Convention, b: Convention, batch: Batch) -> bool:
 
 @pytest.mark.parametrize(("peer", "seen"), FIGURES)
 def test_the_convention_gives_the_figure(peer: Peer, seen: Seen) -> None:
+    """To the digits of float32, also where a small number is left of terms near 1."""
     batch, _ = batch_of(*arrays_of(seen), **given(seen))
-    assert scalars(batch, [seen.convention(peer.convention)])[0] == pytest.approx(seen.figure, rel=1e-6)
+    found = scalars(batch, [seen.convention(peer.convention)])[0]
+    assert found == pytest.approx(seen.figure, rel=1e-6, abs=6e-8)
 
 
 @pytest.mark.parametrize(("peer", "seen"), FIGURES)
-def test_a_diagnosis_names_the_function_first(peer: Peer, seen: Seen) -> None:
-    """It, or another library's function that computes the same."""
+def test_a_diagnosis_names_the_function(peer: Peer, seen: Seen) -> None:
+    """Or another library's that computes the same; nothing simpler comes first."""
     found = lb.diagnose(*arrays_of(seen), f"{seen.figure:.6g}", **given(seen))
-    first = found.classes[0]
-    assert first.changes <= len(seen.options.keys() - PARTS), first.explanations[0].words
+    most = len(seen.options.keys() - PARTS)
+    simple = [e for group in found.classes for e in group.explanations if e.changes <= most]
+    assert found.classes[0].changes <= most, found.classes[0].explanations[0].words
     convention, (batch, *_) = seen.convention(peer.convention), found.batches
-    assert any(same(e.convention, convention, batch) for e in first.explanations), first.explanations[0].words
+    assert any(same(e.convention, convention, batch) for e in simple), simple
 
 
 def test_every_function_was_run() -> None:
