@@ -1,5 +1,7 @@
 """Writes the tables of docs/conventions.md: what each library computes, and where lossbridge.compat differs from it.
 
+Of further libraries, which lossbridge.compat does not follow, with the figures that they gave.
+
 `python docs/make_conventions.py`, or `nox -s docs`. A test holds the page to what this writes.
 """
 
@@ -12,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from lossbridge.compat.deviations import DEVIATIONS, Deviation, Result
-from lossbridge.conventions import PEERS, Convention, Peer
+from lossbridge.conventions import FURTHER, PEERS, Convention, Peer
+from lossbridge.conventions.further_rules import RULES
 from lossbridge.tools.diagnosis.wording import LIBRARIES, floor
 
 PAGE = Path(__file__).with_name("conventions.md")
@@ -72,14 +75,73 @@ def _row(peer: Peer) -> Iterator[str]:
     yield ", ".join(f"`{text}`" for text in _options(peer)) or "–"
 
 
+def further() -> str:
+    lines = [
+        "| library | function | of | takes | ε | a mean divides by | smoothing | weights | figure |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for peer in FURTHER:
+        seen = "<br>".join(f"`{one.call}` {_number(float(f'{one.figure:.7g}'))}" for one in peer.seen)
+        lines.append(f"| {' | '.join(_further_row(peer))} | {seen} |")
+    notes = [f"- {NAMES[peer.library]} `{peer.function}`: {peer.note}" for peer in FURTHER if peer.note]
+    return "\n".join([*lines, "", *dict.fromkeys(notes)])
+
+
+def rules() -> str:
+    lines = ["| library | call | figure | rule |", "|---|---|---|---|"]
+    for rule in RULES:
+        lines.append(f"| {NAMES[rule.library]} | `{rule.call}` | {_number(rule.figure)} | {rule.words} |")
+    return "\n".join(lines)
+
+
+def _further_row(peer: Peer) -> Iterator[str]:
+    c = peer.convention
+    yield f"{NAMES[peer.library]} {peer.version}"
+    yield f"`{peer.function}`"
+    sign = {"loss": "", "negated": "−1 times ", "perplexity": "exp of "}[c.outcome]
+    yield sign + COSTS[c.cost] + _coefficients(c)
+    targets = " or ".join(TARGETS[target] for target in peer.targets)
+    of_targets = {"none": "", "softmax": " as logits", "exp": " as logarithms"}[c.target_activation]
+    arguments = {"target": targets + of_targets, "pred": ACTIVATIONS[c.activation]}
+    yield ", ".join(arguments[name] for name in peer.arguments) + ("; made to sum 1" if c.renormalise != "no" else "")
+    yield _clipping(c)
+    yield DIVISORS[c.divisor] if peer.returns == "scalar" else "no mean"
+    yield _smoothing(peer)
+    yield _weights(peer)
+
+
+def _coefficients(c: Convention) -> str:
+    if "focal" not in c.cost:
+        return ""
+    return f", γ = {c.gamma:g}, " + ("no α" if c.alpha is None else f"α = {c.alpha:g}")
+
+
+def _smoothing(peer: Peer) -> str:
+    c = peer.convention
+    if not c.label_smoothing and "label_smoothing" not in peer.options:
+        return "–"
+    outcomes = {"K": "s/2", "K-1": "s/(K − 1)", "C": "s/K"} if "binary" in c.cost else {"K": "s/K", "K-1": "s/(K − 1)"}
+    return outcomes[c.smoothing_over] + (f", s = {c.label_smoothing:g} by default" if c.label_smoothing else "")
+
+
+def _weights(peer: Peer) -> str:
+    found = []
+    if "class_weight" in peer.options:
+        found.append("of rows, Σ t·w of classes" if peer.convention.weighted == "rows" else "of classes")
+    if "sample_weight" in peer.options:
+        found.append("of samples")
+    return ", ".join(found) or "–"
+
+
 def _clipping(c: Convention) -> str:
+    if c.clip == "arguments":
+        return floor(c.epsilon).replace("logarithms of at least", "log p ≥").partition(":")[0]
     epsilon = "machine ε" if c.epsilon == "machine" else f"{float(c.epsilon):g}"
     return {
         "none": "no",
         "both": f"[{epsilon}, 1 − {epsilon}]",
         "lower": f"[{epsilon}, 1], targets too",
         "added": f"p + {epsilon}",
-        "arguments": floor(c.epsilon).replace("logarithms of at least", "log p ≥"),
     }[c.clip]
 
 
@@ -128,7 +190,7 @@ def _number(x: Result) -> str:
     return f"{x:.7g}".replace("-", "−")
 
 
-TABLES = {"conventions": conventions, "departures": departures}
+TABLES = {"conventions": conventions, "further": further, "rules": rules, "departures": departures}
 
 
 def filled(page: str) -> str:

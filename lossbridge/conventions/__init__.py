@@ -7,7 +7,29 @@ docs/conventions.md are generated from them. Nothing else of lossbridge is impor
 from __future__ import annotations
 
 from lossbridge.conventions.compatible import PEERS
-from lossbridge.conventions.convention import Activation, Clip, Convention, Cost, Divisor, Options, Peer, Targets
+from lossbridge.conventions.convention import (
+    Activation,
+    Clip,
+    Convention,
+    Cost,
+    Divisor,
+    Options,
+    Peer,
+    Seen,
+    Targets,
+)
 from lossbridge.conventions.further import FURTHER
 
-__all__ = ["FURTHER", "PEERS", "Activation", "Clip", "Convention", "Cost", "Divisor", "Options", "Peer", "Targets"]
+__all__ = [
+    "FURTHER",
+    "PEERS",
+    "Activation",
+    "Clip",
+    "Convention",
+    "Cost",
+    "Divisor",
+    "Options",
+    "Peer",
+    "Seen",
+    "Targets",
+]

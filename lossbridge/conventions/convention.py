@@ -93,10 +93,29 @@ Targets = Literal["labels", "distributions", "events", "none"]
 
 
 @dataclass(frozen=True)
+class Seen:
+    """A number that a library gave. The names in the call are those of lossbridge.conventions.examples."""
+
+    call: str  # the library's own code; benchmarks/measure_conventions.py evaluates it
+    figure: float
+    target: str  # the names of the two arrays …
+    pred: str
+    options: Mapping[str, Any] = field(default_factory=dict)  # … the fields of the convention that the call sets
+    class_weight: str = ""  # … and the names of the weights that it uses
+    sample_weight: str = ""
+    ignored: int | None = None  # the label to ignore
+
+    def convention(self, of: Convention) -> Convention:
+        """A function's convention, with what the call sets."""
+        weights = {"class_weight": bool(self.class_weight), "sample_weight": bool(self.sample_weight)}
+        return replace(of, **{**weights, **self.options})
+
+
+@dataclass(frozen=True)
 class Peer:
     """One function of one library."""
 
-    library: str  # a module of lossbridge.compat, or "lossbridge"
+    library: str  # a module of lossbridge.compat, "lossbridge", or one of the further libraries
     function: str
     targets: tuple[Targets, ...]  # integer labels, distributions over classes, outcomes in [0, 1]
     arguments: tuple[str, str]  # the order of the first two: "target" and "pred"
@@ -105,6 +124,8 @@ class Peer:
     returns: Literal["scalar", "samples", "elements", "columns"] = "samples"  # "columns": one value a column
     note: str = ""
     nan_under: tuple[Activation, ...] = ()  # the activations with which its 0·∞ is NaN
+    version: str = ""  # of a further library: the one that was run, which gave what was seen
+    seen: tuple[Seen, ...] = ()
 
     @property
     def name(self) -> str:

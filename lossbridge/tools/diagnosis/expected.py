@@ -33,6 +33,7 @@ _MODULES = {
     "torch.BCELoss": "torch.binary_cross_entropy",
     "torch.BCEWithLogitsLoss": "torch.binary_cross_entropy_with_logits",
 }
+_LIBRARIES = {peer.library for peer in PEERS}  # of which we have the functions, with their defaults
 # The valid values of the fields that an option sets to any number.
 _RANGES: Mapping[str, Callable[[Any], bool]] = {
     "label_smoothing": lambda x: 0 <= x <= 1,
@@ -111,7 +112,7 @@ def find_preset(expected: Any, batch: Batch, setting: Setting) -> tuple[Preset, 
     texts: dict[str, None] = {}
     found: list[tuple[Preset, list[str]]] = []
     for preset in presets(setting):
-        if canonical(preset.convention, setting) is None:
+        if preset.peer.library not in _LIBRARIES or canonical(preset.convention, setting) is None:
             continue
         text = f"{preset.peer.library}.{wording.written(preset.peer, preset.options)}"
         texts[text] = None

@@ -90,7 +90,8 @@ def _takes(peer: Peer, setting: Setting) -> bool:
     if peer.library == "sklearn":  # reduces always; of outcomes it takes hard ones, and a matrix as classes
         of_matrix = "events" in peer.targets and not setting.events_only
         return setting.quantity not in ("samples", "elements") and setting.hard and not of_matrix
-    if peer.name == "lossbridge.log_loss" and "events" in peer.targets:
+    by_weight = peer.name == "lossbridge.log_loss" or peer.convention.divisor in ("weights", "nonzero weights")
+    if by_weight and "events" in peer.targets:
         return setting.events_only  # of a matrix it takes labels, or every entry is a sample
     return True
 

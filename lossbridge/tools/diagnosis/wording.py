@@ -21,6 +21,28 @@ LIBRARIES = {
     "optax": "optax's",
     "sklearn": "scikit-learn's",
     "scipy": "SciPy's",
+    # Further ones, of which there are no calls.
+    "tf1": "TensorFlow 1's",
+    "paddle": "Paddle's",
+    "mlx": "MLX's",
+    "mindspore": "MindSpore's",
+    "tinygrad": "tinygrad's",
+    "onnx": "ONNX Runtime's",
+    "chainer": "Chainer's",
+    "mxnet": "MXNet's",
+    "timm": "timm's",
+    "torchvision": "torchvision's",
+    "monai": "MONAI's",
+    "kornia": "Kornia's",
+    "smp": "segmentation-models'",
+    "fastai": "fastai's",
+    "torchmetrics": "torchmetrics'",
+    "ignite": "ignite's",
+    "xgboost": "XGBoost's",
+    "lightgbm": "LightGBM's",
+    "catboost": "CatBoost's",
+    "river": "river's",
+    "statsmodels": "statsmodels'",
 }
 
 _ACTIVATIONS = {

@@ -1,0 +1,74 @@
+"""The registry of further libraries: the figures that they gave, without the libraries.
+
+`benchmarks/measure_conventions.py` asks the libraries themselves.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import lossbridge as lb
+from lossbridge.conventions import FURTHER, PEERS, Convention, Peer, Seen
+from lossbridge.conventions.examples import ARRAYS
+from lossbridge.conventions.further import VERSIONS
+from lossbridge.tools.diagnosis.batch import Batch
+from lossbridge.tools.diagnosis.canonical import Setting, canonical
+from lossbridge.tools.diagnosis.evaluate import scalars
+from lossbridge.tools.diagnosis.reading import batch_of
+from lossbridge.tools.diagnosis.wording import LIBRARIES
+
+# Options that a diagnosis takes for a part of the function; it counts each of the others as a change.
+PARTS = {"target_activation", "divisor"}
+FIGURES = [pytest.param(peer, seen, id=f"{peer.library}: {seen.call}") for peer in FURTHER for seen in peer.seen]
+
+
+def given(seen: Seen) -> dict[str, Any]:
+    """The arguments of a diagnosis, other than the number."""
+    weights = {"class_weight": seen.class_weight, "sample_weight": seen.sample_weight}
+    options: dict[str, Any] = {name: np.array(ARRAYS[of]) for name, of in weights.items() if of}
+    return options | ({} if seen.ignored is None else {"ignore_class": seen.ignored})
+
+
+def arrays_of(seen: Seen) -> tuple[np.ndarray, np.ndarray]:
+    return np.array(ARRAYS[seen.target]), np.array(ARRAYS[seen.pred])
+
+
+def same(a: Convention, b: Convention, batch: Batch) -> bool:
+    setting = Setting.of(batch, "scalar")
+    return canonical(a, setting) == canonical(b, setting)
+
+
+@pytest.mark.parametrize(("peer", "seen"), FIGURES)
+def test_the_convention_gives_the_figure(peer: Peer, seen: Seen) -> None:
+    """To the digits of float32, also where a small number is left of terms near 1."""
+    batch, _ = batch_of(*arrays_of(seen), **given(seen))
+    found = scalars(batch, [seen.convention(peer.convention)])[0]
+    assert found == pytest.approx(seen.figure, rel=1e-6, abs=6e-8)
+
+
+@pytest.mark.parametrize(("peer", "seen"), FIGURES)
+def test_a_diagnosis_names_the_function(peer: Peer, seen: Seen) -> None:
+    """Or another library's that computes the same; nothing simpler comes first."""
+    found = lb.diagnose(*arrays_of(seen), f"{seen.figure:.6g}", **given(seen))
+    most = len(seen.options.keys() - PARTS)
+    simple = [e for group in found.classes for e in group.explanations if e.changes <= most]
+    assert found.classes[0].changes <= most, found.classes[0].explanations[0].words
+    convention, (batch, *_) = seen.convention(peer.convention), found.batches
+    assert any(same(e.convention, convention, batch) for e in simple), simple
+
+
+def test_every_function_was_run() -> None:
+    assert {peer.library for peer in FURTHER} == set(VERSIONS)
+    for peer in FURTHER:
+        assert peer.seen, peer.name
+        assert peer.version, peer.name
+
+
+def test_every_library_has_its_name_and_can_be_measured() -> None:
+    snippets = Path(__file__).parents[2] / "benchmarks" / "conventions"
+    assert {path.stem.removeprefix("of_") for path in snippets.glob("of_*.py")} == set(VERSIONS)
+    assert set(LIBRARIES) == {peer.library for peer in (*PEERS, *FURTHER)}
