@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -52,7 +52,7 @@ class Setting:
     quantity: Quantity
     one_row: bool = False  # two vectors, read as distributions
     library: str = ""  # whose functions stand first
-    given: Mapping[str, float] = field(default_factory=dict)  # by field of a convention: what may have been used
+    given: tuple[tuple[str, float], ...] = ()  # the field of a convention, and what may have been used
 
     @staticmethod
     def of(
@@ -92,12 +92,12 @@ class Setting:
             quantity=quantity,
             one_row=batch.y_pred.ndim == 2 and len(batch.y_pred) == 1,
             library=library,
-            given=given or {},
+            given=tuple((given or {}).items()),
         )
 
     def tried(self, name: str, usual: Iterable[float]) -> tuple[float, ...]:
         """The number that may have been used, where one is given, and the usual ones."""
-        return tuple(dict.fromkeys((*((self.given[name],) if name in self.given else ()), *usual)))
+        return tuple(dict.fromkeys((*(x for field, x in self.given if field == name), *usual)))
 
     @property
     def events_only(self) -> bool:

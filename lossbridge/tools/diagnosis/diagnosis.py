@@ -345,8 +345,8 @@ def _diagnosed(
     near: list[tuple[tuple[int, float], str]] = []
     count, chance = 0, 0.0
     for quantity, setting in settings.items():
-        candidates = hypotheses(setting, plain=depth in ("plain", "constants"))
-        candidates = [h for h in candidates if depth != "another axis" or h.convention.axis != -1]
+        every = hypotheses(setting, plain=depth in ("plain", "constants"))
+        candidates = [h for h in every if depth != "another axis" or h.convention.axis != -1]
         count += len(candidates)
         observations = [Observation.of(x, quantity, dtype=dtype) for x in data.observed]
         groups, closest = search(

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -246,10 +247,10 @@ def _changes_of_any_data(setting: Setting) -> Iterator[Change]:
     for dtype in FLOAT16_DTYPES:
         yield Change("dtype", {"dtype": dtype}, common=False, weight=0 if dtype == setting.half else 2)
     for gamma in setting.tried("gamma", (1.0, 2.0, 5.0)):
-        yield Change("gamma", {"gamma": gamma}, common="gamma" in setting.given, costs=FOCAL)
+        yield Change("gamma", {"gamma": gamma}, common=bool(setting.tried("gamma", ())), costs=FOCAL)
     yield Change("gamma", {"gamma": 0.0}, common=False, costs=("binary focal",))  # of classes it is a factor α
     for alpha in (*setting.tried("alpha", (0.25, 0.5, 0.75, 1.0)), None):
-        yield Change("alpha", {"alpha": alpha}, common="alpha" in setting.given, costs=FOCAL)
+        yield Change("alpha", {"alpha": alpha}, common=bool(setting.tried("alpha", ())), costs=FOCAL)
     for alpha in (1.0, -1.0):
         yield Change("alpha", {"alpha": alpha}, common=False, costs=("poly",))
 
@@ -280,7 +281,8 @@ def _changes_of_some_data(setting: Setting) -> Iterator[Change]:
 _PAIRED = ("cross-entropy", "binary", "divergence")
 
 
-def hypotheses(setting: Setting, *, plain: bool = False) -> list[Hypothesis]:
+@functools.lru_cache(maxsize=16)  # of other readings of the arrays many are alike
+def hypotheses(setting: Setting, *, plain: bool = False) -> tuple[Hypothesis, ...]:
     """Every convention once, in canonical form and with its simplest explanation; fewest changes first.
 
     `plain`: the functions alone, with nothing changed but how they count what is left out.
@@ -310,13 +312,17 @@ def hypotheses(setting: Setting, *, plain: bool = False) -> list[Hypothesis]:
         if start.other_family:
             continue  # of hard targets a divergence is a cross-entropy, of which the changes are tried
         fitting = [change for change in tried if change.costs is None or own.cost in change.costs]
+        further = start.preset.peer in FURTHER
+        if further:  # what is changed besides their options is looked for in the functions that most people know
+            options = {*start.preset.peer.options, "activation", "smoothing_over"}
+            fitting = [change for change in fitting if change.values.keys() <= options]
         for change in fitting:
             add(own.but(**change.values), start, change.weight)
         common = [change for change in fitting if change.common]
-        if own.cost not in _PAIRED:
+        if own.cost not in _PAIRED or further:
             continue
         for i, first in enumerate(common):
             for second in common[i + 1 :]:
                 if first.group != second.group:
                     add(own.but(**first.values, **second.values), start, 2)
-    return sorted(found.values(), key=lambda h: (h.changes, h.place))
+    return tuple(sorted(found.values(), key=lambda h: (h.changes, h.place)))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any, NamedTuple
 
-from lossbridge.conventions import Convention, Peer
+from lossbridge.conventions import FURTHER, Convention, Cost, Peer
 from lossbridge.tools.diagnosis.batch import Batch, Quantity
 from lossbridge.tools.diagnosis.canonical import DIVERGENCES, holds
 from lossbridge.tools.diagnosis.evaluate import as_read, divisor
@@ -141,6 +141,11 @@ def words(h: Hypothesis, batch: Batch, quantity: Quantity) -> Words:
     if options.left_out == "zero" == h.convention.left_out:
         counted = "still counted in the mean" if quantity in ("scalar", "gradient") else "0"
         phrases.append(f": what is left out is {counted}")
+    if peer in FURTHER:
+        plain = Convention(activation=h.own.activation, target_activation=h.own.target_activation)
+        without: dict[str, Cost] = {"jensen-shannon": "divergence", "squared": "cross-entropy"}
+        rules = differences(replace(plain, cost=without.get(h.own.cost, h.own.cost)), h.own, batch)
+        phrases += [f": {'; '.join(rules)}"] if rules else []
     differing = differences(h.own, h.convention, batch)
     if differing:
         phrases.append(("; and " if phrases else ", but ") + "; ".join(differing))
