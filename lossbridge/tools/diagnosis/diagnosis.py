@@ -285,9 +285,9 @@ def diagnose(
 def _with_another_reading(found: Diagnosis, request: _Request, given: _Given) -> Diagnosis:
     """A diagnosis of the arrays in another interpretation that explains the number; without one, `found`."""
     y_true, y_pred, observed, options = given
-    few = not _has_many_digits(observed)
+    seen = None if np.ndim(observed) else Observation.of(observed, "scalar")
     for other in readings.others(found.batches[0], y_true, y_pred):
-        if other.one_of_many and few:
+        if seen is not None and not _is_believed(other, seen):
             continue
         try:
             again = _diagnosed(
@@ -319,8 +319,11 @@ def _mask_of(other: readings.Reading, batch: Batch) -> dict[str, Any]:
     return {"mask": mask}
 
 
-def _has_many_digits(observed: Any) -> bool:
-    return np.ndim(observed) > 0 or Observation.of(observed, "scalar").has_many_digits
+def _is_believed(other: readings.Reading, seen: Observation) -> bool:
+    """Whether the number has digits enough for a reading that has so many alternatives."""
+    if other.alternatives > readings.MANY:
+        return seen.has_more_digits
+    return other.alternatives == 1 or seen.has_many_digits
 
 
 def _diagnosed(

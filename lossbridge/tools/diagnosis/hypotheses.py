@@ -316,6 +316,7 @@ def hypotheses(setting: Setting, *, plain: bool = False) -> tuple[Hypothesis, ..
         if further:  # what is changed besides their options is looked for in the functions that most people know
             options = {*start.preset.peer.options, "activation", "smoothing_over"}
             fitting = [change for change in fitting if change.values.keys() <= options]
+            fitting = [change for change in fitting if "twice" not in change.values.get("activation", "")]
         for change in fitting:
             add(own.but(**change.values), start, change.weight)
         common = [change for change in fitting if change.common]

@@ -20,6 +20,7 @@ _BROADCAST = 1000  # most samples that are broadcast to a loss of every pair
 # What is tried: everything, the functions themselves with nothing changed, what has the classes along another axis, or
 # the functions with a constant added.
 Depth = Literal["all", "plain", "another axis", "constants"]
+_SOME, MANY = 2, 10  # alternatives
 _EXCHANGED = 12  # most classes of which every pair is exchanged
 
 
@@ -35,7 +36,7 @@ class Reading:
     shift: int = 0
     mask: Array | None = None  # of what is left, where it leaves something out
     depth: Depth = "plain"
-    one_of_many: bool = False  # so that it is believed with five digits or more
+    alternatives: int = 1  # of many it is believed with five digits or more, of very many with six
     library: str = ""  # whose functions read arrays so, and so stand first
 
     def of(self, batch: Batch) -> Batch:
@@ -65,7 +66,8 @@ def _made(batch: Batch, **changed: str) -> dict[str, str]:
 
 
 def _of_vectors(true: Array, pred: Array) -> Iterator[Reading]:
-    if true.ndim == pred.ndim == 1 and pred.size > 1:
+    outcomes = np.isin(true, (0, 1)).all() and true.sum() != 1
+    if true.ndim == pred.ndim == 1 and pred.size > 1 and not outcomes:
         both = {name: f"np.asarray({name})[None]" for name in ("y_true", "y_pred")}
         words = "y_true and y_pred read as one distribution"
         rows = true[None], pred[None]
@@ -126,13 +128,14 @@ def _shifted(batch: Batch) -> Iterator[Reading]:
             shifted = np.roll(labels, step, axis)
             words = f"each prediction is compared with the {which} label along axis {axis} (a shift of labels in time)"
             given = _made(batch, y_true=f"np.roll({{}}, {step}, {axis})")
-            yield Reading(words, shifted, batch.y_pred, given, mask=kept, one_of_many=labels.ndim < 2)
+            yield Reading(words, shifted, batch.y_pred, given, mask=kept, alternatives=_SOME if labels.ndim < 2 else 1)
 
 
 def _turned(batch: Batch) -> Iterator[Reading]:
     """Outcomes of the other event."""
     true = batch.y_true
-    if ((true >= 0) & (true <= 1)).all() and (batch.labels or batch.classes != 2):
+    distributions = batch.classes > 1 and not batch.labels and np.allclose(true.sum(-1), 1, atol=1e-2)
+    if ((true >= 0) & (true <= 1)).all() and not distributions:
         words = "the event reversed: 1 − y_true, the probability being that of the other outcome"
         yield Reading(words, 1 - true, batch.y_pred, _made(batch, y_true="1 - {}"))
 
@@ -172,4 +175,4 @@ def _exchanged(batch: Batch) -> Iterator[Reading]:
         code = f"{{}}[..., {list(columns)}]" if classes <= _EXCHANGED else "{}[..., ::-1]"
         pred = batch.y_pred[..., list(columns)]
         words = f"the classes (columns of y_pred) {how}"
-        yield Reading(words, batch.y_true, pred, _made(batch, y_pred=code), one_of_many=classes > 2)
+        yield Reading(words, batch.y_true, pred, _made(batch, y_pred=code), alternatives=len(orders))

@@ -17,7 +17,7 @@ from lossbridge.tools.diagnosis.batch import Array, Batch, Quantity
 from lossbridge.tools.diagnosis.evaluate import arrays, rounded, same, scalars, scale, sums_key
 from lossbridge.tools.diagnosis.hypotheses import Hypothesis
 
-MANY_DIGITS = 5.5e-5  # the relative tolerance of five digits
+MANY_DIGITS, MORE_DIGITS = 5.5e-5, 5.5e-6  # the relative tolerances of five digits and of six
 INDISTINCT = 1e-7  # relative difference of two numbers that float32 does not resolve
 # Relative errors of a loss computed in a dtype, at most.
 _FLOAT64, _FLOAT32, _FLOAT16 = 1e-9, 2e-6, 1e-3
@@ -49,8 +49,13 @@ class Observation:
 
     @property
     def has_many_digits(self) -> bool:
-        """Five or more: then what has many alternatives can be believed."""
+        """Five or more: then what has some alternatives can be believed."""
         return self.tight <= MANY_DIGITS * abs(float(self.values))
+
+    @property
+    def has_more_digits(self) -> bool:
+        """Six or more: then what has many can."""
+        return self.tight <= MORE_DIGITS * abs(float(self.values))
 
     @staticmethod
     def of(observed: Any, quantity: Quantity, *, dtype: str = "float64") -> Observation:

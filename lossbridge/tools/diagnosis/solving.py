@@ -72,7 +72,7 @@ def solved(
     """
     if setting.quantity != "scalar" or not math.isfinite(float(seen.values)) or not float(seen.values):
         return []
-    bases = _bases(known, setting)
+    bases = _bases(known, setting, few=not (sure or seen.has_many_digits))
     found: list[tuple[Hypothesis, Convention]] = []
     if last:
         found += _offsets(bases, batch, seen, sure)
@@ -91,8 +91,11 @@ def solved(
     return list(new.values())
 
 
-def _bases(known: Sequence[Hypothesis], setting: Setting) -> list[Hypothesis]:
-    """The functions whose one thing is looked for: means, of each kind the best known, of likely costs first."""
+def _bases(known: Sequence[Hypothesis], setting: Setting, *, few: bool) -> list[Hypothesis]:
+    """The functions whose one thing is looked for: means, of each kind the best known, of likely costs first.
+
+    `few`: for a number of few digits only those that the targets suggest.
+    """
     found: dict[tuple[Any, ...], Hypothesis] = {}
     for h in known:
         c, of_hard = h.own, setting.hard and h.preset.peer.convention.cost in DIVERGENCES
@@ -110,7 +113,8 @@ def _bases(known: Sequence[Hypothesis], setting: Setting) -> list[Hypothesis]:
     def unlikely(h: Hypothesis) -> tuple[bool, bool]:
         return (h.own.cost in BINARY) != outcomes, h.own.cost in FOCAL
 
-    return sorted(found.values(), key=unlikely)[:_MOST_BASES]
+    every = sorted(found.values(), key=unlikely)[:_MOST_BASES]
+    return [h for h in every if not any(unlikely(h))] if few else every
 
 
 # Coefficients.
@@ -349,8 +353,8 @@ def _rows(
     bases: Sequence[Hypothesis], batch: Batch, seen: Observation, sure: bool
 ) -> Iterator[tuple[Hypothesis, Convention]]:
     plain = [base for base in bases if not (base.own.sample_weight or base.own.class_weight or base.own.cost in FOCAL)]
-    precise = seen.has_many_digits or sure
-    names = [name for name in batch.weightings if precise or not name.startswith((FIRST_ROWS, LAST_ROWS))]
+    ends = sure or seen.has_more_digits
+    names = [name for name in batch.weightings if ends or not name.startswith((FIRST_ROWS, LAST_ROWS))]
     if batch.class_weight is not None:  # which then are those that were meant
         names = [name for name in names if "class" not in name or "alone" in name or "left out" in name]
     tried = [(base, replace(base.own, rows=name)) for base in plain[:2] for name in names if name != WEIGHTS_APART]
