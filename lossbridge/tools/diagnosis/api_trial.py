@@ -64,7 +64,7 @@ UNUSUAL: Mapping[str, tuple[Unusual, ...]] = {
     "class_weight": (Unusual(_CLASS_WEIGHT, "weight", given=True),),
     "mask": (Unusual(_MASK, "", given=True),),
     "ignore_class": (Unusual(4, "", given=True),),
-    "normalizer": (Unusual(40.0, over(40)),),
+    "normalizer": (Unusual(47.0, over(47)),),
     "axis": (Unusual(0, r"axis 0|transpos|first axis|SciPy's `entropy\.mean\(\)`(?! of)"),),
     # What they hold says which form of the loss is meant; both forms are tried with every option.
     "from_logits": (),

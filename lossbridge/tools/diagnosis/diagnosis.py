@@ -301,7 +301,7 @@ def _with_another_reading(found: Diagnosis, request: _Request, given: _Given) ->
             continue  # weights, or an observed array, do not fit the shapes of this reading
         if again.fits:
             batch = other.of(again.batches[0])
-            reading_of = other.words if other.depth == "plain" or other.library else ""
+            reading_of = other.words if other.depth == "plain" or other.library else again.reading
             return replace(
                 again,
                 batches=(batch,),
@@ -375,6 +375,7 @@ def _diagnosed(
         tried=count,
         shown=_shown(data.observed[0]),
         by_chance=chance,
+        reading=next((words for words in data.warnings if words.endswith(reading.ALONG_AXIS_0)), ""),
         batches=tuple(data.batches),
     )
 

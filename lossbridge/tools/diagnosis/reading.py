@@ -14,6 +14,7 @@ import numpy as np
 from lossbridge.request import as_array, framework_of
 from lossbridge.tools.diagnosis.batch import Array, Batch, Quantity
 
+ALONG_AXIS_0 = "classes read along axis 0, and moved to the end"
 _LARGEST_LABEL = 2**53  # float64 does not represent every larger integer
 # As programs print them. Python also reads 1_0 as 10, and the digits of every script.
 _NUMBER = re.compile(r"[+-]?((\d+\.?\d*|\.\d+)(e[+-]?\d+)?|inf|infinity|nan)", re.ASCII | re.IGNORECASE)
@@ -48,7 +49,7 @@ def batch_of(
     given = {"y_true": _code("y_true", y_true), "y_pred": _code("y_pred", y_pred)}
     warnings: list[str] = []
     if true.ndim == 1 and pred.ndim == 2 and true.shape == pred.shape[1:] and true.shape != pred.shape[:1]:
-        warnings.append(f"y_pred has shape {pred.shape}: classes read along axis 0, and moved to the end")
+        warnings.append(f"y_pred has shape {pred.shape}: {ALONG_AXIS_0}")
         pred, given["y_pred"] = pred.T, given["y_pred"] + ".T"
     true, pred = _match_axes(true, pred, given, warnings)
     moved = moved or _has_classes_first(true, pred, rounding)

@@ -305,10 +305,12 @@ def _factors(bases: Sequence[Hypothesis], batch: Batch, seen: Observation) -> It
                 precise = k <= 64 or loose < MANY_DIGITS
                 if precise and abs(target / (mean * factor) - 1) <= loose:
                     yield base, replace(base.own, factor=float(factor))
-        whole = round(float(total) / target)  # a normalizer: the tokens of the whole batch, of all processes
-        near = whole > 1 and abs(total / (target * whole) - 1) <= loose
-        if near and whole not in known and 2 * whole * loose <= _LARGEST_CHANCE:
-            yield base, replace(base.own, divisor="one", factor=1 / whole)
+        # A normalizer: the tokens of the whole batch, of all processes. Of outcomes it divides means over the classes.
+        for classes in {1, batch.classes if base.own.cost in BINARY else 1}:
+            whole = round(float(total) / classes / target)
+            near = whole > 1 and abs(total / (target * whole * classes) - 1) <= loose
+            if near and whole * classes not in known and 2 * whole * loose <= _LARGEST_CHANCE:
+                yield base, replace(base.own, divisor="one", factor=1 / (whole * classes))
         ratio = abs(target / mean)  # a weight of the whole
         scalar = rounded(_Root(ratio, ratio * loose), (), _LARGEST_CHANCE, 2) if base.own.divisor != "weights" else None
         if scalar is not None and 0.01 <= scalar < 2:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from lossbridge.conventions import FURTHER, Convention, Cost, Peer
 from lossbridge.tools.diagnosis.batch import Batch, Quantity
-from lossbridge.tools.diagnosis.canonical import DIVERGENCES, holds
+from lossbridge.tools.diagnosis.canonical import BINARY, DIVERGENCES, holds
 from lossbridge.tools.diagnosis.evaluate import as_read, divisor
 from lossbridge.tools.diagnosis.hypotheses import Hypothesis, Preset
 from lossbridge.tools.diagnosis.solving import counts
@@ -241,7 +241,10 @@ def _sizes(changed: set[str], new: Convention, batch: Batch) -> list[str]:
     if count is not None:
         return [f"divided by {known[count]} = {count:g}"]
     if new.divisor == "one" and "factor" in changed and new.factor < 1 and _is_whole(1 / new.factor):
-        return [f"divided by {1 / new.factor:.0f}, a normalizer such as the tokens of the whole batch"]
+        count = 1 / new.factor
+        if new.cost in BINARY and batch.classes > 1 and _is_whole(count / batch.classes):
+            return [f"divided by {count / batch.classes:.0f} times C, a normalizer of means over the classes"]
+        return [f"divided by {count:.0f}, a normalizer such as the tokens of the whole batch"]
     if new.divisor == "weights" and math.isclose(new.factor * batch.classes, 1) and batch.classes > 1:
         return ["divided by the sum of the weights times C"]
     if "divisor" in changed:
