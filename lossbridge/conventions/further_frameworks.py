@@ -113,7 +113,7 @@ _TF1 = (
     ),
 )
 
-_PADDLE_SOFTMAX = Convention(activation="softmax", clip="arguments", epsilon=math.exp(-64), divisor="weights")
+_PADDLE_SOFTMAX = Convention(activation="softmax", clip="lower", epsilon=math.exp(-64), divisor="weights")
 
 _PADDLE = (
     Peer(

@@ -256,7 +256,8 @@ def _smallest(c: Convention, setting: Setting) -> float:
 def _costs(c: Convention, setting: Setting) -> Convention:
     """Replaces formulas by simpler ones that are algebraically equal."""
     renormalise, other_target = c.renormalise, c.target_activation != "none" or c.swapped
-    if renormalise == "both" and setting.one_hot and c.axis == -1 and not other_target:
+    no_zero_rows = c.left_out != "kept" or not setting.left_out  # which a label out of range has
+    if renormalise == "both" and setting.one_hot and c.axis == -1 and not other_target and no_zero_rows:
         renormalise = "predictions"
     if not c.clip_first:
         if c.activation in _SOFTMAX and (renormalise == "predictions" or c.target_activation == "softmax"):
@@ -305,8 +306,10 @@ def _reduction(c: Convention, setting: Setting) -> Convention:
         divisor = "samples"
     # The one-hot row of a label out of range is 0, and with these costs its loss is too.
     zero_target = not setting.mask and not setting.ignored_class and not c.label_smoothing
-    zero_loss = c.cost in ("cross-entropy", "focal", "poly") or (c.cost == "divergence" and c.clip not in _CLIPS)
-    zero_weight = divisor != "weights" or c.class_weight
+    zero_loss = c.cost in ("cross-entropy", "focal", "poly") or (
+        c.cost == "divergence" and c.clip not in _CLIPS and c.renormalise != "both"
+    )
+    zero_weight = divisor not in ("weights", "nonzero weights") or c.class_weight
     if left_out == "kept" and zero_target and zero_loss and zero_weight and c.undefined == "zero":
         left_out = "zero" if divisor in ("samples", "elements") else "removed"
     return c.but(divisor=divisor, left_out=left_out)

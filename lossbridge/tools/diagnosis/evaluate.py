@@ -76,7 +76,8 @@ def row_sums(c: Convention, rows: Rows, memo: dict[Any, Any]) -> Array:
     else:
         sums = np.einsum("ij,ij->i", positive, cost)
         sums = sums + np.einsum("ij,ij->i", negative, complement_cost) if c.cost == "binary" else sums
-    return sums * _row_weights(c, rows, memo) if c.weighted == "rows" and c.class_weight else sums
+    by_rows = c.weighted == "rows" and c.class_weight and rows.class_weight is not None
+    return sums * _row_weights(c, rows, memo) if by_rows else sums
 
 
 def _row_weights(c: Convention, rows: Rows, memo: dict[Any, Any]) -> Array:
