@@ -53,7 +53,7 @@ CASES = [
     (Y, X, "0.657011", {}, r", but the mean of each class first, then that of the classes$"),
     (T, Q, "1.488430", {"class_weight": [1, 5]}, r"Keras' `BinaryCrossentropy`, but the class weights used$"),
     # 10: ε.
-    ([0, 0, 1], CERTAIN, "12.434466", {}, r"XGBoost's `mlogloss`: probabilities clipped to \[1e-16, 1\]$"),
+    ([0, 0, 1], CERTAIN, "12.434466", {}, r", but log\(p \+ 1e-16\)$"),
     ([0, 0, 1], CERTAIN, "7.061767", {}, r", but log\(p \+ 1e-09\)$"),
     # 14: a mask.
     (Y, X, "0.580953", {"mask": [1, 1, 0, 1, 1]}, r"Keras' `SparseCategoricalCrossentropy\(from_logits=True\)`$"),

@@ -355,7 +355,7 @@ def _diagnosed(
         groups, closest = search(
             candidates, data.batches, observations, lambda fraction: advance(fraction / len(settings))
         )
-        if depth in ("all", "constants") and (not groups or groups[0][0].hypothesis.strangeness > (1, False)):
+        if depth in ("all", "constants") and (not groups or groups[0][0].hypothesis.strangeness[:2] > (1, False)):
             constants = depth == "constants"
             new = solved(candidates, batch, setting, observations[0], sure=bool(further), last=constants)
             if new:

@@ -390,6 +390,8 @@ def arrays(batch: Batch, c: Convention, quantity: Quantity, index: Any) -> Array
         if quantity == "elements":
             return np.asarray(terms(c, rows, rows.pred, {}))
         weight = weights(c, rows)
+        if c.class_weight and c.weighted == "rows" and rows.class_weight is not None:
+            weight = weight * _row_weights(c, rows, {})
 
         def loss(x: Any) -> Any:
             given = replace(rows, target=x) if c.swapped else rows

@@ -42,13 +42,18 @@ class Hypothesis:
     other_family: bool = False  # a divergence or an entropy, where the targets suggest a cross-entropy
 
     @property
-    def strangeness(self) -> tuple[int, bool]:
-        """The order of hypotheses: the number of changes, of which another family is one; then whether it assumes
-        log-probabilities for a function that takes none."""
+    def rarity(self) -> int:
+        """What it counts besides its changes: that it is of another family, or of a library that fewer people have."""
+        return self.other_family + (self.preset.peer in FURTHER)
+
+    @property
+    def strangeness(self) -> tuple[int, bool, bool]:
+        """The order of hypotheses: the number of changes and its rarity; then whether it assumes log-probabilities for
+        a function that takes none; of equals the better known."""
         c = self.convention
         log_probabilities = c.activation == "exp" or c.logarithm == "missing"
         strange = log_probabilities and self.preset.peer.convention.activation != "exp"
-        return self.changes + self.other_family, strange
+        return self.changes + self.rarity, strange, self.rarity > 0
 
 
 def presets(setting: Setting) -> list[Preset]:
@@ -285,13 +290,13 @@ _PAIRED = ("cross-entropy", "binary", "divergence")
 def hypotheses(setting: Setting, *, plain: bool = False) -> tuple[Hypothesis, ...]:
     """Every convention once, in canonical form and with its simplest explanation; fewest changes first.
 
-    `plain`: the functions alone, with nothing changed but how they count what is left out.
+    `plain`: the best-known functions alone, with nothing changed but how they count what is left out.
     """
     found: dict[Convention, Hypothesis] = {}
 
     def add(c: Convention, start: Hypothesis, count: int) -> None:
         here = canonical(c, setting)
-        if here is None or (here in found and found[here].changes < count):
+        if here is None or (here in found and found[here].changes + found[here].rarity < count + start.rarity):
             return
         new = replace(start, convention=here, changes=count)
         if here not in found or new.strangeness < found[here].strangeness:
@@ -299,6 +304,8 @@ def hypotheses(setting: Setting, *, plain: bool = False) -> tuple[Hypothesis, ..
 
     starts: dict[Convention, Hypothesis] = {}
     for preset in presets(setting):
+        if plain and preset.peer in FURTHER:
+            continue
         own = canonical(preset.convention, setting)
         if own is not None and own not in starts:
             of_divergence = preset.peer.convention.cost in (*DIVERGENCES, "entropy")
