@@ -59,9 +59,9 @@ class Hypothesis:
 def presets(setting: Setting) -> list[Preset]:
     """The presets of every peer, with the options that are no changes: logits, reduction, the given weights."""
 
-    def order(preset: Preset) -> tuple[bool, bool, bool, int, bool]:
-        """First those of the library that is preferred; then the functions that take such targets and return this
-        quantity; then by library; then those that are called on the arrays themselves."""
+    def order(preset: Preset) -> tuple[bool | int, ...]:
+        """First what most people have, and of it the library that is preferred; then the functions that take such
+        targets and return this quantity; then by library; then those that are called on the arrays themselves."""
         peer = preset.peer
         if setting.quantity in ("scalar", "gradient"):
             returned = setting.quantity == "scalar" or peer.returns == "scalar"
@@ -70,6 +70,7 @@ def presets(setting: Setting) -> list[Preset]:
         other_targets = setting.labels and "labels" not in peer.targets
         as_they_are = (preset.pred, preset.target) == ("y_pred", "y_true")
         return (
+            peer in FURTHER,
             peer.library != setting.library,
             other_targets,
             not returned,
