@@ -394,6 +394,7 @@ def arrays(batch: Batch, c: Convention, quantity: Quantity, index: Any) -> Array
             weight = weight * _row_weights(c, rows, {})
 
         def loss(x: Any) -> Any:
+            x = b.where(weight[:, None] == 0, 0.5, x)  # a NaN of what is left out would reach its slope
             given = replace(rows, target=x) if c.swapped else rows
             return b.sum(b.sum(terms(c, given, rows.pred if c.swapped else x), 1) * weight)
 
