@@ -111,7 +111,8 @@ def _keras(
     if "left_out" in options:
         reducing["left_out"] = {"removed": "ignore_class={ignored}"}
         per_sample = replace(convention, left_out="zero")
-    nan: tuple[Activation, ...] = ("softmax",) if targets == "distributions" else ()
+    # Of labels on JAX, where Keras multiplies by their one-hot rows.
+    nan: tuple[Activation, ...] = ("sigmoid",) if targets == "events" else ("softmax",)
     return (
         Peer("keras", cls, (targets,), _ORDER, replace(convention, dtype="float32"), reducing, "scalar", nan_under=nan),
         Peer("keras", function, (targets,), _ORDER, per_sample, options, note=note, nan_under=nan),

@@ -373,6 +373,8 @@ def _expressions(peer: Peer, c: Convention, batch: Batch, rows: Batch, setting: 
     outcomes = setting.pred_holds if c.swapped else setting.true_holds
     if peer.library == "keras" and c.cost in BINARY and outcomes != "probabilities":
         return  # on PyTorch, Keras refuses such targets
+    if peer.library == "optax" and c.cost in FOCAL and outcomes != "probabilities":
+        return  # a power of a number below 0
     activations = peer.options.get("activation", {})
     for activation in dict.fromkeys([own.activation, *(activations if isinstance(activations, Mapping) else ())]):
         options: dict[str, Any] = {}
@@ -414,7 +416,10 @@ def _expressions(peer: Peer, c: Convention, batch: Batch, rows: Batch, setting: 
 def _may_be_nan(c: Convention, setting: Setting, pred: Iterable[Operation]) -> bool:
     """Whether the library may compute 0·∞ here: nothing bounds its logarithms. `lossbridge.compat` does not."""
     bounded = setting.pred_holds == "probabilities" and c.activation != "none"
-    return setting.extreme and not bounded and not any(name in ("clip", "add") for name, _ in pred)
+    names = {name for name, _ in pred}
+    infinite = setting.pred_holds != "probabilities"
+    clipped = names & {"clip", "add"} and not (infinite and "normalise" in names)  # ∞/∞ is NaN before
+    return setting.extreme and not bounded and not clipped
 
 
 def option(text: str) -> dict[str, Any]:
@@ -453,8 +458,8 @@ def _pred(own: Convention, c: Convention, peer: Peer, options: dict[str, Any]) -
     if own.clip != "none" or own.renormalise != "no" or c.clip_first or c.clip == "arguments":
         return None
     if c.clip == "added":
-        of_logarithm = own.activation == "exp" and c.cost not in BINARY and c.renormalise == "no"
-        return (("add", {"epsilon": c.epsilon}), *operations) if of_logarithm and operations else None
+        of_logarithm = [name for name, _ in operations] == ["log"] and c.cost not in BINARY and c.renormalise == "no"
+        return (("add", {"epsilon": c.epsilon}), *operations) if of_logarithm else None
     before: tuple[Operation, ...] = ()
     if c.renormalise == "predictions":
         before = (("normalise", {}),)
