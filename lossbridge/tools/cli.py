@@ -36,6 +36,7 @@ from lossbridge.tools.parity.cases import DTYPES, LOSSES, cases
 from lossbridge.tools.parity.check import Outcome
 from lossbridge.tools.parity.files import case_of, load_arrays
 from lossbridge.tools.parity.tables import UnusableFile
+from lossbridge.tools.printed_number import is_number
 from lossbridge.tools.processes import BackendRun, installed, run_workers
 from lossbridge.version import __version__
 
@@ -51,7 +52,7 @@ MOST_ENTRIES = 2**27
 
 
 def number(given: str | float) -> float:
-    """An option's number, or its default; Python's own way would read the text 1_0 as 10."""
+    """An option's number, or its default."""
     return _plain(given, float)
 
 
@@ -61,7 +62,7 @@ def whole_number(given: str | int) -> int:
 
 def _plain(given: object, kind: Any) -> Any:
     try:
-        return kind(str(given) if "_" not in str(given) else "")
+        return kind(str(given) if is_number(str(given)) else "")
     except ValueError:
         what = "whole number" if kind is int else "number"
         raise typer.BadParameter(f"{given!r} is no {what}; give it in digits") from None

@@ -492,6 +492,7 @@ def test_lists_are_arrays() -> None:
     ("a", "b", "options", "error", "words"),
     [
         ({"y_pred": [1.0]}, {"loss": "x"}, {}, ValueError, "b: loss is 'x', which is no number; pass one"),
+        ({"y_pred": [1.0]}, {"loss": "1_0"}, {}, ValueError, "b: loss is '1_0', which is no number; pass one"),
         ({"pred": [1.0]}, {"y_pred": [1.0]}, {}, ValueError, "a holds pred, which is not known here; name the arrays"),
         ({}, {"y_pred": [1.0]}, {}, ValueError, "a holds no arrays; name the arrays inputs, y_true, "),
         (

@@ -13,6 +13,7 @@ import numpy as np
 from lossbridge.tools.diagnosis.reading import array
 from lossbridge.tools.parity.files import load_run
 from lossbridge.tools.parity.tables import UnusableFile
+from lossbridge.tools.printed_number import is_number
 
 Array = np.ndarray
 Stage = Literal["inputs", "targets", "parameters", "predictions", "weights", "losses", "loss", "gradients"]
@@ -101,6 +102,8 @@ def _read(given: Mapping[str, Any], side: str) -> Iterator[tuple[str, Any]]:
         x = given[name]
         if name == "loss" and isinstance(x, str | int | float) and not isinstance(x, bool | np.generic):
             try:
+                if isinstance(x, str) and not is_number(x):
+                    raise ValueError
                 yield name, x if np.isfinite(float(x)) or isinstance(x, float) else float(x)
             except (ValueError, OverflowError):
                 raise ValueError(f"{side}: loss is {str(x)[:40]!r}, which is no number; pass one") from None

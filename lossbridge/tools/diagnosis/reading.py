@@ -6,18 +6,16 @@ Depends on no convention.
 from __future__ import annotations
 
 import math
-import re
 from typing import Any
 
 import numpy as np
 
 from lossbridge.request import as_array, framework_of
 from lossbridge.tools.diagnosis.batch import Array, Batch, Quantity
+from lossbridge.tools.printed_number import is_number
 
 ALONG_AXIS_0 = "classes read along axis 0, and moved to the end"
 _LARGEST_LABEL = 2**53  # float64 does not represent every larger integer
-# As programs print them. Python also reads 1_0 as 10, and the digits of every script.
-_NUMBER = re.compile(r"[+-]?((\d+\.?\d*|\.\d+)(e[+-]?\d+)?|inf|infinity|nan)", re.ASCII | re.IGNORECASE)
 
 
 def array(x: Any, name: str) -> Array:
@@ -303,7 +301,7 @@ def quantities(observed: Any, batch: Batch, declared: str | None) -> tuple[Any, 
     found: list[Quantity] = []
     if isinstance(observed, str | int | float) and not isinstance(observed, np.generic):
         try:
-            if isinstance(observed, str) and not _NUMBER.fullmatch(observed.strip()):
+            if isinstance(observed, str) and not is_number(observed):
                 raise ValueError
             number = float(observed)
         except (ValueError, OverflowError):
