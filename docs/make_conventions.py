@@ -135,7 +135,7 @@ def _weights(peer: Peer) -> str:
 
 def _clipping(c: Convention) -> str:
     if c.clip == "arguments" or (c.clip == "lower" and c.cost == "cross-entropy"):  # which are the same there
-        return floor(c.epsilon).replace("logarithms of at least", "log p ≥").partition(":")[0]
+        return floor(float(c.epsilon)).replace("logarithms of at least", "log p ≥").partition(":")[0]
     epsilon = "machine ε" if c.epsilon == "machine" else f"{float(c.epsilon):g}"
     return {
         "none": "no",

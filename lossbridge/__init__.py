@@ -10,6 +10,7 @@ Imports NumPy and no framework: arrays of PyTorch, TensorFlow and JAX are recogn
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from lossbridge.explanation import explain
@@ -52,16 +53,12 @@ def __getattr__(name: str) -> Any:
         from lossbridge.tools.diagnosis import diagnose
 
         return diagnose
-    if name == "compat":  # as the calls that are printed write it: lossbridge.compat.sklearn.log_loss_before_1_5
-        import importlib
-
-        for library in ("keras", "optax", "scipy", "sklearn", "torch"):
-            importlib.import_module(f"lossbridge.compat.{library}")
-        return importlib.import_module("lossbridge.compat")
     if name == "compare":
         from lossbridge.tools.comparison import compare
 
         return compare
+    if name == "compat":  # as the calls that are printed write it: lossbridge.compat.sklearn.log_loss_before_1_5
+        return importlib.import_module("lossbridge.compat")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -132,6 +132,11 @@ class Peer:
         return f"{self.library}.{self.function}"
 
     @property
+    def is_further(self) -> bool:
+        """Whether it is of a library that `lossbridge.compat` does not follow, and that fewer people have."""
+        return bool(self.version)
+
+    @property
     def elementwise(self) -> bool:
         """Whether it returns one value an element if it does not reduce."""
         return self.returns == "elements" or (self.library == "torch" and self.convention.divisor == "elements")

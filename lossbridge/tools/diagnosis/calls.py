@@ -475,10 +475,10 @@ def _pred(own: Convention, c: Convention, peer: Peer, options: dict[str, Any]) -
 
 def _cooled(own: Convention, c: Convention, peer: Peer, options: dict[str, Any]) -> tuple[Operation, ...] | None:
     """The operations where the logits are divided by a temperature, before the last softmax or sigmoid."""
+    operations = _pred(own, replace(c, temperature=1.0), peer, options)
     if "temperature" in peer.options:
         options["temperature"] = c.temperature
-        return _pred(own, replace(c, temperature=1.0), peer, options)
-    operations = _pred(own, replace(c, temperature=1.0), peer, options)
+        return operations
     if operations is None or not c.activation.startswith(("softmax", "sigmoid")):
         return None
     first = 1 if c.activation.endswith("twice") else 0

@@ -76,8 +76,12 @@ def row_sums(c: Convention, rows: Rows, memo: dict[Any, Any]) -> Array:
     else:
         sums = np.einsum("ij,ij->i", positive, cost)
         sums = sums + np.einsum("ij,ij->i", negative, complement_cost) if c.cost == "binary" else sums
-    by_rows = c.weighted == "rows" and c.class_weight and rows.class_weight is not None
-    return sums * _row_weights(c, rows, memo) if by_rows else sums
+    return sums * _row_weights(c, rows, memo) if _are_weighted(c, rows) else sums
+
+
+def _are_weighted(c: Convention, rows: Rows) -> bool:
+    """Whether the class weights are those of rows."""
+    return c.class_weight and c.weighted == "rows" and rows.class_weight is not None
 
 
 def _row_weights(c: Convention, rows: Rows, memo: dict[Any, Any]) -> Array:
@@ -277,7 +281,9 @@ def divisor(c: Convention, batch: Batch, rows: Rows) -> float:
     """What the sum over all rows is divided by."""
     classes = rows.pred.shape[1]
     if c.rows != ALL:
-        return rows.weighting(c.rows).divisor * {"elements": classes, "one": 0.0}.get(c.divisor, 1.0) or 1.0
+        return (
+            1.0 if c.divisor == "one" else rows.weighting(c.rows).divisor * (classes if c.divisor == "elements" else 1)
+        )
     count = float(rows.valid.sum()) if c.left_out == "removed" else float(len(rows.valid))
     if c.divisor in ("weights", "nonzero weights"):
         weight = weights(c, rows)
@@ -390,7 +396,7 @@ def arrays(batch: Batch, c: Convention, quantity: Quantity, index: Any) -> Array
         if quantity == "elements":
             return np.asarray(terms(c, rows, rows.pred, {}))
         weight = weights(c, rows)
-        if c.class_weight and c.weighted == "rows" and rows.class_weight is not None:
+        if _are_weighted(c, rows):
             weight = weight * _row_weights(c, rows, {})
 
         def loss(x: Any) -> Any:

@@ -44,7 +44,7 @@ class Hypothesis:
     @property
     def rarity(self) -> int:
         """What it counts besides its changes: that it is of another family, or of a library that fewer people have."""
-        return self.other_family + (self.preset.peer in FURTHER)
+        return self.other_family + self.preset.peer.is_further
 
     @property
     def strangeness(self) -> tuple[int, bool, bool]:
@@ -70,7 +70,7 @@ def presets(setting: Setting) -> list[Preset]:
         other_targets = setting.labels and "labels" not in peer.targets
         as_they_are = (preset.pred, preset.target) == ("y_pred", "y_true")
         return (
-            peer in FURTHER,
+            peer.is_further,
             peer.library != setting.library,
             other_targets,
             not returned,
@@ -305,7 +305,7 @@ def hypotheses(setting: Setting, *, plain: bool = False) -> tuple[Hypothesis, ..
 
     starts: dict[Convention, Hypothesis] = {}
     for preset in presets(setting):
-        if plain and preset.peer in FURTHER:
+        if plain and preset.peer.is_further:
             continue
         own = canonical(preset.convention, setting)
         if own is not None and own not in starts:
@@ -320,7 +320,7 @@ def hypotheses(setting: Setting, *, plain: bool = False) -> tuple[Hypothesis, ..
         if start.other_family:
             continue  # of hard targets a divergence is a cross-entropy, of which the changes are tried
         fitting = [change for change in tried if change.costs is None or own.cost in change.costs]
-        further = start.preset.peer in FURTHER
+        further = start.preset.peer.is_further
         if further:  # what is changed besides their options is looked for in the functions that most people know
             options = {*start.preset.peer.options, "activation", "smoothing_over"}
             fitting = [change for change in fitting if change.values.keys() <= options]

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from lossbridge.conventions import FURTHER
 from lossbridge.tools.diagnosis.batch import Array, Batch, Quantity
 from lossbridge.tools.diagnosis.evaluate import arrays, rounded, same, scalars, scale, sums_key
 from lossbridge.tools.diagnosis.hypotheses import Hypothesis
@@ -189,8 +188,7 @@ def search(
 def _nearest(fits: Sequence[Fit]) -> list[Fit]:
     """Three functions with nothing changed; of those that give the same the best known."""
     found: list[Fit] = []
-    plain = [fit for fit in fits if not (fit.hypothesis.changes or fit.hypothesis.other_family)]
-    plain = [fit for fit in plain if fit.hypothesis.preset.peer not in FURTHER]
+    plain = [fit for fit in fits if not (fit.hypothesis.changes or fit.hypothesis.rarity)]
     for fit in sorted((fit for fit in plain if math.isfinite(fit.misfit)), key=lambda fit: fit.hypothesis.place):
         if not any(indistinct(fit.values, other.values) and _indistinct(fit.last, other.last) for other in found):
             found.append(fit)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lossbridge.conventions import FURTHER, Convention
+from lossbridge.conventions import Convention
 from lossbridge.tools.diagnosis.batch import Array, Batch
 from lossbridge.tools.diagnosis.canonical import BINARY, DIVERGENCES, FOCAL, Setting, canonical
 from lossbridge.tools.diagnosis.evaluate import scalars
@@ -99,7 +99,7 @@ def _bases(known: Sequence[Hypothesis], setting: Setting, *, few: bool) -> list[
     found: dict[tuple[Any, ...], Hypothesis] = {}
     for h in known:
         c, of_hard = h.own, setting.hard and h.preset.peer.convention.cost in DIVERGENCES
-        if h.changes or h.other_family or h.preset.peer in FURTHER or of_hard or c.undefined == "nan" or c.axis != -1:
+        if h.changes or h.rarity or of_hard or c.undefined == "nan" or c.axis != -1:
             continue
         if c.divisor in ("one", "classes") or c.cost not in ("cross-entropy", "divergence", *BINARY, *FOCAL):
             continue

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from lossbridge.conventions import FURTHER, Convention, Cost, Peer
+from lossbridge.conventions import Convention, Cost, Peer
 from lossbridge.tools.diagnosis.batch import Batch, Quantity
 from lossbridge.tools.diagnosis.canonical import BINARY, DIVERGENCES, holds
 from lossbridge.tools.diagnosis.evaluate import as_read, divisor
@@ -141,7 +141,7 @@ def words(h: Hypothesis, batch: Batch, quantity: Quantity) -> Words:
     if options.left_out == "zero" == h.convention.left_out:
         counted = "still counted in the mean" if quantity in ("scalar", "gradient") else "0"
         phrases.append(f": what is left out is {counted}")
-    if peer in FURTHER:
+    if peer.is_further:
         plain = Convention(activation=h.own.activation, target_activation=h.own.target_activation)
         without: dict[str, Cost] = {"jensen-shannon": "divergence", "squared": "cross-entropy"}
         rules = differences(replace(plain, cost=without.get(h.own.cost, h.own.cost)), h.own, batch)
@@ -277,20 +277,21 @@ def multiplication(factor: float) -> str:
 
 
 def clipping(c: Convention) -> str:
+    if c.clip == "arguments":
+        return floor(float(c.epsilon))
     epsilon = c.epsilon if isinstance(c.epsilon, str) else f"{c.epsilon:.3g}"
     return {
         "none": "nothing clipped",
         "both": f"probabilities clipped to [{epsilon}, 1 − {epsilon}]",
         "lower": f"probabilities clipped to [{epsilon}, 1]",
         "added": f"log(p + {epsilon})",
-        "arguments": floor(c.epsilon),
     }[c.clip]
 
 
-def floor(epsilon: Any) -> str:
+def floor(epsilon: float) -> str:
     """Of each logarithm, or of its argument."""
-    lowest = math.log(float(epsilon)) if float(epsilon) else 0.5
-    if float(epsilon) < 1e-20 and abs(lowest - round(lowest)) < 1e-6:
+    lowest = math.log(epsilon)
+    if epsilon < 1e-20 and abs(lowest - round(lowest)) < 1e-6:
         return f"logarithms of at least −{-lowest:.0f}"
     return f"each logarithm's argument at least {epsilon:.3g}: log(max(p, {epsilon:.3g})), and so of 1 − p"
 
