@@ -374,9 +374,10 @@ def assert_same(found: list[Any], expected: list[Any]) -> None:
 
 
 @every_rule
-@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
-def test_another_axis_is_the_transposed_call(rule, dtype) -> None:
-    pred, target = problem(rule, (2, 19, 5), dtype)
+@pytest.mark.parametrize("shape", [(2, 5, 19), (3, 2, 18), (2, 18, 6), (1, 35, 37), (2, 17, 16)])  # every rest of four
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16, ml_dtypes.bfloat16])
+def test_another_axis_is_the_transposed_call(rule, dtype, shape) -> None:
+    pred, target = problem(rule, shape, dtype)
     gradient = rule in rows.WITH_TARGET_GRADIENT
     losses, *last = run(rule, pred, target, target_gradient=gradient, **OPTIONS)
     moved = [np.moveaxis(x, -1, 1) if x.ndim == 3 else x for x in (pred, target)]

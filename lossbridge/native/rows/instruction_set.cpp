@@ -26,7 +26,7 @@ static bool bernoulli(const Call &c) {
   return c.rule >= Rule::BERNOULLI_LOGITS && c.rule <= Rule::BERNOULLI_FOCAL_PROBABILITIES;
 }
 static int64_t row_length(const Call &c) { return c.elementwise ? std::min(samples(c), CHUNK) : c.classes; }
-static int64_t columns(const Call &c) { return c.elementwise ? 1 : std::min(c.inner, TILE); }
+static int64_t columns(const Call &c) { return c.elementwise ? 1 : tile(c); }
 
 // Predictions and target of the columns, and rows for the rule.
 constexpr int64_t SPARE = 4;
@@ -58,8 +58,8 @@ static Block block(const Call &c, int64_t unit) {
     int64_t first = unit * CHUNK;
     return {first, 1, first, std::min(CHUNK, samples(c) - first), 1};
   }
-  const int64_t tiles = (c.inner + TILE - 1) / TILE, outer = unit / tiles, column = unit % tiles * TILE;
-  return {outer * c.inner + column, std::min(TILE, c.inner - column), outer * c.classes * c.inner + column, c.classes,
+  const int64_t wide = tile(c), tiles = ceil_div(c.inner, wide), outer = unit / tiles, column = unit % tiles * wide;
+  return {outer * c.inner + column, std::min(wide, c.inner - column), outer * c.classes * c.inner + column, c.classes,
           c.inner};
 }
 
@@ -159,21 +159,24 @@ static void log_loss(const Call &c, const Block &b) {
     typedef decltype(type) T;
     const T *pred = (const T *)c.pred + b.entry;
     T *gradient = c.gradient ? (T *)c.gradient + b.entry : nullptr;
+    double found[TILE];  // the gradients at the labels: `gradient` may be `pred`
     for (int64_t i = 0; i < b.count; i++) {
       const int64_t sample = b.sample + i, y = label_at(c, sample);
-      const int64_t along = b.stride == 1 ? i * b.n : i;
       const bool read = counts(c, sample), valid = y >= 0 && y < b.n;
-      const double x = read && valid ? double(widened(pred[along + y * b.stride])) : 1;
+      const double x = read && valid ? double(widened(pred[i + y * b.stride])) : 1;
       const bool outside = x < domain.low || x > domain.high;
       const double p = x < bounds.low ? bounds.low : x > bounds.high ? bounds.high : x;
       const double loss = valid && !outside ? -log_of(p) : NOT_A_NUMBER<double>;
       if (c.losses) put(c, c.losses, sample, read ? weighted(c, loss, sample) : 0);
-      if (!gradient) continue;
-      for (int64_t j = 0; j < b.n; j++) narrow(0.0f, &gradient[along + j * b.stride]);
-      if (read && valid && x >= bounds.low && x <= bounds.high)
-        narrow(-factor_of(c, sample) / x, &gradient[along + y * b.stride]);
-      if (outside) narrow(NOT_A_NUMBER<float>, &gradient[along + y * b.stride]);
+      const bool passes = read && valid && x >= bounds.low && x <= bounds.high;
+      found[i] = outside ? NOT_A_NUMBER<double> : passes ? -factor_of(c, sample) / x : 0;
     }
+    if (!gradient) return;
+    const int64_t pieces = b.stride == b.count ? 1 : b.n, length = b.n * b.count / pieces;
+    for (int64_t j = 0; j < pieces; j++)
+      for (int64_t k = 0; k < length; k++) narrow(0.0f, &gradient[j * b.stride + k]);
+    for (int64_t i = 0; i < b.count; i++)
+      if (found[i] != 0) narrow(found[i], &gradient[i + label_at(c, b.sample + i) * b.stride]);
   });
 }
 

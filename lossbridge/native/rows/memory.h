@@ -3,8 +3,10 @@
 // A conversion is plain C++: it is exact or rounds once, and the compiler's vectors give the same bits. So do the
 // processor's own instructions for float16, which take a third of the time, but of NaN; and a NaN is stored as one.
 #pragma once
+#include <algorithm>
 #include <type_traits>
 
+#include "units.h"
 #include "vectors.h"
 
 namespace lossbridge {
@@ -52,8 +54,9 @@ template <class Half> LOSSBRIDGE_INLINE void narrow(double x, Half *p) {  // onc
   narrow(bits<float>(u), p);
 }
 
-// A row's length in scratch memory.
-constexpr int64_t padded(int64_t n) { return (n + LANES - 1) / LANES * LANES; }
+// How far rows lie apart in scratch memory. Half of LANES more than they need: rows of 1024 numbers would else share the
+// first cache's few lines of one address, and be fetched anew four times.
+constexpr int64_t padded(int64_t n) { return (n + LANES - 1) / LANES * LANES + LANES / 2; }
 
 // A row. Functions of their own: inlined among other loops, GCC uses no vectors.
 template <class T, class F> LOSSBRIDGE_NOINLINE void load_row(const T *__restrict p, int64_t n, F *__restrict x) {
@@ -81,44 +84,57 @@ LOSSBRIDGE_NOINLINE void store_row(const float *__restrict x, int64_t n, Float16
 }
 #endif
 
-// Four rows of four numbers, as columns.
-template <class F> struct Square {
+// from[i·apart + j] to to[j·further + i], for i < ROWS and j < COLUMNS, both at most 4.
+template <int ROWS, int COLUMNS, class F>
+LOSSBRIDGE_INLINE void transpose_square(const F *from, int64_t apart, F *to, int64_t further) {
   typedef F Four __attribute__((vector_size(4 * sizeof(F))));
-  Four row[4];
-  LOSSBRIDGE_METHOD void load(const F *p, int64_t apart) {
-    for (int i = 0; i < 4; i++) memcpy(&row[i], p + i * apart, sizeof(Four));
+  Four row[4]{};
+  for (int i = 0; i < ROWS; i++) {
+    const F *p = from + i * apart;
+    if (COLUMNS == 4)
+      memcpy(&row[i], p, sizeof(Four));
+    else  // as one value: numbers written one by one, and read as a vector, would wait for each other
+      row[i] = Four{p[0], COLUMNS > 1 ? p[1] : 0, COLUMNS > 2 ? p[2] : 0, 0};
   }
-  LOSSBRIDGE_METHOD void store(F *p, int64_t apart) const {
-    for (int i = 0; i < 4; i++) memcpy(p + i * apart, &row[i], sizeof(Four));
-  }
-  LOSSBRIDGE_METHOD void transpose() {
-    const Four a = __builtin_shufflevector(row[0], row[1], 0, 4, 1, 5), b = __builtin_shufflevector(row[0], row[1], 2, 6, 3, 7);
-    const Four c = __builtin_shufflevector(row[2], row[3], 0, 4, 1, 5), d = __builtin_shufflevector(row[2], row[3], 2, 6, 3, 7);
-    row[0] = __builtin_shufflevector(a, c, 0, 1, 4, 5), row[1] = __builtin_shufflevector(a, c, 2, 3, 6, 7);
-    row[2] = __builtin_shufflevector(b, d, 0, 1, 4, 5), row[3] = __builtin_shufflevector(b, d, 2, 3, 6, 7);
-  }
-};
-
-// from[i·apart + j] to to[j·further + i], for i < rows and j < columns.
-template <class F> LOSSBRIDGE_NOINLINE void transpose(const F *from, int64_t apart, int64_t rows, int64_t columns, F *to, int64_t further) {
-  Square<F> square;
+  const Four a = __builtin_shufflevector(row[0], row[1], 0, 4, 1, 5), b = __builtin_shufflevector(row[0], row[1], 2, 6, 3, 7);
+  const Four c = __builtin_shufflevector(row[2], row[3], 0, 4, 1, 5), d = __builtin_shufflevector(row[2], row[3], 2, 6, 3, 7);
+  row[0] = __builtin_shufflevector(a, c, 0, 1, 4, 5), row[1] = __builtin_shufflevector(a, c, 2, 3, 6, 7);
+  row[2] = __builtin_shufflevector(b, d, 0, 1, 4, 5), row[3] = __builtin_shufflevector(b, d, 2, 3, 6, 7);
+  for (int j = 0; j < COLUMNS; j++)
+    if (ROWS == 4)
+      memcpy(to + j * further, &row[j], sizeof(Four));
+    else
+      memcpy(to + j * further, &row[j], ROWS * sizeof(F));
+}
+// body(i, size), for 0, 4, 8, … below n; `size` is a constant, 4 or what is left.
+template <class Body> LOSSBRIDGE_INLINE void in_fours(int64_t n, const Body &body) {
   int64_t i = 0;
-  for (; i + 4 <= rows; i += 4) {
-    int64_t j = 0;
-    for (; j + 4 <= columns; j += 4) {
-      square.load(from + i * apart + j, apart);
-      square.transpose();
-      square.store(to + j * further + i, further);
-    }
-    for (; j < columns; j++)
-      for (int k = 0; k < 4; k++) to[j * further + i + k] = from[(i + k) * apart + j];
+  for (; i + 4 <= n; i += 4) body(i, std::integral_constant<int, 4>{});
+  switch (n - i) {
+    case 1: return body(i, std::integral_constant<int, 1>{});
+    case 2: return body(i, std::integral_constant<int, 2>{});
+    case 3: return body(i, std::integral_constant<int, 3>{});
   }
-  for (; i < rows; i++)
-    for (int64_t j = 0; j < columns; j++) to[j * further + i] = from[i * apart + j];
+}
+// The same, for any number of rows and columns. The longer way is gone once, so that few cache lines are in use.
+template <class F>
+LOSSBRIDGE_NOINLINE void transpose(const F *from, int64_t apart, int64_t rows, int64_t columns, F *to, int64_t further) {
+  auto square = [&](int64_t i, auto height, int64_t j, auto width) __attribute__((always_inline)) {
+    transpose_square<height(), width()>(from + i * apart + j, apart, to + j * further + i, further);
+  };
+  if (rows > columns)
+    in_fours(rows, [&](int64_t i, auto height) __attribute__((always_inline)) {
+      in_fours(columns, [&](int64_t j, auto width) __attribute__((always_inline)) { square(i, height, j, width); });
+    });
+  else
+    in_fours(columns, [&](int64_t j, auto width) __attribute__((always_inline)) {
+      in_fours(rows, [&](int64_t i, auto height) __attribute__((always_inline)) { square(i, height, j, width); });
+    });
 }
 
 // `count` rows of n numbers. In memory neighbours in a row lie `stride` apart, and rows 1, or n where the stride is 1. Row
-// i lies at x + i·padded(n).
+// i lies at x + i·padded(n). Numbers of another type are converted along memory, BLOCK of each row at a time.
+constexpr int64_t BLOCK = 16;
 template <class T, class F> static void load_rows(const T *p, int64_t count, int64_t n, int64_t stride, F *x) {
   const int64_t m = padded(n);
   if (stride == 1) {
@@ -126,8 +142,15 @@ template <class T, class F> static void load_rows(const T *p, int64_t count, int
   } else if constexpr (std::is_same<T, F>::value) {
     transpose(p, stride, n, count, x, m);
   } else {
-    for (int64_t j = 0; j < n; j++)
-      for (int64_t i = 0; i < count; i++) x[i * m + j] = F(widened(p[j * stride + i]));
+    F block[BLOCK * TILE];
+    for (int64_t j = 0; j < n; j += BLOCK) {
+      const int64_t length = std::min(BLOCK, n - j);
+      if (count == stride)  // all that lies there
+        load_row(p + j * stride, length * count, block);
+      else
+        for (int64_t k = 0; k < length; k++) load_row(p + (j + k) * stride, count, block + k * count);
+      transpose(block, count, length, count, x + j, m);
+    }
   }
 }
 template <class T, class F> static void store_rows(const F *x, int64_t count, int64_t n, int64_t stride, T *p) {
@@ -137,8 +160,15 @@ template <class T, class F> static void store_rows(const F *x, int64_t count, in
   } else if constexpr (std::is_same<T, F>::value) {
     transpose(x, m, count, n, p, stride);
   } else {
-    for (int64_t j = 0; j < n; j++)
-      for (int64_t i = 0; i < count; i++) narrow(x[i * m + j], &p[j * stride + i]);
+    F block[BLOCK * TILE];
+    for (int64_t j = 0; j < n; j += BLOCK) {
+      const int64_t length = std::min(BLOCK, n - j);
+      transpose(x + j, m, count, length, block, count);
+      if (count == stride)
+        store_row(block, length * count, p + j * stride);
+      else
+        for (int64_t k = 0; k < length; k++) store_row(block + k * count, count, p + (j + k) * stride);
+    }
   }
 }
 
