@@ -19,7 +19,7 @@ from lossbridge.frameworks.framework import ArrayOps, Framework, Unreadable
 from lossbridge.maths.elementary import nan_unless, rounding
 from lossbridge.maths.ops import ANYWHERE, Array, Rule, Shape
 from lossbridge.reduction import counting, neutralise, reduce, unit_of, weighted
-from lossbridge.spec import FRACTION, NUMBERS, PER_CLASS, REDUCTIONS, SWITCHES, Loss, Names, Request, Target
+from lossbridge.spec import FRACTION, MEANS, NUMBERS, PER_CLASS, REDUCTIONS, SWITCHES, Loss, Names, Request, Target
 
 # The options of all losses, with their defaults.
 COMMON: Mapping[str, Any] = {
@@ -30,6 +30,7 @@ COMMON: Mapping[str, Any] = {
     "reduction": "sum_over_batch_size",
 }
 _NUMBERS = (*NUMBERS, *PER_CLASS)  # options that are one number, or may be
+_FLOAT32 = np.finfo(np.float32)
 _NO_ARRAY = (float, type(None))
 _ARRAYS = ("sample_weight", "mask", "normalizer", *_NUMBERS)
 
@@ -57,6 +58,8 @@ def resolve(loss: Loss, y_true: Any, y_pred: Any, names: Names, given: Mapping[s
     _check_target(ops, loss, kind, (target, pred), (axis, given["axis"]), names)
     target = held_to(ops, names.target, target, pred, axis if kind == "labels" else None)
     dtype = compute_dtype(ops, pred)
+    if given["normalizer"] is not None and given["reduction"] in MEANS and dtype != "float64":
+        given = _divided(given)
     options = _options(ops, loss, rule, given, (pred, axis, dtype), names)
     request = Request(
         loss=loss,
@@ -220,6 +223,37 @@ def _near_one(ops: ArrayOps, weight: Array, dtype: str, whole: bool) -> Array:
         unit = float(unit_of(numpy_ops, values, whole))
         return weight if unit == 1 else weight * unit
     return weight * unit_of(ops, weight, whole)
+
+
+def _divided(given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The options; weights that only float64 has are divided by the normalizer, in whose unit they are.
+
+    Where their values are known, and nothing differentiates the normalizer.
+    """
+    by = framework_of(given["normalizer"], "normalizer").ops.constant(given["normalizer"])
+    if by is None or by.shape or not by:
+        return given
+    lost = {}
+    for name in ("sample_weight", "class_weight"):
+        if given.get(name) is None:
+            continue
+        ops = framework_of(given[name], name).ops
+        weight = as_array(ops, name, given[name])
+        values = ops.concrete(weight)
+        if values is None or values.dtype != np.float64:
+            continue
+        size = np.abs(values[np.isfinite(values) & (values != 0)])
+        if size.size and (size.min() < _FLOAT32.tiny or size.max() > _FLOAT32.max):
+            lost[name] = weight, values
+    found, divisor = dict(given), float(by)
+    for name, (weight, values) in lost.items():
+        found["normalizer"] = 1.0
+        if name == [*lost][-1]:
+            found[name] = weight / divisor
+        else:  # the other's share of the unit
+            unit = float(unit_of(numpy_ops, values, True))
+            found[name], divisor = weight * unit, divisor * unit
+    return found
 
 
 # The loss, its axis, and whether the target fits.

@@ -268,6 +268,37 @@ def test_a_mean_by_weight_does_not_depend_on_the_weights_unit(lib, name) -> None
             np.testing.assert_allclose(found, right, rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.parametrize("reduction", ["mean", "mean_with_sample_weight"])
+def test_weights_and_a_normalizer_in_any_unit(lib, reduction) -> None:
+    """Weights, class weights and both, of which only float64 has the values."""
+    weight, of_classes = np.array([1.0, 2.0, 5.0]), np.array([1.0, 2.0, 3.0])
+    for unit, of_class in [
+        (1, 1),
+        (1e-50, 1),
+        (1, 1e-50),
+        (1e50, 1),
+        (1, 1e300),
+        (1e-50, 1e-60),
+        (1e50, 1e60),
+        (1e-40, 1),
+    ]:
+        given = {
+            "sample_weight": unit * weight,
+            "class_weight": of_class * of_classes,
+            "normalizer": 8.0 * unit * of_class,
+        }
+        one = {"sample_weight": weight, "class_weight": of_classes, "normalizer": 8.0}
+        right = reference.sparse_categorical_crossentropy(Y, LOGITS, from_logits=True, reduction=reduction, **one)
+        loss = lb.value_and_grad(lb.sparse_categorical_crossentropy)
+        found = loss(Y, lib.array(LOGITS), from_logits=True, reduction=reduction, **given)
+        for x, expected in zip(found, (right.value, right.gradient), strict=True):
+            np.testing.assert_allclose(lib.b.to_numpy(x), expected, rtol=1e-6, atol=1e-8)
+    for normalizer in (0.0, -0.0):
+        found = by_weight(lib, 1e-50 * weight, normalizer=normalizer)
+        assert found[0] == 0
+        assert not found[1].any()
+
+
 def test_of_masked_weights_the_others_decide(lib) -> None:
     mask = np.array([True, True, False])
     for rest in (np.nan, np.inf, 1e300, 1e-300, 0.0):

@@ -111,3 +111,24 @@ def test_logits_changed_in_place_at_every_size(form) -> None:
                 (got,) = torch.autograd.grad(value, leaf)
                 (expected,) = torch.autograd.grad(loss(target, leaf), leaf)
                 assert torch.equal(got, expected)
+
+
+@needs_rows
+@every_form
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_halves_changed_in_place(form, dtype) -> None:
+    """The gradient is there for 1. Any other would be rounded twice: that is an error, at every size."""
+    for size in SIZES:
+        target, pred = problem(form, size)
+        leaf = pred.to(dtype).requires_grad_()
+        for factor in (1, 3):
+            logits = leaf * 1
+            value = loss_of(form)(target, logits) * factor
+            logits.mul_(0.5)
+            if factor == 1:
+                (got,) = torch.autograd.grad(value, leaf)
+                (expected,) = torch.autograd.grad(loss_of(form)(target, leaf), leaf)
+                assert torch.equal(got, expected)
+            else:
+                with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+                    torch.autograd.grad(value, leaf)
