@@ -7,13 +7,14 @@ function raises if its check fails, and otherwise returns.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
 
 from lossbridge.maths.ops import Domain, Shape
-from lossbridge.spec import FRACTION, MEANS, NUMBERS, REDUCTIONS, SWITCHES, Names
+from lossbridge.spec import FRACTION, MEANS, NUMBERS, PER_CLASS, REDUCTIONS, SWITCHES, Names
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 
@@ -47,6 +48,10 @@ def options(values: Mapping[str, Any]) -> None:
     ignored_class(values.get("ignore_class"))
     if "axis" in values:
         integer_axis(values["axis"])
+    for name in PER_CLASS:
+        x = values.get(name)
+        if isinstance(x, int) and abs(x) > sys.float_info.max:
+            raise ValueError(f"{name} is {_short(x)}, and no float; pass a smaller number")
     if "alpha" in values and values["alpha"] is None:
         raise TypeError("alpha is None; pass one number, or one a class")
     if "apply_class_balancing" in values:

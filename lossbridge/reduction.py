@@ -13,13 +13,6 @@ from lossbridge.maths.ops import Array, Ops
 from lossbridge.spec import Request
 
 
-def are_read(counted: Array | None, weight: Array | None) -> Array | None:
-    """Where samples are read: they count, and their weight is not 0. None: everywhere."""
-    if weight is None:
-        return counted
-    return weight != 0 if counted is None else counted & (weight != 0)
-
-
 def counting(r: Request, counts: Array) -> Request:
     """The request without the samples where `counts` is false: masked, or of an ignored label."""
     ops, weight = r.framework.ops, r.weight

@@ -93,7 +93,7 @@ def _are_valid(given: Mapping[str, Any]) -> bool:
         elif name == "alpha":
             right = type(x) is float and 0 <= x <= 1
         elif name in PER_CLASS:
-            right = x is None or not errors.is_scalar(x)
+            right = x is None or not (type(x) is int or errors.is_scalar(x))
         else:
             right = name != "ignore_class" or x is None or type(x) is int
         if not right:

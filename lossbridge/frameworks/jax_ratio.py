@@ -21,7 +21,7 @@ from jax.interpreters import ad, batching, mlir
 from lossbridge.frameworks import jax_rows
 from lossbridge.maths.ops import Array
 from lossbridge.native import rows as native
-from lossbridge.reduction import are_read, reduced
+from lossbridge.reduction import reduced
 from lossbridge.spec import Loss, Reduction, Request
 
 # The arrays of a call, in order: the losses or zeros of their shape, then those that the handler counts by 1, 2 and 4.
@@ -92,7 +92,7 @@ def _by_formula(*given: Array, call: Call) -> Array:
         reduction=call.reduction,
         weight=weight,
         counted=counted,
-        valid=are_read(counted, weight),
+        valid=counted,
         normalizer=arrays.get("normalizer"),
     )
 

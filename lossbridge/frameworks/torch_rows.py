@@ -16,7 +16,7 @@ from torch import Tensor
 from lossbridge.frameworks import framework
 from lossbridge.frameworks import torch_ops as ops
 from lossbridge.native import rows
-from lossbridge.reduction import are_read, reduced
+from lossbridge.reduction import reduced
 from lossbridge.spec import Request
 
 # Fresh buffers of so many bytes get huge pages: below, PyTorch's memory has mostly been touched before.
@@ -46,7 +46,7 @@ def computed(job: Job, arrays: Arrays) -> Tensor:
     pred, target = arrays[:2]
     if not torch.is_grad_enabled() or not (pred.requires_grad or target.requires_grad):
         return value(job, arrays)
-    if job.request.inplace_gradient and pred.requires_grad:
+    if job.request.inplace_gradient:
         _refuse_in_place(pred)
     found: Tensor = ByRows.apply(*arrays, job)
     return found
@@ -202,15 +202,13 @@ def by_formula(job: Job, arrays: Arrays, upstream: Tensor, needs: tuple[bool, bo
     """As `gradients`, and differentiable."""
     pred, target, counted, per_class, weight = arrays
     create_graph = torch.is_grad_enabled()
-    if not create_graph:
-        pred, target = (x.detach().requires_grad_(needed) for x, needed in zip((pred, target), needs, strict=True))
-    r = job.request._replace(target=target, pred=pred, valid=are_read(counted, weight), counted=counted, weight=weight)
+    valid = counted if weight is None else weight != 0  # which it is where a sample does not count
+    r = job.request._replace(target=target, pred=pred, valid=valid, counted=counted, weight=weight)
     if per_class is not None:
         r = r._replace(options={**r.options, job.per_class: per_class})
     with torch.enable_grad():
-        found = framework.by_formula(ops, r, target, pred)
-        found = reduced(r, found) if job.is_ratio else found
+        found = reduced(r, framework.by_formula(ops, r, target, pred))
         inputs = [x for x, needed in zip((pred, target), needs, strict=True) if needed]
-        found = torch.autograd.grad(found, inputs, upstream, create_graph=create_graph, materialize_grads=True)
+        found = torch.autograd.grad(found, inputs, upstream, create_graph=create_graph)
     of_inputs = iter(found)
     return tuple(next(of_inputs) if needed else None for needed in needs)

@@ -66,6 +66,20 @@ def test_losses_compose_by_arithmetic() -> None:
     np.testing.assert_allclose(gradient, 2 * parts[0] + parts[1] / 3)
 
 
+def test_what_an_outer_call_alone_differentiates_has_no_gradient_here() -> None:
+    labels, p = np.array([0, 1]), np.array([[0.25, 0.75], [0.5, 0.5]])
+    found = []
+
+    def outer(labels, p):
+        found.append(on_numpy.value_and_grad(lambda q: lb.log_loss(labels, p), np.full(3, 0.5)))
+        return lb.log_loss(labels, p)
+
+    value, gradient = lb.value_and_grad(outer)(labels, p)
+    assert found[0][0] == value
+    np.testing.assert_array_equal(found[0][1], np.zeros(3))
+    np.testing.assert_array_equal(gradient, lb.value_and_grad(lb.log_loss)(labels, p)[1])
+
+
 def test_the_last_operation_has_the_argument_twice() -> None:
     value, gradient = lb.value_and_grad(lambda t, p: p * p)(None, np.array(3.0))
     assert (value, gradient) == (9, 6)

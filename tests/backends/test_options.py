@@ -171,6 +171,14 @@ def test_numbers_beyond_a_range_are_refused_in_one_short_line(lib, option, numbe
     assert len(str(raised.value)) < 100
 
 
+@pytest.mark.parametrize("number", [10**400, -(10**400)])
+def test_numbers_for_all_classes_that_no_float_holds(lib, number) -> None:
+    pair = lib.array([[0.2, 0.8]]), lib.array([[0.5, 0.5]])
+    for loss, option in (("categorical_focal_crossentropy", "alpha"), ("binary_crossentropy", "pos_weight")):
+        with pytest.raises(ValueError, match=f"^{option} is an integer (above|below) -?2\\*\\*64, and no float"):
+            getattr(lb, loss)(*pair, from_logits=True, **{option: number})
+
+
 @pytest.mark.parametrize("temperature", [1e-8, 1e-3, 1e3, 1e8, 1e15])
 def test_temperatures_at_the_ends_of_their_range(lib, temperature) -> None:
     """The limit of T → ∞ is half the variance of the differences over the classes."""

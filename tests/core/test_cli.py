@@ -108,6 +108,7 @@ def with_member(p, a, name, content) -> None:
 
 
 HUGE = "{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000, 1000000000)}"
+SIX = "{'descr': '<f4', 'fortran_order': False, 'shape': (6,)}"
 ZEROS = "{'descr': '|i1', 'fortran_order': False, 'shape': (400000000,)}"
 
 
@@ -128,6 +129,10 @@ REFUSED = {
     "no header": (lambda p, a: with_member(p, a, "y_pred", b"\x93NUMPY\x01"), "damaged"),
     "no array": (lambda p, a: with_member(p, a, "y_pred", b"hello"), "damaged"),
     "huge shape": (lambda p, a: with_member(p, a, "y_pred", npy(HUGE)), "y_pred of shape (1000000000, 1000000000)"),
+    "more than an array": (
+        lambda p, a: with_member(p, a, "sample_weight", npy(SIX, bytes(40))),
+        "damaged (sample_weight of shape (6,) and float32 is 40 bytes)",
+    ),
     "large weights": (
         lambda p, a: with_member(p, a, "sample_weight", npy(ZEROS, bytes(400_000_000))),
         "sample_weight has shape (400000000,) and y_pred (6, 4), and no array is larger than y_pred",

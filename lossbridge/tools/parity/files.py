@@ -132,7 +132,7 @@ def case_of(path: Path, loss: str, options: Mapping[str, Any]) -> Case:
     try:
         prepared = {name: x if x.dtype == bool else x.astype(compute) for name, x in arrays.items()}
         getattr(losses, loss)(y_true, y_pred, **prepared, **options)
-    except (ValueError, TypeError, OverflowError) as error:
+    except (ValueError, TypeError) as error:
         raise UnusableFile(f"{path}: {error}") from None
     labels = y_true.ndim < y_pred.ndim
     return Case(
