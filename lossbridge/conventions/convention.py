@@ -26,8 +26,8 @@ Activation = Literal["none", "softmax", "sigmoid", "exp", "softmax twice", "sigm
 Clip = Literal["none", "both", "lower", "added", "arguments"]
 # What the sum is divided by. "samples": the number of rows, which lie along the axis of the classes; "classes": the
 # size of that axis; "elements": the product; "weights": the sum of the rows' weights, "nonzero weights": their number;
-# "axis 0": the size of axis 0.
-Divisor = Literal["samples", "elements", "weights", "nonzero weights", "classes", "axis 0", "one"]
+# "axis 0": the size of axis 0; "squared samples": the square of their number.
+Divisor = Literal["samples", "elements", "weights", "nonzero weights", "classes", "axis 0", "squared samples", "one"]
 
 
 @dataclass(frozen=True)

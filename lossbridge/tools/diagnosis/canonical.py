@@ -297,7 +297,7 @@ def _reduction(c: Convention, setting: Setting) -> Convention:
             divisor = "samples"
         if divisor == "axis 0" and setting.rank < 3 and c.axis == -1:  # it counts rows that are left out too
             divisor, left_out = "samples", "zero" if left_out == "removed" and setting.left_out else left_out
-        if left_out == "zero" and divisor not in ("samples", "elements"):
+        if left_out == "zero" and divisor not in ("samples", "elements", "squared samples"):
             left_out = "removed"
     elif setting.quantity == "samples":
         if divisor not in ("samples", "elements", "weights") or setting.rank < 2:

@@ -295,6 +295,7 @@ def divisor(c: Convention, batch: Batch, rows: Rows) -> float:
         "elements": count * classes,
         "classes": float(classes),
         "axis 0": float(batch.y_pred.shape[0]) if batch.y_pred.ndim else 1.0,
+        "squared samples": count * count,
         "one": 1.0,
     }
     return sizes[c.divisor]
