@@ -87,7 +87,8 @@ class Convention:
         return replace(self, epsilon=machine_epsilon) if self.epsilon == "machine" else self
 
 
-# By field of the convention: the code of the option that sets it, for each value, or as a format of the value.
+# By field of the convention: the code of the option that sets it, for each value, or as a format of the value. A label
+# to ignore is "{ignored}"; "{class}", if it is one of the classes and is treated in another way.
 Options = Mapping[str, Mapping[Any, str] | str]
 Targets = Literal["labels", "distributions", "events", "none"]
 
