@@ -24,7 +24,8 @@ from lossbridge.tools.diagnosis.weightings import FIRST_ROWS, LAST_ROWS, WEIGHTS
 # The chance that a number from anywhere has a root as round as one that is believed. Some ten roots are looked at.
 _LARGEST_CHANCE = 5e-4
 _USUAL = 1e-3  # the relative uncertainty with which a usual coefficient is believed
-_POINTS, _ROUNDS = 16, 8  # of the grid on which a root is bracketed, and of its refinement
+_POINTS, _ROUNDS = 16, 8  # of the grid on which a root is bracketed, and of its refinement, at most
+_NEAR = 1e-3  # of the tolerance: a root that gives the number as nearly is not refined further
 _LARGE, _FEWER = 200_000, 2  # of a batch with so many elements half as many functions are tried, at half the points
 _STEP = 1e-4  # relative, of the slope's difference quotient
 _MOST_BASES = 8
@@ -201,7 +202,7 @@ def _roots(curves: Sequence[_Curve], batch: Batch, seen: Observation) -> Iterato
             if np.isfinite(misfits[k : k + 2]).all() and misfits[k] * misfits[k + 1] < 0:
                 brackets.append(_Bracket(curve, (grid[k], grid[k + 1]), (float(misfits[k]), float(misfits[k + 1]))))
     for _ in range(_ROUNDS):
-        brackets = _narrowed(brackets, batch, target)
+        brackets = _narrowed(brackets, batch, target, _NEAR * seen.tight)
     found = [low - below * (high - low) / (above - below) for _, (low, high), (below, above) in brackets]
     beside = [bracket.curve.at(x + step) for bracket, x in zip(brackets, found, strict=True) for step in (0, _STEP)]
     slopes = np.abs(np.diff(scalars(batch, beside).reshape(-1, 2))[:, 0]) / _STEP if beside else np.zeros(0)
@@ -210,26 +211,27 @@ def _roots(curves: Sequence[_Curve], batch: Batch, seen: Observation) -> Iterato
         yield bracket.curve, _Root(math.exp(value), uncertainty)
 
 
-def _narrowed(brackets: Sequence[_Bracket], batch: Batch, target: float) -> list[_Bracket]:
+def _narrowed(brackets: Sequence[_Bracket], batch: Batch, target: float, near_enough: float) -> list[_Bracket]:
     """Each cut twice: where the chord crosses, and a little beyond, so that both ends draw near."""
-    if not brackets:
-        return []
+    found = list(brackets)
+    wide = [i for i, bracket in enumerate(brackets) if min(map(abs, bracket.misfits)) > near_enough]
+    if not wide:
+        return found
     inner: list[tuple[float, float]] = []
-    for _, (low, high), (below, above) in brackets:
+    for _, (low, high), (below, above) in (brackets[i] for i in wide):
         crossing = low - below * (high - low) / (above - below)
-        near = 0.02 * (high - low)
-        inner.append((max(low, crossing - near), min(high, crossing + near)))
-    conventions = [bracket.curve.at(x) for bracket, pair in zip(brackets, inner, strict=True) for x in pair]
+        beside = 0.02 * (high - low)
+        inner.append((max(low, crossing - beside), min(high, crossing + beside)))
+    conventions = [brackets[i].curve.at(x) for i, pair in zip(wide, inner, strict=True) for x in pair]
     values = scalars(batch, conventions) - target
-    found = []
-    for i, (bracket, pair) in enumerate(zip(brackets, inner, strict=True)):
+    for k, (i, pair) in enumerate(zip(wide, inner, strict=True)):
+        bracket = brackets[i]
         points = [bracket.ends[0], *pair, bracket.ends[1]]
-        misfits = [bracket.misfits[0], *map(float, values[2 * i : 2 * i + 2]), bracket.misfits[1]]
-        for k in range(3):
-            if misfits[k] * misfits[k + 1] < 0:
-                bracket = _Bracket(bracket.curve, (points[k], points[k + 1]), (misfits[k], misfits[k + 1]))
+        misfits = [bracket.misfits[0], *map(float, values[2 * k : 2 * k + 2]), bracket.misfits[1]]
+        for j in range(3):
+            if misfits[j] * misfits[j + 1] < 0:
+                found[i] = _Bracket(bracket.curve, (points[j], points[j + 1]), (misfits[j], misfits[j + 1]))
                 break
-        found.append(bracket)
     return found
 
 
