@@ -75,6 +75,7 @@ def solved(
         return []
     bases = _bases(known, setting, few=not (sure or seen.has_many_digits))
     found: list[tuple[Hypothesis, Convention]] = []
+    pairs: list[tuple[Hypothesis, Convention]] = []
     if last:
         found += _offsets(bases, batch, seen, sure)
     else:
@@ -82,13 +83,14 @@ def solved(
         found += _factors(bases, batch, seen)
     if not last and (seen.has_many_digits or sure):
         found += _rows(bases, batch, seen, sure)
+        pairs += _pairs(bases, batch, setting, seen, sure)
     there = {h.convention for h in known}
     own = {id(h.preset): h.own for h in known}
     new: dict[Convention, Hypothesis] = {}
-    for base, c in found:
+    for count, base, c in [*((1, *one) for one in found), *((2, *one) for one in pairs)]:
         here, start = canonical(c, setting), own[id(base.preset)]
         if here is not None and here not in there and here not in new:
-            new[here] = replace(base, own=start, convention=here, changes=2 - (base.own == start))
+            new[here] = replace(base, own=start, convention=here, changes=count + (base.own != start))
     return list(new.values())
 
 
@@ -176,16 +178,44 @@ class _Bracket(NamedTuple):
     misfits: tuple[float, float]  # of different sign
 
 
+def _likelier(bases: Sequence[Hypothesis], batch: Batch) -> Sequence[Hypothesis]:
+    """Fewer of them for a large batch."""
+    return bases[: _MOST_BASES // _FEWER] if batch.y_pred.size > _LARGE else bases
+
+
 def _coefficients(
     bases: Sequence[Hypothesis], batch: Batch, setting: Setting, seen: Observation, sure: bool
 ) -> Iterator[tuple[Hypothesis, Convention]]:
-    few = bases[: _MOST_BASES // _FEWER] if batch.y_pred.size > _LARGE else bases
-    curves = [_Curve(base, unknown) for base in few for unknown in _unknowns(base.own, setting)]
+    curves = [_Curve(base, unknown) for base in _likelier(bases, batch) for unknown in _unknowns(base.own, setting)]
     for curve, root in _roots(curves, batch, seen):
         chance = 1.0 if sure else _LARGEST_CHANCE * curve.unknown.doubt
         value = rounded(root, curve.unknown.usual, chance, curve.unknown.digits)
         if value is not None:
             yield curve.base, curve.unknown.of(curve.base.own, value)
+
+
+# Two that are set together, of values that are usual in both. So many pairs ask for digits: see `_PAIRS_CHANCE`.
+_PAIRED = (
+    ("temperature", (2.0, 3.0, 4.0, 5.0, 1.5, 0.5), "label_smoothing", (0.1, 0.05, 0.2, 0.01)),
+    ("pos_weight", (2.0, 3.0, 4.0, 5.0, 10.0, 0.5), "label_smoothing", (0.1, 0.05, 0.2, 0.01)),
+    ("gamma", (1.0, 1.5, 2.0, 3.0, 5.0), "alpha", (0.25, 0.5, 0.75, 0.6, 0.9)),
+)
+_PAIRS_CHANCE = 1e-4  # that a number from anywhere fits one of them: none does at five digits
+
+
+def _pairs(
+    bases: Sequence[Hypothesis], batch: Batch, setting: Setting, seen: Observation, sure: bool
+) -> Iterator[tuple[Hypothesis, Convention]]:
+    loose = seen.tight / abs(float(seen.values))
+    tried: list[tuple[Hypothesis, Convention]] = []
+    for base in _likelier(bases, batch):
+        fields = {unknown.field for unknown in _unknowns(base.own, setting)}
+        for first, xs, second, ys in _PAIRED:
+            if {first, second} <= fields and (sure or 2 * len(xs) * len(ys) * loose <= _PAIRS_CHANCE):
+                tried += [(base, replace(base.own, **{first: x, second: y})) for x in xs for y in ys]  # type: ignore[arg-type]
+    for (base, c), value in zip(tried, scalars(batch, [c for _, c in tried]), strict=True):
+        if abs(value - float(seen.values)) <= seen.tight:
+            yield base, c
 
 
 def _roots(curves: Sequence[_Curve], batch: Batch, seen: Observation) -> Iterator[tuple[_Curve, _Root]]:

@@ -263,6 +263,13 @@ def kind_4() -> Iterator[Row]:
     for epsilon in (1e-3, 1e-13, 1e-16):
         yield row(f"log(p + {epsilon})", y, p, -np.log(of_label + epsilon).mean(), equals(EPSILON, epsilon), 5)
     softened = n.ce(n.softmax(x) / 0.1, y).mean()
+    for i, (temperature, s) in enumerate(((2, 0.1), (4, 0.05))):
+        y, x = n.labels(330 + i, *shapes[i], scale=3)
+        says = every(equals(TEMPERATURE, temperature), equals(SMOOTHING, s))
+        yield row(f"T = {temperature}, s = {s}", y, x, n.smoothed(x / temperature, y, s).mean(), says, 7, most=2)
+    t, x = n.outcomes(332, 32)
+    says = every("focal", equals(GAMMA, 1.5), equals(ALPHA, 0.6))
+    yield row("γ = 1.5, α = 0.6", t, x, n.focal(t, x, 1.5, 0.6).mean(), says, 7, most=2)
     yield Row(4, "softmax(softmax(x)/0.1)", y, x, softened, every("twice|softmax", equals(TEMPERATURE, 0.1)))
 
 
