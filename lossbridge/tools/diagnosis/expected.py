@@ -12,8 +12,8 @@ from typing import Any
 from lossbridge.conventions import FURTHER, PEERS, Convention, Peer
 from lossbridge.tools.diagnosis import wording
 from lossbridge.tools.diagnosis.batch import WEIGHTS, Batch
-from lossbridge.tools.diagnosis.calls import PREFIXES, our_function
 from lossbridge.tools.diagnosis.canonical import FOCAL, Setting, canonical
+from lossbridge.tools.diagnosis.expression import PREFIXES, our_function
 from lossbridge.tools.diagnosis.hypotheses import Preset, presets
 
 # What stands before a function's name in code, and the library's name in the registry.
