@@ -10,8 +10,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -464,9 +465,14 @@ def finish(c: Convention, total: float, denominator: float) -> float:
     return float(rounded(np.float64(value), c.dtype)) if c.dtype in FLOAT16_DTYPES else value
 
 
-def sums_key(c: Convention) -> Convention:
-    """`c` with the fields of the reduction reset: conventions with equal keys have the same row sums."""
-    return replace(c, base=math.e, divisor="samples", outcome="loss", factor=1.0, offset=0.0)
+_OF_REDUCTION = ("base", "divisor", "outcome", "factor", "offset")
+_of_sums = attrgetter(*(f.name for f in fields(Convention) if f.name not in _OF_REDUCTION))
+
+
+def sums_key(c: Convention) -> tuple[Any, ...]:
+    """The fields of `c` but those of the reduction: conventions with equal keys have the same row sums."""
+    key: tuple[Any, ...] = _of_sums(c)
+    return key
 
 
 def as_read(c: Convention, batch: Batch) -> Batch:
@@ -481,26 +487,24 @@ def scalars(
     batch: Batch, conventions: Sequence[Convention], advance: Callable[[float], None] = lambda fraction: None
 ) -> Array:
     """The loss under each convention. `advance` is called with the fraction of the work of each step."""
-    groups: dict[tuple[int, bool], dict[Convention, int]] = {}
+    groups: dict[tuple[int, bool], dict[Any, Convention]] = {}  # one convention for each key
     keys = [sums_key(c) for c in conventions]
-    for key in keys:
-        group = groups.setdefault((key.axis, key.swapped), {})
-        group.setdefault(key, len(group))
+    for c, key in zip(conventions, keys, strict=True):
+        groups.setdefault((c.axis, c.swapped), {}).setdefault(key, c)
     work = sum(len(group) for group in groups.values())
-    totals: dict[tuple[int, bool], Array] = {}
+    totals: dict[Any, float] = {}  # by key
     with np.errstate(all="ignore"), ThreadPoolExecutor(2) as pool:
         for (axis, swap), group in groups.items():
             rows = (batch.swapped if swap else batch).rows(axis)
             # Sorted, so that neighbours share cached costs and targets.
-            order = sorted(group, key=lambda c: tuple(map(str, _costs_key(c) + _target_key(c))))
+            order = sorted(group.items(), key=lambda one: tuple(map(str, _costs_key(one[1]) + _target_key(one[1]))))
             step = max(1, _BLOCK // max(rows.pred.shape[1], 1))
             blocks = [rows.some(slice(i, i + step)) for i in range(0, len(rows.pred), step)]
             total = np.zeros(len(order))
-            for sums in pool.map(partial(_block_sums, order), blocks):
+            for sums in pool.map(partial(_block_sums, [c for _, c in order]), blocks):
                 total += sums
                 advance(len(group) / work / len(blocks))
-            place = {c: i for i, c in enumerate(order)}
-            totals[axis, swap] = total[[place[c] for c in group]]
+            totals |= {key: x for (key, _), x in zip(order, total.tolist(), strict=True)}
         found = np.empty(len(conventions))
         denominators: dict[Any, float] = {}
         for i, (c, key) in enumerate(zip(conventions, keys, strict=True)):
@@ -509,8 +513,7 @@ def scalars(
             what = (c.divisor, c.left_out, c.sample_weight, c.class_weight, c.axis, c.swapped, c.rows, smoothing)
             if what not in denominators:
                 denominators[what] = divisor(c, read, read.rows(c.axis))
-            total = totals[c.axis, c.swapped][groups[c.axis, c.swapped][key]]
-            found[i] = finish(c, float(total), denominators[what])
+            found[i] = finish(c, totals[key], denominators[what])
     return found
 
 
