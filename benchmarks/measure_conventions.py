@@ -60,6 +60,8 @@ ENVIRONMENTS = {
     "mindspore": Environment("mindspore"),
     "tinygrad": Environment("tinygrad", ("numpy",)),
     "onnx": Environment("onnxruntime", ("onnx==1.23.2",)),
+    "onnx_reference": Environment("onnx"),
+    "thinc": Environment("thinc"),
     "chainer": Environment("chainer", ("numpy<1.24", "setuptools<60"), python="python3.8"),
     "mxnet": Environment("mxnet", ("numpy<1.24",), python="python3.8"),
     "timm": Environment("timm", _IMAGES, (_TORCHVISION,)),
@@ -75,6 +77,7 @@ ENVIRONMENTS = {
     "catboost": Environment("catboost"),
     "river": Environment("river"),
     "statsmodels": Environment("statsmodels"),
+    "vowpalwabbit": Environment("vowpalwabbit", ("numpy",)),
 }
 
 

@@ -42,6 +42,7 @@ DIVISORS = {
     "nonzero weights": "weights that are not 0",
     "classes": "classes",
     "axis 0": "size of axis 0",
+    "squared samples": "samples²",
     "one": "–",
 }
 

@@ -220,6 +220,7 @@ class Problem:
                 ]
             return mpmath.fsum(w * m for w, m in zip(self.weight, masses, strict=True))
         sizes = {"samples": count, "elements": count * self.classes, "classes": self.classes, "axis 0": self.shape[0]}
+        sizes["squared samples"] = count * count
         return mpmath.mpf(sizes.get(self.c.divisor, 1))
 
     def value(self, returns: str = "scalar") -> np.ndarray:

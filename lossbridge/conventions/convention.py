@@ -26,8 +26,8 @@ Activation = Literal["none", "softmax", "sigmoid", "exp", "softmax twice", "sigm
 Clip = Literal["none", "both", "lower", "added", "arguments"]
 # What the sum is divided by. "samples": the number of rows, which lie along the axis of the classes; "classes": the
 # size of that axis; "elements": the product; "weights": the sum of the rows' weights, "nonzero weights": their number;
-# "axis 0": the size of axis 0.
-Divisor = Literal["samples", "elements", "weights", "nonzero weights", "classes", "axis 0", "one"]
+# "axis 0": the size of axis 0; "squared samples": the square of their number.
+Divisor = Literal["samples", "elements", "weights", "nonzero weights", "classes", "axis 0", "squared samples", "one"]
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,8 @@ class Convention:
         return replace(self, epsilon=machine_epsilon) if self.epsilon == "machine" else self
 
 
-# By field of the convention: the code of the option that sets it, for each value, or as a format of the value.
+# By field of the convention: the code of the option that sets it, for each value, or as a format of the value. A label
+# to ignore is "{ignored}"; "{class}", if it is one of the classes and is treated in another way.
 Options = Mapping[str, Mapping[Any, str] | str]
 Targets = Literal["labels", "distributions", "events", "none"]
 

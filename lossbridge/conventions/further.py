@@ -22,6 +22,7 @@ VERSIONS = {
     "mindspore": "2.10.0",
     "tinygrad": "0.14.0",
     "onnx": "1.31.1",
+    "onnx_reference": "1.23.2",
     "chainer": "7.8.1",
     "mxnet": "1.9.1",
     "timm": "1.0.31",
@@ -37,6 +38,8 @@ VERSIONS = {
     "catboost": "1.2.10",
     "river": "0.26.1",
     "statsmodels": "0.15.0",
+    "thinc": "9.1.1",
+    "vowpalwabbit": "9.11.9",
 }
 
 FURTHER: tuple[Peer, ...] = tuple(

@@ -1,8 +1,9 @@
-"""Less known and older frameworks, as conventions: MindSpore, tinygrad, ONNX's operators, MXNet, Chainer."""
+"""Less known and older frameworks, as conventions: MindSpore, tinygrad, ONNX's operators, MXNet, Chainer, thinc."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from lossbridge.conventions.convention import Convention, Options, Peer, Seen
@@ -163,6 +164,31 @@ _ONNX = (
     ),
 )
 
+# onnx.reference, which evaluates a model with NumPy.
+_ONNX_REFERENCE = tuple(replace(peer, library="onnx_reference", note="") for peer in _ONNX)
+
+_THINC = (
+    Peer(
+        "thinc",
+        "CategoricalCrossentropy",
+        ("labels", "distributions"),
+        _REVERSED,
+        Convention("squared", divisor="squared samples", smoothing_over="K-1"),
+        {
+            "divisor": {"squared samples": "", "one": "normalize=False"},
+            "label_smoothing": _SMOOTHING,
+        },
+        "scalar",
+        note="The sum of the squares of its gradient, whatever its name says. Smoothing is of labels alone.",
+        seen=(
+            Seen("CategoricalCrossentropy().get_loss(P, y)", 0.13777779, "y", "P"),
+            Seen("CategoricalCrossentropy().get_loss(P, S)", 0.024444446, "S", "P"),
+            Seen("CategoricalCrossentropy(normalize=False).get_loss(P, y)", 1.2400001, "y", "P", {"divisor": "one"}),
+            Seen("CategoricalCrossentropy(label_smoothing=0.1).get_loss(P, y)", 0.09944444, "y", "P", _SMOOTHED),
+        ),
+    ),
+)
+
 _CHAINER = (
     Peer(
         "chainer",
@@ -249,4 +275,4 @@ _MXNET = (
     ),
 )
 
-ENGINES: tuple[Peer, ...] = (*_MINDSPORE, *_TINYGRAD, *_ONNX, *_CHAINER, *_MXNET)
+ENGINES: tuple[Peer, ...] = (*_MINDSPORE, *_TINYGRAD, *_ONNX, *_ONNX_REFERENCE, *_THINC, *_CHAINER, *_MXNET)

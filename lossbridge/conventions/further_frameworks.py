@@ -122,7 +122,7 @@ _PADDLE = (
         ("labels",),
         _REVERSED,
         replace(_PADDLE_SOFTMAX, divisor="samples", left_out="zero"),
-        {"left_out": {"zero": "ignore_index={ignored}"}},
+        {"left_out": {"zero": "ignore_index={ignored}", "removed": "ignore_index={class}"}},
         "scalar",
         note="A mean counts the labels that are ignored, -100 by default. With ignore_index ≥ 0 it does not, unless "
         "there is smoothing: then nothing is ignored, and a mean divides by N·K.",

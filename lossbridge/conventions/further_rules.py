@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 
@@ -76,5 +77,12 @@ RULES: tuple[Rule, ...] = (
         "Of soft outcomes the logarithm of a binomial coefficient is added, Γ(2)/(Γ(1 + t)·Γ(2 − t)).",
     ),
     Rule("river", "CrossEntropy([0, 2], [P[0], P[1][:2]])", 0.17833747, "A class that has no probability costs 0."),
+    Rule("vowpalwabbit", "logistic([-80, 80], [1, 0])", 50.0, "A score is bounded to [-50, 50]."),
+    Rule(
+        "onnx_reference",
+        "SoftmaxCrossEntropyLoss([[120.0, 0.0, 0.0]], [1])",
+        math.inf,
+        "The logarithm of a softmax that is 0 in float32.",
+    ),
     Rule("tf1", "softmax_cross_entropy(T, X, weights=0.0)", 0, "A mean whose weights are all 0 is 0."),
 )

@@ -1,4 +1,4 @@
-"""Libraries of tables and streams, as conventions: XGBoost, LightGBM, CatBoost, river, statsmodels."""
+"""Libraries of tables and streams, as conventions: the boosters, river, statsmodels, Vowpal Wabbit."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from lossbridge.conventions.convention import Convention, Peer, Seen
 
-_ORDER = ("target", "pred")
+_ORDER, _REVERSED = ("target", "pred"), ("pred", "target")
 _WEIGHTS: Mapping[Any, str] = {False: "", True: "weight=sample_weight"}
 
 _XGBOOST = (
@@ -184,4 +184,21 @@ _STATSMODELS = (
     ),
 )
 
-OF_TABLES: tuple[Peer, ...] = (*_XGBOOST, *_LIGHTGBM, *_CATBOOST, *_RIVER, *_STATSMODELS)
+_VOWPALWABBIT = (
+    Peer(
+        "vowpalwabbit",
+        "logistic",
+        ("events",),
+        _REVERSED,
+        Convention("binary", activation="sigmoid", divisor="weights"),
+        {"sample_weight": {False: "", True: "importance=sample_weight"}},
+        "scalar",
+        note="Its average loss; outcomes are -1 and 1. A score is bounded to [-50, 50].",
+        seen=(
+            Seen("logistic(z, t)", 0.58300823, "t", "z"),
+            Seen("logistic(z, t, w4)", 0.35536824, "t", "z", sample_weight="w4"),
+        ),
+    ),
+)
+
+OF_TABLES: tuple[Peer, ...] = (*_XGBOOST, *_LIGHTGBM, *_CATBOOST, *_RIVER, *_STATSMODELS, *_VOWPALWABBIT)

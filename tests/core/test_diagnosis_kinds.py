@@ -134,6 +134,21 @@ def test_a_coefficient_that_is_named() -> None:
         lb.diagnose(Y, X, "1", alpha=1.5)
 
 
+@pytest.mark.parametrize(
+    ("y_true", "y_pred", "number", "coefficients"),
+    [
+        (Y, X, "0.9369223", ("temperature T = 3", "label smoothing s = 0.05")),
+        (EVENTS, SCORES, "0.2524803", ("γ = 1.5", "α = 0.6")),
+        (EVENTS, SCORES, "1.5991655", ("pos_weight = 3", "label smoothing s = 0.1")),
+    ],
+)
+def test_two_coefficients_are_found_at_once_where_the_digits_allow(y_true, y_pred, number, coefficients) -> None:
+    first = lb.diagnose(y_true, y_pred, number).classes[0].explanations[0]
+    assert first.changes == 2
+    assert all(words in first.words for words in coefficients), first.words
+    assert not lb.diagnose(y_true, y_pred, number[:-3]).fits
+
+
 @pytest.mark.parametrize("number", ["2.3456", "1.2987"])
 def test_it_takes_a_second_whether_it_finds_anything_or_not(number) -> None:
     rng = np.random.default_rng(0)

@@ -92,6 +92,8 @@ class Rows:
     valid: Array  # (N,): neither masked nor ignored
     out_of_range: Array  # (N,): the label is out of range, and not the one to ignore
     dtype: str  # of the libraries' computation with these predictions
+    label: Array | None = None  # (N,): of one-hot rows and those of zeros, the place of the 1, or 0
+    column: Any = None  # of what is computed from pred: the one entry of each row that target has; None: all
     indices: Any = None  # of these rows in the batch; None: all
     batch: Batch | None = None  # that they are of, where they lie along its last axis
 
@@ -124,7 +126,16 @@ class Rows:
             class_weight = None
         dtype = "float64" if batch.y_pred.dtype == np.float64 else "float32"
         of = batch if axis in (-1, batch.y_pred.ndim - 1) else None
-        return Rows(target, pred, weight, class_weight, valid, out_of_range, dtype, batch=of)
+        label = _places(target) if classes > 1 else None
+        return Rows(target, pred, weight, class_weight, valid, out_of_range, dtype, label, batch=of)
+
+    @cached_property
+    def at_label(self) -> Rows:
+        """With the entry of the label alone."""
+        assert self.label is not None
+        column = np.arange(len(self.label))[:, None], self.label[:, None]
+        weight = None if self.class_weight is None else self.class_weight[column[1]]
+        return replace(self, target=self.target[column], class_weight=weight, column=column)
 
     def weighting(self, name: str) -> Weighting:
         """A named one of the batch, for these rows."""
@@ -138,9 +149,15 @@ class Rows:
         return self.class_weight is not None and self.class_weight.size == 2 and self.pred.shape[1] == 1
 
     def some(self, index: Any) -> Rows:
-        names = ("target", "pred", "weight", "valid", "out_of_range")
+        names = ("target", "pred", "weight", "valid", "out_of_range", "label")
         some: dict[str, Any] = {name: getattr(self, name)[index] for name in names if getattr(self, name) is not None}
         return replace(self, indices=index, **some)
+
+
+def _places(target: Array) -> Array | None:
+    """Of the 1 in each row; None if there are other numbers than 0 and 1, or several of these."""
+    hard = bool(((target == 0) | (target == 1)).all()) and bool((target.sum(1) <= 1).all())
+    return target.argmax(1) if hard else None
 
 
 def _per_row(x: Array | None, batch: Batch, axis: int, count: int) -> Array | None:

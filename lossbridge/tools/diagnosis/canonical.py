@@ -112,7 +112,7 @@ class Setting:
 def _extreme(batch: Batch) -> bool:
     pred, kept = batch.y_pred, batch.rows(-1).valid
     bounds = (0, 1, np.inf, -np.inf) if holds(pred) == "probabilities" else (np.inf, -np.inf)
-    return not kept.any() or bool(np.isin(pred, bounds).any())
+    return not kept.any() or any(bool((pred == bound).any()) for bound in bounds)
 
 
 def holds(x: np.ndarray) -> Holds:
@@ -172,6 +172,8 @@ def _sensible(c: Convention, setting: Setting) -> bool:
         return False
     if c.axis != -1 and (c.class_weight or c.sample_weight or setting.left_out):
         return False  # weights and masks are given for rows along the last axis
+    if c.axis != -1 and c.divisor == "squared samples":
+        return False
     if c.cost in _WITHOUT_LOGARITHM and (c.clip != "none" or c.logarithm != "once" or c.class_weight):
         return False
     if c.cost == "squared" and (c.base != math.e or c.outcome == "perplexity"):
@@ -297,7 +299,7 @@ def _reduction(c: Convention, setting: Setting) -> Convention:
             divisor = "samples"
         if divisor == "axis 0" and setting.rank < 3 and c.axis == -1:  # it counts rows that are left out too
             divisor, left_out = "samples", "zero" if left_out == "removed" and setting.left_out else left_out
-        if left_out == "zero" and divisor not in ("samples", "elements"):
+        if left_out == "zero" and divisor not in ("samples", "elements", "squared samples"):
             left_out = "removed"
     elif setting.quantity == "samples":
         if divisor not in ("samples", "elements", "weights") or setting.rank < 2:

@@ -10,8 +10,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ import numpy as np
 from lossbridge.conventions import Convention
 from lossbridge.frameworks import numpy_ops as b
 from lossbridge.frameworks.on_numpy import value_and_grad
+from lossbridge.losses import sparse_categorical_crossentropy
 from lossbridge.maths import elementary, softmax
 from lossbridge.tools.diagnosis.batch import Array, Batch, Quantity, Rows
 from lossbridge.tools.diagnosis.weightings import ALL
@@ -26,6 +28,7 @@ from lossbridge.tools.diagnosis.weightings import ALL
 _BLOCK = 100_000  # elements
 FLOAT16_DTYPES = ("float16", "bfloat16")
 _LARGEST_FLOAT16 = 65504.0
+_CLIPS = ("both", "lower")  # of p itself
 
 
 # One convention on some rows.
@@ -66,17 +69,76 @@ def terms(c: Convention, rows: Rows, pred: Any, memo: dict[Any, Any] | None = No
 
 
 def row_sums(c: Convention, rows: Rows, memo: dict[Any, Any]) -> Array:
-    """(rows,): the sums of the terms, which are not stored for the two most frequent costs."""
-    _, positive, negative = _factors(c, rows, memo)
-    cost, complement_cost, *_ = _costs(c, rows, rows.pred, memo, None)
-    key = ("finite", *_costs_key(c))
-    finite = _cached(memo, key, lambda: bool(np.isfinite(cost).all() and np.isfinite(complement_cost).all()))
-    if not finite or c.cost not in ("cross-entropy", "binary"):
-        sums = np.asarray(terms(c, rows, rows.pred, memo).sum(1))
+    """(rows,): the sums of the terms, of which as few are computed as the convention allows."""
+    if _only_label_counts(c, rows, memo):
+        of_softmax = _softmax_losses(c, rows, memo)
+        sums = terms(c, rows.at_label, rows.pred, memo)[:, 0] if of_softmax is None else of_softmax
+    elif c.cost in ("cross-entropy", "binary") and _finite_costs(c, rows, memo):
+        sums = _smoothed_sums(c, rows, memo)
     else:
-        sums = np.einsum("ij,ij->i", positive, cost)
-        sums = sums + np.einsum("ij,ij->i", negative, complement_cost) if c.cost == "binary" else sums
-    return sums * _row_weights(c, rows, memo) if _are_weighted(c, rows) else sums
+        sums = terms(c, rows, rows.pred, memo).sum(1)
+    return np.asarray(sums * _row_weights(c, rows, memo) if _are_weighted(c, rows) else sums)
+
+
+def _only_label_counts(c: Convention, rows: Rows, memo: dict[Any, Any]) -> bool:
+    """Whether the terms of the other classes are 0, whatever is predicted for them."""
+    if rows.label is None or c.cost not in ("cross-entropy", "focal", "poly") or c.undefined == "nan":
+        return False
+    if c.label_smoothing or c.target_activation != "none" or c.renormalise == "both":
+        return False
+
+    def proper() -> bool:
+        p = _probabilities(c, rows, rows.pred, memo)
+        return bool((p >= 0).all() and (p <= 1).all())
+
+    # 0 · p of what is no probability may be NaN.
+    return c.cost == "cross-entropy" or bool(_cached(memo, ("proper", *_activation_key(c)), proper))
+
+
+def _softmax_losses(c: Convention, rows: Rows, memo: dict[Any, Any]) -> Array | None:
+    """−log softmax of the labels by lossbridge's row kernels, in a tenth of the time; None if c is not that.
+
+    Temperatures are solved for, each of which is another softmax of the whole batch.
+    """
+    if _uses_probabilities(c) or c.cost != "cross-entropy" or not c.activation.startswith("softmax"):
+        return None
+    x = _logits_once(c, rows.pred, memo)
+    if c.logarithm != "once" or not _cached(memo, ("finite x", *_logits_key(c)), lambda: bool(np.isfinite(x).all())):
+        return None
+    losses = sparse_categorical_crossentropy(rows.label, _cooled(c, x), from_logits=True, reduction="none")
+    _, positive, _ = _factors(c, rows.at_label, memo)
+    return np.asarray(losses * positive[:, 0])
+
+
+def _finite_costs(c: Convention, rows: Rows, memo: dict[Any, Any]) -> bool:
+    cost, complement_cost, *_ = _costs(c, rows, rows.pred, memo, None)
+
+    def finite() -> bool:
+        return bool(np.isfinite(cost).all() and (complement_cost is None or np.isfinite(complement_cost).all()))
+
+    return bool(_cached(memo, ("finite", *_costs_key(c)), finite))
+
+
+def _smoothed_sums(c: Convention, rows: Rows, memo: dict[Any, Any]) -> Array:
+    """Σ t (−log p), and of outcomes Σ (1 − t) (−log(1 − p)) with it, in which smoothed targets are linear."""
+    plain = c.but(label_smoothing=0.0, smoothing_over="K", pos_weight=1.0)
+    _, positive, negative = _factors(plain, rows, memo)
+    cost, complement_cost, *_ = _costs(c, rows, rows.pred, memo, None)
+    of_event, of_other = _class_weights(c, rows)
+    part, uniform = _smoothing(c, rows.pred.shape[1])
+    key = (*_costs_key(c), *_target_key(plain), c.class_weight and c.weighted == "terms")
+
+    def sums(name: str, factor: Array, cost: Array, weight: Array | None, uniform: float) -> Array:
+        of_target = _cached(memo, (name, *key), lambda: np.einsum("ij,ij->i", factor, cost))
+        if not c.label_smoothing:
+            return np.asarray(of_target)
+        of_all = _cached(memo, (f"{name}, all", *key), lambda: cost.sum(1) if weight is None else cost @ weight)
+        return np.asarray(part * of_target + uniform * of_all)
+
+    found = sums("positive sums", positive, cost, of_event, uniform) * (c.pos_weight if "binary" in c.cost else 1.0)
+    if c.cost != "binary":
+        return found
+    return found + sums("negative sums", negative, complement_cost, of_other, 1 - part - uniform)
 
 
 def _are_weighted(c: Convention, rows: Rows) -> bool:
@@ -91,35 +153,98 @@ def _row_weights(c: Convention, rows: Rows, memo: dict[Any, Any]) -> Array:
 
 def _factors(c: Convention, rows: Rows, memo: dict[Any, Any] | None) -> tuple[Any, Any, Any]:
     """t, and with the class weights the factors of −log p and of −log(1 − p): t w and (1 − t) w."""
-    key = _target_key(c)
+    of_event, of_other = _class_weights(c, rows)
+    key = (*_target_key(c), rows.column is None)
     target = _cached(memo, ("target", *key), lambda: _targets(c, rows.target, rows.dtype))
-    weight = rows.class_weight if c.class_weight and c.weighted == "terms" else None
-    of_event, of_other = (weight[1:], weight[:1]) if weight is not None and rows.of_outcomes else (weight, weight)
-    positive = target if weight is None else _cached(memo, ("positive", *key), lambda: target * of_event)
+    positive = target if of_event is None else _cached(memo, ("positive", *key), lambda: target * of_event)
     if "binary" not in c.cost:
         return target, positive, None
     if c.pos_weight != 1:
         positive = positive * c.pos_weight
 
     def complement() -> Any:
-        return 1 - target if weight is None else (1 - target) * of_other
+        return 1 - target if of_other is None else (1 - target) * of_other
 
     return target, positive, _cached(memo, ("negative", *key, c.class_weight), complement)
 
 
+def _class_weights(c: Convention, rows: Rows) -> tuple[Array | None, Array | None]:
+    """Of the terms −t log p, and of −(1 − t) log(1 − p)."""
+    weight = rows.class_weight if c.class_weight and c.weighted == "terms" else None
+    return (weight[1:], weight[:1]) if weight is not None and rows.of_outcomes else (weight, weight)
+
+
 def _costs(c: Convention, rows: Rows, pred: Any, memo: dict[Any, Any] | None, guard: Any) -> tuple[Any, ...]:
-    """−log p, −log(1 − p), p, and p before clipping.
+    """−log p, −log(1 − p), p, and p before clipping; None for those that the convention's cost does not use.
 
     `guard`: the targets, if a gradient is taken: costs of target 0 are made finite, because the gradient of 0·∞ is NaN.
     """
-    key = ("activated", c.activation, c.temperature, c.dtype)
-    p, cost, complement_cost = _cached(memo, key, lambda: _activated(c, pred))
+
+    used = _uses_probabilities(c)
 
     def clipped() -> tuple[Any, ...]:
-        return (*_clipped_costs(c, p, cost, complement_cost, guard, rows.dtype), p)
+        _, cost, complement_cost = _activated_once(c, pred, memo)
+        unclipped = _probabilities(c, rows, pred, memo) if used else None
+        p = _renormalised(c, rows, pred, memo) if used else None
+        if rows.column is not None:
+            cost, unclipped, p = (None if x is None else x[rows.column] for x in (cost, unclipped, p))
+        return (*_clipped_costs(c, p, cost, complement_cost, guard, rows.dtype), unclipped)
 
-    found: tuple[Any, ...] = _cached(memo, ("costs", *_costs_key(c)), clipped)
+    found: tuple[Any, ...] = _cached(memo, ("costs", *_costs_key(c), used, rows.column is None), clipped)
     return found
+
+
+def _uses_probabilities(c: Convention) -> bool:
+    """Whether p is used, and not only −log p and −log(1 − p) of the logits."""
+    if _changes_probabilities(c) or c.activation == "none" or c.logarithm == "missing":
+        return True
+    if c.cost == "binary":
+        return not c.activation.startswith("sigmoid")
+    return c.cost not in ("cross-entropy", "divergence")
+
+
+def _changes_probabilities(c: Convention) -> bool:
+    """Whether a logarithm is taken of what p became."""
+    return c.renormalise != "no" or c.clip in (*_CLIPS, "added")
+
+
+def _activated_once(c: Convention, pred: Any, memo: dict[Any, Any] | None) -> tuple[Any, Any, Any]:
+    found: tuple[Any, Any, Any] = _cached(
+        memo, ("activated", *_activation_key(c)), lambda: _activated(c, _logits_once(c, pred, memo))
+    )
+    return found
+
+
+def _logits_once(c: Convention, pred: Any, memo: dict[Any, Any] | None) -> Any:
+    return _cached(memo, ("logits", *_logits_key(c)), lambda: _logits(c, pred))
+
+
+def _probabilities(c: Convention, rows: Rows, pred: Any, memo: dict[Any, Any] | None) -> Any:
+    """p, before it is renormalised or clipped."""
+    p, cost, complement_cost = _activated_once(c, pred, memo)
+    if p is not None:
+        return p
+
+    def of_logits() -> Any:
+        if complement_cost is None:
+            return b.exp(-cost)
+        return elementary.sigmoid(b, _cooled(c, _logits_once(c, pred, memo)))[0]
+
+    return _cached(memo, ("p", *_activation_key(c)), of_logits)
+
+
+def _renormalised(c: Convention, rows: Rows, pred: Any, memo: dict[Any, Any] | None) -> Any:
+    """p with what needs the whole row: its sum, and a clip before that."""
+    if c.renormalise == "no":
+        return _probabilities(c, rows, pred, memo)
+    first = (c.clip, c.epsilon) if c.clip_first and c.clip in _CLIPS else ()
+
+    def quotient() -> Any:
+        p = _probabilities(c, rows, pred, memo)
+        p = _clip(p, *_bounds(c, rows.dtype)) if first else p
+        return p / b.sum(p, 1, keepdims=True)
+
+    return _cached(memo, ("renormalised", *_activation_key(c), *first), quotient)
 
 
 def _cached(memo: dict[Any, Any] | None, key: Any, compute: Callable[[], Any]) -> Any:
@@ -165,67 +290,84 @@ def _targets(c: Convention, target: Any, dtype: str) -> Any:
         target = b.exp(target)
     if c.renormalise == "both":
         target = target / b.sum(target, 1, keepdims=True)
-    if c.cost == "divergence" and c.clip in ("both", "lower"):
+    if c.cost == "divergence" and c.clip in _CLIPS:
         target = _clip(target, *_bounds(c, dtype))
     if not c.label_smoothing:
         return target
-    s, outcomes = c.label_smoothing, 2 if "binary" in c.cost and c.smoothing_over != "C" else b.size(target, 1)
+    part, uniform = _smoothing(c, b.size(target, 1))
+    return target * part + uniform
+
+
+def _smoothing(c: Convention, classes: int) -> tuple[float, float]:
+    """The smoothed target is t times the first, and the second."""
+    s, outcomes = c.label_smoothing, 2 if "binary" in c.cost and c.smoothing_over != "C" else classes
     if c.smoothing_over == "added":
-        return target + (1 - target) * (s / outcomes)
-    if c.smoothing_over != "K-1":
-        return elementary.smooth(b, target, outcomes, s)
-    return target * (1 - s) + (1 - target) * (s / (outcomes - 1) if outcomes > 1 else math.nan)
+        return 1 - s / outcomes, s / outcomes
+    if c.smoothing_over == "K-1":
+        each = s / (outcomes - 1) if outcomes > 1 else math.nan
+        return 1 - s - each, each
+    return 1 - s, s / outcomes
 
 
 def _costs_key(c: Convention) -> tuple[Any, ...]:
-    return (c.activation, c.temperature, c.renormalise, c.clip_first, c.clip, c.epsilon, c.logarithm, c.dtype)
+    of_p = (c.renormalise, c.clip_first, c.clip, c.epsilon, c.logarithm)
+    return (*_activation_key(c), *of_p, "binary" in c.cost)
+
+
+def _activation_key(c: Convention) -> tuple[Any, ...]:
+    return c.temperature, *_logits_key(c)
+
+
+def _logits_key(c: Convention) -> tuple[Any, ...]:
+    return c.activation, c.dtype
 
 
 def _cooled(c: Convention, logits: Any) -> Any:
     return logits if c.temperature == 1 else logits / c.temperature
 
 
-def _activated(c: Convention, pred: Any) -> tuple[Any, Any, Any]:
-    """p; and −log p and −log(1 − p) if they are computed from logits without a logarithm of p, else None."""
+def _logits(c: Convention, pred: Any) -> Any:
+    """What the activation, or the second one, is applied to, before a temperature."""
     x = rounded(pred, c.dtype.split()[0]) if c.dtype != "exact" else pred
     if c.activation == "softmax twice":
-        x = b.exp(-softmax.neg_log_softmax(b, x, 1)[0])
-    elif c.activation == "sigmoid twice":
-        x = elementary.sigmoid(b, x)[0]
+        return b.exp(-softmax.neg_log_softmax(b, x, 1)[0])
+    return elementary.sigmoid(b, x)[0] if c.activation == "sigmoid twice" else x
+
+
+def _activated(c: Convention, x: Any) -> tuple[Any, Any, Any]:
+    """p; or −log p and −log(1 − p) where they need no logarithm of p."""
     if c.activation.startswith(("softmax", "sigmoid")):
         x = _cooled(c, x)
     if c.activation.startswith("softmax"):
         cost = softmax.neg_log_softmax(b, x, 1)[0]
-        return b.exp(-cost), cost, None
+        return None, cost, None
     if c.activation.startswith("sigmoid"):
-        return elementary.sigmoid(b, x)[0], elementary.softplus(b, -x), elementary.softplus(b, x)
-    return (b.exp(x), -x, None) if c.activation == "exp" else (x, None, None)
+        return None, elementary.softplus(b, -x), elementary.softplus(b, x)
+    return (None, -x, None) if c.activation == "exp" else (x, None, None)
 
 
 def _clipped_costs(c: Convention, p: Any, cost: Any, complement_cost: Any, guard: Any, dtype: str) -> tuple[Any, ...]:
-    """−log p, −log(1 − p), and p, renormalised and clipped."""
-    changed = c.renormalise != "no" or c.clip in ("both", "lower", "added")
-    if changed:
-        if c.clip in ("both", "lower") and c.clip_first:
-            p = _clip(p, *_bounds(c, dtype))
-        if c.renormalise != "no":
-            p = p / b.sum(p, 1, keepdims=True)
-        if c.clip in ("both", "lower") and not c.clip_first:
-            p = _clip(p, *_bounds(c, dtype))
+    """−log p, −log(1 − p), and p, which was renormalised, clipped."""
+    changed = _changes_probabilities(c)
+    if c.clip in _CLIPS and not (c.clip_first and c.renormalise != "no"):
+        p = _clip(p, *_bounds(c, dtype))
     added = float(c.epsilon) if c.clip == "added" else 0.0
     if changed or cost is None:
         cost = elementary.neg_log(b, guard, p + added if added else p)
-    if changed or complement_cost is None:
+    if "binary" not in c.cost:
+        complement_cost = None
+    elif changed or complement_cost is None:
         other = None if guard is None else 1 - guard
         complement_cost = elementary.neg_log(b, other, 1 - p + added) if added else _complement_cost(other, p)
     if c.clip == "arguments":
         largest = -math.log(float(c.epsilon)) if float(c.epsilon) else math.inf
         cost = b.where(cost > largest, largest, cost)
-        complement_cost = b.where(complement_cost > largest, largest, complement_cost)
+        if complement_cost is not None:
+            complement_cost = b.where(complement_cost > largest, largest, complement_cost)
     if c.logarithm == "missing":
         cost, complement_cost = -p, p - 1
     elif c.logarithm == "twice":
-        cost, complement_cost = -b.log(cost), -b.log(complement_cost)
+        cost, complement_cost = -b.log(cost), None if complement_cost is None else -b.log(complement_cost)
     return cost, complement_cost, p
 
 
@@ -295,6 +437,7 @@ def divisor(c: Convention, batch: Batch, rows: Rows) -> float:
         "elements": count * classes,
         "classes": float(classes),
         "axis 0": float(batch.y_pred.shape[0]) if batch.y_pred.ndim else 1.0,
+        "squared samples": count * count,
         "one": 1.0,
     }
     return sizes[c.divisor]
@@ -322,9 +465,14 @@ def finish(c: Convention, total: float, denominator: float) -> float:
     return float(rounded(np.float64(value), c.dtype)) if c.dtype in FLOAT16_DTYPES else value
 
 
-def sums_key(c: Convention) -> Convention:
-    """`c` with the fields of the reduction reset: conventions with equal keys have the same row sums."""
-    return replace(c, base=math.e, divisor="samples", outcome="loss", factor=1.0, offset=0.0)
+_OF_REDUCTION = ("base", "divisor", "outcome", "factor", "offset")
+_of_sums = attrgetter(*(f.name for f in fields(Convention) if f.name not in _OF_REDUCTION))
+
+
+def sums_key(c: Convention) -> tuple[Any, ...]:
+    """The fields of `c` but those of the reduction: conventions with equal keys have the same row sums."""
+    key: tuple[Any, ...] = _of_sums(c)
+    return key
 
 
 def as_read(c: Convention, batch: Batch) -> Batch:
@@ -339,26 +487,24 @@ def scalars(
     batch: Batch, conventions: Sequence[Convention], advance: Callable[[float], None] = lambda fraction: None
 ) -> Array:
     """The loss under each convention. `advance` is called with the fraction of the work of each step."""
-    groups: dict[tuple[int, bool], dict[Convention, int]] = {}
+    groups: dict[tuple[int, bool], dict[Any, Convention]] = {}  # one convention for each key
     keys = [sums_key(c) for c in conventions]
-    for key in keys:
-        group = groups.setdefault((key.axis, key.swapped), {})
-        group.setdefault(key, len(group))
+    for c, key in zip(conventions, keys, strict=True):
+        groups.setdefault((c.axis, c.swapped), {}).setdefault(key, c)
     work = sum(len(group) for group in groups.values())
-    totals: dict[tuple[int, bool], Array] = {}
+    totals: dict[Any, float] = {}  # by key
     with np.errstate(all="ignore"), ThreadPoolExecutor(2) as pool:
         for (axis, swap), group in groups.items():
             rows = (batch.swapped if swap else batch).rows(axis)
             # Sorted, so that neighbours share cached costs and targets.
-            order = sorted(group, key=lambda c: tuple(map(str, _costs_key(c) + _target_key(c))))
+            order = sorted(group.items(), key=lambda one: tuple(map(str, _costs_key(one[1]) + _target_key(one[1]))))
             step = max(1, _BLOCK // max(rows.pred.shape[1], 1))
             blocks = [rows.some(slice(i, i + step)) for i in range(0, len(rows.pred), step)]
             total = np.zeros(len(order))
-            for sums in pool.map(partial(_block_sums, order), blocks):
+            for sums in pool.map(partial(_block_sums, [c for _, c in order]), blocks):
                 total += sums
                 advance(len(group) / work / len(blocks))
-            place = {c: i for i, c in enumerate(order)}
-            totals[axis, swap] = total[[place[c] for c in group]]
+            totals |= {key: x for (key, _), x in zip(order, total.tolist(), strict=True)}
         found = np.empty(len(conventions))
         denominators: dict[Any, float] = {}
         for i, (c, key) in enumerate(zip(conventions, keys, strict=True)):
@@ -367,8 +513,7 @@ def scalars(
             what = (c.divisor, c.left_out, c.sample_weight, c.class_weight, c.axis, c.swapped, c.rows, smoothing)
             if what not in denominators:
                 denominators[what] = divisor(c, read, read.rows(c.axis))
-            total = totals[c.axis, c.swapped][groups[c.axis, c.swapped][key]]
-            found[i] = finish(c, float(total), denominators[what])
+            found[i] = finish(c, totals[key], denominators[what])
     return found
 
 

@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lossbridge.conventions import PEERS, Convention, Peer
+from lossbridge.conventions import FURTHER, PEERS, Convention, Peer
 from lossbridge.tools.diagnosis import wording
 from lossbridge.tools.diagnosis.batch import WEIGHTS, Batch
-from lossbridge.tools.diagnosis.calls import PREFIXES, our_function
-from lossbridge.tools.diagnosis.canonical import Setting, canonical
+from lossbridge.tools.diagnosis.canonical import FOCAL, Setting, canonical
+from lossbridge.tools.diagnosis.expression import PREFIXES, our_function
 from lossbridge.tools.diagnosis.hypotheses import Preset, presets
 
 # What stands before a function's name in code, and the library's name in the registry.
@@ -25,6 +25,31 @@ _PREFIXES = {
     "scipy.special.": "scipy.",
     "nn.": "torch.",
     "torch.nn.": "torch.",
+    "tf.compat.v1.losses.": "tf1.",
+    "tensorflow.compat.v1.losses.": "tf1.",
+    "paddle.nn.functional.": "paddle.",
+    "mlx.nn.losses.": "mlx.",
+    "nn.losses.": "mlx.",
+    "mindspore.ops.": "mindspore.",
+    "tinygrad.Tensor.": "tinygrad.",
+    "Tensor.": "tinygrad.",
+    "chainer.functions.": "chainer.",
+    "mxnet.gluon.loss.": "mxnet.",
+    "gluon.loss.": "mxnet.",
+    "mxnet.metric.": "mxnet.",
+    "timm.loss.": "timm.",
+    "torchvision.ops.": "torchvision.",
+    "monai.losses.": "monai.",
+    "kornia.losses.": "kornia.",
+    "smp.losses.": "smp.",
+    "segmentation_models_pytorch.losses.": "smp.",
+    "fastai.losses.": "fastai.",
+    "torchmetrics.functional.": "torchmetrics.",
+    "torchmetrics.functional.text.": "torchmetrics.",
+    "ignite.metrics.": "ignite.",
+    "river.metrics.": "river.",
+    "thinc.api.": "thinc.",
+    "statsmodels.genmod.families.": "statsmodels.",
 }
 _MODULES = {
     "torch.CrossEntropyLoss": "torch.cross_entropy",
@@ -33,7 +58,6 @@ _MODULES = {
     "torch.BCELoss": "torch.binary_cross_entropy",
     "torch.BCEWithLogitsLoss": "torch.binary_cross_entropy_with_logits",
 }
-_LIBRARIES = {peer.library for peer in PEERS}  # of which we have the functions, with their defaults
 # The valid values of the fields that an option sets to any number.
 _RANGES: Mapping[str, Callable[[Any], bool]] = {
     "label_smoothing": lambda x: 0 <= x <= 1,
@@ -83,14 +107,14 @@ def _by_place(text: str, name: str, calls: list[ast.Call]) -> Iterator[tuple[str
     """The options that are given by their place, with their names. The arrays, which do not matter, are left out."""
     if not calls:
         return
-    peer = next((peer for peer in PEERS if peer.name == _MODULES.get(name, name)), None)
+    peer = next((peer for peer in (*PEERS, *FURTHER) if peer.name == _MODULES.get(name, name)), None)
     constructed = name in _MODULES or (peer is not None and peer.is_class)
     places: list[tuple[tuple[str, ...], list[ast.expr], int]] = []  # names, arguments, and how many of those are arrays
     if constructed:
         takes = () if name in _MODULES else ("sample_weight",)
         places = [(takes, call.args, 2) for call in calls[:-1]]
     if peer is not None:
-        parameters = inspect.signature(our_function(peer.library, peer.function)).parameters.values()
+        parameters = _parameters(peer).values()
         own = tuple(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD)[0 if peer.is_class else 2 :]
         places.append((own, calls[-1].args, 0 if constructed else 2))
     for names, arguments, arrays in places:
@@ -99,6 +123,13 @@ def _by_place(text: str, name: str, calls: list[ast.Call]) -> Iterator[tuple[str
         if nameless:
             raise ValueError(f"expected {text!r} gives {ast.unparse(nameless[0])} by its place; name it, as in axis=-1")
         yield from zip(names, options, strict=False)
+
+
+def _parameters(peer: Peer) -> Mapping[str, inspect.Parameter]:
+    """Those of the function, with their defaults; none of a further library, of which we have no functions."""
+    if peer.is_further:
+        return {}
+    return inspect.signature(our_function(peer.library, peer.function)).parameters
 
 
 def find_preset(expected: Any, batch: Batch, setting: Setting) -> tuple[Preset, list[str]]:
@@ -112,7 +143,7 @@ def find_preset(expected: Any, batch: Batch, setting: Setting) -> tuple[Preset, 
     texts: dict[str, None] = {}
     found: list[tuple[Preset, list[str]]] = []
     for preset in presets(setting):
-        if preset.peer.library not in _LIBRARIES or canonical(preset.convention, setting) is None:
+        if canonical(preset.convention, setting) is None:
             continue
         text = f"{preset.peer.library}.{wording.written(preset.peer, preset.options)}"
         texts[text] = None
@@ -138,7 +169,10 @@ def _is_default(peer: Peer, name: str, value: str, setting: Setting) -> bool:
     """Whether the option changes nothing: it has its default, or asks for the values that are observed."""
     if (name, value) == ("reduction", "'none'"):
         return setting.quantity in ("samples", "elements")
-    default = inspect.signature(our_function(peer.library, peer.function)).parameters.get(name)
+    if peer.is_further:
+        mean = (name, value) == ("reduction", "'mean'") and peer.convention.divisor != "one"
+        return mean or (name in _RANGES and value == repr(getattr(peer.convention, name)))
+    default = _parameters(peer).get(name)
     return default is not None and (value == repr(default.default) or (name, value) == ("reduction", "'mean'"))
 
 
@@ -151,10 +185,13 @@ def _with_options(c: Convention, options: Mapping[str, str], peer: Peer, batch: 
             return None
         if field == "left_out":
             _refuse_other_label(name, value, batch)
+            changed |= {} if key is None else {field: key}
         elif field in WEIGHTS:
             if getattr(batch, field) is None:
                 raise ValueError(f"expected names {name}={value}, and none is given; pass {field}= too")
             changed[field] = True
+        elif field == "alpha" and c.cost in FOCAL and (value == "None" or (type(key) in (int, float) and key < 0)):
+            changed[field] = None
         elif field in _RANGES and not (type(key) in (int, float) and _RANGES[field](key)):
             raise ValueError(f"expected names {name}={value}, which {peer.name} does not take; correct it")
         else:
@@ -171,7 +208,11 @@ def _field_and_value(peer: Peer, name: str, value: str) -> tuple[str, Any]:
                     return field, ast.literal_eval(value)
                 except ValueError:
                     return field, None
-        elif field in ("left_out", *WEIGHTS):
+        elif field == "left_out":
+            of_class = f"{name}={{class}}" if value.isdecimal() else ""
+            if any(text.partition("=")[0] == name for text in texts.values()):
+                return field, next((key for key, text in texts.items() if text == of_class), None)
+        elif field in WEIGHTS:
             if any(text.partition("=")[0] == name for text in texts.values()):
                 return field, None
         elif f"{name}={value}" in texts.values():

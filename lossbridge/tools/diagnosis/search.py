@@ -143,6 +143,7 @@ def search(
     `values`: what all hypotheses give on each batch, if that has been computed before.
     """
     left = np.arange(len(hypotheses))
+    dtypes = np.array([h.convention.dtype for h in hypotheses], str)
     fitting: list[list[Value]] = [[] for _ in hypotheses]
     last: list[Value] = [math.nan] * len(hypotheses)  # on the last batch that each was compared with
     misfit = np.zeros(len(hypotheses))
@@ -152,11 +153,11 @@ def search(
         advance(fraction / len(batches))
 
     for k, (batch, seen) in enumerate(zip(batches, observations, strict=True)):
-        some = [hypotheses[i] for i in left.tolist()]
+        some = [hypotheses[i] for i in left.tolist()] if len(left) < len(hypotheses) else hypotheses
         if values is not None:
-            compared = _compare_numbers(some, values[k][left], seen)
+            compared = _compare_numbers(dtypes[left], values[k][left], seen)
         elif seen.quantity == "scalar":
-            compared = _compare_numbers(some, scalars(batch, [h.convention for h in some], step), seen)
+            compared = _compare_numbers(dtypes[left], scalars(batch, [h.convention for h in some], step), seen)
         else:
             compared = _compare_arrays(some, batch, seen, step)
         misfit[left] = np.maximum(misfit[left], compared.misfit)
@@ -206,7 +207,8 @@ def by_chance(hypotheses: Sequence[Hypothesis], batch: Batch, seen: Observation)
     return float(apart * seen.tight / (_AROUND * x))
 
 
-def _compare_numbers(hypotheses: Sequence[Hypothesis], values: Array, seen: Observation) -> Comparison:
+def _compare_numbers(dtypes: Array, values: Array, seen: Observation) -> Comparison:
+    """`dtypes`: in which the hypotheses compute."""
     x = float(seen.values)
     size = abs(x) if x and math.isfinite(x) else 1.0
     with np.errstate(all="ignore"):
@@ -217,7 +219,7 @@ def _compare_numbers(hypotheses: Sequence[Hypothesis], values: Array, seen: Obse
     sharp = loose
     for dtype, tolerance in _FLOAT16_COMPUTED.items() if math.isfinite(x) else ():
         # A number computed in the dtype is representable in it, and carries the errors of the intermediate results.
-        computed = np.array([h.convention.dtype == dtype for h in hypotheses], bool)
+        computed = dtypes == dtype
         exact = abs(float(rounded(np.float64(x), dtype)) - x)
         near = off <= tolerance * abs(x)
         tight = np.where(computed, near & (exact <= seen.tight), tight)

@@ -24,7 +24,8 @@ from lossbridge.tools.diagnosis.weightings import FIRST_ROWS, LAST_ROWS, WEIGHTS
 # The chance that a number from anywhere has a root as round as one that is believed. Some ten roots are looked at.
 _LARGEST_CHANCE = 5e-4
 _USUAL = 1e-3  # the relative uncertainty with which a usual coefficient is believed
-_POINTS, _ROUNDS = 16, 8  # of the grid on which a root is bracketed, and of its refinement
+_POINTS, _ROUNDS = 16, 8  # of the grid on which a root is bracketed, and of its refinement, at most
+_NEAR = 1e-3  # of the tolerance: a root that gives the number as nearly is not refined further
 _LARGE, _FEWER = 200_000, 2  # of a batch with so many elements half as many functions are tried, at half the points
 _STEP = 1e-4  # relative, of the slope's difference quotient
 _MOST_BASES = 8
@@ -74,6 +75,7 @@ def solved(
         return []
     bases = _bases(known, setting, few=not (sure or seen.has_many_digits))
     found: list[tuple[Hypothesis, Convention]] = []
+    pairs: list[tuple[Hypothesis, Convention]] = []
     if last:
         found += _offsets(bases, batch, seen, sure)
     else:
@@ -81,13 +83,14 @@ def solved(
         found += _factors(bases, batch, seen)
     if not last and (seen.has_many_digits or sure):
         found += _rows(bases, batch, seen, sure)
+        pairs += _pairs(bases, batch, setting, seen, sure)
     there = {h.convention for h in known}
     own = {id(h.preset): h.own for h in known}
     new: dict[Convention, Hypothesis] = {}
-    for base, c in found:
+    for count, base, c in [*((1, *one) for one in found), *((2, *one) for one in pairs)]:
         here, start = canonical(c, setting), own[id(base.preset)]
         if here is not None and here not in there and here not in new:
-            new[here] = replace(base, own=start, convention=here, changes=2 - (base.own == start))
+            new[here] = replace(base, own=start, convention=here, changes=count + (base.own != start))
     return list(new.values())
 
 
@@ -175,16 +178,44 @@ class _Bracket(NamedTuple):
     misfits: tuple[float, float]  # of different sign
 
 
+def _likelier(bases: Sequence[Hypothesis], batch: Batch) -> Sequence[Hypothesis]:
+    """Fewer of them for a large batch."""
+    return bases[: _MOST_BASES // _FEWER] if batch.y_pred.size > _LARGE else bases
+
+
 def _coefficients(
     bases: Sequence[Hypothesis], batch: Batch, setting: Setting, seen: Observation, sure: bool
 ) -> Iterator[tuple[Hypothesis, Convention]]:
-    few = bases[: _MOST_BASES // _FEWER] if batch.y_pred.size > _LARGE else bases
-    curves = [_Curve(base, unknown) for base in few for unknown in _unknowns(base.own, setting)]
+    curves = [_Curve(base, unknown) for base in _likelier(bases, batch) for unknown in _unknowns(base.own, setting)]
     for curve, root in _roots(curves, batch, seen):
         chance = 1.0 if sure else _LARGEST_CHANCE * curve.unknown.doubt
         value = rounded(root, curve.unknown.usual, chance, curve.unknown.digits)
         if value is not None:
             yield curve.base, curve.unknown.of(curve.base.own, value)
+
+
+# Two that are set together, of values that are usual in both. So many pairs ask for digits: see `_PAIRS_CHANCE`.
+_PAIRED = (
+    ("temperature", (2.0, 3.0, 4.0, 5.0, 1.5, 0.5), "label_smoothing", (0.1, 0.05, 0.2, 0.01)),
+    ("pos_weight", (2.0, 3.0, 4.0, 5.0, 10.0, 0.5), "label_smoothing", (0.1, 0.05, 0.2, 0.01)),
+    ("gamma", (1.0, 1.5, 2.0, 3.0, 5.0), "alpha", (0.25, 0.5, 0.75, 0.6, 0.9)),
+)
+_PAIRS_CHANCE = 1e-4  # that a number from anywhere fits one of them: none does at five digits
+
+
+def _pairs(
+    bases: Sequence[Hypothesis], batch: Batch, setting: Setting, seen: Observation, sure: bool
+) -> Iterator[tuple[Hypothesis, Convention]]:
+    loose = seen.tight / abs(float(seen.values))
+    tried: list[tuple[Hypothesis, Convention]] = []
+    for base in _likelier(bases, batch):
+        fields = {unknown.field for unknown in _unknowns(base.own, setting)}
+        for first, xs, second, ys in _PAIRED:
+            if {first, second} <= fields and (sure or 2 * len(xs) * len(ys) * loose <= _PAIRS_CHANCE):
+                tried += [(base, replace(base.own, **{first: x, second: y})) for x in xs for y in ys]  # type: ignore[arg-type]
+    for (base, c), value in zip(tried, scalars(batch, [c for _, c in tried]), strict=True):
+        if abs(value - float(seen.values)) <= seen.tight:
+            yield base, c
 
 
 def _roots(curves: Sequence[_Curve], batch: Batch, seen: Observation) -> Iterator[tuple[_Curve, _Root]]:
@@ -201,7 +232,7 @@ def _roots(curves: Sequence[_Curve], batch: Batch, seen: Observation) -> Iterato
             if np.isfinite(misfits[k : k + 2]).all() and misfits[k] * misfits[k + 1] < 0:
                 brackets.append(_Bracket(curve, (grid[k], grid[k + 1]), (float(misfits[k]), float(misfits[k + 1]))))
     for _ in range(_ROUNDS):
-        brackets = _narrowed(brackets, batch, target)
+        brackets = _narrowed(brackets, batch, target, _NEAR * seen.tight)
     found = [low - below * (high - low) / (above - below) for _, (low, high), (below, above) in brackets]
     beside = [bracket.curve.at(x + step) for bracket, x in zip(brackets, found, strict=True) for step in (0, _STEP)]
     slopes = np.abs(np.diff(scalars(batch, beside).reshape(-1, 2))[:, 0]) / _STEP if beside else np.zeros(0)
@@ -210,26 +241,27 @@ def _roots(curves: Sequence[_Curve], batch: Batch, seen: Observation) -> Iterato
         yield bracket.curve, _Root(math.exp(value), uncertainty)
 
 
-def _narrowed(brackets: Sequence[_Bracket], batch: Batch, target: float) -> list[_Bracket]:
+def _narrowed(brackets: Sequence[_Bracket], batch: Batch, target: float, near_enough: float) -> list[_Bracket]:
     """Each cut twice: where the chord crosses, and a little beyond, so that both ends draw near."""
-    if not brackets:
-        return []
+    found = list(brackets)
+    wide = [i for i, bracket in enumerate(brackets) if min(map(abs, bracket.misfits)) > near_enough]
+    if not wide:
+        return found
     inner: list[tuple[float, float]] = []
-    for _, (low, high), (below, above) in brackets:
+    for _, (low, high), (below, above) in (brackets[i] for i in wide):
         crossing = low - below * (high - low) / (above - below)
-        near = 0.02 * (high - low)
-        inner.append((max(low, crossing - near), min(high, crossing + near)))
-    conventions = [bracket.curve.at(x) for bracket, pair in zip(brackets, inner, strict=True) for x in pair]
+        beside = 0.02 * (high - low)
+        inner.append((max(low, crossing - beside), min(high, crossing + beside)))
+    conventions = [brackets[i].curve.at(x) for i, pair in zip(wide, inner, strict=True) for x in pair]
     values = scalars(batch, conventions) - target
-    found = []
-    for i, (bracket, pair) in enumerate(zip(brackets, inner, strict=True)):
+    for k, (i, pair) in enumerate(zip(wide, inner, strict=True)):
+        bracket = brackets[i]
         points = [bracket.ends[0], *pair, bracket.ends[1]]
-        misfits = [bracket.misfits[0], *map(float, values[2 * i : 2 * i + 2]), bracket.misfits[1]]
-        for k in range(3):
-            if misfits[k] * misfits[k + 1] < 0:
-                bracket = _Bracket(bracket.curve, (points[k], points[k + 1]), (misfits[k], misfits[k + 1]))
+        misfits = [bracket.misfits[0], *map(float, values[2 * k : 2 * k + 2]), bracket.misfits[1]]
+        for j in range(3):
+            if misfits[j] * misfits[j + 1] < 0:
+                found[i] = _Bracket(bracket.curve, (points[j], points[j + 1]), (misfits[j], misfits[j + 1]))
                 break
-        found.append(bracket)
     return found
 
 

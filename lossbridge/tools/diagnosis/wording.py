@@ -28,6 +28,7 @@ LIBRARIES = {
     "mindspore": "MindSpore's",
     "tinygrad": "tinygrad's",
     "onnx": "ONNX Runtime's",
+    "onnx_reference": "ONNX reference's",
     "chainer": "Chainer's",
     "mxnet": "MXNet's",
     "timm": "timm's",
@@ -43,6 +44,8 @@ LIBRARIES = {
     "catboost": "CatBoost's",
     "river": "river's",
     "statsmodels": "statsmodels'",
+    "thinc": "thinc's",
+    "vowpalwabbit": "Vowpal Wabbit's",
 }
 
 _ACTIVATIONS = {
@@ -318,5 +321,6 @@ def division(c: Convention, batch: Batch) -> str:
         "nonzero weights": "the number of weights that are not 0",
         "classes": "the number of classes, C",
         "axis 0": "the size of axis 0",
+        "squared samples": "the square of the number of samples, N²",
     }[c.divisor]
     return f"divided by {words} = {number}"

@@ -22,9 +22,10 @@ from lossbridge.conventions import PEERS, Convention, Peer
 from lossbridge.frameworks import FRAMEWORKS
 from lossbridge.frameworks.framework import Framework
 from lossbridge.tools.diagnosis.batch import WEIGHTS, Array, Batch, Quantity
-from lossbridge.tools.diagnosis.calls import in_order, option, our_function
+from lossbridge.tools.diagnosis.calls import option
 from lossbridge.tools.diagnosis.evaluate import arrays as convention_arrays
 from lossbridge.tools.diagnosis.evaluate import scalars, scale, weights
+from lossbridge.tools.diagnosis.expression import in_order, our_function
 from lossbridge.tools.parity.check import Outcome, spacing
 from lossbridge.tools.processes import installed
 

@@ -226,7 +226,7 @@ def kind_3() -> Iterator[Row]:
 
 
 def kind_4() -> Iterator[Row]:
-    """A coefficient that is in no list."""
+    """A coefficient that is in no list, or two."""
     shape: tuple[int, ...]
     shapes = ((32, 10), (5, 3), (4, 6, 5), (30, 7))
     row = partial(Row, 4, most=1)
@@ -264,6 +264,13 @@ def kind_4() -> Iterator[Row]:
         yield row(f"log(p + {epsilon})", y, p, -np.log(of_label + epsilon).mean(), equals(EPSILON, epsilon), 5)
     softened = n.ce(n.softmax(x) / 0.1, y).mean()
     yield Row(4, "softmax(softmax(x)/0.1)", y, x, softened, every("twice|softmax", equals(TEMPERATURE, 0.1)))
+    for i, (temperature, s) in enumerate(((2, 0.1), (4, 0.05))):
+        y, x = n.labels(330 + i, *shapes[i], scale=3)
+        says = every(equals(TEMPERATURE, temperature), equals(SMOOTHING, s))
+        yield row(f"T = {temperature}, s = {s}", y, x, n.smoothed(x / temperature, y, s).mean(), says, 7, most=2)
+    t, x = n.outcomes(332, 32)
+    says = every("focal", equals(GAMMA, 1.5), equals(ALPHA, 0.6))
+    yield row("γ = 1.5, α = 0.6", t, x, n.focal(t, x, 1.5, 0.6).mean(), says, 7, most=2)
 
 
 def kind_5() -> Iterator[Row]:

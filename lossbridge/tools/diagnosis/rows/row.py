@@ -19,7 +19,7 @@ KINDS = {
     1: "calls that give NaN",
     2: "a name that gives another number",
     3: "a constant factor",
-    4: "one coefficient",
+    4: "one coefficient, or two",
     5: "the package's own losses",
     6: "labels along time",
     7: "which rows count",
