@@ -275,7 +275,7 @@ static double divergence_probabilities(Row<float> &r, double epsilon) {
                     },
                     terms);
   const double convex = terms.total(), both = convex + gaps.total();
-  const bool in_double = any(outside < Int32s{}) || !any(some), cancels = std::fabs(both) < .75 * convex;
+  const bool in_double = any(outside < Int32s{}) || !any(some != Int32s{}), cancels = std::fabs(both) < .75 * convex;
   const bool overflows = !(std::fabs(r.factor) < 0x1p40 && (std::fabs(r.factor) > 0x1p-40 || r.factor == 0));
   double loss = both / double(UP);
   if (in_double || cancels || overflows || r.target_gradient) {
