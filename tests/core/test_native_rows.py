@@ -230,6 +230,7 @@ def test_divergence_of_logits(regime, dtype, classes) -> None:
         "1e-10": z * (1 + 1e-10 * noise),
         "last place": np.where(rng.random(z.shape) < 0.3, np.nextafter(z, dtype.type(1e9)), z),
         "half": 0.5 * z + 1,
+        "opposite": np.where(np.isinf(z), z, -z),
     }
     for (name, x), temperature in itertools.product(pairs.items(), (1.0, 2.0, 0.7)):
         if np.isinf(z).any() and temperature != 1:
