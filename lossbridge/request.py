@@ -71,6 +71,7 @@ def resolve(loss: Loss, y_true: Any, y_pred: Any, names: Names, given: Mapping[s
         dtype=dtype,
         options=options,
         reduction=given["reduction"],
+        constant=tuple(x for x in PER_CLASS if options.get(x) is not None and not ops.owns(given.get(x))),
         in_arrays=_in_arrays(options),
         domain=loss.checked,
         inplace_gradient=given.get("inplace_gradient", False),

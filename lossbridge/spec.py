@@ -92,6 +92,7 @@ class Request(NamedTuple):
     weight: Array | None = None
     counted: Array | None = None  # not masked, not ignored: what a mean divides by
     valid: Array | None = None  # counted, and of nonzero weight: only these entries are read
+    constant: tuple[str, ...] = ()  # the arrays among the options that no framework can differentiate: NumPy's, lists
     in_arrays: str = ""  # why no path does that takes numbers for options: some are arrays, whose values may change
     domain: bool = False  # what lies outside the rule's domains makes its sample NaN
     inplace_gradient: bool = False  # the gradient may be written over the predictions

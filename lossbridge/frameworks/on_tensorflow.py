@@ -96,8 +96,13 @@ def _refuses_rule(r: Request) -> str:
         return f"no derivative rule is written for {r.rule.name}"
     if ops.in_forward_mode(r.pred, r.target, *_tensors(r.options)):
         return "forward-mode differentiation is on"
-    plain_labels = r.rule is softmax.LABELS and is_number(r.options.get("label_smoothing", 0), 0)
-    return "a weight is an array" if _tensors(r.options) and not plain_labels else ""
+    variable = _tensors({name: x for name, x in r.options.items() if name not in r.constant})
+    return "a weight is a tensor, which may be differentiated" if variable and not _weighted_afterwards(r) else ""
+
+
+def _weighted_afterwards(r: Request) -> bool:
+    """Whether the class weights multiply the losses of labels."""
+    return r.rule is softmax.LABELS and is_number(r.options.get("label_smoothing", 0), 0)
 
 
 def _refuses_xla(pred: Array) -> str:
@@ -212,8 +217,8 @@ def _gradient(function: Callable[[Request], Array], r: Request, upstream: Array)
 
 
 def _by_rule(r: Request, *, xla: bool) -> Array:
-    """Computed in rows, compiled by XLA or not. Class weights of labels multiply the losses afterwards."""
-    weight = r.options.get("class_weight") if r.rule is softmax.LABELS else None
+    """Computed in rows, compiled by XLA or not."""
+    weight = r.options.get("class_weight") if _weighted_afterwards(r) else None
     if weight is not None:
         r = r._replace(options={**r.options, "class_weight": None})
     losses = _attached(r, xla)
@@ -265,8 +270,9 @@ def _compiled(function: Callable[..., Any], xla: bool) -> Callable[..., Any]:
 
 
 def _of_rows(r: Request, target: Array, pred: Array, valid: Array | None = None) -> Request:
-    """The request of these rows."""
-    return r._replace(target=target, pred=pred, valid=valid, axis=1)
+    """The request of these rows, with options that lie along them."""
+    options = {key: ops.reshape(x, (1, -1)) if tf.is_tensor(x) and x.shape.rank else x for key, x in r.options.items()}
+    return r._replace(target=target, pred=pred, valid=valid, axis=1, options=options)
 
 
 def _forward(r: Request, xla: bool, *rows: Array) -> tuple[Array, ...]:

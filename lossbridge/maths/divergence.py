@@ -162,10 +162,12 @@ def relative_entropy(ops: Ops, t: Array, p: Array, axis: int) -> Array:
 def _log_ratio(ops: Ops, t: Array, p: Array) -> tuple[Array, Array, Array]:
     """Where |p − t| < t/4; log(t/p) there, to full relative accuracy, else 0; log t − log p elsewhere, 0 where t = 0.
 
+    Where t = 0 and p is NaN the logarithms are NaN.
+
     Two arrays, because a merged one would multiply the infinite derivative of the one by the other's 0.
     """
     near = _near(t, p, -0.25, 0.25)
-    none = near | (t == 0)
+    none = near | ((t == 0) & (p == p))
     logs = ops.log(ops.where(none, 1.0, t)) - ops.log(ops.where(none, 1.0, p))
     return near, -ops.log1p(ops.where(near, p - t, 0.0) / ops.where(near, t, 1.0)), logs
 

@@ -180,6 +180,13 @@ def test_nan_is_no_error(lib) -> None:
         assert np.isnan(values).tolist() == [False, True]
 
 
+def test_nan_counts_where_the_target_is_0(lib) -> None:
+    target, pred = lib.array([[0.5, 0.5, 0.0]]), lib.array([[0.5, 0.5, np.nan]])
+    for way in (lambda function: function, *lib.b.compilers().values()):
+        divergence = way(functools.partial(lb.kl_divergence, epsilon=0))
+        assert np.isnan(lib.b.to_numpy(divergence(target, pred)))
+
+
 def test_nothing_is_looked_at_twice(lib, monkeypatch) -> None:
     """Arrays are read where the result is NaN, and not before."""
     from lossbridge import errors

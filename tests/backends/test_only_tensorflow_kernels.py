@@ -239,6 +239,79 @@ def test_class_weights_learn_too() -> None:
     np.testing.assert_allclose(got, tf.math.unsorted_segment_sum(costs, y, 4), rtol=1e-6)
 
 
+_WEIGHTS = np.linspace(0.5, 2, 6)
+_WEIGHTED = {
+    "labels": (sparse, {"class_weight": _WEIGHTS}),
+    "smoothed labels": (functools.partial(sparse, label_smoothing=0.1), {"class_weight": _WEIGHTS}),
+    "label probabilities": (lb.sparse_categorical_crossentropy, {"class_weight": _WEIGHTS}),
+    "distributions": (functools.partial(lb.categorical_crossentropy, from_logits=True), {"class_weight": _WEIGHTS}),
+    "probabilities": (lb.categorical_crossentropy, {"class_weight": _WEIGHTS}),
+    "focal": (lb.categorical_focal_crossentropy, {"alpha": _WEIGHTS / 2}),
+    "binary": (functools.partial(lb.binary_crossentropy, from_logits=True), {"pos_weight": _WEIGHTS}),
+    "binary probabilities": (lb.binary_crossentropy, {"pos_weight": _WEIGHTS}),
+}
+
+
+_WITH_RULE = "labels", "smoothed labels", "distributions", "binary", "binary probabilities"
+
+
+def weighted_problem(name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Of six classes along the middle axis."""
+    rng = np.random.default_rng(0)
+    target, p = rng.dirichlet(np.ones(6), (2, 5, 3)).swapaxes(2, 3).astype(np.float32)
+    pred = 3 * p if "from_logits" in str(_WEIGHTED[name][0]) else p
+    return (p.argmax(1).astype(np.int32) if "label" in name else target), pred
+
+
+def without_keywords(function):
+    """Those of a partial function tf.function would pass as tensors."""
+    return lambda y, z: function(y, z)
+
+
+@pytest.mark.parametrize("path", ["function", "XLA"])
+@pytest.mark.parametrize("name", _WITH_RULE)
+def test_constant_weights_of_classes_take_the_rule(name, path, monkeypatch) -> None:
+    loss, options = _WEIGHTED[name]
+    loss = functools.partial(loss, axis=1)
+    y, z = (tf.constant(x) for x in weighted_problem(name))
+    value, gradient = lb.value_and_grad(functools.partial(loss, **options))(y, z)
+    monkeypatch.setattr(kernels, "XLA_BLOCK", 40)
+    for given in (options, {key: x.tolist() for key, x in options.items()}):
+        with monkeypatch.context() as patch:
+            forbid_the_formula(patch)
+            found = on_path(path, patch, without_keywords(lb.value_and_grad(functools.partial(loss, **given))))(y, z)
+        np.testing.assert_allclose(found[0], value, rtol=1e-6)
+        np.testing.assert_allclose(found[1], gradient, rtol=2e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", _WEIGHTED)
+def test_weights_of_classes_that_are_tensors_are_differentiated(name) -> None:
+    """Variables, tensors from outside, and constants of the graph: the loss is linear in them, but for what follows."""
+    loss, options = _WEIGHTED[name]
+    y, z = (tf.constant(x) for x in weighted_problem(name))
+    ((option, weights),) = options.items()
+    direction = np.linspace(-1, 1, 6)
+    loss = functools.partial(loss, y, z, axis=1, reduction="sum")
+    expected = (loss(**{option: weights + 0.1 * direction}) - loss(**{option: weights})) / 0.1
+
+    def gradient(weights):
+        with tf.GradientTape() as tape:
+            tape.watch(weights)
+            value = loss(**{option: weights})
+        return tape.gradient(value, weights)
+
+    given = tf.constant(weights, tf.float32)
+    variable = tf.Variable(given)
+    for function in (
+        lambda: gradient(given),
+        lambda: gradient(variable),
+        lambda: gradient(tf.constant(weights, tf.float32)),
+        lambda: tf.gradients(loss(**{option: variable + 0}), variable)[0],
+        lambda: (lambda x: tf.gradients(loss(**{option: x}), x)[0])(tf.constant(weights, tf.float32)),
+    ):
+        np.testing.assert_allclose(np.sum(tf.function(function)() * direction), expected, rtol=2e-4)
+
+
 def test_gradients_twice_and_within_functions() -> None:
     y, z = (tf.constant(x) for x in problem(3, 4))
     _, exact = lb.value_and_grad(sparse)(y, z)

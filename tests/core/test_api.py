@@ -12,6 +12,7 @@ import pytest
 
 import lossbridge as lb
 from lossbridge import information, reference
+from lossbridge.native import rows
 from lossbridge.tools.parity import cases
 
 
@@ -50,7 +51,8 @@ def test_arguments_after_the_arrays_are_keywords() -> None:
 @pytest.mark.parametrize(
     "module",
     [
-        *("", "losses", "explanation", "information", "compat.torch"),
+        *("", "losses", "information", "compat.torch"),
+        pytest.param("explanation", marks=pytest.mark.skipif(bool(rows.MISSING), reason="its example takes the rows")),
         *("tools.comparison.comparison", "tools.diagnosis.diagnosis"),
     ],
 )

@@ -23,7 +23,8 @@ pytestmark = pytest.mark.skipif(bool(rows.MISSING), reason=rows.MISSING)
 
 LABELS, DISTRIBUTIONS = "softmax of labels", "softmax of distributions"
 OF_LABELS = (LABELS, "probabilities of labels", "log loss of labels")
-IN_FLOAT = (LABELS, DISTRIBUTIONS, "Bernoulli of logits", "divergence of logits")
+OF_SHARES = "divergence of probabilities"
+IN_FLOAT = (LABELS, DISTRIBUTIONS, "Bernoulli of logits", "divergence of logits", OF_SHARES)
 FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 # Units in the last place of the loss; relative error of the gradient.
 ALLOWED = {FLOAT32: (4.0, 5 * 2.0**-24), FLOAT64: (2.0**4, 2.0**-43)}
@@ -229,6 +230,7 @@ def test_divergence_of_logits(regime, dtype, classes) -> None:
         "1e-10": z * (1 + 1e-10 * noise),
         "last place": np.where(rng.random(z.shape) < 0.3, np.nextafter(z, dtype.type(1e9)), z),
         "half": 0.5 * z + 1,
+        "opposite": np.where(np.isinf(z), z, -z),
     }
     for (name, x), temperature in itertools.product(pairs.items(), (1.0, 2.0, 0.7)):
         if np.isinf(z).any() and temperature != 1:
@@ -240,21 +242,68 @@ def test_divergence_of_logits(regime, dtype, classes) -> None:
         assert_close(found, truth, f"{name}, T = {temperature}", OF_DIVERGENCES[dtype])
 
 
-@pytest.mark.parametrize(("dtype", "classes"), SIZES)
-def test_divergence_of_probabilities(dtype, classes) -> None:
+def shares(classes: int, dtype: np.dtype[Any]) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """A target and probabilities, from rows that have nothing to do with each other to rows that are nearly equal."""
     rng = np.random.default_rng(classes)
     t = rng.dirichlet(np.ones(classes), 1).astype(dtype)
-    for name, p in {
-        "independent": rng.dirichlet(np.ones(classes), 1),
-        "1e-3": t * (1 + 1e-3 * rng.normal(size=t.shape)),
-        "last place": np.where(rng.random(t.shape) < 0.3, np.nextafter(t, dtype.type(2)), t),
-        "clipped": np.where(rng.random(t.shape) < 0.3, 0, t),
-    }.items():
-        p = p.astype(dtype)
-        loss, gradient, of_target = run("divergence of probabilities", p, t, epsilon=1e-7, target_gradient=True)
-        truth = exact.divergence_of_probabilities(exactly(t[0]), exactly(p[0]), bounds(dtype)[0])
+    noise = rng.normal(size=t.shape)
+    yield "independent", t, rng.dirichlet(np.ones(classes), 1)
+    for spread in (8, 30):
+        z = spread * rng.normal(size=t.shape)
+        peaked = [x / x.sum() for x in (np.exp(y - y.max()) for y in (z, z + noise))]
+        yield f"peaked by {spread}", *peaked
+    for size in (0.3, 1e-2, 1e-3, 1e-4, 1e-6):
+        p = t * (1 + size * noise)
+        yield f"{size:g}", t, p
+        p = (p / p.sum()).astype(dtype)
+        yield f"{size:g}, of the same sum", t, p
+        p[0, t.argmax()] += (t * (np.log(t / p.astype(float)))).sum() * 0.9
+        yield f"{size:g}, sums that cancel", t, p
+    yield "far by 2", t, np.where(rng.random(t.shape) < 0.5, 2 * t, t / 2)
+    yield "last place", t, np.where(rng.random(t.shape) < 0.3, np.nextafter(t, dtype.type(2)), t)
+    yield "equal", t, t
+    yield "clipped", t, np.where(rng.random(t.shape) < 0.3, 0, t)
+    yield "zeros in the target", np.where(rng.random(t.shape) < 0.5, 0, t), t
+    yield "above 1", t, t * 1.7
+    some, least = rng.random(t.shape) < 0.5, np.finfo(dtype)
+    yield "tiny", t, np.where(some, 8 * float(least.tiny), t)
+    yield "subnormal", *(np.where(some, n * float(least.smallest_subnormal), t) for n in (3000, 1000))
+
+
+@pytest.mark.parametrize(("dtype", "classes"), SIZES)
+@pytest.mark.parametrize("epsilon", [1e-7, 0])
+def test_divergence_of_probabilities(dtype, classes, epsilon) -> None:
+    for name, t, p in shares(classes, dtype):
+        if epsilon == 0 and name == "clipped":
+            continue
+        t, p = t.astype(dtype), p.astype(dtype)
+        loss, gradient, of_target = run(OF_SHARES, p, t, epsilon=epsilon, target_gradient=True)
+        truth = exact.divergence_of_probabilities(exactly(t[0]), exactly(p[0]), bounds(dtype, epsilon)[0])
         found = [loss[0], gradient[0], of_target[0]]
-        assert_close(found, truth, name, OF_DIVERGENCES[dtype])
+        assert_close(found, truth, name, 4.0 if dtype == FLOAT32 else OF_DIVERGENCES[dtype])
+
+
+@pytest.mark.parametrize("classes", [2, 33, 100])
+def test_divergences_of_probabilities_do_not_depend_on_the_gradients_wanted(classes) -> None:
+    """Some gradients of float32 are computed in double, which reads what a gradient may lie over."""
+    for name, t, p in shares(classes, FLOAT32):
+        t, p = t.astype(np.float32), p.astype(np.float32)
+        both = run(OF_SHARES, p, t, epsilon=1e-7, target_gradient=True)
+        assert_same(run(OF_SHARES, p, t, epsilon=1e-7), [*both[:2], None])
+        assert_same(run(OF_SHARES, p, t, epsilon=1e-7, gradient=0)[:1], both[:1])
+        over = p.copy()
+        assert_same(run(OF_SHARES, over, t, epsilon=1e-7, gradient=over), [*both[:2], None])
+        assert name == "above 1" or not np.isnan(both[1]).any()
+
+
+@pytest.mark.parametrize("upstream", [1e30, 1e15, 1e-15, 1e-30, 0])
+def test_a_large_or_small_factor_of_a_divergence_of_probabilities(upstream) -> None:
+    t, p = np.array([[1, 0.5, 1e-38]], np.float32), np.array([[1e-6, 0.5, 2e-38]], np.float32)
+    losses, gradient, of_target = run(OF_SHARES, p, t, upstream=upstream, target_gradient=True)
+    factor = np.float64(np.float32(upstream))
+    np.testing.assert_allclose(gradient, (-t / p.astype(float) * factor).astype(np.float32), rtol=3e-7)
+    np.testing.assert_allclose(of_target, ((np.log(t / p.astype(float)) + 1) * factor).astype(np.float32), rtol=3e-7)
+    assert losses == run(OF_SHARES, p, t)[0]
 
 
 def trials(dtype: np.dtype[Any]) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
@@ -484,8 +533,10 @@ INF, NAN = np.inf, np.nan
         ("divergence of logits", [-INF, 0, 0], [5, 0, 0], INF, None),
         ("divergence of logits", [0, 0, 0], [-INF, 0, 0], np.log(1.5), [1 / 3, -1 / 6, -1 / 6]),
         ("divergence of logits", [0, 0, NAN], [0, 0, 0], NAN, [NAN] * 3),
-        ("divergence of probabilities", [1, 0, 0], [1, 0, 0], 0, [-1, 0, 0]),
-        ("divergence of probabilities", [1, 0, 0], [0.5, 0.5, 0], INF, None),
+        (OF_SHARES, [1, 0, 0], [1, 0, 0], 0, [-1, 0, 0]),
+        (OF_SHARES, [1, 0, 0], [0.5, 0.5, 0], INF, None),
+        (OF_SHARES, [0.5, 0.5, NAN], [0.5, 0.5, 0], NAN, [-1, -1, NAN]),
+        (OF_SHARES, [0.5, 0.5, 0], [0.5, NAN, 0], NAN, [-1, NAN, 0]),
     ],
 )
 def test_infinities_and_nan(rule, pred, target, loss, gradient, dtype) -> None:

@@ -19,6 +19,15 @@
 //
 // 6. Σ t log(t/p). Where p lies between t/2 and 2 t, δ = −log1p((p − t)/t) and t log(t/p) = t f(δ) + (t − p), whose
 //    difference is exact. gradient = −t/p, for the target log(t/p) + 1; 0 where clipped, and where t = 0.
+//
+// Of probabilities in float, all of them in [0, 1], both multiplied with 2^80, so that none is subnormal:
+//
+// 7. KL = Σ t f(δ) + Σ (t − p) of all entries. The terms of the first sum are ≥ 0, the second is taken in double. With
+//    s = (t − p)/(t + p), log(t/p) = 2 artanh s = 2 (s + s³ H(s²)), H(z) = 1/3 + z/5 + z²/7 + …. Where p lies between t/2
+//    and 2 t, t − p is exact and t f(δ) = (t − p) s (1 + (1 + s) s H(s²)). Elsewhere s is that of t/2^e, which is near p,
+//    δ = e log 2 + 2 artanh s, and t f(δ) = t δ − (t − p), of the same rounded difference as in the other sum.
+// 8. Where the sums cancel by more than a quarter, the loss is that of (6). So is the gradient for the target, whose
+//    log(t/p) + 1 cancels near t/p = 1/e, and all of a row with a number outside [0, 1].
 #pragma once
 #include "softmax.h"
 
@@ -198,7 +207,7 @@ static double divergence_probabilities(Row<double> &r, double epsilon) {
                        const Int64s nothing = t == none, near = (gap > set(-.5) * t) & (gap < t);
                        const V d = none - log1p<double>((near ? gap : none) / (near ? t : one));
                        const V far = log<double>((nothing ? one : t) / (nothing ? one : p)), ratio = near ? d : far;
-                       terms.part[u] += nothing ? none : t * (near ? remainder_over_square(d) * d * d : far);
+                       terms.part[u] += nothing ? p - p : t * (near ? remainder_over_square(d) * d * d : far);
                        gaps.part[u] += near ? none - gap : none;
                        const Int64s fixed_t = (target < low) | (target > one) | nothing;
                        const Int64s fixed_p = (pred < low) | (pred > one) | nothing;
@@ -208,6 +217,73 @@ static double divergence_probabilities(Row<double> &r, double epsilon) {
                      terms, gaps);
   if (r.call.domain && !any(some)) return no_loss(r, NOT_A_NUMBER<double>);
   return terms.total() + gaps.total();
+}
+
+// (8): the loss, and the gradient for the target, if wanted; that for the predictions goes to `gradient`.
+static double divergence_in_double(Row<float> &r, double epsilon, float *gradient) {
+  double *const x = (double *)r.spare[0], *const target = (double *)r.spare[2];  // two rows of float each
+  load_row(r.x, r.n, x);
+  load_row(r.target, r.n, target);
+  Row<double> wide{r.call, r.n, x, target, gradient ? x : nullptr, r.target_gradient ? target : nullptr, {}, nullptr, 0,
+                   r.factor};
+  const double loss = divergence_probabilities(wide, epsilon);
+  if (gradient) store_row(x, r.n, gradient);
+  if (r.target_gradient) store_row(target, r.n, r.target_gradient);
+  return loss;
+}
+
+// H(z) for z ≤ 1/9, to 2^-28 (7).
+LOSSBRIDGE_INLINE Floats artanh_series(Floats z) {
+  Floats q = fma(set(0x1.dba266p-4f), z, set(0x1.bc8cf8p-4f));
+  q = fma(q, z, set(0x1.24c926p-3f));
+  q = fma(q, z, set(0x1.9998d4p-3f));
+  return fma(q, z, set(0x1.555556p-2f));
+}
+
+// (7)
+static double divergence_probabilities(Row<float> &r, double epsilon) {
+  typedef Floats V;
+  typedef Numbers<float> N;
+  constexpr float UP = 0x1p80f;
+  const V none{}, up = set(UP), low = set(float(epsilon) * UP), f = set(float(r.factor));
+  const Int32s one = bits<Int32s>(set(1.0f));
+  const bool zeros = epsilon == 0, wanted = r.gradient;
+  float *const gradient = r.gradient == r.x ? r.spare[4] : r.gradient;  // (8) reads x again
+  Int32s outside{}, some{};
+  Sum<float> terms, gaps;  // of the gaps only what is whole
+  each<float, 2, 1>(r.n, -1, {{r.target, r.x}, {0, 0}, {gradient}},
+                    [&](auto &in, auto &out, int u) __attribute__((always_inline)) {
+                      const Int32s target_bits = bits<Int32s>(in[0]), pred_bits = bits<Int32s>(in[1]);
+                      outside |= target_bits | (one - target_bits) | pred_bits | (one - pred_bits);  // by the sign
+                      some |= pred_bits;
+                      const V pred = in[1] * up, t = max(in[0] * up, low), p = max(pred, low), gap = t - p;
+                      const Int32s near = (abs(gap) < t) & (abs(gap) < p);
+                      Int32s e = (bits<Int32s>(t) - bits<Int32s>(p) + (1 << (N::MANTISSA - 1))) >> N::MANTISSA;
+                      e = near ? Int32s{} : e;
+                      const V a = bits<V>(bits<Int32s>(t) - (e << N::MANTISSA)), s = (a - p) / (a + p);
+                      const V exponent = __builtin_convertvector(e, V), z = s * s, h = artanh_series(z), first = gap * s;
+                      const V rest = fma(exponent, set(N::LN2_LOW), fma((s + s) * z, h, s + s));
+                      const V far = fma(t, rest, fma(t, exponent * set(N::LN2_HIGH), none - gap));
+                      V term = near ? fma(first, fma(s, s, s) * h, first) : far;
+                      if (zeros) term = t == none ? p : p == none ? set(INF<float>) : term;
+                      terms.part[u] += term;
+                      for (int half = 0; half < 2; half++) gaps.whole[2 * u + half] += half_as_doubles(gap, half);
+                      if (!wanted) return;
+                      const V slope = none - t * f / p;
+                      out[0] = pred < low ? none : slope;
+                      if (zeros) out[0] = t == none ? none : slope;
+                    },
+                    terms);
+  const double convex = terms.total(), both = convex + gaps.total();
+  const bool in_double = any(outside < Int32s{}) || !any(some != Int32s{}), cancels = std::fabs(both) < .75 * convex;
+  const bool overflows = !(std::fabs(r.factor) < 0x1p40 && (std::fabs(r.factor) > 0x1p-40 || r.factor == 0));
+  double loss = both / double(UP);
+  if (in_double || cancels || overflows || r.target_gradient) {
+    const double exactly = divergence_in_double(r, epsilon, in_double || overflows ? r.gradient : nullptr);
+    if (in_double || cancels) loss = exactly;
+  }
+  if (gradient != r.gradient && !in_double && !overflows) memcpy(r.gradient, gradient, size_t(r.n) * sizeof(float));
+  return loss;
 }
 
 }  // namespace LOSSBRIDGE_NS

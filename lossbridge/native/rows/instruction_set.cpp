@@ -17,7 +17,8 @@ static bool in_double(const Call &c) {
     case Rule::SOFTMAX_LABELS:
     case Rule::SOFTMAX_DISTRIBUTIONS:
     case Rule::BERNOULLI_LOGITS:
-    case Rule::DIVERGENCE_LOGITS: return c.dtype == Dtype::FLOAT64;
+    case Rule::DIVERGENCE_LOGITS:
+    case Rule::DIVERGENCE_PROBABILITIES: return c.dtype == Dtype::FLOAT64;
     default: return true;  // of probabilities and focal: logarithms and powers would lose digits in float
   }
 }
@@ -29,7 +30,7 @@ static int64_t row_length(const Call &c) { return c.elementwise ? std::min(sampl
 static int64_t columns(const Call &c) { return c.elementwise ? 1 : tile(c); }
 
 // Predictions and target of the columns, and rows for the rule.
-constexpr int64_t SPARE = 4;
+constexpr int64_t SPARE = 5;
 int64_t scratch_bytes(const Call &c) {
   const int64_t rows = 2 * columns(c) + SPARE + 1 + 1;  // and the weights of a label, and of the classes
   return rows * padded(row_length(c)) * int64_t(in_double(c) ? sizeof(double) : sizeof(float));
@@ -100,6 +101,7 @@ static double compute_sample(Row<float> &r, const float *weights, float *losses)
     case Rule::SOFTMAX_LABELS: return weights ? softmax_distribution(r, weights) : softmax_label(r);
     case Rule::SOFTMAX_DISTRIBUTIONS: return softmax_distribution(r, weights);
     case Rule::DIVERGENCE_LOGITS: return divergence_logits(r);
+    case Rule::DIVERGENCE_PROBABILITIES: return divergence_probabilities(r, bounds_of(r.call).low);
     default: bernoulli_logits(r, losses); return 0;
   }
 }
@@ -203,7 +205,7 @@ template <class F> static void compute_block(const Call &c, const Block &b, cons
   auto row = [&](int64_t i) {
     return Row<F>{c, b.n, pred.row(b, c.pred, i), dense ? target.row(b, c.target, i) : nullptr,
                   pred.row(b, c.gradient, i), dense ? target.row(b, c.target_gradient, i) : nullptr,
-                  {spare, spare + m, spare + 2 * m, spare + 3 * m}, per_class, 0, 0};
+                  {spare, spare + m, spare + 2 * m, spare + 3 * m, spare + 4 * m}, per_class, 0, 0};
   };
   if (b.count > 1 || c.elementwise || counts(c, b.sample)) {
     pred.load(b, c.pred);

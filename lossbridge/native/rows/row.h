@@ -15,7 +15,7 @@ template <class F> struct Row {
   const F *x, *target;  // predictions; a dense target
   F *gradient;          // null: not wanted
   F *target_gradient;
-  F *spare[4];         // rows for the rule
+  F *spare[5];         // rows for the rule, one behind the other
   const F *per_class;  // or null
   int64_t label;
   double factor;
