@@ -42,7 +42,7 @@ def options(values: Mapping[str, Any]) -> None:
                 'use "mean", or leave out normalizer'
             )
     for name in NUMBERS:
-        if name in values:
+        if name in values and not (name == "softcap" and values[name] is None):
             number(name, values[name], *NUMBERS[name])
     switches({name: values[name] for name in SWITCHES if name in values})
     ignored_class(values.get("ignore_class"))
@@ -56,6 +56,15 @@ def options(values: Mapping[str, Any]) -> None:
         raise TypeError("alpha is None; pass one number, or one a class")
     if "apply_class_balancing" in values:
         fraction("alpha", values["alpha"])
+
+
+def without_logits(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+    """Options of logits, where there are probabilities."""
+    for name, x in values.items():
+        if x is not defaults[name] and not (isinstance(x, int | float) and x == defaults[name]):
+            raise ValueError(
+                f"{name} is for logits, and from_logits is False; pass logits and from_logits=True, or leave it out"
+            )
 
 
 def reduction_name(name: object, names: Sequence[str | None], elsewhere: Mapping[Any, tuple[str, str]]) -> None:

@@ -35,6 +35,9 @@ def categorical_crossentropy(
     axis: int = -1,
     epsilon: float = 1e-7,
     class_weight: Any = None,
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
+    z_loss: float = 0.0,
     sample_weight: Any = None,
     mask: Any = None,
     normalizer: Any = None,
@@ -49,6 +52,8 @@ def categorical_crossentropy(
         label_smoothing: s in [0, 1]; targets become t·(1 − s) + s/C.
         class_weight: (C,), the w_c. It changes no denominator but that of "mean_with_sample_weight", in which a sample
             counts Σ_c w_c t_c.
+        logit_scale, softcap: with `from_logits`; z = logit_scale·x, then softcap·tanh(z / softcap). None: no cap.
+        z_loss: ζ ≥ 0, with `from_logits`; ζ·lse² is added to each loss, lse = log Σ_c e^(z_c).
         axis, epsilon, sample_weight, mask, normalizer, reduction: see `lossbridge.losses`.
 
     Returns:
@@ -74,6 +79,9 @@ def categorical_crossentropy(
         axis=axis,
         epsilon=epsilon,
         class_weight=class_weight,
+        logit_scale=logit_scale,
+        softcap=softcap,
+        z_loss=z_loss,
         sample_weight=sample_weight,
         mask=mask,
         normalizer=normalizer,
@@ -91,6 +99,9 @@ def sparse_categorical_crossentropy(
     epsilon: float = 1e-7,
     ignore_class: int | None = None,
     class_weight: Any = None,
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
+    z_loss: float = 0.0,
     sample_weight: Any = None,
     mask: Any = None,
     normalizer: Any = None,
@@ -103,7 +114,7 @@ def sparse_categorical_crossentropy(
         y_pred: probabilities or logits, as in `categorical_crossentropy`. Shape (…, C, …).
         label_smoothing: s in [0, 1]; no one-hot array is built for it.
         ignore_class: a label (often −1 or −100) whose entries are left out, as by `mask`.
-        class_weight: (C,); as in `categorical_crossentropy`.
+        class_weight, logit_scale, softcap, z_loss: as in `categorical_crossentropy`.
         axis, epsilon, sample_weight, mask, normalizer, reduction: see `lossbridge.losses`.
 
     Returns:
@@ -130,6 +141,9 @@ def sparse_categorical_crossentropy(
         epsilon=epsilon,
         ignore_class=ignore_class,
         class_weight=class_weight,
+        logit_scale=logit_scale,
+        softcap=softcap,
+        z_loss=z_loss,
         sample_weight=sample_weight,
         mask=mask,
         normalizer=normalizer,

@@ -94,6 +94,19 @@ def _from_logits(z: Array) -> _Prediction:
     return _Prediction(p, one_minus_p, below + log_total, True, lambda g: p * _others(g) - g * one_minus_p)
 
 
+def _from_scaled_logits(x: Array, scale: float, cap: float | None, z_loss: float) -> tuple[_Prediction, Array, Array]:
+    """p = softmax(z), z = scale x or cap tanh(scale x / cap); and z_loss lse(z)^2 with its derivative by x.
+
+    dz/dx = scale (sech(scale x / cap))^2, dlse/dz_j = p_j.
+    """
+    z = scale * x if cap is None else cap * np.tanh(scale * x / cap)
+    slope = np.full_like(x, scale) if cap is None else scale / np.cosh(scale * x / cap) ** 2
+    of_z = _from_logits(z)
+    lse = z.max(axis=-1) + of_z.nll.min(axis=-1)
+    more, more_slope = z_loss * lse**2, slope * of_z.p * (2.0 * z_loss * lse)[..., np.newaxis]
+    return of_z._replace(pullback=lambda g: slope * of_z.pullback(g)), more, more_slope
+
+
 def _from_unnormalised(y: Array, low: float, high: float) -> _Prediction:
     """p = clip(y / S), S = sum(y). dp_c/dy_j = ([c = j] - p_c) / S."""
     others = _others(y)
@@ -313,6 +326,7 @@ def categorical_crossentropy(
     y_true: ArrayLike, y_pred: ArrayLike, *, from_logits: bool = False, label_smoothing: float = 0.0, axis: int = -1,
     epsilon: float = 1e-7, class_weight: MaybeArray = None, sample_weight: MaybeArray = None, mask: MaybeArray = None,
     normalizer: MaybeArray = None, reduction: str | None = "sum_over_batch_size", precision: str = "float64",
+    logit_scale: float = 1.0, softcap: float | None = None, z_loss: float = 0.0,
 ) -> Result:  # fmt: skip
     """Cross-entropy of target distributions: -sum_c w_c t_c log p_c.
 
@@ -321,9 +335,14 @@ def categorical_crossentropy(
     """
     t, y = _dense(y_true, y_pred, axis)
     t, y = _fractions(t, y_true), y if from_logits else _shares(y, y_pred)
-    prediction = _from_logits(y) if from_logits else _from_unnormalised(y, *_bounds(epsilon, precision))
+    more, more_slope = np.zeros(y.shape[:-1]), np.zeros_like(y)
+    if from_logits:
+        prediction, more, more_slope = _from_scaled_logits(y, logit_scale, softcap, z_loss)
+    else:
+        prediction = _from_unnormalised(y, *_bounds(epsilon, precision))
     w = np.asarray(1.0 if class_weight is None else class_weight, dtype=np.float64)
     samples = _categorical(t, prediction, weight=w, smoothing=label_smoothing)
+    samples = samples._replace(loss=samples.loss + more, gradient=samples.gradient + more_slope)
     if class_weight is not None:
         mass = (w * _smooth(t, label_smoothing, t.shape[-1])).sum(axis=-1)
         samples = samples._replace(mass=mass, mass_gradient=(1.0 - label_smoothing) * w)
@@ -335,6 +354,7 @@ def sparse_categorical_crossentropy(
     y_true: ArrayLike, y_pred: ArrayLike, *, from_logits: bool = False, label_smoothing: float = 0.0, axis: int = -1,
     epsilon: float = 1e-7, class_weight: MaybeArray = None, sample_weight: MaybeArray = None, mask: MaybeArray = None,
     normalizer: MaybeArray = None, reduction: str | None = "sum_over_batch_size", precision: str = "float64",
+    logit_scale: float = 1.0, softcap: float | None = None, z_loss: float = 0.0,
     ignore_class: int | None = None,
 ) -> Result:  # fmt: skip
     """Cross-entropy of integer labels: categorical_crossentropy of their one-hot rows.
@@ -349,7 +369,7 @@ def sparse_categorical_crossentropy(
     result = categorical_crossentropy(
         t, y_pred, from_logits=from_logits, label_smoothing=label_smoothing, axis=axis, epsilon=epsilon,
         class_weight=class_weight, sample_weight=sample_weight, mask=valid, normalizer=normalizer, reduction=reduction,
-        precision=precision,
+        precision=precision, logit_scale=logit_scale, softcap=softcap, z_loss=z_loss,
     )  # fmt: skip
     return replace(result, target_gradient=None)
 

@@ -19,7 +19,19 @@ from lossbridge.frameworks.framework import ArrayOps, Framework, Unreadable
 from lossbridge.maths.elementary import nan_unless, rounding
 from lossbridge.maths.ops import ANYWHERE, Array, Rule, Shape
 from lossbridge.reduction import counting, neutralise, reduce, unit_of, weighted
-from lossbridge.spec import FRACTION, MEANS, NUMBERS, PER_CLASS, REDUCTIONS, SWITCHES, Loss, Names, Request, Target
+from lossbridge.spec import (
+    FRACTION,
+    MEANS,
+    NUMBERS,
+    OF_LOGITS,
+    PER_CLASS,
+    REDUCTIONS,
+    SWITCHES,
+    Loss,
+    Names,
+    Request,
+    Target,
+)
 
 # The options of all losses, with their defaults.
 COMMON: Mapping[str, Any] = {
@@ -86,7 +98,7 @@ def _are_valid(given: Mapping[str, Any]) -> bool:
     for name, x in given.items():
         if name in NUMBERS:
             low, high, _ = NUMBERS[name]
-            right = type(x) is float and low <= x <= high
+            right = low <= x <= high if type(x) is float else x is None and name == "softcap"
         elif name in SWITCHES:
             right = type(x) is bool
         elif name == "reduction":
@@ -322,6 +334,8 @@ def _options(
         if name not in given and name not in loss.options:
             continue  # the rule's own default
         x = given[name] if name in given else loss.options[name]
+        if name in OF_LOGITS and (x is None or (type(x) is float and x == loss.options[name])):
+            continue
         pred, axis, dtype = predictions
         if name in loss.per_class and x is not None and not (loss.scalar_per_class and isinstance(x, int | float)):
             x = number(ops, _called(name, names), x, pred, dtype, unit=loss.mass is not None and _any_unit(given))
@@ -329,6 +343,8 @@ def _options(
         elif name in NUMBERS and not isinstance(x, int | float):  # traced, or differentiated
             x = number(ops, name, x, pred, dtype)
         options[name] = x
+    if OF_LOGITS[0] not in rule.options:
+        errors.without_logits({name: given[name] for name in OF_LOGITS if name in given}, loss.options)
     return options
 
 

@@ -94,6 +94,9 @@ class Call(NamedTuple):
     epsilon: float = 0.0
     temperature: float = 1.0
     gamma: float = 0.0
+    logit_scale: float = 1.0
+    softcap: float = 0.0
+    z_loss: float = 0.0
     per_class_number: float = 1.0
     per_class: Memory = 0
     balanced: bool = False
@@ -150,6 +153,9 @@ def call(
         options.get("epsilon", 0.0),
         options.get("temperature", 1.0),
         options.get("gamma", 0.0),
+        options.get("logit_scale", 1.0),
+        options.get("softcap", 0.0),
+        options.get("z_loss", 0.0),
         balanced=options.get("apply_class_balancing", False),
         domain=r.domain,
         **more,

@@ -243,6 +243,8 @@ def refuses(r: Request) -> str:
         return "torch.compile loses derivatives of derivatives without a word"
     if r.rule.domains != ANYWHERE and not r.domain:
         return "targets may lie outside [0, 1]"
+    if any(name in r.options for name in softmax.OF_LOGITS):
+        return "the kernels scale no logits and have no z-loss"
     if any(isinstance(r.options.get(name), Tensor) for name, _ in family.numbers):
         return "pos_weight is an array"
     return ""

@@ -10,16 +10,17 @@ from problems import PROBLEMS
 
 import lossbridge as lb
 from lossbridge import reference
-from lossbridge.spec import LOSSES, NUMBERS
+from lossbridge.spec import LOSSES, NUMBERS, OF_LOGITS
 from lossbridge.tools.parity.cases import round_to
 
 # A value of each, which float16 does not hold, and whose rounding to it shows.
 VALUES = {"label_smoothing": 0.1, "temperature": 2.3, "gamma": 1.7, "epsilon": 0.07, "alpha": 0.3, "pos_weight": 1.9}
+VALUES |= {"logit_scale": 1.7, "softcap": 2.3, "z_loss": 0.3}
 CASES = [
     pytest.param(loss, y_true, y_pred, given, option, id=f"{problem}-{option}")
     for problem, loss, y_true, y_pred, given in PROBLEMS
     for option in VALUES
-    if option in LOSSES[loss].options and not (given.get("from_logits") and option == "epsilon")
+    if option in LOSSES[loss].options and option not in (["epsilon"] if given.get("from_logits") else OF_LOGITS)
 ]
 each = pytest.mark.parametrize(("loss", "y_true", "y_pred", "given", "option"), CASES)
 

@@ -46,6 +46,7 @@ struct Call {
 
   // The rule's options; those that a rule lacks are ignored.
   double label_smoothing, epsilon, temperature, gamma;
+  double logit_scale, softcap, z_loss;  // of softmax of labels and of distributions; softcap 0: none
   double per_class_number;  // pos_weight or alpha, where it is one number
   const void *per_class;    // class_weight, pos_weight or alpha of each class, of the result; or null
   bool balanced;            // binary focal: alpha counts

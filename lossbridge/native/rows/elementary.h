@@ -89,6 +89,25 @@ template <class F, class... Low> LOSSBRIDGE_INLINE Vector<F> exp_negative(Vector
   return exp_in(Unit<F>(), d, low...) * set(F(std::numeric_limits<F>::min_exponent < -1000 ? 0x1p-500 : 0x1p-60));
 }
 
+// e^d and 1 − e^d for d ≤ 0, each with all its digits: 1 − e^d = (1 − 2^n) − 2^n (e^r − 1).
+LOSSBRIDGE_INLINE void exp_and_complement(Doubles d, Doubles &e, Doubles &complement) {
+  typedef Numbers<double> N;
+  const Doubles lowest = set(-708.0), magic = set(N::MAGIC), one = set(1.0), none{};
+  const Int64s gone = d < lowest;
+  d = gone ? lowest : d;
+  const Doubles t = fma(d, set(N::LOG2E), magic), n = t - magic;
+  const Doubles r = fma(n, set(-N::LN2_LOW), fma(n, set(-N::LN2_HIGH), d));
+  double factorial = 6227020800.0;  // 13!
+  Doubles p = set(1 / factorial);
+  for (int k = 13; k >= 2; k--) {
+    factorial /= k;
+    p = fma(p, r, set(1 / factorial));
+  }
+  const Doubles scale = bits<Doubles>(bits<Int64s>(one) + ((bits<Int64s>(t) - bits<Int64s>(magic)) << N::MANTISSA)), q = p * r;
+  e = gone ? none : fma(scale, q, scale);
+  complement = (one - scale) - scale * q;
+}
+
 // log(x) + also of positive, normal, finite x (3), where `also` is small.
 template <class F> LOSSBRIDGE_INLINE Vector<F> log_normal(Vector<F> x, Vector<F> also = Vector<F>{}) {
   typedef Numbers<F> N;

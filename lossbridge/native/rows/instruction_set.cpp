@@ -26,6 +26,10 @@ static bool of_labels(const Call &c) { return c.target_dtype == Dtype::INT32 || 
 static bool bernoulli(const Call &c) {
   return c.rule >= Rule::BERNOULLI_LOGITS && c.rule <= Rule::BERNOULLI_FOCAL_PROBABILITIES;
 }
+static bool is_scaled(const Call &c) {
+  const bool softmax = c.rule == Rule::SOFTMAX_LABELS || c.rule == Rule::SOFTMAX_DISTRIBUTIONS;
+  return softmax && (c.logit_scale != 1 || c.softcap != 0);
+}
 static int64_t row_length(const Call &c) { return c.elementwise ? std::min(samples(c), CHUNK) : c.classes; }
 static int64_t columns(const Call &c) { return c.elementwise ? 1 : tile(c); }
 
@@ -150,7 +154,15 @@ template <class F> static double computed(Row<F> &r, int64_t sample, F *room) {
   if (c.rule == Rule::MASS_LABELS || c.rule == Rule::MASS_DISTRIBUTIONS) return mass(r, room);
   const bool differ = c.label_smoothing != 0 || (!of_labels(c) && (r.per_class || c.per_class_number != 1));
   if (differ) weigh(r, room);
-  return compute_sample(r, differ ? room : r.target, nullptr);
+  if (!is_scaled(c)) return compute_sample(r, differ ? room : r.target, nullptr);
+  F *const z = r.spare[2], *const slope = r.spare[3];
+  scaled(r, z, slope);
+  r.x = z;
+  const double loss = compute_sample(r, differ ? room : r.target, nullptr);
+  if (r.gradient)
+    each<F, 2, 1>(r.n, -1, {{r.gradient, slope}, {0, 0}, {r.gradient}},
+                  [&](auto &in, auto &out, int) __attribute__((always_inline)) { out[0] = in[0] * in[1]; });
+  return loss;
 }
 
 // −log of a label's probability reads one entry of the row, and writes one of a gradient of zeros.

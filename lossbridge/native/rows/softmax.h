@@ -14,11 +14,20 @@
 // 5. Probabilities x, p = x / Σx in [ε, 1 − ε]: −log p_k = log1p(Σ_{j≠k} x_j / x_k) where p_k > 1/2. With the φ of (4)
 //    (γ = 0: φ(ℓ) = ℓ) and u_j = ω_j φ'(ℓ_j), 0 where clipped: gradient_j = (Σ u − u_j / p_j) / Σx; of a p_k > 1/2
 //    (Σ_{j≠k} u_j − u_k Σ_{j≠k} x_j / x_k) / Σx.
+// 6. z-loss, of (1) to (3): loss + ζ lse², lse = m + log1p(R / e_k); gradient_j + 2 ζ lse p_j.
+// 7. Scaled and capped logits, of (1) to (3), x → z = a x, or c tanh(a x / c). With w = −2 |a x| / c and u = e^w,
+//    |z| = c (1 − u) / (1 + u), dz/dx = a·4u / (1 + u)².
 #pragma once
 #include "row.h"
 
 namespace lossbridge {
 namespace LOSSBRIDGE_NS {
+
+// (6) of a row with this lse.
+template <class F> struct ZLoss {
+  double loss, slope;  // slope: what p_j is multiplied by, times the row's factor
+  ZLoss(const Row<F> &r, double lse) : loss(r.call.z_loss * lse * lse), slope(2 * r.call.z_loss * lse * r.factor) {}
+};
 
 // (3)
 template <class F> static double softmax_label(Row<F> &r) {
@@ -33,14 +42,16 @@ template <class F> static double softmax_label(Row<F> &r) {
     s.part[u] += out[0];
   }, s);
   const double leader = exp_of(unit, p.value), others = s.total(), total = others + leader;
-  const double loss = log1p_of(others / leader) + (y == k ? 0 : double(p.value) - z);
+  const double log_S = log1p_of(others / leader), loss = log_S + (y == k ? 0 : double(p.value) - z);
+  const ZLoss<F> more(r, double(p.value) + log_S);
   if (r.gradient) {
-    const double f = r.factor * w, of_label = y == k ? -others / total : double(r.gradient[y]) / total - 1;
-    scale<F>(r.gradient, f / total, nullptr, 0, r.gradient, r.n);
-    r.gradient[k] = F(leader / total * f);
-    r.gradient[y] = F(of_label * f);
+    const double f = r.factor * w, p_k = leader / total, p_y = y == k ? p_k : double(r.gradient[y]) / total;
+    const double of_label = y == k ? -others / total : p_y - 1;
+    scale<F>(r.gradient, (f + more.slope) / total, nullptr, 0, r.gradient, r.n);
+    r.gradient[k] = F(p_k * (f + more.slope));
+    r.gradient[y] = F(of_label * f + p_y * more.slope);
   }
-  return w == 0 ? 0 : w * loss;
+  return (w == 0 ? 0 : w * loss) + more.loss;
 }
 
 // Of weights that are the target itself. Of others `weigh` has seen to it.
@@ -68,10 +79,12 @@ template <class F> static double softmax_distribution(Row<F> &r, const F *weight
   }, exps, costs, masses);
   const double leader = exp_of(unit, p.value), R = exps.total(), S = R + leader;
   const double O = masses.total(), mass = O + of_leader, log_S = log1p_of(R / leader);
-  const double at_leader = (O * leader - of_leader * R) / S * r.factor;
+  const ZLoss<F> more(r, double(p.value) + log_S);
+  const double at_leader = (O * leader - of_leader * R) / S * r.factor + leader / S * more.slope;
+  const double of_all = (r.factor * mass + more.slope) / S;
   if (r.target_gradient) {  // −log p_j, times ω's derivative by the target. Before the gradient, which may be over x.
     const auto rest = set(F(log_S)), keep = set(F(r.factor * (1 - r.call.label_smoothing))), infinite = set(INF<F>);
-    if (r.gradient) scale(e, r.factor * mass / S, weights, -r.factor, r.spare[1], r.n);
+    if (r.gradient) scale(e, of_all, weights, -r.factor, r.spare[1], r.n);
     each<F, 3, 1>(r.n, k, {{r.x, weights, r.per_class}, {p.value, 0, 1}, {r.target_gradient}},
                   [&](auto &in, auto &out, int) __attribute__((always_inline)) {
                     auto cost = (top - in[0]) + rest;
@@ -81,10 +94,35 @@ template <class F> static double softmax_distribution(Row<F> &r, const F *weight
     r.target_gradient[k] = F((r.per_class ? double(r.per_class[k]) : 1) * (log_S * double(keep[0])));
     if (r.gradient) memcpy(r.gradient, r.spare[1], size_t(r.n) * sizeof(F));
   } else if (r.gradient) {
-    scale(e, r.factor * mass / S, weights, -r.factor, r.gradient, r.n);
+    scale(e, of_all, weights, -r.factor, r.gradient, r.n);
   }
   if (r.gradient) r.gradient[k] = F(at_leader);
-  return costs.total() + (mass == 0 ? 0 : mass * log_S);
+  return costs.total() + (mass == 0 ? 0 : mass * log_S) + more.loss;
+}
+
+// (7) of a vector: z, and dz/dx.
+LOSSBRIDGE_INLINE void capped(Doubles x, double scale, double cap, Doubles &z, Doubles &slope) {
+  Doubles u, rest;
+  exp_and_complement(abs(x) * set(-2 * scale / cap), u, rest);
+  const Doubles none{}, share = set(1.0) / (set(1.0) + u), size = rest * share * set(cap);
+  z = x < none ? none - size : size;
+  slope = set(4 * scale) * u * (share * share);
+}
+
+// (7) of a row: z and dz/dx in spare memory of the row.
+template <class F> static void scaled(const Row<F> &r, F *z, F *slope) {
+  const double a = r.call.logit_scale, cap = r.call.softcap;
+  if (cap == 0) {
+    each<F, 1, 1>(r.n, -1, {{r.x}, {0}, {z}}, [&](auto &in, auto &out, int) __attribute__((always_inline)) { out[0] = in[0] * set(F(a)); });
+    return fill(slope, r.n, F(a));
+  }
+  each<F, 1, 2>(r.n, -1, {{r.x}, {0}, {z, slope}}, [&](auto &in, auto &out, int) __attribute__((always_inline)) {
+    Doubles found[2], turn[2];
+    constexpr int halves = sizeof(double) / sizeof(F);
+    for (int h = 0; h < halves; h++) capped(as_doubles(in[0], h), a, cap, found[h], turn[h]);
+    from_doubles(found, out[0]);
+    from_doubles(turn, out[1]);
+  });
 }
 
 // φ(ℓ) and φ'(ℓ) of p and q = 1 − p (4).

@@ -143,6 +143,14 @@ LOSSBRIDGE_INLINE Doubles half_as_doubles(Floats x, int half) {
   return __builtin_convertvector(halves[half], Doubles);
 #endif
 }
+// Numbers of either kind as doubles, in one or two vectors, and back.
+LOSSBRIDGE_INLINE Doubles as_doubles(Floats x, int half) { return half_as_doubles(x, half); }
+LOSSBRIDGE_INLINE Doubles as_doubles(Doubles x, int) { return x; }
+LOSSBRIDGE_INLINE void from_doubles(const Doubles *x, Doubles &to) { to = x[0]; }
+LOSSBRIDGE_INLINE void from_doubles(const Doubles *x, Floats &to) {
+  const HalfFloats halves[2] = {__builtin_convertvector(x[0], HalfFloats), __builtin_convertvector(x[1], HalfFloats)};
+  memcpy(&to, halves, BYTES);
+}
 // Whether a comparison is true anywhere.
 template <class M> LOSSBRIDGE_INLINE bool any(M mask) {
 #if defined(__AVX512F__)

@@ -230,6 +230,19 @@ def _options(loss: str, case: Any) -> Iterator[Case]:
             reduction="mean_with_sample_weight",
             seed=10,
         )
+    if "z_loss" in names and case.keywords["from_logits"]:
+        yield case("z-loss", z_loss=0.1, seed=8)
+        yield case("scaled and capped", logit_scale=1.7, softcap=1.5, seed=8)
+        yield case(
+            "scaled, capped, z-loss, class weights, smoothing",
+            logit_scale=0.5,
+            softcap=2.0,
+            z_loss=0.3,
+            class_weight=np.array([0.5, 1, 2, 0, 3], np.float32),
+            label_smoothing=0.2,
+            seed=8,
+        )
+        yield case("z-loss and cap in arrays", z_loss=np.float32(0.1), softcap=np.float32(2), seed=8)
     if "pos_weight" in names:
         yield case("pos_weight", pos_weight=2.5, seed=14)
         yield case("pos_weight per column", pos_weight=np.array([0, 1, 2, 3, 0.5], np.float32), seed=15)
@@ -359,6 +372,8 @@ def _boundaries(loss: str, target: Target, from_logits: bool) -> Iterator[Case]:
     if from_logits:
         for name, logits in _boundary_logits():
             yield given(name, y_true, logits)
+            if "softcap" in options_of(loss):
+                yield given(f"capped, z-loss, {name}", y_true, logits, softcap=5.0, z_loss=0.01)
     else:
         for name, p, options in _boundary_probabilities(loss):
             yield given(name, y_true, np.minimum(p, 1) if target == "outcomes" else p, **options)
