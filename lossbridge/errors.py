@@ -120,7 +120,7 @@ def is_float(dtype: str) -> bool:
 
 
 def integer_axis(axis: Any) -> None:
-    if isinstance(axis, bool) or not isinstance(axis, int | np.integer):
+    if not is_integer(axis):
         raise TypeError(f"axis is {type(axis).__name__}; pass one integer")
 
 
@@ -177,6 +177,66 @@ def label_shape(y_true: Shape, expected: Shape, y_pred: Shape, axis: int, names:
     raise ValueError(f"{found}; {hint}")
 
 
+def is_integer(x: Any) -> bool:
+    return isinstance(x, int | np.integer) and not isinstance(x, bool)
+
+
+def layer_options(classes_axis: Any, memory: Any) -> None:
+    if not is_integer(classes_axis) or classes_axis not in (0, 1):
+        raise ValueError(
+            f"classes_axis is {classes_axis!r}; pass 0 for a weight of shape (classes, hidden), as torch.nn.Linear and "
+            "embeddings have it, or 1 for (hidden, classes), as Keras and Flax"
+        )
+    if memory is not None and (not is_integer(memory) or memory < 1):
+        raise ValueError(f"memory is {memory!r}; pass the bytes that a block of logits may take, or None")
+
+
+def layer_dtypes(dtypes: Mapping[str, str]) -> None:
+    """Of hidden states, weight and bias: floating, and float64 all or none."""
+    for name, dtype in dtypes.items():
+        if not is_float(dtype):
+            raise TypeError(f"{name} has dtype {dtype}, and a linear layer's arrays are floating-point; convert it")
+        if (dtype == "float64") != (dtypes["hidden"] == "float64"):
+            raise TypeError(f"{name} is {dtype} and hidden {dtypes['hidden']}; convert one, nothing is cast to float64")
+
+
+def layer_shapes(shapes: Mapping[str, Shape], classes_axis: int) -> None:
+    """Of hidden states, weight and bias."""
+    hidden, weight = shapes["hidden"], shapes["weight"]
+    if len(weight) == 2 and None in weight:
+        raise ValueError(f"weight has shape {text(weight)}; its sizes must be known where the graph is built")
+    if len(weight) != 2 or not hidden:
+        raise ValueError(
+            f"hidden has shape {text(hidden)} and weight {text(weight)}; a weight has two axes, and hidden states one "
+            "more than the labels, the last"
+        )
+    if 0 in weight:
+        raise ValueError(f"weight has shape {text(weight)}; a layer has at least one class and one unit")
+    if not agree((hidden[-1],), (weight[1 - classes_axis],)):
+        hint = "make them equal"
+        if agree((hidden[-1],), (weight[classes_axis],)):
+            hint = f"its classes lie along the other axis: pass classes_axis={1 - classes_axis}"
+        raise ValueError(
+            f"hidden has shape {text(hidden)}, with {hidden[-1]} units, and weight {text(weight)}, with "
+            f"{weight[1 - classes_axis]} along axis {1 - classes_axis}; {hint}"
+        )
+    bias, classes = shapes.get("bias"), weight[classes_axis]
+    if bias is not None and not agree(bias, (classes,)):
+        raise ValueError(
+            f"bias has shape {text(bias)} and weight {text(weight)}; a bias has one number a class, ({classes},)"
+        )
+
+
+def hidden_labels(labels: Shape, hidden: Shape) -> None:
+    if not agree(labels, hidden[:-1]):
+        hint = f"labels must have shape {text(hidden[:-1])}"
+        if agree(labels, (*hidden[:-1], 1)):
+            hint = "drop the last axis with labels[..., 0]"
+        raise ValueError(
+            f"labels has shape {text(labels)} and hidden {text(hidden)}, whose last axis is that of the units; {hint}"
+        )
+
+
 def label_dtype(dtype: str, names: Names) -> None:
     if is_float(dtype):
         raise TypeError(
@@ -195,7 +255,7 @@ def floating(dtype: str, name: str, other: str) -> None:
 
 
 def ignored_class(value: Any, name: str = "ignore_class") -> None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int | np.integer)):
+    if value is not None and not is_integer(value):
         raise TypeError(f"{name} is {type(value).__name__}; pass an integer label or None")
 
 

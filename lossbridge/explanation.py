@@ -6,8 +6,9 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from lossbridge import losses
-from lossbridge.frameworks.framework import Choice
+from lossbridge import linear, losses
+from lossbridge.frameworks import linear_blocks
+from lossbridge.frameworks.framework import Choice, Framework
 from lossbridge.maths.ops import Array
 from lossbridge.request import COMMON, framework_of, resolve
 from lossbridge.spec import LOSSES, Loss, Request
@@ -44,7 +45,7 @@ def explain(
     Args:
         loss: a function of `lossbridge`, or its name. For a module or a function of `lossbridge.compat` pass the
             function of `lossbridge` that it stands for.
-        y_true, y_pred, options: as the loss takes them.
+        y_true, y_pred, options: as the loss takes them; of `linear_crossentropy` labels, hidden, and weight= too.
         under: the compiler that the call is made under: "compile" on PyTorch, "function" or "jit_compile" on
             TensorFlow, "jit" on JAX. Without it the call is made as things are now.
 
@@ -61,20 +62,46 @@ def explain(
     value: native rows, which compute the ratio in one pass
     gradient: written in the same pass
     """
+    if loss == "linear_crossentropy" or (callable(loss) and inspect.unwrap(loss) is losses.linear_crossentropy):
+        return _of_linear(y_true, y_pred, under, options)
     record = _record(loss)
     unknown = [option for option in options if option not in COMMON and option not in record.options]
     if unknown:
         raise TypeError(f"{record.name} takes no {unknown[0]}; leave it out")
     framework = framework_of(y_pred, record.names.pred)
+    _check_compiler(framework, under)
+
+    def request(y_true: Array, y_pred: Array) -> Request:
+        return resolve(record, y_true, y_pred, record.names, {**COMMON, **record.options, **options})
+
+    return _explanation(framework, under, framework.chosen(request, y_true, y_pred, under))
+
+
+def _of_linear(labels: Any, hidden: Any, under: str, given: Mapping[str, Any]) -> Explanation:
+    known = inspect.signature(losses.linear_crossentropy).parameters
+    unknown = [option for option in given if option not in known]
+    if unknown:
+        raise TypeError(f"linear_crossentropy takes no {unknown[0]}; leave it out")
+    if "weight" not in given:
+        raise TypeError("linear_crossentropy needs a weight; pass weight=")
+    framework = framework_of(hidden, "hidden")
+    _check_compiler(framework, under)
+    options = {name: p.default for name, p in known.items() if p.kind is p.KEYWORD_ONLY} | dict(given)
+    layer = options.pop("weight"), options.pop("bias"), options.pop("classes_axis")
+    call, _ = linear.resolve(
+        labels, hidden, layer, options.pop("memory"), {**COMMON, **linear_blocks.OF.options, **options}
+    )
+    return _explanation(call.request.framework, under, call.request.framework.choose_linear(call, under))
+
+
+def _check_compiler(framework: Framework, under: str) -> None:
     compilers = framework.compilers()
     if under and under not in compilers:
         known = ", ".join(repr(name) for name in compilers) or "none"
         raise ValueError(f"under is {under!r}; {framework.name} has these compilers: {known}")
 
-    def request(y_true: Array, y_pred: Array) -> Request:
-        return resolve(record, y_true, y_pred, record.names, {**COMMON, **record.options, **options})
 
-    choice: Choice = framework.chosen(request, y_true, y_pred, under)
+def _explanation(framework: Framework, under: str, choice: Choice) -> Explanation:
     path = choice.path
     return Explanation(framework.name, under, path.name, path.value_words, path.gradient_words, dict(choice.why_not))
 

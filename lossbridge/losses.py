@@ -18,9 +18,11 @@ Results are float64 for float64 predictions, else float32, in nats; gradients ha
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
+from lossbridge import linear
 from lossbridge.errors import gradient_buffer, is_float
 from lossbridge.request import as_array, framework_of, run
 from lossbridge.spec import LOSSES, Reduction
@@ -50,8 +52,7 @@ def categorical_crossentropy(
         y_pred: probabilities, renormalised along `axis` and clipped to [epsilon, 1 − epsilon]; with `from_logits`,
             logits, whose softmax is exact and not clipped. Shape (…, C, …) with C ≥ 2 along `axis`.
         label_smoothing: s in [0, 1]; targets become t·(1 − s) + s/C.
-        class_weight: (C,), the w_c. It changes no denominator but that of "mean_with_sample_weight", in which a sample
-            counts Σ_c w_c t_c.
+        class_weight: (C,), the w_c. In "mean_with_sample_weight" alone a sample counts Σ_c w_c t_c.
         logit_scale, softcap: with `from_logits`; z = logit_scale·x, then softcap·tanh(z / softcap). None: no cap.
         z_loss: ζ ≥ 0, with `from_logits`; ζ·lse² is added to each loss, lse = log Σ_c e^(z_c).
         axis, epsilon, sample_weight, mask, normalizer, reduction: see `lossbridge.losses`.
@@ -460,22 +461,81 @@ def binary_focal_crossentropy(
     )
 
 
-def value_and_grad(loss: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
-    """The loss, and its gradient with respect to the predictions, on every backend (NumPy too).
+def linear_crossentropy(
+    labels: Any,
+    hidden: Any,
+    weight: Any,
+    *,
+    bias: Any = None,
+    classes_axis: int = 0,
+    label_smoothing: float = 0.0,
+    ignore_class: int | None = None,
+    class_weight: Any = None,
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
+    z_loss: float = 0.0,
+    sample_weight: Any = None,
+    mask: Any = None,
+    normalizer: Any = None,
+    reduction: Reduction = "sum_over_batch_size",
+    memory: int | None = None,
+) -> Any:
+    """Cross-entropy of the classes of a linear layer, z = W h + b, computed in blocks without all logits, in nats.
+
+    Equal to `sparse_categorical_crossentropy(labels, hidden @ weight.T + bias, from_logits=True, …)`, value and
+    gradients; of language models the logits would be the largest array of a training step.
 
     Args:
-        loss: a function of (y_true, y_pred, **options): a loss of lossbridge, or a sum, product, … of them.
+        labels: integer labels from 0 to C − 1, of hidden's shape without its last axis.
+        hidden: hidden states, of shape (…, H).
+        weight: of shape (C, H), as torch.nn.Linear and embedding tables have it; or (H, C), see `classes_axis`.
+        bias: of shape (C,).
+        classes_axis: the axis of `weight` that holds the classes: 1 for Keras' Dense and Flax' Linear.
+        label_smoothing, ignore_class, class_weight, logit_scale, softcap, z_loss: as in
+            `sparse_categorical_crossentropy`.
+        sample_weight, mask, normalizer, reduction: see `lossbridge.losses`.
+        memory: the bytes that the logits of a block may take. By default 32 MiB, but no fewer than 128 rows.
 
     Returns:
-        A function of the same arguments that returns (value, gradient). The gradient has y_pred's shape and dtype
-        (float32 for integers); where the value is no scalar, it is that of the sum of its entries. With `out=`, a NumPy
-        array of that shape and dtype, it is written there and is what is returned: a training loop that keeps one such
-        array allocates none. With `out=y_pred` it replaces the predictions; then the loss has to be one of lossbridge's
-        functions itself.
+        A scalar; the shape of labels for reduction "none". Logits and loss are float32 also for hidden states of half
+        precision, and each gradient is rounded once.
+
+    Raises:
+        ValueError: shapes that do not fit, an option outside its range, or a label out of range, as in
+            `sparse_categorical_crossentropy`.
+        TypeError: floating-point labels, integer hidden states, float64 beside other floats, arrays of two libraries.
+
+    >>> hidden, weight = [[1.0, 0.0], [0.0, 2.0]], [[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]
+    >>> round(float(linear_crossentropy([0, 2], hidden, weight)), 7)
+    0.8103092
+
+    Source: as `sparse_categorical_crossentropy`; blocks as in Wijmans et al., Cut Your Losses in Large-Vocabulary
+    Language Models, 2024.
+    """
+    options = {"label_smoothing": label_smoothing, "ignore_class": ignore_class, "class_weight": class_weight}
+    options |= {"logit_scale": logit_scale, "softcap": softcap, "z_loss": z_loss, "sample_weight": sample_weight}
+    options |= {"mask": mask, "normalizer": normalizer, "reduction": reduction}
+    return linear.run(labels, hidden, weight, bias, classes_axis, memory, options)
+
+
+def value_and_grad(loss: Callable[..., Any], of: str | tuple[str, ...] | None = None) -> Callable[..., tuple[Any, Any]]:
+    """The loss, and its gradient with respect to the predictions or other arguments, on every backend (NumPy too).
+
+    Args:
+        loss: a function of (y_true, y_pred, …, **options): a loss of lossbridge, or a sum, product, … of them.
+        of: the name of the argument that is differentiated, or a tuple of names, as ("hidden", "weight", "bias") of
+            `linear_crossentropy`. By default the second argument.
+
+    Returns:
+        A function of the same arguments that returns (value, gradient). The gradient has the argument's shape and dtype
+        (float32 for integers); where the value is no scalar, it is that of the sum of its entries. For a tuple of names
+        it is a tuple. With `out=`, a NumPy array of that shape and dtype, the gradient for the second argument is
+        written there and is what is returned: a training loop that keeps one such array allocates none. With
+        `out=y_pred` it replaces the predictions; then the loss has to be one of lossbridge's functions itself.
 
     Raises:
         ValueError: an `out` that does not fit, or that shares memory with another argument.
-        TypeError: `out` for arrays of another library.
+        TypeError: `out` for arrays of another library; a name that the loss does not have, or was not given.
 
     >>> value, gradient = value_and_grad(categorical_crossentropy)([[1.0, 0, 0]], [[0.7, 0.2, 0.1]])
     >>> [round(float(entry), 4) for entry in gradient[0]]
@@ -483,23 +543,69 @@ def value_and_grad(loss: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
     """
 
     @functools.wraps(loss)
-    def evaluate(y_true: Any, y_pred: Any, *, out: Any = None, **options: Any) -> tuple[Any, Any]:
-        framework = framework_of(y_pred)
-        ops = framework.ops
-        pred = as_array(ops, "y_pred", y_pred)
-        if not is_float(ops.dtype(pred)):
-            pred = ops.cast(pred, "float32")
-
-        def of_pred(pred: Any) -> Any:
-            return loss(y_true, pred, **options)
-
-        if out is None:
-            return framework.value_and_grad(of_pred, pred)
-        if framework.name != "numpy":
-            raise TypeError(f"out is for gradients of NumPy arrays, and y_pred is of {framework.name}; leave it out")
-        one_loss = getattr(loss, "__module__", "") == __name__
-        gradient_buffer(out, pred, {"y_true": y_true, **options}, may_be_pred=one_loss)
-        on_numpy: Any = framework  # whose value_and_grad takes one argument more
-        return on_numpy.value_and_grad(of_pred, pred, out)
+    def evaluate(*arguments: Any, out: Any = None, **options: Any) -> tuple[Any, Any]:
+        if of is not None and out is not None:
+            raise TypeError("out is for the gradient of the second argument; leave out `of`")
+        if of is not None:
+            return _of_named(loss, of, arguments, options)
+        if len(arguments) < 2:
+            for name in _positional(loss)[len(arguments) : 2]:
+                arguments += (options.pop(name),) if name in options else ()
+        return _of_second(loss, *arguments, out=out, **options)
 
     return evaluate
+
+
+def _of_second(
+    loss: Callable[..., Any], y_true: Any, y_pred: Any, *more: Any, out: Any, **options: Any
+) -> tuple[Any, Any]:
+    framework = framework_of(y_pred)
+    pred = _differentiable(framework.ops, "y_pred", y_pred)
+
+    def of_pred(pred: Any) -> Any:
+        return loss(y_true, pred, *more, **options)
+
+    if out is None:
+        return framework.value_and_grad(of_pred, pred)
+    if framework.name != "numpy":
+        raise TypeError(f"out is for gradients of NumPy arrays, and y_pred is of {framework.name}; leave it out")
+    one_loss = getattr(loss, "__module__", "") == __name__
+    others = {"y_true": y_true, **{f"argument {i}": x for i, x in enumerate(more, 3)}, **options}
+    gradient_buffer(out, pred, others, may_be_pred=one_loss)
+    on_numpy: Any = framework  # whose value_and_grad takes one argument more
+    return on_numpy.value_and_grad(of_pred, pred, out)
+
+
+def _of_named(loss: Callable[..., Any], of: Any, arguments: tuple[Any, ...], options: Any) -> tuple[Any, Any]:
+    """The value, and the gradients for the arguments of these names."""
+    names = (of,) if isinstance(of, str) else of
+    if not isinstance(names, tuple | list) or not names or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"of is {of!r}; pass a name, or a tuple of names, of arguments to differentiate")
+    positional = _positional(loss)[: len(arguments)]
+    given = {**dict(zip(positional, arguments, strict=False)), **options}
+    for name in names:
+        if given.get(name) is None:
+            raise TypeError(f"of names {name!r}, which was not given; given: {', '.join(given)}")
+        if names.count(name) > 1:
+            raise TypeError(f"of names {name!r} twice; leave one out")
+    framework = framework_of(given[names[0]], names[0])
+    arrays = tuple(_differentiable(framework.ops, name, given[name]) for name in names)
+
+    def of_arrays(arrays: tuple[Any, ...]) -> Any:
+        now = {**given, **dict(zip(names, arrays, strict=True))}
+        return loss(*(now.pop(name) for name in positional), *arguments[len(positional) :], **now)
+
+    value, gradients = framework.value_and_grad(of_arrays, arrays)
+    return value, gradients[0] if isinstance(of, str) else tuple(gradients)
+
+
+def _positional(loss: Callable[..., Any]) -> list[str]:
+    """The names of the parameters that take positional arguments."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return [name for name, x in inspect.signature(loss).parameters.items() if x.kind in kinds]
+
+
+def _differentiable(ops: Any, name: str, x: Any) -> Any:
+    """`x` as an array of floats."""
+    array = as_array(ops, name, x)
+    return array if is_float(ops.dtype(array)) else ops.cast(array, "float32")

@@ -10,15 +10,15 @@ always the last one, and a gradient is that of one per-sample loss until `_reduc
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 __all__ = [
     "Result", "binary_crossentropy", "binary_focal_crossentropy", "categorical_crossentropy",
-    "categorical_focal_crossentropy", "cross_entropy", "distillation_loss", "entropy", "kl_divergence", "log_loss",
-    "perplexity", "relative_entropy", "sparse_categorical_crossentropy",
+    "categorical_focal_crossentropy", "cross_entropy", "distillation_loss", "entropy", "kl_divergence",
+    "linear_crossentropy", "log_loss", "perplexity", "relative_entropy", "sparse_categorical_crossentropy",
 ]  # fmt: skip
 
 Array = NDArray[np.float64]
@@ -372,6 +372,33 @@ def sparse_categorical_crossentropy(
         precision=precision, logit_scale=logit_scale, softcap=softcap, z_loss=z_loss,
     )  # fmt: skip
     return replace(result, target_gradient=None)
+
+
+@dataclass(frozen=True)
+class _LinearResult(Result):
+    """A loss of hidden states: `gradient` is theirs."""
+
+    weight_gradient: Array
+    bias_gradient: Array
+
+
+@np.errstate(all="ignore")
+def linear_crossentropy(
+    y_true: ArrayLike, hidden: ArrayLike, weight: ArrayLike, *, bias: MaybeArray = None, classes_axis: int = 0,
+    **options: Any,
+) -> _LinearResult:  # fmt: skip
+    """sparse_categorical_crossentropy of the logits z = W h + b. With G its gradient: G W, G^T h and sum G.
+
+    Rows without a loss have the gradient 0, whatever their hidden state is.
+    y_true: (...) integers; hidden: (..., H); weight: (C, H), or (H, C) with classes_axis 1; bias: (C,).
+    """
+    h, w = np.asarray(hidden, np.float64), np.moveaxis(np.asarray(weight, np.float64), classes_axis, 0)
+    z = h @ w.T + (0.0 if bias is None else np.asarray(bias, np.float64))
+    result = sparse_categorical_crossentropy(y_true, z, from_logits=True, **options)
+    g, rows = result.gradient.reshape(-1, len(w)), h.reshape(-1, h.shape[-1])
+    rows = np.where((g == 0).all(axis=-1, keepdims=True), 0.0, rows)
+    of_weight = np.moveaxis(g.T @ rows, 0, classes_axis)
+    return _LinearResult(result.value, (g @ w).reshape(h.shape), None, of_weight, g.sum(axis=0))
 
 
 @np.errstate(all="ignore")

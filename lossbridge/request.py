@@ -57,11 +57,8 @@ def run(loss: Loss, y_true: Any, y_pred: Any, *, names: Names | None = None, **g
 
 
 def resolve(loss: Loss, y_true: Any, y_pred: Any, names: Names, given: Mapping[str, Any]) -> Request:
-    if given["normalizer"] is not None or not _are_valid(given):
-        given = {name: _read(name, x) if name in _NUMBERS else x for name, x in given.items()}
-        errors.options(given)
-    others = {_called(name, names): given[name] for name in _ARRAYS if type(given.get(name)) not in _NO_ARRAY}
-    framework = common_framework(y_pred, names.pred, {names.target: y_true, **others})
+    given = checked(given)
+    framework = common_framework(y_pred, names.pred, {names.target: y_true, **arrays_of(given, names)})
     ops = framework.ops
     pred = as_array(ops, names.pred, y_pred)
     target = as_array(ops, names.target, y_true, pred)
@@ -70,27 +67,42 @@ def resolve(loss: Loss, y_true: Any, y_pred: Any, names: Names, given: Mapping[s
     _check_target(ops, loss, kind, (target, pred), (axis, given["axis"]), names)
     target = held_to(ops, names.target, target, pred, axis if kind == "labels" else None)
     dtype = compute_dtype(ops, pred)
-    if given["normalizer"] is not None and given["reduction"] in MEANS and dtype != "float64":
-        given = _divided(given)
-    options = _options(ops, loss, rule, given, (pred, axis, dtype), names)
+    given = divided(given, dtype)
+    options = options_of(ops, loss, rule, given, (pred, axis, dtype), names)
     request = Request(
         loss=loss,
         rule=rule,
         framework=framework,
         target=target,
-        pred=_held_to_ranges(ops, pred, dtype, options),
+        pred=held_to_ranges(ops, pred, dtype, options),
         axis=axis,
         dtype=dtype,
         options=options,
         reduction=given["reduction"],
-        constant=tuple(x for x in PER_CLASS if options.get(x) is not None and not ops.owns(given.get(x))),
-        in_arrays=_in_arrays(options),
+        constant=constants(ops, given, options),
+        in_arrays=in_arrays(options),
         domain=loss.checked,
         inplace_gradient=given.get("inplace_gradient", False),
     )
     if not given["sample_weight"] is given["mask"] is given["normalizer"] is None:
-        request = _with_weights(request, given, names)
-    return _with_labels(request, y_true, given, names) if kind == "labels" else request
+        request = with_weights(request, given, names)
+    if kind != "labels":
+        return request
+    return with_labels(request, y_true, given, names, 0 if axis is None else pred.shape[axis] or 0)
+
+
+def checked(given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The options, with Python numbers where they can be read."""
+    if given["normalizer"] is None and _are_valid(given):
+        return given
+    given = {name: _read(name, x) if name in _NUMBERS else x for name, x in given.items()}
+    errors.options(given)
+    return given
+
+
+def arrays_of(given: Mapping[str, Any], names: Names) -> dict[str, Any]:
+    """The options that may be arrays, by the names that the caller knows."""
+    return {_called(name, names): given[name] for name in _ARRAYS if type(given.get(name)) not in _NO_ARRAY}
 
 
 def _are_valid(given: Mapping[str, Any]) -> bool:
@@ -238,11 +250,13 @@ def _near_one(ops: ArrayOps, weight: Array, dtype: str, whole: bool) -> Array:
     return weight * unit_of(ops, weight, whole)
 
 
-def _divided(given: Mapping[str, Any]) -> Mapping[str, Any]:
+def divided(given: Mapping[str, Any], dtype: str) -> Mapping[str, Any]:
     """The options; weights that only float64 has are divided by the normalizer, in whose unit they are.
 
     Where their values are known, and nothing differentiates the normalizer.
     """
+    if given["normalizer"] is None or given["reduction"] not in MEANS or dtype == "float64":
+        return given
     by = framework_of(given["normalizer"], "normalizer").ops.constant(given["normalizer"])
     if by is None or by.shape or not by:
         return given
@@ -320,7 +334,7 @@ def held_to(ops: ArrayOps, name: str, x: Array, pred: Array, row: int | None, ax
 # Options, weights, masks and labels.
 
 
-def _options(
+def options_of(
     ops: ArrayOps,
     loss: Loss,
     rule: Rule,
@@ -343,18 +357,23 @@ def _options(
         elif name in NUMBERS and not isinstance(x, int | float):  # traced, or differentiated
             x = number(ops, name, x, pred, dtype)
         options[name] = x
-    if OF_LOGITS[0] not in rule.options:
-        errors.without_logits({name: given[name] for name in OF_LOGITS if name in given}, loss.options)
+    if not set(OF_LOGITS) <= set(rule.options):
+        errors.without_logits({name: given[name] for name in OF_LOGITS if name in given}, OF_LOGITS)
     return options
 
 
-def _in_arrays(options: Mapping[str, Any]) -> str:
+def constants(ops: ArrayOps, given: Mapping[str, Any], options: Mapping[str, Any]) -> tuple[str, ...]:
+    """The arrays among the options that are NumPy's or lists: nothing differentiates them."""
+    return tuple(x for x in PER_CLASS if options.get(x) is not None and not ops.owns(given.get(x)))
+
+
+def in_arrays(options: Mapping[str, Any]) -> str:
     """Why the options are not all known; "" if they are."""
     arrays = [x for x, of in options.items() if type(of) is not float and x in NUMBERS and not isinstance(of, int)]
     return f"{' and '.join(arrays)} may change without compiling anew" if arrays else ""
 
 
-def _held_to_ranges(ops: ArrayOps, pred: Array, dtype: str, options: Mapping[str, Any]) -> Array:
+def held_to_ranges(ops: ArrayOps, pred: Array, dtype: str, options: Mapping[str, Any]) -> Array:
     """The predictions; NaN if an option whose value is traced is out of its range."""
     for name, x in options.items():
         of_one = name == "alpha" and "apply_class_balancing" in options
@@ -380,15 +399,14 @@ def _per_class(
     return held_to(ops, name, x, pred, None, [axis])
 
 
-def _with_labels(r: Request, y_true: Any, given: Mapping[str, Any], names: Names) -> Request:
-    """The weighted request with labels cast to indices, and without those to ignore."""
+def with_labels(r: Request, y_true: Any, given: Mapping[str, Any], names: Names, classes: int) -> Request:
+    """The weighted request with labels cast to indices, and without those to ignore. `classes`: 0 if not known."""
     ops = r.framework.ops
     dtype = dtype_of(ops, r.target)
     ignored = given.get("ignore_class")
     if ignored is not None and not errors.representable(ignored, dtype):
         ignored = None
     readable = ops.concrete(y_true)
-    classes = 0 if r.axis is None or r.pred.shape[r.axis] is None else r.pred.shape[r.axis]
     in_range = readable is not None and errors.all_in_range(readable, classes)
     if in_range and ignored is not None and not 0 <= ignored < classes:
         ignored = None  # no label has this value
@@ -406,7 +424,7 @@ def _with_labels(r: Request, y_true: Any, given: Mapping[str, Any], names: Names
     return r if target is r.target else r._replace(target=target)
 
 
-def _with_weights(r: Request, given: Mapping[str, Any], names: Names) -> Request:
+def with_weights(r: Request, given: Mapping[str, Any], names: Names) -> Request:
     """The request with weights, mask and denominator."""
     ops = r.framework.ops
     weight, mask, normalizer = given["sample_weight"], given["mask"], given["normalizer"]

@@ -34,7 +34,7 @@ NUMBERS: Mapping[str, tuple[float, float, str]] = {
     "softcap": (1e-8, 1e15, "in [1e-8, 1e15], or None for no cap"),
     "z_loss": (0.0, 1e15, "in [0, 1e15]"),
 }
-OF_LOGITS = softmax.OF_LOGITS  # of these, the defaults mean nothing is done
+OF_LOGITS = softmax.OF_LOGITS
 SWITCHES = ("from_logits", "apply_class_balancing", "inplace_gradient")
 PER_CLASS = ("class_weight", "pos_weight", "alpha")  # arrays of one number a class
 
@@ -104,7 +104,6 @@ class Request(NamedTuple):
 
 _PROBABILITIES = {"from_logits": False, "epsilon": 1e-7}
 _SMOOTHED = {**_PROBABILITIES, "label_smoothing": 0.0}
-_SCALED = {"logit_scale": 1.0, "softcap": None, "z_loss": 0.0}
 _LABELS = Names(leave_out="ignore_class= or mask=")
 _OF_LOGITS = Names("teacher_logits", "student_logits")
 
@@ -117,13 +116,13 @@ LOSSES: Mapping[str, Loss] = {
                 "logits": {"distributions": softmax.DISTRIBUTIONS},
                 "probabilities": {"distributions": softmax.PROBABILITIES},
             },
-            {**_SMOOTHED, "class_weight": None, **_SCALED},
+            {**_SMOOTHED, "class_weight": None, **OF_LOGITS},
             mass=softmax.CLASS_MASS,
         ),
         Loss(
             "sparse_categorical_crossentropy",
             {"logits": {"labels": softmax.LABELS}, "probabilities": {"labels": softmax.LABEL_PROBABILITIES}},
-            {**_SMOOTHED, "ignore_class": None, "class_weight": None, **_SCALED},
+            {**_SMOOTHED, "ignore_class": None, "class_weight": None, **OF_LOGITS},
             names=_LABELS,
             mass=softmax.LABEL_MASS,
         ),

@@ -60,7 +60,8 @@ class Path(NamedTuple):
     """A way in which a framework computes the losses of a request and their gradients."""
 
     name: str
-    losses: Callable[[Request], Array]  # per-sample losses; any finite number where not valid
+    # Of a Request: per-sample losses; any finite number where not valid. Of a `linear_blocks.Linear`: its result.
+    losses: Callable[[Any], Array]
     value_words: str  # how the losses are computed, as `lossbridge.explain` says it
     gradient_words: str
     ratio: Callable[[Request], Array] | None = None  # the whole of `reduction.reduce`, if faster
@@ -87,8 +88,13 @@ class Framework(Arrays, Protocol):
         """The path of request(target, pred) with a gradient for pred, under a compiler or in the current context."""
         ...
 
-    def value_and_grad(self, function: Callable[[Array], Array], x: Array) -> tuple[Array, Array]:
-        """function(x), and the gradient of its sum with respect to x."""
+    def value_and_grad(self, function: Callable[[Any], Array], x: Any) -> tuple[Array, Any]:
+        """function(x), and the gradient of its sum with respect to x, which is an array or a tuple of arrays."""
+        ...
+
+    def choose_linear(self, call: Any, under: str = "") -> Choice:
+        """The path of a `linear_blocks.Linear`, under a compiler or in the current context: it gives the loss, or
+        the losses, (N,), differentiable in all its floats."""
         ...
 
     # What the parity command, the benchmark and the tests need to run any framework.

@@ -134,5 +134,13 @@ def one_hot(labels: Array, like: Array, axis: int) -> Array:
     return jax.lax.broadcasted_iota(labels.dtype, like.shape, axis) == jnp.expand_dims(labels, axis)
 
 
+def matmul(x: Array, y: Array, transpose: bool) -> Array:
+    return x @ (y.T if transpose else y)
+
+
+def reshape_as(x: Array, like: Array) -> Array:
+    return x.reshape(like.shape)
+
+
 def broadcast_to(x: Array, like: Array) -> Array:
     return jnp.broadcast_to(x, like.shape)

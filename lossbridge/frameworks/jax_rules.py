@@ -107,10 +107,10 @@ def _forward(plan: Plan, valid: Array | None, target: Array, pred: Array, weight
 
 @functools.partial(_losses.defjvp, symbolic_zeros=True)
 def _losses_rule(plan: Plan, primals: Any, tangents: Any) -> tuple[Array, Array]:
-    if not _moves(tangents[1:]):
+    if not moves(tangents[1:]):
         found = _losses(plan, *primals)
         return found, jnp.zeros_like(found)
-    needs = (_moves(tangents[1]), _moves(tangents[2]))
+    needs = (moves(tangents[1]), moves(tangents[2]))
     found, gradients = _losses_and_gradients(plan, needs, *primals)
     return found, _moved(plan, gradients, primals, tangents)
 
@@ -118,7 +118,7 @@ def _losses_rule(plan: Plan, primals: Any, tangents: Any) -> tuple[Array, Array]
 @functools.partial(_losses_and_gradients.defjvp, symbolic_zeros=True)
 def _gradients_rule(plan: Plan, needs: Needs, primals: Any, tangents: Any) -> tuple[Any, Any]:
     valid, arrays = primals[0], primals[1:]
-    more = (needs[0] or _moves(tangents[1]), needs[1] or _moves(tangents[2]))
+    more = (needs[0] or moves(tangents[1]), needs[1] or moves(tangents[2]))
     found, gradients = _losses_and_gradients(plan, more, *primals)
 
     def derived(target: Array, pred: Array, weights: Weights) -> Any:
@@ -128,18 +128,18 @@ def _gradients_rule(plan: Plan, needs: Needs, primals: Any, tangents: Any) -> tu
         return _derived(losses_of, needs, *floating(target, pred))
 
     needed = tuple(x if need else None for x, need in zip(gradients, needs, strict=True))
-    turned = _derivative(derived, arrays, tangents[1:])
+    turned = derivative(derived, arrays, tangents[1:])
     return (found, needed), (_moved(plan, gradients, primals, tangents), turned)
 
 
 def _moved(plan: Plan, gradients: Any, primals: Any, tangents: Any) -> Array:
     """The tangent of the losses: gradient times tangent, summed along the axis."""
-    if _moves(tangents[3]):
-        return _derivative(functools.partial(value, plan, primals[0]), primals[1:], tangents[1:])
+    if moves(tangents[3]):
+        return derivative(functools.partial(value, plan, primals[0]), primals[1:], tangents[1:])
     terms = [
         gradient * tangent if plan.axis is None else jnp.sum(gradient * tangent, plan.axis)
         for gradient, tangent in zip(gradients, tangents[1:3], strict=True)
-        if _moves(tangent)
+        if moves(tangent)
     ]
     return sum(terms[1:], start=terms[0])
 
@@ -173,15 +173,15 @@ def _derived(function: Callable[..., Array], needs: Needs, target: Array, pred: 
     return tuple(next(found) if need else None for need in needs)
 
 
-def _moves(tangents: Any) -> bool:
+def moves(tangents: Any) -> bool:
     return any(not isinstance(tangent, SymbolicZero) for tangent in jax.tree.leaves(tangents))
 
 
-def _derivative(function: Callable[..., Any], arrays: Any, tangents: Any) -> Any:
+def derivative(function: Callable[..., Any], arrays: Any, tangents: Any) -> Any:
     """The directional derivative of function(*arrays) along the tangents."""
     leaves, tree = jax.tree.flatten(arrays)
     steps = tree.flatten_up_to(tangents)
-    moving = [i for i, step in enumerate(steps) if _moves(step)]
+    moving = [i for i, step in enumerate(steps) if moves(step)]
 
     def of_moving(*moved: Array) -> Any:
         at = dict(zip(moving, moved, strict=True))

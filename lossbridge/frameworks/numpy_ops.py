@@ -133,21 +133,24 @@ def _sum_to(gradient: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 def pulled_back(result: Array, leaf: Variable, upstream: np.ndarray) -> np.ndarray:
     """The gradient at `leaf` for the gradient `upstream` at `result`."""
+    return all_pulled_back(result, (leaf,), upstream)[0]
+
+
+def all_pulled_back(result: Array, leaves: tuple[Variable, ...], upstream: np.ndarray) -> tuple[np.ndarray, ...]:
+    """The gradients at the leaves."""
     if not isinstance(result, Variable):
-        return np.zeros_like(leaf.value)
-    gradients = {id(result): upstream}
+        return tuple(np.zeros_like(leaf.value) for leaf in leaves)
+    gradients, kept = {id(result): upstream}, {id(leaf) for leaf in leaves}
     with quiet():
         for node in _newest_first(result):
-            gradient = gradients.pop(id(node)) if node is not leaf else gradients[id(leaf)]
+            gradient = gradients[id(node)] if id(node) in kept else gradients.pop(id(node))
             for parent, pullback in node.parents:
                 carried = _sum_to(np.asarray(pullback(gradient)), parent.value.shape)
                 carried = carried.astype(parent.value.dtype, copy=False)
                 known = gradients.get(id(parent))
                 gradients[id(parent)] = carried if known is None else known + carried
-    if id(leaf) not in gradients:
-        return np.zeros_like(leaf.value)
-    gradient = gradients[id(leaf)]
-    return gradient if gradient.flags.writeable else gradient.copy()  # a read-only broadcast of one number
+    found = (gradients[id(leaf)] if id(leaf) in gradients else np.zeros_like(leaf.value) for leaf in leaves)
+    return tuple(x if x.flags.writeable else x.copy() for x in found)  # a read-only broadcast of one number
 
 
 def _newest_first(root: Variable) -> list[Variable]:
@@ -342,6 +345,17 @@ def one_hot(labels: Array, like: Array, axis: int) -> Array:
     return classes == np.expand_dims(labels, axis)
 
 
+def matmul(x: Array, y: Array, transpose: bool) -> Array:
+    v, w = value_of(x), value_of(y)
+    w = w.T if transpose else w
+
+    def of_y(g: np.ndarray) -> np.ndarray:
+        gradient: np.ndarray = v.T @ g
+        return gradient.T if transpose else gradient
+
+    return record(v @ w, (x, lambda g: g @ w.T), (y, of_y))
+
+
 def expand_dims(x: Array, axis: int) -> Array:
     return record(np.expand_dims(value_of(x), axis), (x, lambda g: np.squeeze(g, axis)))
 
@@ -353,6 +367,10 @@ def squeeze(x: Array, axis: int) -> Array:
 def reshape(x: Array, shape: tuple[int, ...]) -> Array:
     v = value_of(x)
     return record(v.reshape(shape), (x, lambda g: g.reshape(v.shape)))
+
+
+def reshape_as(x: Array, like: Array) -> Array:
+    return reshape(x, np.shape(value_of(like)))
 
 
 def broadcast_to(x: Array, like: Array) -> Array:

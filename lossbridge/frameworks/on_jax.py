@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lossbridge.frameworks import jax_ops, jax_ratio, jax_rows, jax_rules
+from lossbridge.frameworks import jax_linear, jax_ops, jax_ratio, jax_rows, jax_rules
 from lossbridge.frameworks.framework import Choice, Path, by_formula
 from lossbridge.maths import softmax
 from lossbridge.maths.ops import Array
@@ -91,10 +91,13 @@ PATHS: Mapping[str, Path] = {
 }
 
 
+choose_linear = jax_linear.choose
+
+
 # Running.
 
 
-def value_and_grad(function: Callable[[Array], Array], x: Array) -> tuple[Array, Array]:
+def value_and_grad(function: Callable[[Any], Array], x: Any) -> tuple[Array, Any]:
     def summed(x: Array) -> tuple[Array, Array]:
         value = function(x)
         return value.sum(), value

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lossbridge.frameworks import numpy_ops, numpy_rows
+from lossbridge.frameworks import numpy_linear, numpy_ops, numpy_rows
 from lossbridge.frameworks.framework import Choice, Path, by_formula, prepared
 from lossbridge.maths.ops import Array
 from lossbridge.reduction import neutralise
@@ -85,13 +85,19 @@ PATHS: Mapping[str, Path] = {
 }
 
 
+choose_linear = numpy_linear.choose
+
+
 # Running.
 
 
-def value_and_grad(
-    function: Callable[[Array], Array], x: np.ndarray, buffer: np.ndarray | None = None
-) -> tuple[Array, np.ndarray]:
+def value_and_grad(function: Callable[[Any], Array], x: Any, buffer: np.ndarray | None = None) -> tuple[Array, Any]:
     """`buffer`: where the gradient goes, of x's shape and dtype. It may be `x`, if `function` is one loss."""
+    if isinstance(x, tuple):
+        leaves = tuple(ops.Variable(one) for one in x)
+        result = function(leaves)
+        value = ops.value_of(result)
+        return value[()], ops.all_pulled_back(result, leaves, np.ones_like(value))
     leaf = ops.Variable(x, buffer=buffer)
     result = function(leaf)
     if not isinstance(result, ops.Variable):

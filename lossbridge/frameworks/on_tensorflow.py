@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from lossbridge.frameworks import numpy_ops, numpy_rows, on_numpy, tensorflow_ops
+from lossbridge.frameworks import numpy_ops, numpy_rows, on_numpy, tensorflow_linear, tensorflow_ops
 from lossbridge.frameworks.framework import Choice, Path, by_formula, prepared
 from lossbridge.maths import softmax
 from lossbridge.maths.elementary import in_range, is_number, zero_if_unweighted
@@ -437,10 +437,13 @@ PATHS: Mapping[str, Path] = {
 }
 
 
+choose_linear = tensorflow_linear.choose
+
+
 # Running.
 
 
-def value_and_grad(function: Callable[[Array], Array], x: Array) -> tuple[Array, Array]:
+def value_and_grad(function: Callable[[Any], Array], x: Any) -> tuple[Array, Any]:
     with tf.GradientTape() as tape:
         tape.watch(x)
         value = function(x)

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lossbridge.frameworks import torch_operator, torch_ops, torch_rows
+from lossbridge.frameworks import torch_linear, torch_operator, torch_ops, torch_rows
 from lossbridge.frameworks.framework import Choice, Path, by_formula, prepared
 from lossbridge.maths.ops import Array
 from lossbridge.native import rows
-from lossbridge.reduction import by_weight, has_mass, reduced
+from lossbridge.reduction import by_weight, has_mass, reduce, reduced
 from lossbridge.spec import Request
 
 name = "torch"
@@ -175,6 +175,10 @@ def _by_operator(r: Request, averaged: bool) -> Tensor:
 
 
 def _by_rows(r: Request) -> Tensor:
+    return torch_rows.computed(*_job(r))
+
+
+def _job(r: Request) -> tuple[torch_rows.Job, torch_rows.Arrays]:
     pred, target = r.pred, r.target
     if target.ndim == pred.ndim and not target.is_floating_point():
         target = ops.cast(target, r.dtype)
@@ -190,7 +194,18 @@ def _by_rows(r: Request) -> Tensor:
     dtypes = ops.DTYPES[pred.dtype], ops.DTYPES[target.dtype]
     call = rows.call(rest, pred.shape, dtypes, (0, 0), divides=divides, divisor=divisor)
     job = torch_rows.Job(call, rest, name)
-    return torch_rows.computed(job, (pred, target, r.counted, per_class, r.weight))
+    return job, (pred, target, r.counted, per_class, r.weight)
+
+
+def value_and_slopes(r: Request) -> tuple[Tensor, Tensor]:
+    """The ratio of a request and its gradient for the predictions, which may be written over them."""
+    if not _refuses_rows(r, compiled=False):
+        job, arrays = _job(r)
+        return torch_rows.value(job, arrays, arrays[0]), arrays[0]
+    return value_and_grad(lambda z: reduce(r._replace(pred=z)), r.pred)
+
+
+choose_linear = torch_linear.choose
 
 
 def _by_rule(r: Request) -> Tensor:
@@ -238,16 +253,17 @@ PATHS: Mapping[str, Path] = {
 # Running.
 
 
-def value_and_grad(function: Callable[[Array], Array], x: Array) -> tuple[Array, Array]:
+def value_and_grad(function: Callable[[Any], Array], x: Any) -> tuple[Array, Any]:
     traced = torch.compiler.is_compiling() or ops.functorch_is_active()
-    if not traced and not (torch.is_grad_enabled() and x.requires_grad):
-        leaf = x.detach().requires_grad_()
+    arrays = x if isinstance(x, tuple) else (x,)
+    if not traced and not (torch.is_grad_enabled() and any(one.requires_grad for one in arrays)):
+        leaves = tuple(one.detach().requires_grad_() for one in arrays)
         with torch.enable_grad():
-            value = function(leaf)
-            if not value.requires_grad:  # it does not depend on x
-                return value, torch.zeros_like(x)
-            (gradient,) = torch.autograd.grad(value.sum(), leaf, materialize_grads=True)
-        return value.detach(), gradient
+            value = function(leaves if isinstance(x, tuple) else leaves[0])
+            found = tuple(torch.zeros_like(one) for one in arrays)
+            if value.requires_grad:  # it depends on x
+                found = torch.autograd.grad(value.sum(), leaves, materialize_grads=True)
+        return value.detach(), found if isinstance(x, tuple) else found[0]
 
     def summed(x: Array) -> tuple[Array, Array]:  # what composes with torch.func, and with an outer graph
         value = function(x)

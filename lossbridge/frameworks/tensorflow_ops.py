@@ -245,5 +245,13 @@ def one_hot(labels: Array, like: Array, axis: int) -> Array:
     return tf.reshape(classes, [-1 if i == axis else 1 for i in range(like.shape.rank)]) == tf.expand_dims(labels, axis)
 
 
+def matmul(x: Array, y: Array, transpose: bool) -> Array:
+    return tf.linalg.matmul(x, y, transpose_b=transpose)
+
+
+def reshape_as(x: Array, like: Array) -> Array:
+    return tf.ensure_shape(tf.reshape(x, tf.shape(like)), like.shape)
+
+
 def broadcast_to(x: Array, like: Array) -> Array:
     return tf.broadcast_to(x, tf.shape(like))

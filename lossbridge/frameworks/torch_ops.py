@@ -285,12 +285,24 @@ def one_hot(labels: Array, like: Array, axis: int) -> Array:
 reshape = torch.reshape
 
 
+def matmul(x: Array, y: Array, transpose: bool) -> Array:
+    y = y.mT if transpose else y
+    if not torch.amp.is_autocast_available(x.device.type):  # on the meta device
+        return x @ y
+    with torch.autocast(x.device.type, enabled=False):  # which would round to half precision
+        return x @ y
+
+
 def expand_dims(x: Array, axis: int) -> Array:
     return x.unsqueeze(axis)
 
 
 def squeeze(x: Array, axis: int) -> Array:
     return x.squeeze(axis)
+
+
+def reshape_as(x: Array, like: Array) -> Array:
+    return x.reshape(like.shape)
 
 
 def broadcast_to(x: Array, like: Array) -> Array:

@@ -84,8 +84,8 @@ def value(job: Job, arrays: Arrays, gradient: Tensor | None = None) -> Tensor:
 def gradients(job: Job, arrays: Arrays, upstream: Tensor, needs: tuple[bool, bool]) -> tuple[Tensor | None, ...]:
     """Of what flows back, for predictions and target."""
     in_place = job.request.inplace_gradient
-    of_pred = (arrays[0].detach() if in_place else _fresh(arrays[0])) if needs[0] else None
-    of_target = _fresh(arrays[1]) if needs[1] else None
+    of_pred = (arrays[0].detach() if in_place else fresh(arrays[0])) if needs[0] else None
+    of_target = fresh(arrays[1]) if needs[1] else None
     written = {
         "gradient": 0 if of_pred is None else of_pred.data_ptr(),
         "target_gradient": 0 if of_target is None else of_target.data_ptr(),
@@ -128,7 +128,7 @@ def _samples(job: Job, pred: Tensor) -> tuple[int, ...]:
     return shape if axis is None else shape[:axis] + shape[axis + 1 :]
 
 
-def _fresh(like: Tensor) -> Tensor:
+def fresh(like: Tensor) -> Tensor:
     """Memory for a gradient, in C order."""
     x = torch.empty_like(like, memory_format=torch.contiguous_format)
     if x.nbytes >= HUGE:
@@ -151,7 +151,7 @@ class ByRows(torch.autograd.Function):
         gradient, saved = None, pred
         if job.is_ratio and ctx.needs_input_grad[0]:
             if not job.request.inplace_gradient:
-                gradient = _fresh(pred)
+                gradient = fresh(pred)
             elif pred.dtype not in HALVES:  # which could not be multiplied later, and are written over in backward
                 gradient, saved = pred.detach(), None
         found = value(job, (pred, target, *rest), gradient)

@@ -18,7 +18,7 @@ Automatic differentiation treats m as a constant.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from lossbridge.maths.elementary import clip, in_range, is_number, nan_unless, neg_log, smooth, zero_if_unweighted
@@ -35,16 +35,12 @@ def crossentropy(
     *,
     label_smoothing: Number = 0.0,
     class_weight: Array | None = None,
-    logit_scale: Number = 1.0,
-    softcap: Number | None = None,
-    z_loss: Number = 0.0,
 ) -> tuple[Array, Residuals]:
-    """Σ_c w_c t_c (−log p_c) + ζ lse², (1), (2), (7) and (8)."""
-    z = scaled(ops, logits, logit_scale, softcap)
-    weight = _target_weights(ops, target, z, axis, label_smoothing, class_weight)
-    neg_log_p, rows = neg_log_softmax(ops, z, axis)
+    """Σ_c w_c t_c (−log p_c), (1) and (2)."""
+    weight = _target_weights(ops, target, logits, axis, label_smoothing, class_weight)
+    neg_log_p, rows = neg_log_softmax(ops, logits, axis)
     loss = ops.sum(weight * zero_if_unweighted(ops, weight, neg_log_p), axis)
-    return _with_z_loss(ops, loss, z_loss, rows, axis), (*rows, *_masses(ops, weight, z, rows, axis))
+    return loss, (*rows, *_masses(ops, weight, logits, rows, axis))
 
 
 def crossentropy_gradients(
@@ -57,23 +53,17 @@ def crossentropy_gradients(
     *,
     label_smoothing: Number = 0.0,
     class_weight: Array | None = None,
-    logit_scale: Number = 1.0,
-    softcap: Number | None = None,
-    z_loss: Number = 0.0,
 ) -> Gradients:
-    """(3), (7) and (8)"""
+    """(3)"""
     m, total, others, *masses = residuals
-    z = scaled(ops, logits, logit_scale, softcap)
-    weight = _target_weights(ops, target, z, axis, label_smoothing, class_weight)
+    weight = _target_weights(ops, target, logits, axis, label_smoothing, class_weight)
     of_target = of_logits = None
     if needs_input_grad[0]:
         log_total = ops.where(total < 2, ops.log1p(others), ops.log(total))
-        of_target = zero_if_unweighted(ops, weight, (m - z) + log_total) * (1 - label_smoothing)
+        of_target = zero_if_unweighted(ops, weight, (m - logits) + log_total) * (1 - label_smoothing)
         of_target = of_target if class_weight is None else class_weight * of_target
     if needs_input_grad[1]:
-        of_z = _gradient(ops, weight, z, (m, total, others), (masses[0], masses[1]))
-        of_z = _with_z_gradient(ops, of_z, z_loss, z, (m, total, others))
-        of_logits = _through_scale(ops, of_z, logits, logit_scale, softcap)
+        of_logits = _gradient(ops, weight, logits, (m, total, others), (masses[0], masses[1]))
     return of_target, of_logits
 
 
@@ -120,43 +110,6 @@ def _gradient(ops: Ops, weight: Array, logits: Array, rows: Residuals, masses: R
     return ops.where(leading, mass_of_others - mass * (others / total), ops.exp(logits - m) * (mass / total) - weight)
 
 
-# Scaled and capped logits (7), and the z-loss (8).
-
-
-def scaled(ops: Ops, logits: Array, logit_scale: Number, softcap: Number | None) -> Array:
-    """z = a x, or c tanh(a x / c); differentiated to full accuracy where tanh is near ±1 too."""
-    z = logits if is_number(logit_scale, 1) else logits * logit_scale
-    if softcap is None:
-        return z
-    negative = z < 0
-    size = 2 * (ops.where(negative, -z, z) / softcap)
-    tanh = complement(ops, size) / (1 + ops.exp(-size))
-    return ops.where(negative, -tanh, tanh) * softcap
-
-
-def _through_scale(ops: Ops, of_z: Array, logits: Array, logit_scale: Number, softcap: Number | None) -> Array:
-    """The gradient for x of that for z."""
-    of_logits = of_z if is_number(logit_scale, 1) else of_z * logit_scale
-    if softcap is None:
-        return of_logits
-    u = ops.exp(-2 * (ops.abs(logits * logit_scale) / softcap))
-    return of_logits * (4 * u / ((1 + u) * (1 + u)))
-
-
-def _with_z_loss(ops: Ops, loss: Array, z_loss: Number, rows: Residuals, axis: int) -> Array:
-    if is_number(z_loss, 0):
-        return loss
-    lse = ops.squeeze(rows[0] + ops.log(rows[1]), axis)
-    return loss + z_loss * (lse * lse)
-
-
-def _with_z_gradient(ops: Ops, of_z: Array, z_loss: Number, z: Array, rows: Residuals) -> Array:
-    if is_number(z_loss, 0):
-        return of_z
-    m, total, _ = rows
-    return of_z + ops.exp(z - m) * (2 * z_loss * (m + ops.log(total)) / total)
-
-
 # Logits and labels.
 
 
@@ -168,20 +121,16 @@ def label_crossentropy(
     *,
     label_smoothing: Number = 0.0,
     class_weight: Array | None = None,
-    logit_scale: Number = 1.0,
-    softcap: Number | None = None,
-    z_loss: Number = 0.0,
 ) -> tuple[Array, Residuals]:
-    """(1 − s) w_y (−log p_y) + s/C Σ_c w_c (−log p_c) + ζ lse², (4), (7) and (8).
+    """(1 − s) w_y (−log p_y) + s/C Σ_c w_c (−log p_c), (4).
 
     NaN for a label out of range.
     """
-    z = scaled(ops, logits, logit_scale, softcap)
-    index, valid = in_range(ops, labels, z, axis)
-    m = ops.stop_gradient(ops.max(z, axis))
-    d_label = ops.take(z, index, axis) - ops.squeeze(m, axis)
+    index, valid = in_range(ops, labels, logits, axis)
+    m = ops.stop_gradient(ops.max(logits, axis))
+    d_label = ops.take(logits, index, axis) - ops.squeeze(m, axis)
     e_label = ops.exp(d_label)
-    others = ops.sum_but(ops.exp(z - m), index, axis)
+    others = ops.sum_but(ops.exp(logits - m), index, axis)
     leads = e_label > others
     loss = ops.where(leads, ops.log1p(others / ops.where(leads, e_label, 1.0)), ops.log(others + e_label) - d_label)
     weight = _label_weight(ops, index, label_smoothing, class_weight)
@@ -189,10 +138,10 @@ def label_crossentropy(
         loss = weight * zero_if_unweighted(ops, weight, loss)
     rows: Residuals = (m, ops.expand_dims(others + e_label, axis), ops.expand_dims(others, axis))
     if not is_number(label_smoothing, 0):
-        term = _smoothing_term(ops, z, axis, label_smoothing, class_weight)
-        neg_log_p, rows = neg_log_softmax(ops, z, axis)
+        term = _smoothing_term(ops, logits, axis, label_smoothing, class_weight)
+        neg_log_p, rows = neg_log_softmax(ops, logits, axis)
         loss = loss + ops.sum(term * zero_if_unweighted(ops, term, neg_log_p), axis)
-    return nan_unless(ops, valid, _with_z_loss(ops, loss, z_loss, rows, axis)), rows
+    return nan_unless(ops, valid, loss), rows
 
 
 def label_crossentropy_gradients(
@@ -205,29 +154,21 @@ def label_crossentropy_gradients(
     *,
     label_smoothing: Number = 0.0,
     class_weight: Array | None = None,
-    logit_scale: Number = 1.0,
-    softcap: Number | None = None,
-    z_loss: Number = 0.0,
 ) -> Gradients:
-    """(4), and with smoothing (3); (7) and (8)."""
+    """(4), and with smoothing (3)."""
     m, total, others = residuals
-    z = scaled(ops, logits, logit_scale, softcap)
-    index, valid = in_range(ops, labels, z, axis)
+    index, valid = in_range(ops, labels, logits, axis)
     valid = ops.expand_dims(valid, axis)
     weight = _label_weight(ops, index, label_smoothing, class_weight)
     if is_number(label_smoothing, 0):  # (4)
         scale = ops.where(valid, 1 / total, 0.0)
         scale = scale if class_weight is None else scale * ops.expand_dims(weight, axis)
-        gradient = ops.put(ops.exp(z - m) * scale, index, -others * scale, axis)
-    else:
-        weights = _smoothing_term(ops, z, axis, label_smoothing, class_weight)
-        of_label = weight if class_weight is None else ops.expand_dims(weight, axis)
-        weights = weights + of_label * ops.cast(ops.one_hot(index, z, axis), ops.dtype(z))
-        gradient = _gradient(ops, weights, z, residuals, _masses(ops, weights, z, residuals, axis))
-    gradient = _with_z_gradient(ops, gradient, z_loss, z, residuals)
-    gradient = _through_scale(ops, gradient, logits, logit_scale, softcap)
-    plain = is_number(label_smoothing, 0) and is_number(z_loss, 0)  # which `scale` has made 0
-    return None, gradient if plain else ops.where(valid, gradient, 0.0)
+        return None, ops.put(ops.exp(logits - m) * scale, index, -others * scale, axis)
+    weights = _smoothing_term(ops, logits, axis, label_smoothing, class_weight)
+    of_label = weight if class_weight is None else ops.expand_dims(weight, axis)
+    weights = weights + of_label * ops.cast(ops.one_hot(index, logits, axis), ops.dtype(logits))
+    gradient = _gradient(ops, weights, logits, residuals, _masses(ops, weights, logits, residuals, axis))
+    return None, ops.where(valid, gradient, 0.0)
 
 
 def label_mass(
@@ -253,6 +194,66 @@ def _smoothing_term(ops: Ops, pred: Array, axis: int, label_smoothing: Number, c
     """s/C·w_c"""
     term = label_smoothing / ops.size(pred, axis)
     return term if class_weight is None else term * class_weight
+
+
+# Scaled and capped logits, and the z-loss.
+
+# Options that mean nothing without logits, with the values for which nothing is done.
+OF_LOGITS: Mapping[str, Any] = {"logit_scale": 1.0, "softcap": None, "z_loss": 0.0}
+
+
+def of_scaled(rule: Rule) -> Rule:
+    """The rule of logits that are scaled and capped first (7), with the z-loss (8)."""
+
+    def value(ops: Ops, target: Array, logits: Array, axis: int, **options: Any) -> tuple[Array, Residuals]:
+        z_loss = options.pop("z_loss", 0.0)
+        z = scaled(ops, logits, options.pop("logit_scale", 1.0), options.pop("softcap", None))
+        loss, residuals = rule.value(ops, target, z, axis, **options)
+        if not is_number(z_loss, 0):
+            lse = ops.squeeze(residuals[0] + ops.log(residuals[1]), axis)
+            loss = loss + z_loss * (lse * lse)
+        return loss, residuals
+
+    def gradients(
+        ops: Ops,
+        target: Array,
+        logits: Array,
+        axis: int,
+        residuals: Residuals,
+        needs: tuple[bool, bool],
+        **options: Any,
+    ) -> Gradients:
+        assert rule.gradients is not None
+        z_loss = options.pop("z_loss", 0.0)
+        scale, cap = options.pop("logit_scale", 1.0), options.pop("softcap", None)
+        z = scaled(ops, logits, scale, cap)
+        of_target, gradient = rule.gradients(ops, target, z, axis, residuals, needs, **options)
+        if gradient is None:
+            return of_target, None
+        if not is_number(z_loss, 0):
+            m, total = residuals[:2]
+            more = ops.exp(z - m) * (2 * z_loss * (m + ops.log(total)) / total)
+            if len(ops.shape(target)) < len(ops.shape(z)):
+                more = ops.where(ops.expand_dims(in_range(ops, target, z, axis)[1], axis), more, 0.0)
+            gradient = gradient + more
+        gradient = gradient if is_number(scale, 1) else gradient * scale
+        if cap is not None:
+            u = ops.exp(-2 * (ops.abs(logits * scale) / cap))
+            gradient = gradient * (4 * u / ((1 + u) * (1 + u)))
+        return of_target, gradient
+
+    return rule._replace(value=value, gradients=gradients, options=(*rule.options, *OF_LOGITS))
+
+
+def scaled(ops: Ops, logits: Array, logit_scale: Number, softcap: Number | None) -> Array:
+    """z of (7), differentiated to full accuracy where tanh is near ±1 too."""
+    z = logits if is_number(logit_scale, 1) else logits * logit_scale
+    if softcap is None:
+        return z
+    negative = z < 0
+    size = 2 * (ops.where(negative, -z, z) / softcap)
+    tanh = complement(ops, size) / (1 + ops.exp(-size))
+    return ops.where(negative, -tanh, tanh) * softcap
 
 
 # Probabilities, renormalised along the axis and clipped to [ε, 1 − ε].
@@ -403,21 +404,17 @@ def _neg_log_and_complement(ops: Ops, weight: Array, pred: Array, axis: int, eps
     return loss, ops.where(confident, others / total, 1 - clipped)
 
 
-# Options that mean nothing without logits.
-OF_LOGITS = ("logit_scale", "softcap", "z_loss")
-
-DISTRIBUTIONS = Rule(
-    "softmax of distributions",
-    crossentropy,
-    crossentropy_gradients,
-    ("label_smoothing", "class_weight", *OF_LOGITS),
-    ("fractions", "anywhere"),
+DISTRIBUTIONS = of_scaled(
+    Rule(
+        "softmax of distributions",
+        crossentropy,
+        crossentropy_gradients,
+        ("label_smoothing", "class_weight"),
+        ("fractions", "anywhere"),
+    )
 )
-LABELS = Rule(
-    "softmax of labels",
-    label_crossentropy,
-    label_crossentropy_gradients,
-    ("label_smoothing", "class_weight", *OF_LOGITS),
+LABELS = of_scaled(
+    Rule("softmax of labels", label_crossentropy, label_crossentropy_gradients, ("label_smoothing", "class_weight"))
 )
 PROBABILITIES = Rule(
     "probabilities of distributions",

@@ -32,9 +32,10 @@ from lossbridge.tools.diagnosis import diagnosis_page
 from lossbridge.tools.explain_worker import Found, call_of
 from lossbridge.tools.explain_worker import table as explain_table
 from lossbridge.tools.parity import parity_report, peers, vectors
-from lossbridge.tools.parity.cases import DTYPES, LOSSES, cases
-from lossbridge.tools.parity.check import Outcome
+from lossbridge.tools.parity.cases import DTYPES, LOSSES
+from lossbridge.tools.parity.check import Outcome, all_cases
 from lossbridge.tools.parity.files import case_of, load_arrays
+from lossbridge.tools.parity.linear_cases import NAME as LINEAR
 from lossbridge.tools.parity.tables import UnusableFile
 from lossbridge.tools.printed_number import is_number
 from lossbridge.tools.processes import BackendRun, installed, run_workers
@@ -263,7 +264,7 @@ class _ParityRequest:
         if self.peers:
             _refuse_unknown("--loss", self.losses, peers.names(), listed=peers.libraries())
         else:
-            _refuse_unknown("--loss", self.losses, LOSSES)
+            _refuse_unknown("--loss", self.losses, LOSSES if self.file is not None else (*LOSSES, LINEAR))
         _refuse_unknown("--dtype", self.dtypes, DTYPES)
         if self.peers and (file is not None or options):
             _refuse("--peers has arrays and options of its own; leave out FILE and what describes it")
@@ -613,12 +614,12 @@ def write_or_check_vectors(
     """Write or check the cases with inputs, options and exact results, as JSON for other implementations."""
     if (output is None) == (check is None):
         _refuse("give one of --out FILE.json and --check FILE.json")
-    _refuse_unknown("--loss", loss or [], LOSSES)
+    _refuse_unknown("--loss", loss or [], (*LOSSES, LINEAR))
     if check is not None and loss:
         _refuse("--loss chooses what --out writes; --check compares every case of its file")
     if output is not None:
         try:
-            count = vectors.write(output, tuple(case for case in cases() if not loss or case.loss in loss))
+            count = vectors.write(output, tuple(case for case in all_cases() if not loss or case.loss in loss))
         except OSError as error:
             _refuse(f"{output} cannot be written: {error.strerror}; name a file in a folder that exists")
         _print_lines([f"{count} cases written to {output}"])

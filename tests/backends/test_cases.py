@@ -10,7 +10,7 @@ import pytest
 import lossbridge as lb
 from lossbridge.request import COMMON
 from lossbridge.tools.parity.cases import LOSSES, Case, cases, options_of
-from lossbridge.tools.parity.check import Runner, compile_key, expected, in_order, placed
+from lossbridge.tools.parity.check import Runner, all_cases, compile_key, expected, in_order, placed
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def _covering(cases: Sequence[Case]) -> list[Case]:
     return found
 
 
-CASES = in_order(cases())
+CASES = in_order(all_cases())
 
 
 def _name(case: Case) -> str:

@@ -20,6 +20,7 @@ from lossbridge.native import rows
 from lossbridge.tools import cli, processes
 from lossbridge.tools.cli import app
 from lossbridge.tools.parity.cases import DTYPES, LOSSES, cases
+from lossbridge.tools.parity.check import all_cases
 
 runner = CliRunner()
 
@@ -64,7 +65,7 @@ def test_parity_on_the_built_in_cases_and_files(tmp_path) -> None:
     kept = json.loads((tmp_path / "p.json").read_text())
     assert kept["agreed"] is True
     outcomes = kept["backends"][0]["outcomes"]
-    assert len(outcomes) == sum(case.dtype == "float32" for case in cases())
+    assert len(outcomes) == sum(case.dtype == "float32" for case in all_cases())
     assert outcomes[0]["case"] == "Keras example"
     page = (tmp_path / "p.html").read_text()
     assert "<svg" in page

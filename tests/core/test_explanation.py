@@ -56,3 +56,29 @@ def test_what_is_no_loss(loss) -> None:
 def test_options_are_refused_as_in_the_call(options, error, words) -> None:
     with pytest.raises(error, match=words):
         lb.explain(lb.log_loss, T, P, **options)
+
+
+def test_the_linear_loss() -> None:
+    hidden, weight = np.ones((2, 4), np.float32), np.ones((3, 4), np.float32)
+    found = lb.explain(lb.linear_crossentropy, [0, 2], hidden, weight=weight, z_loss=1e-4)
+    assert str(found).splitlines() == [
+        "path: blocks (numpy)",
+        "value: by the logits of a block of rows at a time, and the loss of logits",
+        "gradient: computed with the value where the losses are summed, else by the logits of each block again",
+    ]
+    assert lb.explain("linear_crossentropy", [0, 2], hidden, weight=weight) == found
+    assert lb.explain(lb.value_and_grad(lb.linear_crossentropy), [0, 2], hidden, weight=weight) == found
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({}, TypeError, "linear_crossentropy needs a weight; pass weight="),
+        ({"from_logits": True}, TypeError, "linear_crossentropy takes no from_logits; leave it out"),
+        ({"weight": np.ones((4, 3))}, ValueError, "pass classes_axis=1"),
+        ({"weight": np.ones((3, 4)), "under": "jit"}, ValueError, "numpy has these compilers: none"),
+    ],
+)
+def test_the_linear_loss_is_refused_as_in_the_call(options, error, words) -> None:
+    with pytest.raises(error, match=words):
+        lb.explain(lb.linear_crossentropy, [0, 2], np.ones((2, 4)), **options)

@@ -75,6 +75,16 @@ def test_parity_reports_a_fault_in_the_native_rows(tmp_path) -> None:
     assert any("gradient" in outcome["fault"] for outcome in report["outcomes"] if outcome["fault"])
 
 
+def test_parity_reports_a_fault_in_the_gradient_of_a_weight(tmp_path) -> None:
+    fault = (
+        "import lossbridge.frameworks.numpy_linear as n; right = n._add_product; "
+        "n._add_product = lambda total, x, y: right(total, x, 1.001 * y)"
+    )
+    result, report = parity(tmp_path, fault, "--loss", "linear_crossentropy")
+    assert result.returncode == 1
+    assert any("gradient of weight" in outcome["fault"] for outcome in report["outcomes"])
+
+
 @pytest.mark.parametrize(
     "kind", ["value", *(pytest.param(kind, marks=pytest.mark.exhaustive) for kind in ("gradient", "reduction"))]
 )

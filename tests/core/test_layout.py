@@ -68,8 +68,9 @@ ALLOWED = {
     "frameworks": {"maths", "spec", "reduction", "native"},
     "native": {"maths", "spec", "reduction", "frameworks"},
     "request": {"maths", "spec", "errors", "reduction", "frameworks"},
-    "losses": {"spec", "errors", "request"},
-    "explanation": {"maths", "spec", "request", "frameworks", "losses"},
+    "linear": {"maths", "spec", "errors", "reduction", "request", "frameworks"},
+    "losses": {"spec", "errors", "request", "linear"},
+    "explanation": {"maths", "spec", "request", "frameworks", "linear", "losses"},
 }
 
 

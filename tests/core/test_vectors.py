@@ -10,10 +10,9 @@ from typer.testing import CliRunner
 
 from lossbridge.tools.cli import app
 from lossbridge.tools.parity import vectors
-from lossbridge.tools.parity.cases import cases
-from lossbridge.tools.parity.check import expected
+from lossbridge.tools.parity.check import all_cases, expected, layer_of
 
-SOME = tuple(case for case in cases() if case.y_pred.size < 1000)
+SOME = tuple(case for case in all_cases() if case.y_pred.size < 1000)
 
 
 @pytest.fixture
@@ -30,10 +29,10 @@ def test_every_case_goes_out_and_comes_back(tmp_path) -> None:
     path = tmp_path / "all.json"
     result = invoke("--out", path)
     assert result.exit_code == 0
-    assert f"{len(cases())} cases written" in result.stdout.replace("\n", "")
+    assert f"{len(all_cases())} cases written" in result.stdout.replace("\n", "")
     result = invoke("--check", path)
     assert result.exit_code == 0
-    assert f"{len(cases())} cases, 0 wrong" in result.stdout
+    assert f"{len(all_cases())} cases, 0 wrong" in result.stdout
 
 
 def test_numbers_are_exact(file) -> None:
@@ -47,18 +46,20 @@ def test_numbers_are_exact(file) -> None:
             ("y_pred", case.y_pred),
             ("value", exact.value),
             ("gradient", exact.gradient),
+            *((f"{name}_gradient", getattr(exact, f"{name}_gradient")) for name in layer_of(case)),
         ):
             read = np.array([float(x) for x in entry[name]["data"]]).reshape(entry[name]["shape"])
             np.testing.assert_array_equal(read, truth)
 
 
-def test_a_changed_number_is_found(file) -> None:
+@pytest.mark.parametrize(("case", "name"), [(3, "value"), (3, "gradient"), (-1, "weight_gradient")])
+def test_a_changed_number_is_found(file, case, name) -> None:
     content = json.loads(file.read_text())
-    content["cases"][3]["value"]["data"][0] = "0.5"
+    content["cases"][case][name]["data"][0] = "0.5"
     file.write_text(json.dumps(content))
     result = invoke("--check", file)
     assert result.exit_code == 1
-    assert "value is not the reference's" in result.stdout
+    assert f"{name} is not the reference's" in result.stdout
     assert "1 wrong" in result.stdout
 
 

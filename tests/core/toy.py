@@ -120,21 +120,22 @@ def to_numpy(x: Array) -> np.ndarray:
 # Differentiation.
 
 
-def value_and_grad(function: Callable[[Array], Array], x: Array) -> tuple[Array, Array]:
-    """function(x), and the gradient of the sum of its entries."""
-    leaf = Array(x.data, leaf=True)
-    result = function(leaf)
+def value_and_grad(function: Callable[[Any], Array], x: Any) -> tuple[Array, Any]:
+    """function(x), and the gradient of the sum of its entries; x is an array, or a tuple of arrays."""
+    leaves = tuple(Array(one.data, leaf=True) for one in (x if isinstance(x, tuple) else (x,)))
+    result = function(leaves if isinstance(x, tuple) else leaves[0])
     nodes = {result.serial: result}
     gradients = {result.serial: np.ones_like(result.data)}
     with np.errstate(all="ignore"):
-        while nodes and (serial := builtins.max(nodes)) > leaf.serial:  # each before its parents
+        while nodes and (serial := builtins.max(nodes)) > leaves[-1].serial:  # each before its parents
             g = gradients.pop(serial)
             for parent, pull in nodes.pop(serial).parents:
                 carried = _sum_to(np.asarray(pull(g)), parent.shape).astype(parent.dtype, copy=False)
                 before = gradients.get(parent.serial)
                 gradients[parent.serial] = carried if before is None else before + carried
                 nodes[parent.serial] = parent
-    return Array(result.data), Array(gradients.get(leaf.serial, np.zeros_like(x.data)))
+    found = tuple(Array(gradients.get(leaf.serial, np.zeros_like(leaf.data))) for leaf in leaves)
+    return Array(result.data), found if isinstance(x, tuple) else found[0]
 
 
 def custom_gradient(function: Callable[..., Any]) -> Callable[..., Array]:
@@ -224,6 +225,14 @@ def take(x: Array, index: Array) -> Array:
 
 def arange(n: int) -> Array:
     return Array(np.arange(n))
+
+
+def matmul(x: Array, y: Array) -> Array:
+    return Array(x.data @ y.data, [(x, lambda g: g @ y.data.T), (y, lambda g: x.data.T @ g)])
+
+
+def transpose(x: Array) -> Array:
+    return Array(x.data.T, [(x, lambda g: g.T)])
 
 
 def expand_dims(x: Array, axis: int) -> Array:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import lossbridge as lb
-from lossbridge.spec import LOSSES, Loss
+from lossbridge.spec import LOSSES, OF_LOGITS, Loss
 from lossbridge.tools.diagnosis.rows import numbers as n
 from lossbridge.tools.diagnosis.rows.numbers import Array
 from lossbridge.tools.diagnosis.rows.row import (
@@ -66,6 +66,10 @@ UNUSUAL: Mapping[str, tuple[Unusual, ...]] = {
     "ignore_class": (Unusual(4, "", given=True),),
     "normalizer": (Unusual(47.0, over(47)),),
     "axis": (Unusual(0, r"axis 0|transpos|first axis|SciPy's `entropy\.mean\(\)`(?! of)"),),
+    "logit_scale": (Unusual(2.5, equals(TEMPERATURE, 0.4)),),
+    # `diagnose` does not look for these yet.
+    "softcap": (),
+    "z_loss": (),
     # What they hold says which form of the loss is meant; both forms are tried with every option.
     "from_logits": (),
     "inplace_gradient": (),
@@ -99,7 +103,7 @@ def _of_form(loss: Loss, logits: bool, target: str) -> Iterator[Row]:
     where = f"{loss.name}, {target}, {'logits' if logits else 'probabilities'}"
     yield Row(5, where, y_true, y_pred, _value(loss, y_true, y_pred, form), plain, most=0)
     for name in taken:
-        for unusual in UNUSUAL[name]:
+        for unusual in UNUSUAL[name] if logits or name not in OF_LOGITS else ():
             edge = name == "epsilon"  # an ε shows where a probability is as small
             true, pred = _batch(logits, target, edge=edge)
             options = {name: unusual.value, **{k: v for k, v in unusual.also.items() if k in taken}}

@@ -56,7 +56,8 @@ class Case:
     @property
     def axis(self) -> int | None:
         """The axis of the classes; None where every entry is a sample of its own."""
-        elementwise = RECORDS[self.loss].elementwise and self.y_true.ndim == self.y_pred.ndim
+        record = RECORDS.get(self.loss)  # the linear loss has none
+        elementwise = record is not None and record.elementwise and self.y_true.ndim == self.y_pred.ndim
         return None if elementwise else int(self.options.get("axis", -1))
 
 

@@ -15,7 +15,8 @@ import numpy as np
 
 from lossbridge import losses, reference
 from lossbridge.frameworks.framework import Framework
-from lossbridge.tools.parity.cases import Case
+from lossbridge.tools.parity.cases import Case, cases
+from lossbridge.tools.parity.linear_cases import LAYER, linear_cases
 
 # Explicit mantissa bits and smallest normal exponent of each dtype.
 _FORMATS = {"float16": (10, -14), "bfloat16": (7, -126), "float32": (23, -126), "float64": (52, -1022)}
@@ -50,9 +51,21 @@ def spacing(x: np.ndarray, dtype: str) -> np.ndarray:
     return np.exp2(np.maximum(exponent, smallest) - bits)
 
 
+@functools.cache
+def all_cases() -> tuple[Case, ...]:
+    """Those of the registry's losses, and of the linear one."""
+    return (*cases(), *linear_cases())
+
+
 def expected(case: Case) -> reference.Result:
     """The value and gradients of the reference."""
-    return getattr(reference, case.loss)(case.y_true, case.y_pred, **case.options, precision=case.compute_dtype)
+    options = {name: option for name, option in case.options.items() if name != "memory"}  # which changes no result
+    return getattr(reference, case.loss)(case.y_true, case.y_pred, **options, precision=case.compute_dtype)
+
+
+def layer_of(case: Case) -> tuple[str, ...]:
+    """The options whose gradients are compared too: weight and bias of the linear loss."""
+    return tuple(name for name in LAYER if name in case.options)
 
 
 def placed(b: Framework, case: Case, device: str) -> tuple[Any, Any, dict[str, Any], dict[str, Any]]:
@@ -62,7 +75,8 @@ def placed(b: Framework, case: Case, device: str) -> tuple[Any, Any, dict[str, A
     for name, option in case.options.items():
         if isinstance(option, np.ndarray | np.generic):
             x = np.asarray(option)
-            arrays[name] = b.place(x, "bool" if x.dtype == bool else case.compute_dtype, device)
+            dtype = case.dtype if name in LAYER else case.compute_dtype
+            arrays[name] = b.place(x, "bool" if x.dtype == bool else dtype, device)
         else:
             static[name] = option
     return b.place(case.y_true, label_dtype, device), b.place(case.y_pred, case.dtype, device), arrays, static
@@ -89,10 +103,15 @@ class Runner:
                 if case.refused and mode == "eager":
                     return Outcome(case.loss, case.name, mode, case.dtype)
                 raise
+            gradient, *of_layer = gradient if layer_of(case) else (gradient,)
             dtypes = self.b.dtype(self.b.asarray(value)), self.b.dtype(gradient)
-            value, gradient = self.b.to_numpy(value), self.b.to_numpy(gradient)
-        outcome = compare(case, mode, value, gradient, dtypes, expected(case))
-        return replace(outcome, digest=digest(value, gradient))
+            layer_dtypes = tuple(map(self.b.dtype, of_layer))
+            value, gradient, *of_layer = map(self.b.to_numpy, (value, gradient, *of_layer))
+        exact = expected(case)
+        outcome = compare(case, mode, value, gradient, dtypes, exact)
+        if of_layer and not outcome.fault:
+            outcome = compare_layer(outcome, case, of_layer, layer_dtypes, exact)
+        return replace(outcome, digest=digest(value, gradient, *of_layer))
 
     def outcome(self, case: Case, mode: str) -> Outcome:
         """As `run`, but an exception becomes the outcome's fault."""
@@ -103,7 +122,9 @@ class Runner:
             return Outcome(case.loss, case.name, mode, case.dtype, fault=first_line)
 
     def _function(self, case: Case, mode: str, static: dict[str, Any], arrays: tuple[str, ...]) -> Callable[..., Any]:
-        function = functools.partial(losses.value_and_grad(getattr(losses, case.loss)), **static)
+        loss, layer = getattr(losses, case.loss), layer_of(case)
+        both = losses.value_and_grad(loss, of=("hidden", *layer) if layer else None)
+        function = functools.partial(both, **static)
         if mode == "eager":
             return function
         key = compile_key(case)
@@ -175,6 +196,25 @@ def compare(
         result=float(value) if value.ndim == 0 and np.isfinite(value) else None,
         fault="; ".join(faults),
     )
+
+
+def compare_layer(
+    outcome: Outcome, case: Case, gradients: list[np.ndarray], dtypes: tuple[str, ...], exact: reference.Result
+) -> Outcome:
+    """With the errors of the gradients for the layer's arrays, at the largest entry of each."""
+    for name, gradient, dtype in zip(layer_of(case), gradients, dtypes, strict=True):
+        truth = getattr(exact, f"{name}_gradient")
+        if dtype != case.dtype or gradient.shape != truth.shape:
+            return replace(outcome, fault=f"the gradient of {name} is {dtype} of shape {gradient.shape}")
+        error = _error(gradient, truth, np.full(truth.shape, np.abs(truth).max(initial=0.0)), case.dtype)
+        outcome = replace(
+            outcome,
+            gradient_ulp=max(outcome.gradient_ulp, error.ulp),
+            gradient_relative=max(outcome.gradient_relative, error.relative),
+        )
+        if not error.ulp <= case.tolerance.gradient:
+            return replace(outcome, fault=f"gradient of {name} {error.where}")
+    return outcome
 
 
 def _in_finite_rows(values: np.ndarray, shape: tuple[int, ...], axis: int | None) -> np.ndarray:

@@ -8,8 +8,8 @@ from typing import Any
 
 from lossbridge.frameworks.framework import Framework
 from lossbridge.tools.parity import peers
-from lossbridge.tools.parity.cases import Case, cases
-from lossbridge.tools.parity.check import Runner, in_order
+from lossbridge.tools.parity.cases import Case
+from lossbridge.tools.parity.check import Runner, all_cases, in_order
 from lossbridge.tools.parity.files import case_of
 from lossbridge.tools.processes import Job, serve
 
@@ -21,7 +21,7 @@ def selected(request: dict[str, Any]) -> list[Case]:
         return [case_of(Path(request["file"]), loss, request["options"])]
     return [
         case
-        for case in cases()
+        for case in all_cases()
         if (not request["losses"] or case.loss in request["losses"])
         and (not request["dtypes"] or case.dtype in request["dtypes"])
     ]

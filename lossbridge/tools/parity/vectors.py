@@ -10,7 +10,7 @@ import numpy as np
 
 from lossbridge import reference
 from lossbridge.tools.parity.cases import Case, Tolerance
-from lossbridge.tools.parity.check import expected
+from lossbridge.tools.parity.check import expected, layer_of
 
 FORMAT = "lossbridge-vectors"
 VERSION = 1
@@ -51,12 +51,13 @@ def check(path: Path) -> tuple[int, list[str]]:
     for i, entry in enumerate(entries):
         try:
             case = _from_json(entry)
-            value, gradient = _decode(entry["value"]), _decode(entry["gradient"])
             exact = expected(case)
+            names = ["value", "gradient", *(f"{name}_gradient" for name in layer_of(case))]
+            found = {name: _decode(entry[name]) for name in names}
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UnusableVectors(f"{path}: case {i} cannot be read ({type(error).__name__}: {error})") from None
-        for name, found, truth in (("value", value, exact.value), ("gradient", gradient, exact.gradient)):
-            if not _same(found, np.asarray(truth)):
+        for name, x in found.items():
+            if not _same(x, np.asarray(getattr(exact, name))):
                 faults.append(f"{case.loss}, {case.name}: {name} is not the reference's")
     return len(entries), faults
 
@@ -81,6 +82,7 @@ def _as_json(case: Case) -> dict[str, Any]:
         "y_pred": _encode(case.y_pred),
         "value": _encode(np.asarray(exact.value)),
         "gradient": _encode(np.asarray(exact.gradient)),
+        **{f"{name}_gradient": _encode(getattr(exact, f"{name}_gradient")) for name in layer_of(case)},
         "tolerance": {
             "value_ulp": case.tolerance.value,
             "gradient_ulp": case.tolerance.gradient,

@@ -1,0 +1,100 @@
+"""The linear loss in blocks of rows: a resolved call, what a block of it is, and the way by all logits. No framework.
+
+z = W h + b of N rows and C classes is the largest array of a language model's training step, and nobody needs it: only
+the loss and the gradients G_h = S W, G_W = Sᵀ h and G_b = Σ S of its slopes S = d loss / dz. A block of rows goes from
+hidden states to logits, by a loss of `lossbridge.spec` to its value and slopes, and on to its share of the gradients;
+then its memory is used for the next. So the linear loss has no formula of its own, and every option of the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from lossbridge.frameworks.framework import Choice, Path
+from lossbridge.maths.ops import Array, Ops
+from lossbridge.reduction import by_weight, has_mass, reduce
+from lossbridge.spec import LOSSES, Request
+
+OF = LOSSES["sparse_categorical_crossentropy"]
+
+# Logits of a block, where `memory` does not say: below so many rows matrix products are slow, and more bytes gain
+# nothing (measured on two cores with 512 to 4096 rows, 512 hidden units and 32768 classes).
+BYTES, ROWS = 1 << 25, 128
+
+
+class Linear(NamedTuple):
+    """A call, resolved."""
+
+    request: Request  # of all rows: target, weight, counted and valid have N entries, pred is the hidden states, (N, H)
+    weight: Array  # (C, H), or (H, C) where classes_axis is 1
+    bias: Array | None  # (C,)
+    classes_axis: int
+    classes: int
+    memory: int | None  # bytes for the logits of a block
+
+    def rows(self, count: int) -> int:
+        """How many of so many rows a block has: about the same number in each."""
+        row = self.classes * (8 if self.request.dtype == "float64" else 4)
+        most = max(ROWS, BYTES // max(1, row)) if self.memory is None else max(1, self.memory // max(1, row))
+        blocks = max(1, -(-count // most))
+        return max(1, -(-count // blocks))
+
+
+def choice(blocks: Path, no_blocks: str) -> Choice:
+    """The path in blocks, or all logits where blocks are refused."""
+    return Choice(WHOLE, ((blocks.name, no_blocks),)) if no_blocks else Choice(blocks)
+
+
+def in_blocks(losses: Callable[[Linear], Array]) -> Path:
+    """The path of a framework's module."""
+    return Path(
+        "blocks",
+        losses,
+        "by the logits of a block of rows at a time, and the loss of logits",
+        "computed with the value where the losses are summed, else by the logits of each block again",
+    )
+
+
+def whole(call: Linear) -> Array:
+    """The loss by all logits at once, as the framework differentiates it."""
+    r = call.request
+    return reduce(r._replace(pred=logits(r.framework.ops, r, call)))
+
+
+WHOLE = Path("all logits", whole, "by all logits at once, and their loss", "through the array of all logits")
+
+
+def logits(ops: Ops, r: Request, call: Linear) -> Array:
+    """z = W h + b of all rows, in the dtype of the computation."""
+    z = ops.matmul(ops.cast(r.pred, r.dtype), ops.cast(call.weight, r.dtype), call.classes_axis == 0)
+    return z if call.bias is None else z + ops.reshape(ops.cast(call.bias, r.dtype), (1, -1))
+
+
+def with_divisor(call: Linear) -> Linear:
+    """The call with a number as the denominator, if there is any: a block does not see the other rows."""
+    r, ops = call.request, call.request.framework.ops
+    if r.reduction in ("sum", "none", None):
+        return call
+    if r.normalizer is None:
+        each = ops.cast(r.target == r.target if r.counted is None else r.counted, r.dtype)
+        if by_weight(r):
+            each = each if r.weight is None else r.weight
+            mass = r.loss.mass
+            if has_mass(r) and mass is not None:
+                options = {name: r.options[name] for name in mass.options if name in r.options}
+                each = each * mass.value(ops, r.target, call.weight, call.classes_axis, **options)[0]
+            each = each if r.valid is None else ops.where(r.valid, each, 0.0)
+        r = r._replace(normalizer=ops.sum(each))
+    return call._replace(request=r._replace(reduction="mean"))
+
+
+def of_rows(r: Request, rows: Any) -> Request:
+    """The request of some rows, without their logits. `rows`: what an array is indexed with."""
+    target, weight, counted, valid = (None if x is None else x[rows] for x in (r.target, r.weight, r.counted, r.valid))
+    return r._replace(target=target, weight=weight, counted=counted, valid=valid)
+
+
+def pulled_back(r: Request, upstream: Array) -> Request:
+    """The request whose gradients are those of losses of rows to which `upstream` flows back."""
+    return r._replace(weight=upstream if r.weight is None else r.weight * upstream, reduction="sum")

@@ -1,0 +1,98 @@
+"""A call of the linear loss: the caller's arguments become a `Linear`, which a framework computes in blocks of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lossbridge import errors
+from lossbridge.frameworks.framework import ArrayOps
+from lossbridge.frameworks.linear_blocks import OF, Linear, with_divisor
+from lossbridge.maths.ops import Array
+from lossbridge.reduction import neutralise
+from lossbridge.request import (
+    COMMON,
+    arrays_of,
+    as_array,
+    checked,
+    common_framework,
+    compute_dtype,
+    constants,
+    divided,
+    dtype_of,
+    held_to,
+    held_to_ranges,
+    in_arrays,
+    options_of,
+    with_labels,
+    with_weights,
+)
+from lossbridge.spec import Names, Request
+
+NAMES = Names("labels", "hidden", leave_out="ignore_class= or mask=", soft="categorical_crossentropy of logits")
+
+
+def run(
+    labels: Any, hidden: Any, weight: Any, bias: Any, classes_axis: int, memory: int | None, given: Mapping[str, Any]
+) -> Any:
+    call, target = resolve(labels, hidden, (weight, bias, classes_axis), memory, {**COMMON, **OF.options, **given})
+    framework = call.request.framework
+    found = framework.choose_linear(call).path.losses(call)
+    return framework.ops.reshape_as(found, target) if call.request.reduction in ("none", None) else found
+
+
+def resolve(
+    labels: Any, hidden: Any, layer: tuple[Any, Any, int], memory: int | None, given: Mapping[str, Any]
+) -> tuple[Linear, Array]:
+    """The call, and the labels, whose shape the losses have. `layer`: weight, bias and the axis of its classes."""
+    weight, bias, classes_axis = layer
+    given = checked(given)
+    errors.layer_options(classes_axis, memory)
+    classes_axis, memory = int(classes_axis), None if memory is None else int(memory)
+    others = {"labels": labels, "weight": weight, "bias": bias, **arrays_of(given, NAMES)}
+    framework = common_framework(hidden, "hidden", others)
+    ops = framework.ops
+    hidden = as_array(ops, "hidden", hidden)
+    weight = _parameter(ops, "weight", weight, hidden)
+    bias = None if bias is None else _parameter(ops, "bias", bias, hidden)
+    target = as_array(ops, "labels", labels, hidden)
+    named = {name: x for name, x in (("hidden", hidden), ("weight", weight), ("bias", bias)) if x is not None}
+    errors.layer_dtypes({name: dtype_of(ops, x) for name, x in named.items()})
+    errors.layer_shapes({name: ops.shape(x) for name, x in named.items()}, classes_axis)
+    sizes = ops.shape(hidden)
+    errors.hidden_labels(ops.shape(target), sizes)
+    errors.label_dtype(dtype_of(ops, target), NAMES)
+    target = held_to(ops, "labels", target, hidden, len(sizes) - 1)
+    classes, units = ops.shape(weight)[classes_axis], ops.shape(weight)[1 - classes_axis]
+    assert classes is not None
+    assert units is not None
+    dtype, rule = compute_dtype(ops, hidden), OF.rules["logits"]["labels"]
+    given = divided(given, dtype)
+    options = options_of(ops, OF, rule, given, (weight, classes_axis, dtype), NAMES)
+    if options.get("class_weight") is not None:
+        options["class_weight"] = ops.reshape(options["class_weight"], (1, -1))
+    hidden = held_to_ranges(ops, hidden, dtype, options)
+    r = Request(OF, rule, framework, target, hidden, len(sizes) - 1, dtype, options, given["reduction"])
+    r = r._replace(constant=constants(ops, given, options), in_arrays=in_arrays(options))
+    r = with_weights(r, given, NAMES)
+    r = with_labels(r, labels, given, NAMES, classes)
+
+    def flat(x: Array | None) -> Array | None:
+        return None if x is None else ops.reshape(ops.broadcast_to(x, r.target), (-1,))
+
+    valid = flat(r.valid)
+    request = r._replace(
+        target=ops.reshape(r.target, (-1,)),
+        pred=neutralise(ops, ops.reshape(hidden, (-1, units)), valid, 1, 0.0),
+        axis=1,
+        weight=flat(r.weight),
+        counted=flat(r.counted),
+        valid=valid,
+    )
+    return with_divisor(Linear(request, weight, bias, classes_axis, classes, memory)), target
+
+
+def _parameter(ops: ArrayOps, name: str, x: Any, hidden: Array) -> Array:
+    """The layer's array of this name. Python numbers have no dtype, and take that of the computation."""
+    array = as_array(ops, name, x, hidden)
+    return ops.cast(array, compute_dtype(ops, hidden)) if isinstance(x, list | tuple | float | int) else array
