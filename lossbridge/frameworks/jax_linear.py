@@ -41,7 +41,17 @@ class Form(NamedTuple):
 
 
 def choose(call: Linear, under: str = "") -> Choice:
-    return Choice(BLOCKS)
+    return linear_blocks.choice(BLOCKS, _refuses_blocks(call))
+
+
+def _refuses_blocks(call: Linear) -> str:
+    hidden = call.request.pred
+    if not isinstance(hidden.shape[0], int):
+        return "the number of rows is a symbol"
+    arrays = (hidden, call.weight)
+    if any(axis is not None for x in arrays for axis in jax.typeof(x).sharding.spec):
+        return "the types of the arrays say how they are split over devices"
+    return ""
 
 
 def _by_blocks(call: Linear) -> Array:

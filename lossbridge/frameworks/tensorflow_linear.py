@@ -122,7 +122,7 @@ def _computed(call: Linear, r: Request, inputs: list[Array], differentiated: boo
             of_hidden = of_hidden.write(i, tf.linalg.matmul(slopes, weight, transpose_b=call.classes_axis == 1))
             x, y = (slopes, h) if call.classes_axis == 0 else (h, slopes)
             of_weight += tf.linalg.matmul(x, y, transpose_a=True)
-            of_bias += tf.reduce_sum(slopes, 0) if bias else of_bias
+            of_bias = of_bias + tf.reduce_sum(slopes, 0) if bias else of_bias
         return i + 1, value.write(i, found), of_hidden, of_weight, of_bias
 
     start = (

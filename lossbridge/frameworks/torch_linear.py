@@ -65,7 +65,7 @@ def computed(
         classes_first = weight if call.classes_axis == 0 else weight.T
         count, rows = len(hidden), call.rows(len(hidden))
         losses = hidden.new_zeros(count) if r.reduction in ("none", None) else None
-        total = hidden.new_zeros((), dtype=torch.float64)
+        total = hidden.new_zeros((), dtype=getattr(torch, ops.widest(hidden)))
         of_hidden, of_weight, of_bias = (
             torch_rows.fresh(x) if need and x is not None else None
             for need, x in zip(needs, (hidden, weight, bias), strict=True)

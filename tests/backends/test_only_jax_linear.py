@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.test_util import check_grads
 from test_linear import BIAS, OPTIONS, C, agree, expected, of_rows, problem
+from test_only_jax_training import run_on_two_devices
 
 import lossbridge as lb
 
@@ -105,3 +107,41 @@ def test_split_over_devices(reduction) -> None:
     )
     exact = expected(problem(), {"reduction": "sum"})
     agree((value, {"weight": gradient}), exact)
+
+
+def on_meshes(dtype: str) -> None:
+    """Rows or classes laid over two devices, whether types say so (Explicit) or not (Auto), under jit and without."""
+    arguments = problem((8,), classes=6)
+    labels, hidden, weight = (arguments[name] for name in ("labels", "hidden", "weight"))
+    exact = expected(arguments, {"label_smoothing": 0.1})
+    of = ("hidden", "weight")
+
+    def step(labels: Any, hidden: Any, weight: Any) -> Any:
+        return lb.value_and_grad(lb.linear_crossentropy, of=of)(labels, hidden, weight, label_smoothing=0.1)
+
+    rows, classes = ("data",), (None,)
+    for kind in (jax.sharding.AxisType.Explicit, jax.sharding.AxisType.Auto):
+        mesh = jax.make_mesh((2,), ("data",), axis_types=(kind,))
+        for laid_rows, laid_classes in ((rows, classes), (classes, rows), (classes, classes)):
+            with jax.set_mesh(mesh):
+                laid = [
+                    jax.device_put(x, jax.NamedSharding(mesh, jax.P(*spec)))
+                    for x, spec in ((labels, laid_rows), (hidden, laid_rows), (weight, laid_classes))
+                ]
+                for run in (step, jax.jit(step)):
+                    value, gradients = run(*laid)
+                    found = {name: np.asarray(x) for name, x in zip(of, gradients, strict=True)}
+                    agree((value, found), exact, dtype, f"{kind}, {laid_rows}, {laid_classes}")
+
+
+def test_rows_or_classes_over_two_devices() -> None:
+    run_on_two_devices(on_meshes, "float32")
+
+
+def test_exported_with_any_number_of_rows() -> None:
+    hidden, weight, _ = map(jnp.float32, ARRAYS)
+    (rows,) = jax.export.symbolic_shape("n")
+    shapes = jax.ShapeDtypeStruct((rows, hidden.shape[1]), "float32"), jax.ShapeDtypeStruct((rows,), "int32")
+    exported = jax.export.export(jax.jit(lambda h, y: lb.linear_crossentropy(y, h, weight)))(*shapes)
+    found = exported.call(hidden, problem()["labels"])
+    np.testing.assert_allclose(found, expected(problem(), {})[0], rtol=1e-6)
