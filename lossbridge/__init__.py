@@ -22,8 +22,10 @@ from lossbridge.losses import (
     distillation_loss,
     kl_divergence,
     linear_crossentropy,
+    linear_token_log_probs,
     log_loss,
     sparse_categorical_crossentropy,
+    token_log_probs,
     value_and_grad,
 )
 from lossbridge.version import __version__ as __version__
@@ -43,8 +45,10 @@ __all__ = [
     "explain",
     "kl_divergence",
     "linear_crossentropy",
+    "linear_token_log_probs",
     "log_loss",
     "sparse_categorical_crossentropy",
+    "token_log_probs",
     "value_and_grad",
 ]
 

@@ -518,6 +518,75 @@ def linear_crossentropy(
     return linear.run(labels, hidden, weight, bias, classes_axis, memory, options)
 
 
+def token_log_probs(
+    labels: Any,
+    logits: Any,
+    *,
+    axis: int = -1,
+    ignore_class: int | None = None,
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
+    mask: Any = None,
+) -> Any:
+    """log p_y of every label, in nats: what the ratios and divergences of reinforcement learning are made of.
+
+    Args:
+        labels: integer labels from 0 to C − 1, of logits' shape without `axis`.
+        logits: of shape (…, C, …).
+        axis, ignore_class, logit_scale, softcap, mask: as in `sparse_categorical_crossentropy`.
+
+    Returns:
+        An array of labels' shape, float32 also for logits of half precision; 0 where a label is ignored or masked.
+
+    Raises:
+        ValueError, TypeError: as `sparse_categorical_crossentropy`.
+
+    >>> [round(float(x), 4) for x in token_log_probs([0, 1], [[2.0, 0.0], [0.0, 0.0]])]
+    [-0.1269, -0.6931]
+
+    Source: Schulman et al., Proximal Policy Optimization Algorithms, 2017; their ratio is e to a difference of these.
+    """
+    record = LOSSES["sparse_categorical_crossentropy"]
+    options = {"axis": axis, "ignore_class": ignore_class, "logit_scale": logit_scale, "softcap": softcap, "mask": mask}
+    names = record.names._replace(target="labels", pred="logits")
+    options |= {"from_logits": True, "reduction": "none"}
+    return -run(record, labels, logits, names=names, **{**record.options, **options})
+
+
+def linear_token_log_probs(
+    labels: Any,
+    hidden: Any,
+    weight: Any,
+    *,
+    bias: Any = None,
+    classes_axis: int = 0,
+    ignore_class: int | None = None,
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
+    mask: Any = None,
+    memory: int | None = None,
+) -> Any:
+    """log p_y of every label among the classes of a linear layer, computed in blocks without all logits, in nats.
+
+    Args:
+        labels, hidden, weight, bias, classes_axis, memory: as in `linear_crossentropy`.
+        ignore_class, logit_scale, softcap, mask: as in `token_log_probs`.
+
+    Returns:
+        An array of labels' shape; 0 where a label is ignored or masked.
+
+    Raises:
+        ValueError, TypeError: as `linear_crossentropy`.
+
+    >>> [round(float(x), 4) for x in linear_token_log_probs([0, 1], [[2.0], [0.0]], [[1.0], [0.0]])]
+    [-0.1269, -0.6931]
+
+    Source: as `token_log_probs`.
+    """
+    options = {"ignore_class": ignore_class, "logit_scale": logit_scale, "softcap": softcap, "mask": mask}
+    return -linear.run(labels, hidden, weight, bias, classes_axis, memory, {**options, "reduction": "none"})
+
+
 def value_and_grad(loss: Callable[..., Any], of: str | tuple[str, ...] | None = None) -> Callable[..., tuple[Any, Any]]:
     """The loss, and its gradient with respect to the predictions or other arguments, on every backend (NumPy too).
 

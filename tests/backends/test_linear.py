@@ -282,3 +282,22 @@ def test_what_the_caller_gave_is_unchanged(lib) -> None:
     lb.value_and_grad(lb.linear_crossentropy, of=INPUTS)(**arguments)
     for name, x in arguments.items():
         np.testing.assert_array_equal(lib.b.to_numpy(x), before[name])
+
+
+@pytest.mark.parametrize("options", [{}, {"ignore_class": 4, "softcap": 3.0, "logit_scale": 0.5, "mask": MASK}])
+def test_log_probabilities_of_tokens(lib, options) -> None:
+    """By logits and by hidden states: the negative loss of each label, and its gradient."""
+    arguments = problem((13,))
+    given = {name: placed(lib, x, "float32") for name, x in arguments.items()}
+    rest = {name: placed(lib, x, "float32") for name, x in options.items()}
+    value, gradients = expected(arguments, {**options, "reduction": "none"})
+    by_hidden, of_weight = lb.value_and_grad(lb.linear_token_log_probs, of="weight")(**given, **rest, memory=of_rows(5))
+    agree((-lib.b.to_numpy(by_hidden), {"weight": -lib.b.to_numpy(of_weight)}), (value, gradients))
+    logits = arguments["hidden"] @ arguments["weight"].T
+    by_logits, of_logits = lb.value_and_grad(lb.token_log_probs)(given["labels"], lib.array(logits), **rest)
+    exact = reference.sparse_categorical_crossentropy(
+        arguments["labels"], logits, from_logits=True, reduction="none", **options
+    )
+    agree(
+        (-lib.b.to_numpy(by_logits), {"logits": -lib.b.to_numpy(of_logits)}), (exact.value, {"logits": exact.gradient})
+    )
