@@ -23,9 +23,9 @@ from collections.abc import Callable
 from typing import Any
 
 from lossbridge import linear
-from lossbridge.errors import gradient_buffer, is_float
+from lossbridge.errors import axis_of, gradient_buffer, is_float
 from lossbridge.request import as_array, framework_of, run
-from lossbridge.spec import LOSSES, Reduction
+from lossbridge.spec import ENTROPY, LOSSES, Reduction
 
 
 def categorical_crossentropy(
@@ -585,6 +585,34 @@ def linear_token_log_probs(
     """
     options = {"ignore_class": ignore_class, "logit_scale": logit_scale, "softcap": softcap, "mask": mask}
     return -linear.run(labels, hidden, weight, bias, classes_axis, memory, {**options, "reduction": "none"})
+
+
+def entropy_from_logits(
+    logits: Any, *, axis: int = -1, logit_scale: float = 1.0, softcap: float | None = None, mask: Any = None
+) -> Any:
+    """Entropy of softmax(logits), Σ_c p_c (−log p_c), of every row, in nats.
+
+    Args:
+        logits: of shape (…, C, …).
+        axis, logit_scale, softcap, mask: as in `sparse_categorical_crossentropy`.
+
+    Returns:
+        An array of logits' shape without `axis`, float32 also for logits of half precision; 0 where masked.
+
+    Raises:
+        ValueError: shapes that do not fit, or an option outside its range.
+        TypeError: no array of real numbers.
+
+    >>> [round(float(x), 4) for x in entropy_from_logits([[0.0, 0.0], [2.0, 0.0]])]
+    [0.6931, 0.3653]
+
+    Source: Shannon, A Mathematical Theory of Communication, 1948.
+    """
+    ops = framework_of(logits, "logits").ops
+    logits = as_array(ops, "logits", logits)
+    place = axis_of((), ops.shape(logits), axis, ENTROPY.names, at_least=0)
+    options = {"axis": axis, "logit_scale": logit_scale, "softcap": softcap, "mask": mask, "reduction": "none"}
+    return run(ENTROPY, ops.argmax(logits, place), logits, **{**ENTROPY.options, **options})
 
 
 def value_and_grad(loss: Callable[..., Any], of: str | tuple[str, ...] | None = None) -> Callable[..., tuple[Any, Any]]:

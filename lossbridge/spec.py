@@ -166,3 +166,8 @@ LOSSES: Mapping[str, Loss] = {
         ),
     )
 }
+
+# No loss: it has no target, and labels that stand in its place are not read.
+ENTROPY = Loss(
+    "entropy_from_logits", {"logits": {"labels": softmax.ENTROPY}}, OF_LOGITS, names=Names(pred="logits"), outcomes=1
+)

@@ -12,6 +12,8 @@ Logits z; weights ω_j ≥ 0 (targets, smoothed, times class weights), Ω = Σ �
 6. Focal, of either: loss = Σ_j α_j ω_j (1 − p_j)^γ (−log p_j), differentiated automatically.
 7. Scaled and capped logits x: z = a x, or z = c tanh(a x / c); dz/dx = a, or a·4u / (1 + u)² with u = e^(−2 |a x| / c).
 8. z-loss: loss + ζ lse², lse = m + log S; gradient_j + 2 ζ lse p_j.
+9. Entropy: H = Σ_j p_j (−log p_j), gradient_j = p_j (E − d_j) with d_j = z_j − m and E = Σ p d: where all p are nearly
+   equal, H − (−log p_j) would cancel.
 
 Automatic differentiation treats m as a constant.
 """
@@ -194,6 +196,27 @@ def _smoothing_term(ops: Ops, pred: Array, axis: int, label_smoothing: Number, c
     """s/C·w_c"""
     term = label_smoothing / ops.size(pred, axis)
     return term if class_weight is None else term * class_weight
+
+
+# The entropy of logits, which has no target: labels of any class stand in its place.
+
+
+def entropy(ops: Ops, labels: Array, logits: Array, axis: int) -> tuple[Array, Residuals]:
+    """Σ_c p_c (−log p_c), (9)."""
+    neg_log_p, rows = neg_log_softmax(ops, logits, axis)
+    p = ops.exp(logits - rows[0]) / rows[1]
+    return ops.sum(p * zero_if_unweighted(ops, p, neg_log_p), axis), rows
+
+
+def entropy_gradients(
+    ops: Ops, labels: Array, logits: Array, axis: int, residuals: Residuals, needs_input_grad: tuple[bool, bool]
+) -> Gradients:
+    """(9)"""
+    m, total, _ = residuals
+    d = logits - m
+    p = ops.exp(d) / total
+    d = zero_if_unweighted(ops, p, d)
+    return None, p * (ops.sum(p * d, axis, keepdims=True) - d)
 
 
 # Scaled and capped logits, and the z-loss.
@@ -416,6 +439,7 @@ DISTRIBUTIONS = of_scaled(
 LABELS = of_scaled(
     Rule("softmax of labels", label_crossentropy, label_crossentropy_gradients, ("label_smoothing", "class_weight"))
 )
+ENTROPY = of_scaled(Rule("entropy of logits", entropy, entropy_gradients))
 PROBABILITIES = Rule(
     "probabilities of distributions",
     crossentropy_of_probabilities,
