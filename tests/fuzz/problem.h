@@ -109,7 +109,8 @@ class Problem {
            std::to_string(int(c.target_dtype)) + (c.elementwise ? " elementwise " : " ") + std::to_string(c.outer) + "x" +
            std::to_string(c.classes) + "x" + std::to_string(c.inner) + " smoothing " + std::to_string(c.label_smoothing) +
            " epsilon " + std::to_string(c.epsilon) + " temperature " + std::to_string(c.temperature) + " gamma " +
-           std::to_string(c.gamma) + (c.per_class ? " per_class" : "") + (c.counted ? " counted" : "") +
+           std::to_string(c.gamma) + " scale " + std::to_string(c.logit_scale) + " cap " + std::to_string(c.softcap) +
+           " z-loss " + std::to_string(c.z_loss) + (c.per_class ? " per_class" : "") + (c.counted ? " counted" : "") +
            (c.weight ? " weight" : "") + (c.upstream_each ? " upstream_each" : "") + " divides " +
            std::to_string(int(c.divides));
   }
@@ -172,10 +173,14 @@ class Problem {
     const double smoothings[] = {0, 0, .1, 1}, epsilons[] = {0, 1e-7, .1, 1e-3}, temperatures[] = {1, 2, .5, 20};
     const double gammas[] = {0, 2, .5, 5}, numbers[] = {1, .25, 3, 0}, divisors[] = {1, 7, 0, -2};
     const double upstreams[] = {1, -.5, 1024, 0};
+    const double scales[] = {1, 1, .5, 30}, caps[] = {0, 0, 2, 30}, z_losses[] = {0, 0, 1e-4, 1};
     call.label_smoothing = smoothings[choice(4)];
     call.epsilon = epsilons[choice(4)];
     call.temperature = temperatures[choice(4)];
     call.gamma = gammas[choice(4)];
+    call.logit_scale = scales[choice(4)];
+    call.softcap = caps[choice(4)];
+    call.z_loss = z_losses[choice(4)];
     call.per_class_number = numbers[choice(4)];
     call.balanced = yes();
     call.domain = yes();
