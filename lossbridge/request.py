@@ -257,9 +257,6 @@ def divided(given: Mapping[str, Any], dtype: str) -> Mapping[str, Any]:
     """
     if given["normalizer"] is None or given["reduction"] not in MEANS or dtype == "float64":
         return given
-    by = framework_of(given["normalizer"], "normalizer").ops.constant(given["normalizer"])
-    if by is None or by.shape or not by:
-        return given
     lost = {}
     for name in ("sample_weight", "class_weight"):
         if given.get(name) is None:
@@ -272,6 +269,11 @@ def divided(given: Mapping[str, Any], dtype: str) -> Mapping[str, Any]:
         size = np.abs(values[np.isfinite(values) & (values != 0)])
         if size.size and (size.min() < _FLOAT32.tiny or size.max() > _FLOAT32.max):
             lost[name] = weight, values
+    if not lost:  # before the normalizer is read: a program that is being compiled would be made for this number alone
+        return given
+    by = framework_of(given["normalizer"], "normalizer").ops.constant(given["normalizer"])
+    if by is None or by.shape or not by:
+        return given
     found, divisor = dict(given), float(by)
     for name, (weight, values) in lost.items():
         found["normalizer"] = 1.0
