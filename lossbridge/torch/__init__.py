@@ -359,6 +359,9 @@ class CategoricalCrossentropy(_KerasOrder):
         *,
         epsilon: float = 1e-7,
         class_weight: Any = None,
+        logit_scale: float = 1.0,
+        softcap: float | None = None,
+        z_loss: float = 0.0,
     ) -> None:
         super().__init__(losses.categorical_crossentropy, locals())
 
@@ -385,6 +388,9 @@ class SparseCategoricalCrossentropy(_KerasOrder):
         label_smoothing: float = 0.0,
         epsilon: float = 1e-7,
         class_weight: Any = None,
+        logit_scale: float = 1.0,
+        softcap: float | None = None,
+        z_loss: float = 0.0,
     ) -> None:
         super().__init__(losses.sparse_categorical_crossentropy, locals())
 

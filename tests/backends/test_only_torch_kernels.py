@@ -672,7 +672,7 @@ def test_further_derivatives_of_an_operator(loss) -> None:
 def test_operators_under_vmap_and_by_hand() -> None:
     y, z = problem("sparse_categorical_crossentropy", 12, 4, torch.float64)
     y, z = y.reshape(3, 4), z.reshape(3, 4, 4)
-    plan, options = [0, 1, 1, 0], [0.0, math.nan]
+    plan, options = [0, 1, 1, 0], [0.0, *[math.nan] * 4]
 
     def by_operator(y, z):
         return torch.ops.lossbridge.rows_value(z, y, None, None, plan, options)

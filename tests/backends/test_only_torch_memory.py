@@ -34,7 +34,7 @@ def test_checkpointed_chunks_keep_nothing(form, monkeypatch) -> None:
     """Not one of four chunks' logits or gradients, until backward computes them again."""
     target, pred = problem(form, (6, 5))
     weight = torch.ones(5, requires_grad=True)
-    made, fresh = [], torch_rows._fresh
+    made, fresh = [], torch_rows.fresh
 
     def noted(x: torch.Tensor) -> torch.Tensor:
         made.append(weakref.ref(x))
@@ -43,7 +43,7 @@ def test_checkpointed_chunks_keep_nothing(form, monkeypatch) -> None:
     def chunk(weight: torch.Tensor, bias: float) -> torch.Tensor:
         return loss_of(form)(target, noted(pred * weight + bias * pred))
 
-    monkeypatch.setattr(torch_rows, "_fresh", lambda like: noted(fresh(like)))
+    monkeypatch.setattr(torch_rows, "fresh", lambda like: noted(fresh(like)))
     losses = [checkpoint(chunk, weight, bias / 8, use_reentrant=False) for bias in range(4)]
     assert len(made) == (4 if rows.MISSING else 8)
     assert not any(ref() is not None for ref in made)

@@ -21,7 +21,7 @@ import torch
 import lossbridge as lb
 from lossbridge.frameworks import on_torch
 from lossbridge.spec import LOSSES as RECORDS
-from lossbridge.spec import Request
+from lossbridge.spec import OF_LOGITS, Request
 from lossbridge.tools.parity.cases import Case, cases
 from lossbridge.tools.parity.check import Runner
 
@@ -200,6 +200,7 @@ CONCERNED = [
     and case.dtype != "float64"
     and np.ndim(case.options.get("pos_weight", 0)) == 0
     and case.options.get("from_logits", case.loss == "distillation_loss")
+    and not set(OF_LOGITS) & set(case.options)  # which the kernels refuse
 ]
 
 
