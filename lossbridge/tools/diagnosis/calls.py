@@ -173,6 +173,8 @@ def _expressions(peer: Peer, c: Convention, batch: Batch, rows: Batch, setting: 
         target = _target(own, c, peer, options, setting)
         if activation in peer.nan_under and _may_be_nan(c, setting, pred or ()):
             continue
+        if own.renormalise != "no" and activation == "none" and _has_infinite_shares(setting):
+            continue
         if peer.library == "keras" and any(name in _LEAVE_LOGITS for name, _ in pred or ()):
             continue
         if pred is None or target is None or not _set_options(options, peer, own, c, rows, setting):
@@ -208,6 +210,11 @@ def _may_be_nan(c: Convention, setting: Setting, pred: Iterable[Operation]) -> b
     infinite = setting.pred_holds != "probabilities"
     clipped = names & {"clip", "add"} and not (infinite and "normalise" in names)  # ∞/∞ is NaN before
     return setting.extreme and not bounded and not clipped
+
+
+def _has_infinite_shares(setting: Setting) -> bool:
+    """Whether a dense function that divides by the sum of a row's predictions computes ∞/∞ for a class of target 0."""
+    return setting.extreme and setting.pred_holds != "probabilities" and not setting.labels
 
 
 def option(text: str) -> dict[str, Any]:
