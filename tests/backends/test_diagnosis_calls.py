@@ -126,4 +126,4 @@ def test_calls(lib, kind: str, quantity: Quantity, every: int) -> None:
             np.testing.assert_allclose(value.ravel(), tried[text].ravel(), rtol=3e-5, atol=3e-6, err_msg=text)
     a_mean = (lib.b.name, kind, quantity) == ("numpy", "outcomes", "samples")  # is what such losses give of outcomes
     if not a_mean:
-        assert sum(map(len, found.values())) > (30 if quantity == "scalar" else 12) // every
+        assert sum(map(len, found.values())) >= (30 if quantity == "scalar" else 12) // every
