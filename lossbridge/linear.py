@@ -32,13 +32,12 @@ from lossbridge.spec import Names, Request
 NAMES = Names("labels", "hidden", leave_out="ignore_class= or mask=", soft="categorical_crossentropy of logits")
 
 
-def run(
-    labels: Any, hidden: Any, weight: Any, bias: Any, classes_axis: int, memory: int | None, given: Mapping[str, Any]
-) -> Any:
-    call, target = resolve(labels, hidden, (weight, bias, classes_axis), memory, {**COMMON, **OF.options, **given})
+def run(labels: Any, hidden: Any, layer: tuple[Any, Any, int], memory: int | None, **given: Any) -> Any:
+    """The loss of a layer's classes. `given`: options of the loss of logits by name, and those of COMMON."""
+    call, target = resolve(labels, hidden, layer, memory, {**COMMON, **OF.options, **given})
     framework = call.request.framework
     found = framework.choose_linear(call).path.losses(call)
-    return framework.ops.reshape_as(found, target) if call.request.reduction in ("none", None) else found
+    return framework.ops.reshape_as(found, target) if call.request.per_sample else found
 
 
 def resolve(

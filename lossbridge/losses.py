@@ -515,7 +515,7 @@ def linear_crossentropy(
     options = {"label_smoothing": label_smoothing, "ignore_class": ignore_class, "class_weight": class_weight}
     options |= {"logit_scale": logit_scale, "softcap": softcap, "z_loss": z_loss, "sample_weight": sample_weight}
     options |= {"mask": mask, "normalizer": normalizer, "reduction": reduction}
-    return linear.run(labels, hidden, weight, bias, classes_axis, memory, options)
+    return linear.run(labels, hidden, (weight, bias, classes_axis), memory, **options)
 
 
 def token_log_probs(
@@ -583,8 +583,17 @@ def linear_token_log_probs(
 
     Source: as `token_log_probs`.
     """
-    options = {"ignore_class": ignore_class, "logit_scale": logit_scale, "softcap": softcap, "mask": mask}
-    return -linear.run(labels, hidden, weight, bias, classes_axis, memory, {**options, "reduction": "none"})
+    return -linear.run(
+        labels,
+        hidden,
+        (weight, bias, classes_axis),
+        memory,
+        ignore_class=ignore_class,
+        logit_scale=logit_scale,
+        softcap=softcap,
+        mask=mask,
+        reduction="none",
+    )
 
 
 def entropy_from_logits(

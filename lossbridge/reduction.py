@@ -74,15 +74,15 @@ def reduced(r: Request, losses: Array) -> Array:
         losses = losses * r.weight
     if r.valid is not None:
         losses = ops.where(r.valid, losses, 0.0)
-    if r.reduction in ("none", None):
+    if r.per_sample:
         return losses
     if r.reduction == "sum":
         return ops.sum(losses)
     if r.normalizer is None and r.counted is None and not by_weight(r):
         return ops.mean(losses)
-    denominator = _denominator(ops, r, losses)
-    empty = denominator == 0
-    return ops.where(empty, 0.0, ops.sum(losses) / ops.where(empty, 1.0, denominator))
+    divisor = denominator(ops, r, losses)
+    empty = divisor == 0
+    return ops.where(empty, 0.0, ops.sum(losses) / ops.where(empty, 1.0, divisor))
 
 
 def by_weight(r: Request) -> bool:
@@ -95,7 +95,8 @@ def has_mass(r: Request) -> bool:
     return r.loss.mass is not None and r.options.get("class_weight") is not None
 
 
-def _denominator(ops: Ops, r: Request, losses: Array) -> Array:
+def denominator(ops: Ops, r: Request, losses: Array) -> Array:
+    """What a mean divides by. `losses`: of whose shape and dtype only."""
     if r.normalizer is not None:
         return r.normalizer
     if not by_weight(r):

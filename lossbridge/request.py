@@ -359,7 +359,7 @@ def options_of(
         elif name in NUMBERS and not isinstance(x, int | float):  # traced, or differentiated
             x = number(ops, name, x, pred, dtype)
         options[name] = x
-    if not set(OF_LOGITS) <= set(rule.options):
+    if "z_loss" in given and "z_loss" not in rule.options:
         errors.without_logits({name: given[name] for name in OF_LOGITS if name in given}, OF_LOGITS)
     return options
 

@@ -101,6 +101,11 @@ class Request(NamedTuple):
     domain: bool = False  # what lies outside the rule's domains makes its sample NaN
     inplace_gradient: bool = False  # the gradient may be written over the predictions
 
+    @property
+    def per_sample(self) -> bool:
+        """Whether the result is the losses themselves, and no sum of them."""
+        return self.reduction in ("none", None)
+
 
 _PROBABILITIES = {"from_logits": False, "epsilon": 1e-7}
 _SMOOTHED = {**_PROBABILITIES, "label_smoothing": 0.0}

@@ -38,7 +38,7 @@ class Call(NamedTuple):
 
 
 def ratio(r: Request) -> Array:
-    if r.reduction in ("none", None):
+    if r.per_sample:
         return reduced(r, jax_rows.losses(r))
     samples = jax_rows.samples(r)
     arrays = {"losses": jnp.zeros(samples, r.dtype)}

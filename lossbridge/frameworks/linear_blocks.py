@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from lossbridge.frameworks.framework import Choice, Path
 from lossbridge.maths.ops import Array, Ops
-from lossbridge.reduction import by_weight, has_mass, reduce
+from lossbridge.reduction import by_weight, denominator, has_mass, reduce
 from lossbridge.spec import LOSSES, Request
 
 OF = LOSSES["sparse_categorical_crossentropy"]
@@ -33,12 +33,20 @@ class Linear(NamedTuple):
     classes: int
     memory: int | None  # bytes for the logits of a block
 
+    @property
+    def most_rows(self) -> int:
+        """That a block may have."""
+        row = self.classes * (8 if self.request.dtype == "float64" else 4)
+        return max(ROWS, BYTES // row) if self.memory is None else max(1, self.memory // row)
+
     def rows(self, count: int) -> int:
         """How many of so many rows a block has: about the same number in each."""
-        row = self.classes * (8 if self.request.dtype == "float64" else 4)
-        most = max(ROWS, BYTES // max(1, row)) if self.memory is None else max(1, self.memory // max(1, row))
-        blocks = max(1, -(-count // most))
+        blocks = max(1, -(-count // self.most_rows))
         return max(1, -(-count // blocks))
+
+
+# Why blocks are refused on several frameworks.
+DIFFERENTIATED = "a weight, the denominator or an option needs a gradient"
 
 
 def choice(blocks: Path, no_blocks: str) -> Choice:
@@ -74,19 +82,16 @@ def logits(ops: Ops, r: Request, call: Linear) -> Array:
 def with_divisor(call: Linear) -> Linear:
     """The call with a number as the denominator, if there is any: a block does not see the other rows."""
     r, ops = call.request, call.request.framework.ops
-    if r.reduction in ("sum", "none", None):
+    if r.per_sample or r.reduction == "sum":
         return call
-    if r.normalizer is None:
-        each = ops.cast(r.target == r.target if r.counted is None else r.counted, r.dtype)
-        if by_weight(r):
-            each = each if r.weight is None else r.weight
-            mass = r.loss.mass
-            if has_mass(r) and mass is not None:
-                options = {name: r.options[name] for name in mass.options if name in r.options}
-                each = each * mass.value(ops, r.target, call.weight, call.classes_axis, **options)[0]
-            each = each if r.valid is None else ops.where(r.valid, each, 0.0)
-        r = r._replace(normalizer=ops.sum(each))
-    return call._replace(request=r._replace(reduction="mean"))
+    counting = r if r.counted is not None else r._replace(counted=r.target == r.target)
+    mass = r.loss.mass
+    if by_weight(r) and has_mass(r) and mass is not None:  # of rows, whose logits are not there
+        options = {name: r.options[name] for name in mass.options if name in r.options}
+        each = mass.value(ops, r.target, call.weight, call.classes_axis, **options)[0]
+        counting = counting._replace(weight=each if r.weight is None else each * r.weight, options={})
+    divisor = denominator(ops, counting, ops.cast(r.target, r.dtype))
+    return call._replace(request=r._replace(reduction="mean", normalizer=divisor))
 
 
 def of_rows(r: Request, rows: Any) -> Request:

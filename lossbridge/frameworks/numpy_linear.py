@@ -27,16 +27,16 @@ class Computed(NamedTuple):
 
 
 def choose(call: Linear, under: str = "") -> Choice:
-    return Choice(BLOCKS)
+    r = call.request
+    differentiated = any(type(x) is ops.Variable for x in (r.weight, r.normalizer, *r.options.values()))
+    return linear_blocks.choice(BLOCKS, linear_blocks.DIFFERENTIATED if differentiated else "")
 
 
 def _by_blocks(call: Linear) -> Array:
     r = call.request
     inputs = (r.pred, call.weight, call.bias)
     needs = tuple(type(x) is ops.Variable for x in inputs)
-    if any(type(x) is ops.Variable for x in (r.weight, r.normalizer, *r.options.values())):
-        raise TypeError("the gradient of the linear loss on NumPy is for hidden, weight and bias; leave the others out")
-    per_sample = r.reduction in ("none", None)
+    per_sample = r.per_sample
     done = computed(call, r, (False,) * 3 if per_sample else needs)
     of_upstream: list[tuple[np.ndarray, Computed]] = []  # the last that flowed back, which comes once for each input
 
@@ -66,7 +66,7 @@ def computed(call: Linear, r: Request, needs: tuple[bool, ...]) -> Computed:
     classes_first = weight if call.classes_axis == 0 else weight.T
     count = len(hidden)
     rows = call.rows(count)
-    losses = np.zeros(count, r.dtype) if r.reduction in ("none", None) else None
+    losses = np.zeros(count, r.dtype) if r.per_sample else None
     total = 0.0
     of_hidden = np.empty_like(hidden) if needs[0] else None
     of_weight = np.zeros_like(weight) if needs[1] else None

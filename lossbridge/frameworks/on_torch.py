@@ -151,7 +151,7 @@ def _ratio_by_rows(r: Request) -> Tensor:
     plain_mean = r.reduction in PLAIN_MEANS and r.weight is r.normalizer is None
     if torch.compiler.is_compiling():
         return _by_operator(r, True) if plain_mean else reduced(r, _losses_by_rows(r))
-    if plain_mean or not (r.reduction in ("none", None) or _divisor_is_differentiated(r)):
+    if plain_mean or not (r.per_sample or _divisor_is_differentiated(r)):
         return _by_rows(r)
     return reduced(r, _losses_by_rows(r))
 
@@ -260,9 +260,10 @@ def value_and_grad(function: Callable[[Any], Array], x: Any) -> tuple[Array, Any
         leaves = tuple(one.detach().requires_grad_() for one in arrays)
         with torch.enable_grad():
             value = function(leaves if isinstance(x, tuple) else leaves[0])
-            found = tuple(torch.zeros_like(one) for one in arrays)
-            if value.requires_grad:  # it depends on x
+            if value.requires_grad:
                 found = torch.autograd.grad(value.sum(), leaves, materialize_grads=True)
+            else:  # it does not depend on x
+                found = tuple(torch.zeros_like(one) for one in arrays)
         return value.detach(), found if isinstance(x, tuple) else found[0]
 
     def summed(x: Array) -> tuple[Array, Array]:  # what composes with torch.func, and with an outer graph

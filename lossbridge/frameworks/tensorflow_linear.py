@@ -33,13 +33,13 @@ def _refuses_blocks(call: Linear) -> str:
     others = [x for x in (r.weight, r.normalizer, *r.options.values()) if tf.is_tensor(x)]
     if ops.in_forward_mode(*inputs, *others):
         return "forward-mode differentiation is on"
-    return "a weight, the denominator or an option needs a gradient" if ops.is_recorded(others) else ""
+    return linear_blocks.DIFFERENTIATED if ops.is_recorded(others) else ""
 
 
 def _by_blocks(call: Linear) -> Array:
     r = call.request
     inputs = [x for x in (r.pred, call.weight, call.bias) if x is not None]
-    at_once = r.reduction not in ("none", None) and ops.is_recorded(inputs)
+    at_once = not r.per_sample and ops.is_recorded(inputs)
 
     @_custom_gradient
     def differentiable(*inputs: Array) -> Any:
@@ -64,11 +64,11 @@ def _gradients(call: Linear, upstream: Array, known: list[Array], inputs: tuple[
     @_custom_gradient
     def differentiable(upstream: Array, *inputs: Array) -> Any:
         factor = tf.stop_gradient(upstream)
-        found = [x * factor for x in known]
-        if not known:
-            again = linear_blocks.pulled_back(r, factor) if r.reduction in ("none", None) else r
-            found = _computed(call, again, [tf.stop_gradient(x) for x in inputs], True)[1]
-            found = found if r.reduction in ("none", None) else [x * factor for x in found]
+        stopped = [tf.stop_gradient(x) for x in inputs]
+        if r.per_sample:
+            found = _computed(call, linear_blocks.pulled_back(r, factor), stopped, True)[1]
+        else:
+            found = [x * factor for x in known or _computed(call, r, stopped, True)[1]]
         cast = [tf.cast(x, of.dtype) for x, of in zip(found, inputs, strict=True)]
         return cast, partial(_second_gradients, call, upstream, inputs)
 
@@ -99,7 +99,7 @@ def _computed(call: Linear, r: Request, inputs: list[Array], differentiated: boo
     hidden, weight, *bias = (tf.cast(x, r.dtype) for x in inputs)
     count = ops.size(hidden, 0, tf.constant(0))
     rows, blocks = _sizes(call, count)
-    per_sample = r.reduction in ("none", None)
+    per_sample = r.per_sample
     lacking = blocks * rows - count
     arrays = {"pred": hidden, "target": r.target, "weight": r.weight, "counted": r.counted, "valid": r.valid}
     arrays = {name: x for name, x in arrays.items() if x is not None}
@@ -148,6 +148,5 @@ def _sizes(call: Linear, count: Any) -> tuple[Any, Any]:
     if isinstance(count, int):
         rows = call.rows(count)
         return rows, max(1, -(-count // rows))
-    most = call.rows(1 << 40)
-    blocks = tf.maximum(1, (count + most - 1) // most)
+    blocks = tf.maximum(1, (count + call.most_rows - 1) // call.most_rows)
     return tf.maximum(1, (count + blocks - 1) // blocks), blocks

@@ -49,7 +49,7 @@ def _refuses_blocks(call: Linear, under: str) -> str:
             return "a tensor is of a subclass"
     others = (r.weight, r.normalizer, *r.options.values())
     if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in others):
-        return "a weight, the denominator or an option needs a gradient"
+        return linear_blocks.DIFFERENTIATED
     return ""
 
 
@@ -64,7 +64,7 @@ def computed(
         assert weight is not None
         classes_first = weight if call.classes_axis == 0 else weight.T
         count, rows = len(hidden), call.rows(len(hidden))
-        losses = hidden.new_zeros(count) if r.reduction in ("none", None) else None
+        losses = hidden.new_zeros(count) if r.per_sample else None
         total = hidden.new_zeros((), dtype=getattr(torch, ops.widest(hidden)))
         of_hidden, of_weight, of_bias = (
             torch_rows.fresh(x) if need and x is not None else None
@@ -110,7 +110,7 @@ class ByBlocks(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, call: Linear) -> Tensor:
         r, inputs = call.request, (hidden, weight, bias)
-        ctx.call, ctx.per_sample = call, r.reduction in ("none", None)
+        ctx.call, ctx.per_sample = call, r.per_sample
         ctx.dtypes = tuple(None if x is None else x.dtype for x in inputs)
         needs = (False,) * 3 if ctx.per_sample else ctx.needs_input_grad[:3]
         found, gradients = computed(call, r, inputs, needs)

@@ -173,7 +173,7 @@ def per_class(options: Mapping[str, Any]) -> tuple[float, Any]:
 
 def divides(r: Request) -> tuple[int, Array]:
     """What the sum of the losses is divided by, and the number where it is GIVEN."""
-    if r.reduction in ("none", None):
+    if r.per_sample:
         return NO_SUM, 1.0
     if r.reduction == "sum":
         return GIVEN, 1.0

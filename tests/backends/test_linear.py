@@ -180,6 +180,25 @@ def test_it_is_the_loss_of_the_logits(lib) -> None:
     np.testing.assert_allclose(lib.b.to_numpy(blocks), whole, rtol=0, atol=2e-5)
 
 
+@pytest.mark.parametrize("reduction", ["sum", "mean_with_sample_weight", "none"])
+def test_the_gradient_for_weights_is_that_of_the_loss_of_the_logits(lib, reduction) -> None:
+    given = {name: placed(lib, x, "float32") for name, x in problem().items()}
+    weight, class_weight = lib.array(SAMPLE_WEIGHT), lib.array(CLASS_WEIGHT)
+    logits = lib.array(problem()["hidden"] @ problem()["weight"].T)
+    options = {"class_weight": class_weight, "reduction": reduction}
+
+    def of_hidden(weight: Any) -> Any:
+        return lb.linear_crossentropy(**given, sample_weight=weight, memory=of_rows(5), **options)
+
+    def of_logits(weight: Any) -> Any:
+        return lb.sparse_categorical_crossentropy(
+            given["labels"], logits, from_logits=True, sample_weight=weight, **options
+        )
+
+    found, exact = (lib.b.to_numpy(lib.b.value_and_grad(loss, weight)[1]) for loss in (of_hidden, of_logits))
+    np.testing.assert_allclose(found, exact, rtol=1e-5, atol=1e-6)
+
+
 def test_what_flows_back_multiplies_before_rounding(lib) -> None:
     arguments = problem()
     given = {name: placed(lib, x, "float16") for name, x in arguments.items()}
