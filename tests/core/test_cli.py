@@ -39,15 +39,6 @@ def arrays():
     return {"y_true": rng.integers(0, 4, 6), "y_pred": z}
 
 
-@pytest.fixture
-def save(tmp_path):
-    def save(**arrays):
-        np.savez(tmp_path / "own.npz", **arrays)
-        return tmp_path / "own.npz"
-
-    return save
-
-
 def test_parity_on_the_built_in_cases_and_files(tmp_path) -> None:
     result = run(
         "parity",

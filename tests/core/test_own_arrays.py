@@ -13,20 +13,11 @@ from lossbridge.tools.parity.cases import usual_tolerance
 LOGITS = {"from_logits": True}
 
 
-@pytest.fixture
-def written(tmp_path):
-    def write(**arrays):
-        np.savez(tmp_path / "own.npz", **arrays)
-        return tmp_path / "own.npz"
-
-    return write
-
-
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "int64"])
-def test_a_case_has_the_predictions_dtype(written, dtype) -> None:
+def test_a_case_has_the_predictions_dtype(save, dtype) -> None:
     """Dense targets are rounded to it, as they will be; weights are not, and a mask stays one."""
     targets = np.array([[0.1, 0.9], [1 / 3, 2 / 3]])
-    path = written(
+    path = save(
         y_true=targets,
         y_pred=np.array([[1, 2], [3, 4]], dtype),
         sample_weight=np.array([0.1, 0.7]),
@@ -43,38 +34,38 @@ def test_a_case_has_the_predictions_dtype(written, dtype) -> None:
 
 
 @pytest.mark.parametrize("from_logits", [True, False])
-def test_the_tolerance_is_that_of_the_form(written, from_logits) -> None:
-    path = written(y_true=np.eye(2), y_pred=np.full((2, 2), 0.5))
+def test_the_tolerance_is_that_of_the_form(save, from_logits) -> None:
+    path = save(y_true=np.eye(2), y_pred=np.full((2, 2), 0.5))
     for loss in ("kl_divergence", "categorical_crossentropy", "binary_crossentropy"):
         case = files.case_of(path, loss, {"from_logits": from_logits})
         assert case.tolerance == usual_tolerance(loss, from_logits)
 
 
-def test_an_option_that_the_loss_lacks(written) -> None:
+def test_an_option_that_the_loss_lacks(save) -> None:
     with pytest.raises(files.UnusableFile, match="kl_divergence takes no class_weight; leave it out"):
-        files.case_of(written(y_true=np.eye(2), y_pred=np.eye(2), class_weight=np.ones(2)), "kl_divergence", {})
-    path = written(y_true=[0, 1], y_pred=np.eye(2), class_weight=np.ones(2))
+        files.case_of(save(y_true=np.eye(2), y_pred=np.eye(2), class_weight=np.ones(2)), "kl_divergence", {})
+    path = save(y_true=[0, 1], y_pred=np.eye(2), class_weight=np.ones(2))
     assert "class_weight" in files.case_of(path, "sparse_categorical_crossentropy", LOGITS).options
 
 
-def test_arrays_of_other_headers_and_sizes(tmp_path, written) -> None:
+def test_arrays_of_other_headers_and_sizes(tmp_path, save) -> None:
     with (tmp_path / "y_true.npy").open("wb") as file:
         np.lib.format.write_array(file, np.ones(3), version=(2, 0))
-    path = written(y_pred=np.zeros((3, 2)))
+    path = save(y_pred=np.zeros((3, 2)))
     with zipfile.ZipFile(path, "a") as archive:
         archive.write(tmp_path / "y_true.npy", "y_true.npy")
     assert files.load_arrays(path)["y_true"].shape == (3,)
     # One weight for all, beside nothing.
-    path = written(y_true=np.zeros((0, 2)), y_pred=np.zeros((0, 2)), sample_weight=np.array(2.0))
+    path = save(y_true=np.zeros((0, 2)), y_pred=np.zeros((0, 2)), sample_weight=np.array(2.0))
     assert files.load_arrays(path)["sample_weight"] == 2
     with pytest.raises(files.UnusableFile, match=r"sample_weight has shape \(2,\) and y_pred \(0, 2\)"):
-        files.load_arrays(written(y_true=np.zeros((0, 2)), y_pred=np.zeros((0, 2)), sample_weight=np.ones(2)))
-    same = written(y_true=np.zeros((3, 2)), y_pred=np.zeros((3, 2)), sample_weight=np.ones((3, 2)))
+        files.load_arrays(save(y_true=np.zeros((0, 2)), y_pred=np.zeros((0, 2)), sample_weight=np.ones(2)))
+    same = save(y_true=np.zeros((3, 2)), y_pred=np.zeros((3, 2)), sample_weight=np.ones((3, 2)))
     assert files.load_arrays(same)["sample_weight"].shape == (3, 2)
 
 
-def test_the_most_entries(written, monkeypatch) -> None:
-    path = written(y_true=np.zeros(3), y_pred=np.zeros((3, 2)))
+def test_the_most_entries(save, monkeypatch) -> None:
+    path = save(y_true=np.zeros(3), y_pred=np.zeros((3, 2)))
     for most, fits in ((6, True), (5, False)):
         monkeypatch.setattr(files, "MOST_ENTRIES", most)
         if fits:
@@ -91,10 +82,10 @@ def test_the_most_entries(written, monkeypatch) -> None:
                 files.load_run(path, lambda names: None)
 
 
-def test_only_what_may_be_there_is_read(written) -> None:
-    path = written(y_true=[0, 1], y_pred=np.eye(2), mask=np.ones(2, bool))
+def test_only_what_may_be_there_is_read(save) -> None:
+    path = save(y_true=[0, 1], y_pred=np.eye(2), mask=np.ones(2, bool))
     assert "mask" in files.load_arrays(path)
     with pytest.raises(files.UnusableFile, match="holds mask, which is not known here"):
         files.load_arrays(path, optional=("sample_weight",))
     with pytest.raises(files.UnusableFile, match="lacks y_true and y_pred; it holds x"):
-        files.load_arrays(written(x=np.ones(2)))
+        files.load_arrays(save(x=np.ones(2)))
