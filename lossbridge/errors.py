@@ -142,6 +142,11 @@ def axis_of(y_true: Shape, shape: Shape, axis: Any, names: Names, *, at_least: i
     return int(axis % rank)
 
 
+def has_classes(name: str, shape: Shape, axis: int) -> None:
+    if shape[axis] == 0:
+        raise ValueError(f"{name} has shape {text(shape)}, and no class along axis {axis}; name another axis")
+
+
 def same_shape(y_true: Shape, y_pred: Shape, names: Names, *, labels_fit: bool) -> None:
     if agree(y_true, y_pred):
         return

@@ -23,7 +23,7 @@ from collections.abc import Callable
 from typing import Any
 
 from lossbridge import linear
-from lossbridge.errors import axis_of, gradient_buffer, is_float
+from lossbridge.errors import axis_of, gradient_buffer, has_classes, is_float
 from lossbridge.request import as_array, framework_of, run
 from lossbridge.spec import ENTROPY, LOSSES, Reduction
 
@@ -620,6 +620,7 @@ def entropy_from_logits(
     ops = framework_of(logits, "logits").ops
     logits = as_array(ops, "logits", logits)
     place = axis_of((), ops.shape(logits), axis, ENTROPY.names, at_least=0)
+    has_classes("logits", ops.shape(logits), place)
     options = {"axis": axis, "logit_scale": logit_scale, "softcap": softcap, "mask": mask, "reduction": "none"}
     return run(ENTROPY, ops.argmax(logits, place), logits, **{**ENTROPY.options, **options})
 
@@ -657,6 +658,8 @@ def value_and_grad(loss: Callable[..., Any], of: str | tuple[str, ...] | None = 
         if len(arguments) < 2:
             for name in _positional(loss)[len(arguments) : 2]:
                 arguments += (options.pop(name),) if name in options else ()
+        if len(arguments) < 2:
+            raise TypeError(f"value_and_grad differentiates the second of the loss' arguments; {len(arguments)} given")
         return _of_second(loss, *arguments, out=out, **options)
 
     return evaluate

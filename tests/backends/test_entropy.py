@@ -78,5 +78,7 @@ def test_what_is_refused(lib) -> None:
     assert not lib.b.to_numpy(lb.entropy_from_logits(lib.array(np.zeros((3, 1), np.float32)))).any()
     with pytest.raises(ValueError, match="axis 2 is out of range: logits has shape"):
         lb.entropy_from_logits(lib.array(np.zeros((3, 2), np.float32)), axis=2)
+    with pytest.raises(ValueError, match=r"^logits has shape \(3, 0\), and no class along axis 1; name another axis"):
+        lb.entropy_from_logits(lib.array(np.zeros((3, 0), np.float32)))
     with pytest.raises(TypeError, match=r"^logits is "):
         lb.entropy_from_logits(None)

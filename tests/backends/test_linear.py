@@ -295,6 +295,13 @@ def test_the_second_argument_by_name(lib) -> None:
     agree((lib.b.to_numpy(value), {"hidden": lib.b.to_numpy(gradient)}), expected(problem(), {}))
 
 
+def test_a_gradient_without_predictions(lib) -> None:
+    labels = placed(lib, problem()["labels"], "float32")
+    for loss in (lb.linear_crossentropy, lb.sparse_categorical_crossentropy):
+        with pytest.raises(TypeError, match="differentiates the second of the loss' arguments; 1 given"):
+            lb.value_and_grad(loss)(labels)
+
+
 def test_what_the_caller_gave_is_unchanged(lib) -> None:
     arguments = {name: placed(lib, x, "float32") for name, x in {**problem(), "bias": BIAS}.items()}
     before = {name: lib.b.to_numpy(x).copy() for name, x in arguments.items()}
