@@ -27,7 +27,7 @@ from lossbridge.request import (
     with_labels,
     with_weights,
 )
-from lossbridge.spec import Names, Request
+from lossbridge.spec import PER_SAMPLE, Names, Request
 
 NAMES = Names("labels", "hidden", leave_out="ignore_class= or mask=", soft="categorical_crossentropy of logits")
 
@@ -37,7 +37,7 @@ def run(labels: Any, hidden: Any, layer: tuple[Any, Any, int], memory: int | Non
     call, target = resolve(labels, hidden, layer, memory, {**COMMON, **OF.options, **given})
     framework = call.request.framework
     found = framework.choose_linear(call).path.losses(call)
-    return framework.ops.reshape_as(found, target) if call.request.per_sample else found
+    return framework.ops.reshape_as(found, target) if call.request.reduction in PER_SAMPLE else found
 
 
 def resolve(

@@ -10,7 +10,7 @@ import sys
 
 from lossbridge.maths.elementary import is_infinite
 from lossbridge.maths.ops import Array, Ops
-from lossbridge.spec import Request
+from lossbridge.spec import PER_SAMPLE, Request
 
 
 def counting(r: Request, counts: Array) -> Request:
@@ -74,7 +74,7 @@ def reduced(r: Request, losses: Array) -> Array:
         losses = losses * r.weight
     if r.valid is not None:
         losses = ops.where(r.valid, losses, 0.0)
-    if r.per_sample:
+    if r.reduction in PER_SAMPLE:
         return losses
     if r.reduction == "sum":
         return ops.sum(losses)

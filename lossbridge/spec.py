@@ -20,7 +20,8 @@ Form = Literal["logits", "probabilities"]
 
 Reduction = Literal["sum_over_batch_size", "mean", "sum", "mean_with_sample_weight", "none"] | None
 MEANS = ("sum_over_batch_size", "mean", "mean_with_sample_weight")
-REDUCTIONS = (*MEANS, "sum", "none", None)
+PER_SAMPLE = ("none", None)  # the result is the losses themselves, and no sum of them
+REDUCTIONS = (*MEANS, "sum", *PER_SAMPLE)
 
 FRACTION = (0.0, 1.0, "in [0, 1]")
 # Options that are numbers: the smallest and the largest allowed, and the range in words. Between these T and T² have
@@ -100,11 +101,6 @@ class Request(NamedTuple):
     in_arrays: str = ""  # why no path does that takes numbers for options: some are arrays, whose values may change
     domain: bool = False  # what lies outside the rule's domains makes its sample NaN
     inplace_gradient: bool = False  # the gradient may be written over the predictions
-
-    @property
-    def per_sample(self) -> bool:
-        """Whether the result is the losses themselves, and no sum of them."""
-        return self.reduction in ("none", None)
 
 
 _PROBABILITIES = {"from_logits": False, "epsilon": 1e-7}

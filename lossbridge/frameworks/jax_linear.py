@@ -20,7 +20,7 @@ from lossbridge.frameworks.framework import Choice
 from lossbridge.frameworks.linear_blocks import Linear
 from lossbridge.maths.ops import Array
 from lossbridge.reduction import reduce
-from lossbridge.spec import Reduction, Request
+from lossbridge.spec import PER_SAMPLE, Reduction, Request
 
 ops = jax_ops
 
@@ -132,7 +132,7 @@ def _value(form: Form, arrays: Arrays) -> Array:
         return reduce(_request(form, part)._replace(pred=_logits(form, part["hidden"], part)))
 
     found = lax.map(of_block, _in_blocks(form, arrays))
-    return _joined(found, arrays) if form.reduction in ("none", None) else ops.sum(found)
+    return _joined(found, arrays) if form.reduction in PER_SAMPLE else ops.sum(found)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -179,7 +179,7 @@ def _loss(form: Form, arrays: Arrays) -> Array:
 def _loss_rule(form: Form, primals: tuple[Arrays], tangents: tuple[Arrays]) -> tuple[Array, Array]:
     (arrays,), (steps,) = primals, tangents
     moving = tuple(name for name in arrays if jax_rules.moves(steps[name]))
-    if form.reduction in ("none", None) or not set(moving) <= set(INPUTS):
+    if form.reduction in PER_SAMPLE or not set(moving) <= set(INPUTS):
 
         def value(arrays: Arrays) -> Array:
             return _value(

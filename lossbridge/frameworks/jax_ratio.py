@@ -22,7 +22,7 @@ from lossbridge.frameworks import jax_rows
 from lossbridge.maths.ops import Array
 from lossbridge.native import rows as native
 from lossbridge.reduction import reduced
-from lossbridge.spec import Loss, Reduction, Request
+from lossbridge.spec import PER_SAMPLE, Loss, Reduction, Request
 
 # The arrays of a call, in order: the losses or zeros of their shape, then those that the handler counts by 1, 2 and 4.
 ARRAYS = ("losses", "weight", "counted", "normalizer")
@@ -38,7 +38,7 @@ class Call(NamedTuple):
 
 
 def ratio(r: Request) -> Array:
-    if r.per_sample:
+    if r.reduction in PER_SAMPLE:
         return reduced(r, jax_rows.losses(r))
     samples = jax_rows.samples(r)
     arrays = {"losses": jnp.zeros(samples, r.dtype)}

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from lossbridge.frameworks.framework import Choice, Path
 from lossbridge.maths.ops import Array, Ops
 from lossbridge.reduction import by_weight, denominator, has_mass, reduce
-from lossbridge.spec import LOSSES, Request
+from lossbridge.spec import LOSSES, MEANS, Request
 
 OF = LOSSES["sparse_categorical_crossentropy"]
 
@@ -82,7 +82,7 @@ def logits(ops: Ops, r: Request, call: Linear) -> Array:
 def with_divisor(call: Linear) -> Linear:
     """The call with a number as the denominator, if there is any: a block does not see the other rows."""
     r, ops = call.request, call.request.framework.ops
-    if r.per_sample or r.reduction == "sum":
+    if r.reduction not in MEANS:
         return call
     counting = r if r.counted is not None else r._replace(counted=r.target == r.target)
     mass = r.loss.mass

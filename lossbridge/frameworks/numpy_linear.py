@@ -13,7 +13,7 @@ from lossbridge.frameworks.framework import Choice
 from lossbridge.frameworks.linear_blocks import Linear
 from lossbridge.maths.ops import Array
 from lossbridge.reduction import reduce
-from lossbridge.spec import Request
+from lossbridge.spec import PER_SAMPLE, Request
 
 # Bytes of a part of the weight's gradient, to which a block's share is added while it is in the cache.
 PART = 1 << 22
@@ -36,7 +36,7 @@ def _by_blocks(call: Linear) -> Array:
     r = call.request
     inputs = (r.pred, call.weight, call.bias)
     needs = tuple(type(x) is ops.Variable for x in inputs)
-    per_sample = r.per_sample
+    per_sample = r.reduction in PER_SAMPLE
     done = computed(call, r, (False,) * 3 if per_sample else needs)
     of_upstream: list[tuple[np.ndarray, Computed]] = []  # the last that flowed back, which comes once for each input
 
@@ -66,7 +66,7 @@ def computed(call: Linear, r: Request, needs: tuple[bool, ...]) -> Computed:
     classes_first = weight if call.classes_axis == 0 else weight.T
     count = len(hidden)
     rows = call.rows(count)
-    losses = np.zeros(count, r.dtype) if r.per_sample else None
+    losses = np.zeros(count, r.dtype) if r.reduction in PER_SAMPLE else None
     total = 0.0
     of_hidden = np.empty_like(hidden) if needs[0] else None
     of_weight = np.zeros_like(weight) if needs[1] else None

@@ -16,7 +16,7 @@ from lossbridge.frameworks.framework import Choice, Path, by_formula, prepared
 from lossbridge.maths.ops import Array
 from lossbridge.native import rows
 from lossbridge.reduction import by_weight, has_mass, reduce, reduced
-from lossbridge.spec import Request
+from lossbridge.spec import PER_SAMPLE, Request
 
 name = "torch"
 ops = torch_ops
@@ -151,7 +151,7 @@ def _ratio_by_rows(r: Request) -> Tensor:
     plain_mean = r.reduction in PLAIN_MEANS and r.weight is r.normalizer is None
     if torch.compiler.is_compiling():
         return _by_operator(r, True) if plain_mean else reduced(r, _losses_by_rows(r))
-    if plain_mean or not (r.per_sample or _divisor_is_differentiated(r)):
+    if plain_mean or not (r.reduction in PER_SAMPLE or _divisor_is_differentiated(r)):
         return _by_rows(r)
     return reduced(r, _losses_by_rows(r))
 

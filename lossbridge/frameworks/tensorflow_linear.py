@@ -18,7 +18,7 @@ from lossbridge.frameworks.framework import Choice
 from lossbridge.frameworks.linear_blocks import Linear
 from lossbridge.maths.ops import Array
 from lossbridge.reduction import reduce
-from lossbridge.spec import Request
+from lossbridge.spec import PER_SAMPLE, Request
 
 _custom_gradient: Callable[[Callable[..., Any]], Callable[..., Any]] = tf.custom_gradient  # for the type checker
 
@@ -39,7 +39,7 @@ def _refuses_blocks(call: Linear) -> str:
 def _by_blocks(call: Linear) -> Array:
     r = call.request
     inputs = [x for x in (r.pred, call.weight, call.bias) if x is not None]
-    at_once = not r.per_sample and ops.is_recorded(inputs)
+    at_once = r.reduction not in PER_SAMPLE and ops.is_recorded(inputs)
 
     @_custom_gradient
     def differentiable(*inputs: Array) -> Any:
@@ -65,7 +65,7 @@ def _gradients(call: Linear, upstream: Array, known: list[Array], inputs: tuple[
     def differentiable(upstream: Array, *inputs: Array) -> Any:
         factor = tf.stop_gradient(upstream)
         stopped = [tf.stop_gradient(x) for x in inputs]
-        if r.per_sample:
+        if r.reduction in PER_SAMPLE:
             found = _computed(call, linear_blocks.pulled_back(r, factor), stopped, True)[1]
         else:
             found = [x * factor for x in known or _computed(call, r, stopped, True)[1]]
@@ -99,7 +99,7 @@ def _computed(call: Linear, r: Request, inputs: list[Array], differentiated: boo
     hidden, weight, *bias = (tf.cast(x, r.dtype) for x in inputs)
     count = ops.size(hidden, 0, tf.constant(0))
     rows, blocks = _sizes(call, count)
-    per_sample = r.per_sample
+    per_sample = r.reduction in PER_SAMPLE
     lacking = blocks * rows - count
     arrays = {"pred": hidden, "target": r.target, "weight": r.weight, "counted": r.counted, "valid": r.valid}
     arrays = {name: x for name, x in arrays.items() if x is not None}

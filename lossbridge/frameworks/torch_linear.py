@@ -16,7 +16,7 @@ from lossbridge.frameworks import torch_ops as ops
 from lossbridge.frameworks.framework import Choice
 from lossbridge.frameworks.linear_blocks import Linear
 from lossbridge.reduction import reduce
-from lossbridge.spec import Request
+from lossbridge.spec import PER_SAMPLE, Request
 
 Gradients = tuple[Tensor | None, ...]  # for hidden states, weight and bias, in the dtype of the computation
 
@@ -64,7 +64,7 @@ def computed(
         assert weight is not None
         classes_first = weight if call.classes_axis == 0 else weight.T
         count, rows = len(hidden), call.rows(len(hidden))
-        losses = hidden.new_zeros(count) if r.per_sample else None
+        losses = hidden.new_zeros(count) if r.reduction in PER_SAMPLE else None
         total = hidden.new_zeros((), dtype=getattr(torch, ops.widest(hidden)))
         of_hidden, of_weight, of_bias = (
             torch_rows.fresh(x) if need and x is not None else None
@@ -110,7 +110,7 @@ class ByBlocks(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, call: Linear) -> Tensor:
         r, inputs = call.request, (hidden, weight, bias)
-        ctx.call, ctx.per_sample = call, r.per_sample
+        ctx.call, ctx.per_sample = call, r.reduction in PER_SAMPLE
         ctx.dtypes = tuple(None if x is None else x.dtype for x in inputs)
         needs = (False,) * 3 if ctx.per_sample else ctx.needs_input_grad[:3]
         found, gradients = computed(call, r, inputs, needs)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from lossbridge.maths import bernoulli, divergence, softmax
 from lossbridge.maths.ops import Array, Rule
 from lossbridge.reduction import by_weight, has_mass, total_weight
-from lossbridge.spec import Request
+from lossbridge.spec import PER_SAMPLE, Request
 
 # Why there are none; "" if they are there.
 MISSING = ""
@@ -173,7 +173,7 @@ def per_class(options: Mapping[str, Any]) -> tuple[float, Any]:
 
 def divides(r: Request) -> tuple[int, Array]:
     """What the sum of the losses is divided by, and the number where it is GIVEN."""
-    if r.per_sample:
+    if r.reduction in PER_SAMPLE:
         return NO_SUM, 1.0
     if r.reduction == "sum":
         return GIVEN, 1.0
