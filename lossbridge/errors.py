@@ -196,6 +196,19 @@ def layer_options(classes_axis: Any, memory: Any) -> None:
         raise ValueError(f"memory is {memory!r}; pass the bytes that a block of logits may take, or None")
 
 
+def returned(returns: Any, names: Sequence[str]) -> None:
+    """`returns` of the linear loss: "loss", or some of these names."""
+    if type(returns) is str and returns == "loss":
+        return
+    if isinstance(returns, str) or not isinstance(returns, Sequence) or not returns:
+        raise ValueError(f'returns is {returns!r}; pass "loss", or a tuple of names out of {", ".join(names)}')
+    for name in returns:
+        if name not in names:
+            raise ValueError(f"returns names {name!r}; pass names out of {', '.join(names)}")
+        if list(returns).count(name) > 1:
+            raise ValueError(f"returns names {name!r} twice; leave one out")
+
+
 def layer_dtypes(dtypes: Mapping[str, str]) -> None:
     """Of hidden states, weight and bias: floating, and float64 all or none."""
     for name, dtype in dtypes.items():

@@ -87,6 +87,7 @@ def _of_linear(labels: Any, hidden: Any, under: str, given: Mapping[str, Any]) -
     framework = framework_of(hidden, "hidden")
     _check_compiler(framework, under)
     options = {name: p.default for name, p in known.items() if p.kind is p.KEYWORD_ONLY} | dict(given)
+    linear.names_of(options.pop("returns"))
     layer = options.pop("weight"), options.pop("bias"), options.pop("classes_axis")
     call, _ = linear.resolve(
         labels, hidden, layer, options.pop("memory"), {**COMMON, **linear_blocks.OF.options, **options}

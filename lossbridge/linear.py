@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import namedtuple
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +10,7 @@ from lossbridge import errors
 from lossbridge.frameworks.framework import ArrayOps
 from lossbridge.frameworks.linear_blocks import OF, Linear, with_divisor
 from lossbridge.maths.ops import Array
-from lossbridge.reduction import neutralise
+from lossbridge.reduction import neutralise, reduced
 from lossbridge.request import (
     COMMON,
     arrays_of,
@@ -32,12 +33,72 @@ from lossbridge.spec import PER_SAMPLE, Names, Request
 NAMES = Names("labels", "hidden", leave_out="ignore_class= or mask=", soft="categorical_crossentropy of logits")
 
 
-def run(labels: Any, hidden: Any, layer: tuple[Any, Any, int], memory: int | None, **given: Any) -> Any:
-    """The loss of a layer's classes. `given`: options of the loss of logits by name, and those of COMMON."""
+# What a call may return, and the column that it is computed from.
+RETURNS: Mapping[str, str] = {
+    "loss": "loss",
+    "nll": "nll",
+    "lse": "lse",
+    "entropy": "entropy",
+    "z_loss": "lse",
+    "prediction": "prediction",
+    "correct": "prediction",
+}
+
+
+def run(
+    labels: Any, hidden: Any, layer: tuple[Any, Any, int], memory: int | None, returns: Any = "loss", **given: Any
+) -> Any:
+    """The loss of a layer's classes, or what `returns` names. `given`: options of the loss of logits, and COMMON's."""
+    names = names_of(returns)
     call, target = resolve(labels, hidden, layer, memory, {**COMMON, **OF.options, **given})
+    columns = dict.fromkeys(RETURNS[name] for name in names)
+    found = [_loss(call, target)] if list(columns) == ["loss"] else _beside(call, target, names, tuple(columns))
+    return found[0] if returns == "loss" else _record(names)(*found)
+
+
+def names_of(returns: Any) -> tuple[str, ...]:
+    """What is to be returned."""
+    errors.returned(returns, tuple(RETURNS))
+    return (returns,) if isinstance(returns, str) else tuple(returns)
+
+
+def _loss(call: Linear, target: Array) -> Array:
     framework = call.request.framework
     found = framework.choose_linear(call).path.losses(call)
     return framework.ops.reshape_as(found, target) if call.request.reduction in PER_SAMPLE else found
+
+
+_RECORDS: dict[tuple[str, ...], Any] = {}
+
+
+def _record(names: tuple[str, ...]) -> Any:
+    """The type of what is returned: one for the same names, or JAX would compile anew."""
+    if names not in _RECORDS:  # no functools.cache, of which torch.compile warns
+        _RECORDS[names] = namedtuple("LinearCrossentropy", names)
+    return _RECORDS[names]
+
+
+def _beside(call: Linear, target: Array, names: tuple[str, ...], columns: tuple[str, ...]) -> list[Array]:
+    """Each of these names, from one pass that gives every row its columns."""
+    r, ops = call.request, call.request.framework.ops
+    rows = r._replace(reduction="none", weight=None, normalizer=None)
+    call = call._replace(request=rows, columns=columns)
+    found = r.framework.choose_linear(call).path.losses(call)
+
+    def made(name: str) -> Array:
+        x = ops.column(found, columns.index(RETURNS[name]))
+        if name == "loss":
+            x = reduced(r, x)
+            return ops.reshape_as(x, target) if r.reduction in PER_SAMPLE else x
+        if name == "z_loss":
+            x = r.options.get("z_loss", 0.0) * (x * x)
+        elif name in ("prediction", "correct"):
+            x = ops.cast(ops.stop_gradient(x), "int32")
+            x = x if r.valid is None else ops.where(r.valid, x, -1)
+            x = x if name == "prediction" else x == ops.cast(r.target, "int32")
+        return ops.reshape_as(x, target)
+
+    return [made(name) for name in names]
 
 
 def resolve(

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from lossbridge import linear
@@ -478,6 +478,7 @@ def linear_crossentropy(
     mask: Any = None,
     normalizer: Any = None,
     reduction: Reduction = "sum_over_batch_size",
+    returns: str | Sequence[str] = "loss",
     memory: int | None = None,
 ) -> Any:
     """Cross-entropy of the classes of a linear layer, z = W h + b, computed in blocks without all logits, in nats.
@@ -494,11 +495,15 @@ def linear_crossentropy(
         label_smoothing, ignore_class, class_weight, logit_scale, softcap, z_loss: as in
             `sparse_categorical_crossentropy`.
         sample_weight, mask, normalizer, reduction: see `lossbridge.losses`.
+        returns: "loss", or names for a named tuple: "loss" and, of every label, "nll" (−log p_y, without weights and
+            smoothing), "lse" (log Σ_c e^(z_c)), "entropy" (Σ_c p_c (−log p_c)), "z_loss" (z_loss · lse²), "prediction"
+            (the class of the largest logit) and "correct" (whether that is the label).
         memory: the bytes that the logits of a block may take. By default 32 MiB, but no fewer than 128 rows.
 
     Returns:
         A scalar; the shape of labels for reduction "none". Logits and loss are float32 also for hidden states of half
-        precision, and each gradient is rounded once.
+        precision, and each gradient is rounded once. A named tuple where `returns` holds names, all floats of it
+        differentiable; where a label does not count, its numbers are 0, its prediction is −1, and not correct.
 
     Raises:
         ValueError: shapes that do not fit, an option outside its range, or a label out of range, as in
@@ -515,7 +520,7 @@ def linear_crossentropy(
     options = {"label_smoothing": label_smoothing, "ignore_class": ignore_class, "class_weight": class_weight}
     options |= {"logit_scale": logit_scale, "softcap": softcap, "z_loss": z_loss, "sample_weight": sample_weight}
     options |= {"mask": mask, "normalizer": normalizer, "reduction": reduction}
-    return linear.run(labels, hidden, (weight, bias, classes_axis), memory, **options)
+    return linear.run(labels, hidden, (weight, bias, classes_axis), memory, returns, **options)
 
 
 def token_log_probs(
@@ -672,7 +677,7 @@ def _of_second(
     pred = _differentiable(framework.ops, "y_pred", y_pred)
 
     def of_pred(pred: Any) -> Any:
-        return loss(y_true, pred, *more, **options)
+        return _one(loss(y_true, pred, *more, **options))
 
     if out is None:
         return framework.value_and_grad(of_pred, pred)
@@ -702,10 +707,21 @@ def _of_named(loss: Callable[..., Any], of: Any, arguments: tuple[Any, ...], opt
 
     def of_arrays(arrays: tuple[Any, ...]) -> Any:
         now = {**given, **dict(zip(names, arrays, strict=True))}
-        return loss(*(now.pop(name) for name in positional), *arguments[len(positional) :], **now)
+        return _one(loss(*(now.pop(name) for name in positional), *arguments[len(positional) :], **now))
 
     value, gradients = framework.value_and_grad(of_arrays, arrays)
     return value, gradients[0] if isinstance(of, str) else tuple(gradients)
+
+
+def _one(value: Any) -> Any:
+    """The value of a loss, if it is one array."""
+    if isinstance(value, tuple):
+        names = getattr(value, "_fields", range(len(value)))
+        raise TypeError(
+            f"the loss returned {len(value)} values ({', '.join(map(str, names))}), and one is differentiated; pass a "
+            "function that returns one of them, or their sum"
+        )
+    return value
 
 
 def _positional(loss: Callable[..., Any]) -> list[str]:

@@ -19,7 +19,6 @@ from lossbridge.frameworks import jax_ops, jax_rows, jax_rules, linear_blocks
 from lossbridge.frameworks.framework import Choice
 from lossbridge.frameworks.linear_blocks import Linear
 from lossbridge.maths.ops import Array
-from lossbridge.reduction import reduce
 from lossbridge.spec import PER_SAMPLE, Reduction, Request
 
 ops = jax_ops
@@ -37,6 +36,7 @@ class Form(NamedTuple):
     dtype: str
     classes_axis: int
     rows: int  # of a block
+    columns: tuple[str, ...]
     framework: Any  # on_jax
 
 
@@ -57,7 +57,8 @@ def _refuses_blocks(call: Linear) -> str:
 def _by_blocks(call: Linear) -> Array:
     r = call.request
     numbers = tuple((name, x) for name, x in r.options.items() if not isinstance(x, jax.Array))
-    form = Form(numbers, r.reduction, r.dtype, call.classes_axis, call.rows(r.pred.shape[0]), r.framework)
+    rows = call.rows(r.pred.shape[0])
+    form = Form(numbers, r.reduction, r.dtype, call.classes_axis, rows, call.columns, r.framework)
     arrays = {
         "hidden": r.pred,
         "weight": call.weight,
@@ -129,7 +130,7 @@ def _value(form: Form, arrays: Arrays) -> Array:
     @jax.checkpoint
     def of_block(block: Arrays) -> Array:
         part = {**arrays, **block}
-        return reduce(_request(form, part)._replace(pred=_logits(form, part["hidden"], part)))
+        return linear_blocks.of_logits(_request(form, part), form.columns, _logits(form, part["hidden"], part))
 
     found = lax.map(of_block, _in_blocks(form, arrays))
     return _joined(found, arrays) if form.reduction in PER_SAMPLE else ops.sum(found)
@@ -150,7 +151,7 @@ def _value_and_gradients(form: Form, needs: tuple[str, ...], arrays: Arrays) -> 
         request, hidden = _request(form, part), block["hidden"]
 
         def of_logits(z: Array) -> Array:
-            return reduce(request._replace(pred=z))
+            return linear_blocks.of_logits(request, (), z)
 
         value, slopes = jax.value_and_grad(of_logits)(_logits(form, hidden, part))
         of_hidden: tuple[Array, ...] = ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -132,6 +133,14 @@ def lookup(values: Array, labels: Array) -> Array:
 
 def one_hot(labels: Array, like: Array, axis: int) -> Array:
     return jax.lax.broadcasted_iota(labels.dtype, like.shape, axis) == jnp.expand_dims(labels, axis)
+
+
+def stack(arrays: Sequence[Array]) -> Array:
+    return jnp.stack(arrays, -1)
+
+
+def column(x: Array, which: int) -> Array:
+    return x[..., which]
 
 
 def matmul(x: Array, y: Array, transpose: bool) -> Array:

@@ -8,15 +8,23 @@ then its memory is used for the next. So the linear loss has no formula of its o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from lossbridge.frameworks.framework import Choice, Path
-from lossbridge.maths.ops import Array, Ops
+from lossbridge.maths import softmax
+from lossbridge.maths.ops import Array, Ops, Rule
 from lossbridge.reduction import by_weight, denominator, has_mass, reduce
-from lossbridge.spec import LOSSES, MEANS, Request
+from lossbridge.spec import LOSSES, MEANS, PER_SAMPLE, Request
 
 OF = LOSSES["sparse_categorical_crossentropy"]
+# Numbers of a row that stand beside its loss: their rules, over the scaled and capped logits.
+BESIDE: Mapping[str, Rule] = {
+    "nll": softmax.LABELS,
+    "lse": softmax.LOG_SUM_EXP,
+    "entropy": softmax.ENTROPY,
+    "prediction": softmax.PREDICTION,
+}
 
 # Logits of a block, where `memory` does not say: below so many rows matrix products are slow, and more bytes gain
 # nothing (measured on two cores with 512 to 4096 rows, 512 hidden units and 32768 classes).
@@ -32,6 +40,11 @@ class Linear(NamedTuple):
     classes_axis: int
     classes: int
     memory: int | None  # bytes for the logits of a block
+    columns: tuple[str, ...] = ()  # the result is (N, K): of every row its loss and of BESIDE what these name
+
+    def shape(self, count: int) -> tuple[int, ...]:
+        """Of the losses of so many rows."""
+        return (count, len(self.columns)) if self.columns else (count,)
 
     @property
     def most_rows(self) -> int:
@@ -67,7 +80,7 @@ def in_blocks(losses: Callable[[Linear], Array]) -> Path:
 def whole(call: Linear) -> Array:
     """The loss by all logits at once, as the framework differentiates it."""
     r = call.request
-    return reduce(r._replace(pred=logits(r.framework.ops, r, call)))
+    return of_logits(r, call.columns, logits(r.framework.ops, r, call))
 
 
 WHOLE = Path("all logits", whole, "by all logits at once, and their loss", "through the array of all logits")
@@ -77,6 +90,22 @@ def logits(ops: Ops, r: Request, call: Linear) -> Array:
     """z = W h + b of all rows, in the dtype of the computation."""
     z = ops.matmul(ops.cast(r.pred, r.dtype), ops.cast(call.weight, r.dtype), call.classes_axis == 0)
     return z if call.bias is None else z + ops.reshape(ops.cast(call.bias, r.dtype), (1, -1))
+
+
+def of_logits(r: Request, columns: tuple[str, ...], z: Array) -> Array:
+    """The loss of these logits, or of each row the columns; of a sum the columns' sum, each by its own weights."""
+    if not columns:
+        return reduce(r._replace(pred=z))
+    found = [reduce(_of_column(r, which, name)._replace(pred=z)) for which, name in enumerate(columns)]
+    return r.framework.ops.stack(found) if r.reduction in PER_SAMPLE else sum(found[1:], start=found[0])
+
+
+def _of_column(r: Request, which: int, name: str) -> Request:
+    weight = None if r.weight is None else r.weight[:, which]
+    if name == "loss":
+        return r._replace(weight=weight)
+    options = {option: x for option, x in r.options.items() if option in ("logit_scale", "softcap")}
+    return r._replace(rule=BESIDE[name], options=options, weight=weight)
 
 
 def with_divisor(call: Linear) -> Linear:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,7 +13,6 @@ from lossbridge.frameworks import numpy_ops as ops
 from lossbridge.frameworks.framework import Choice
 from lossbridge.frameworks.linear_blocks import Linear
 from lossbridge.maths.ops import Array
-from lossbridge.reduction import reduce
 from lossbridge.spec import PER_SAMPLE, Request
 
 # Bytes of a part of the weight's gradient, to which a block's share is added while it is in the cache.
@@ -66,7 +66,7 @@ def computed(call: Linear, r: Request, needs: tuple[bool, ...]) -> Computed:
     classes_first = weight if call.classes_axis == 0 else weight.T
     count = len(hidden)
     rows = call.rows(count)
-    losses = np.zeros(count, r.dtype) if r.reduction in PER_SAMPLE else None
+    losses = np.zeros(call.shape(count), r.dtype) if r.reduction in PER_SAMPLE else None
     total = 0.0
     of_hidden = np.empty_like(hidden) if needs[0] else None
     of_weight = np.zeros_like(weight) if needs[1] else None
@@ -77,7 +77,8 @@ def computed(call: Linear, r: Request, needs: tuple[bool, ...]) -> Computed:
         z = np.matmul(h, classes_first.T, out=room[: len(h)])
         if bias is not None:
             z += bias
-        value, slopes = _value_and_slopes(linear_blocks.of_rows(r, slice(start, start + rows)), z, any(needs))
+        part = linear_blocks.of_rows(r, slice(start, start + rows))
+        value, slopes = _value_and_slopes(part, call.columns, z, any(needs))
         if losses is not None:
             losses[start : start + rows] = value
         else:
@@ -91,11 +92,14 @@ def computed(call: Linear, r: Request, needs: tuple[bool, ...]) -> Computed:
     return Computed(np.dtype(r.dtype).type(total) if losses is None else losses, (of_hidden, of_weight, of_bias))
 
 
-def _value_and_slopes(part: Request, z: np.ndarray, differentiated: bool) -> tuple[Array, Any]:
-    """Of the loss of a block; the slopes lie where the logits were."""
+def _value_and_slopes(
+    part: Request, columns: tuple[str, ...], z: np.ndarray, differentiated: bool
+) -> tuple[Array, Any]:
+    """Of the loss of a block; the slopes may lie where the logits were."""
+    value = functools.partial(linear_blocks.of_logits, part, columns)
     if not differentiated:
-        return reduce(part._replace(pred=z)), None
-    found: tuple[Array, Any] = part.framework.value_and_grad(lambda z: reduce(part._replace(pred=z)), z, z)
+        return value(z), None
+    found: tuple[Array, Any] = part.framework.value_and_grad(value, z, None if columns else z)
     return found
 
 

@@ -7,7 +7,7 @@ every operation on one records how to pass a gradient back. Operations on plain 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -354,6 +354,23 @@ def matmul(x: Array, y: Array, transpose: bool) -> Array:
         return gradient.T if transpose else gradient
 
     return record(v @ w, (x, lambda g: g @ w.T), (y, of_y))
+
+
+def stack(arrays: Sequence[Array]) -> Array:
+    def of_one(which: int) -> Callable[[np.ndarray], np.ndarray]:
+        return lambda g: g[..., which]
+
+    found = np.stack([value_of(x) for x in arrays], -1)
+    return record(found, *((x, of_one(which)) for which, x in enumerate(arrays)))
+
+
+def column(x: Array, which: int) -> Array:
+    def pulled(g: np.ndarray) -> np.ndarray:
+        whole = np.zeros_like(value_of(x))
+        whole[..., which] = g
+        return whole
+
+    return record(value_of(x)[..., which], (x, pulled))
 
 
 def expand_dims(x: Array, axis: int) -> Array:

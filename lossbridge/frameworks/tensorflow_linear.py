@@ -17,7 +17,6 @@ from lossbridge.frameworks import tensorflow_ops as ops
 from lossbridge.frameworks.framework import Choice
 from lossbridge.frameworks.linear_blocks import Linear
 from lossbridge.maths.ops import Array
-from lossbridge.reduction import reduce
 from lossbridge.spec import PER_SAMPLE, Request
 
 _custom_gradient: Callable[[Callable[..., Any]], Callable[..., Any]] = tf.custom_gradient  # for the type checker
@@ -114,11 +113,11 @@ def _computed(call: Linear, r: Request, inputs: list[Array], differentiated: boo
         h = tf.ensure_shape(block.pop("pred"), [None, hidden.shape[1]])
         z = tf.linalg.matmul(h, weight, transpose_b=call.classes_axis == 0)
         z = z + bias[0] if bias else z
-        part = r._replace(**block)
+        of_logits = partial(linear_blocks.of_logits, r._replace(**block), call.columns)
         if not differentiated:
-            found = reduce(part._replace(pred=z))
+            found = of_logits(z)
         else:
-            found, slopes = r.framework.value_and_grad(lambda z: reduce(part._replace(pred=z)), z)
+            found, slopes = r.framework.value_and_grad(of_logits, z)
             of_hidden = of_hidden.write(i, tf.linalg.matmul(slopes, weight, transpose_b=call.classes_axis == 1))
             x, y = (slopes, h) if call.classes_axis == 0 else (h, slopes)
             of_weight += tf.linalg.matmul(x, y, transpose_a=True)
@@ -135,8 +134,8 @@ def _computed(call: Linear, r: Request, inputs: list[Array], differentiated: boo
     _, value, of_hidden, of_weight, of_bias = tf.while_loop(
         lambda i, *_: i < blocks, of_block, start, parallel_iterations=1
     )
-    found = tf.reshape(value.stack(), [-1])
-    found = found[:count] if per_sample else tf.reduce_sum(found)
+    found = value.stack()
+    found = tf.reshape(found, call.shape(-1))[:count] if per_sample else tf.reduce_sum(found)
     if not differentiated:
         return found, []
     joined = tf.reshape(of_hidden.stack(), tf.concat([[blocks * rows], tf.shape(hidden)[1:]], 0))[:count]

@@ -5,7 +5,7 @@ Eager, in a tf.function, under XLA, and with sizes that are unknown (None).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -243,6 +243,14 @@ def lookup(values: Array, labels: Array) -> Array:
 def one_hot(labels: Array, like: Array, axis: int) -> Array:
     classes = tf.range(size(like, axis, labels), dtype=labels.dtype)
     return tf.reshape(classes, [-1 if i == axis else 1 for i in range(like.shape.rank)]) == tf.expand_dims(labels, axis)
+
+
+def stack(arrays: Sequence[Array]) -> Array:
+    return tf.stack(arrays, -1)
+
+
+def column(x: Array, which: int) -> Array:
+    return x[..., which]
 
 
 def matmul(x: Array, y: Array, transpose: bool) -> Array:

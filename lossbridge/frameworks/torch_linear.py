@@ -6,6 +6,7 @@ losses of rows, to each of which something else may flow back, the logits are co
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -15,7 +16,6 @@ from lossbridge.frameworks import linear_blocks, torch_rows
 from lossbridge.frameworks import torch_ops as ops
 from lossbridge.frameworks.framework import Choice
 from lossbridge.frameworks.linear_blocks import Linear
-from lossbridge.reduction import reduce
 from lossbridge.spec import PER_SAMPLE, Request
 
 Gradients = tuple[Tensor | None, ...]  # for hidden states, weight and bias, in the dtype of the computation
@@ -64,7 +64,7 @@ def computed(
         assert weight is not None
         classes_first = weight if call.classes_axis == 0 else weight.T
         count, rows = len(hidden), call.rows(len(hidden))
-        losses = hidden.new_zeros(count) if r.reduction in PER_SAMPLE else None
+        losses = hidden.new_zeros(call.shape(count)) if r.reduction in PER_SAMPLE else None
         total = hidden.new_zeros((), dtype=getattr(torch, ops.widest(hidden)))
         of_hidden, of_weight, of_bias = (
             torch_rows.fresh(x) if need and x is not None else None
@@ -81,7 +81,7 @@ def computed(
             if bias is not None:
                 z += bias
             part = linear_blocks.of_rows(r, block)
-            value, slopes = _value_and_slopes(part, z, any(needs))
+            value, slopes = _value_and_slopes(part, call.columns, z, any(needs))
             if losses is not None:
                 losses[block] = value
             else:
@@ -96,11 +96,17 @@ def computed(
         return total.to(dtype) if losses is None else losses, (of_hidden, of_weight, of_bias)
 
 
-def _value_and_slopes(part: Request, z: Tensor, differentiated: bool) -> tuple[Tensor, Tensor]:
+def _value_and_slopes(
+    part: Request, columns: tuple[str, ...], z: Tensor, differentiated: bool
+) -> tuple[Tensor, Tensor]:
     """Of the loss of a block; the slopes may lie where the logits were."""
+    found: tuple[Tensor, Tensor]
     if not differentiated:
-        return reduce(part._replace(pred=z)), z
-    found: tuple[Tensor, Tensor] = part.framework.value_and_slopes(part._replace(pred=z))
+        found = linear_blocks.of_logits(part, columns, z), z
+    elif columns:
+        found = part.framework.value_and_grad(functools.partial(linear_blocks.of_logits, part, columns), z)
+    else:
+        found = part.framework.value_and_slopes(part._replace(pred=z))
     return found
 
 

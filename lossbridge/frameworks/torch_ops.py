@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 import sys
+from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import Any, NamedTuple
@@ -291,6 +292,14 @@ def matmul(x: Array, y: Array, transpose: bool) -> Array:
         return x @ y
     with torch.autocast(x.device.type, enabled=False):  # which would round to half precision
         return x @ y
+
+
+def stack(arrays: Sequence[Array]) -> Array:
+    return torch.stack(tuple(arrays), -1)
+
+
+def column(x: Array, which: int) -> Array:
+    return x[..., which]
 
 
 def expand_dims(x: Array, axis: int) -> Array:

@@ -6,7 +6,7 @@ A framework's module has these functions under these names. Formulas use only th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
 Array = Any  # of NumPy, PyTorch, TensorFlow or JAX, which have no type in common; shapes are in the docstrings
@@ -89,6 +89,14 @@ class Ops(Protocol):
         ...
 
     # Shapes.
+    def stack(self, arrays: Sequence[Array]) -> Array:
+        """Arrays of one shape, beside one another along a new last axis."""
+        ...
+
+    def column(self, x: Array, which: int) -> Array:
+        """x[..., which]"""
+        ...
+
     def expand_dims(self, x: Array, axis: int) -> Array: ...
     def squeeze(self, x: Array, axis: int) -> Array:
         """`x` without this axis, of size 1."""

@@ -14,6 +14,7 @@ Logits z; weights ω_j ≥ 0 (targets, smoothed, times class weights), Ω = Σ �
 8. z-loss: loss + ζ lse², lse = m + log S; gradient_j + 2 ζ lse p_j.
 9. Entropy: H = Σ_j p_j (−log p_j), gradient_j = p_j (E − d_j) with d_j = z_j − m and E = Σ p d: where all p are nearly
    equal, H − (−log p_j) would cancel.
+10. lse = m + log S, where one class k has e_k = 1 > S/2 m + log1p(R); gradient_j = p_j.
 
 Automatic differentiation treats m as a constant.
 """
@@ -198,7 +199,7 @@ def _smoothing_term(ops: Ops, pred: Array, axis: int, label_smoothing: Number, c
     return term if class_weight is None else term * class_weight
 
 
-# The entropy of logits, which has no target: labels of any class stand in its place.
+# What has no target: labels of any class stand in its place.
 
 
 def entropy(ops: Ops, labels: Array, logits: Array, axis: int) -> tuple[Array, Residuals]:
@@ -217,6 +218,26 @@ def entropy_gradients(
     p = ops.exp(d) / total
     d = zero_if_unweighted(ops, p, d)
     return None, p * (ops.sum(p * d, axis, keepdims=True) - d)
+
+
+def log_sum_exp(ops: Ops, labels: Array, logits: Array, axis: int) -> tuple[Array, Residuals]:
+    """log Σ_c e^(z_c), (10)."""
+    m, total, others = neg_log_softmax(ops, logits, axis)[1]
+    lse = m + ops.where(total < 2, ops.log1p(others), ops.log(total))
+    return ops.squeeze(lse, axis), (m, total, others)
+
+
+def log_sum_exp_gradients(
+    ops: Ops, labels: Array, logits: Array, axis: int, residuals: Residuals, needs_input_grad: tuple[bool, bool]
+) -> Gradients:
+    """(10)"""
+    m, total, _ = residuals
+    return None, ops.exp(logits - m) / total
+
+
+def prediction(ops: Ops, labels: Array, logits: Array, axis: int) -> tuple[Array, Residuals]:
+    """The class of the largest logit, the first of several, as a float, which has every integer up to 2^24."""
+    return ops.cast(ops.argmax(ops.stop_gradient(logits), axis), ops.dtype(logits)), ()
 
 
 # Scaled and capped logits, and the z-loss.
@@ -265,7 +286,8 @@ def of_scaled(rule: Rule) -> Rule:
             gradient = gradient * (4 * u / ((1 + u) * (1 + u)))
         return of_target, gradient
 
-    return rule._replace(value=value, gradients=gradients, options=(*rule.options, *OF_LOGITS))
+    by_rule = None if rule.gradients is None else gradients
+    return rule._replace(value=value, gradients=by_rule, options=(*rule.options, *OF_LOGITS))
 
 
 def scaled(ops: Ops, logits: Array, logit_scale: Number, softcap: Number | None) -> Array:
@@ -440,6 +462,8 @@ LABELS = of_scaled(
     Rule("softmax of labels", label_crossentropy, label_crossentropy_gradients, ("label_smoothing", "class_weight"))
 )
 ENTROPY = of_scaled(Rule("entropy of logits", entropy, entropy_gradients))
+LOG_SUM_EXP = of_scaled(Rule("log-sum-exp of logits", log_sum_exp, log_sum_exp_gradients))
+PREDICTION = of_scaled(Rule("largest logit", prediction))
 PROBABILITIES = Rule(
     "probabilities of distributions",
     crossentropy_of_probabilities,

@@ -38,7 +38,12 @@ class Array:
         return float(self.data)
 
     def __getitem__(self, index: Any) -> Array:
-        return Array(self.data[index])
+        def pulled(g: np.ndarray) -> np.ndarray:
+            whole = np.zeros_like(self.data)
+            np.add.at(whole, index, g)
+            return whole
+
+        return Array(self.data[index], [(self, pulled)])
 
     def __add__(self, y: Any) -> Array:
         return Array(self.data + data(y), [(self, lambda g: g), (y, lambda g: g)])
@@ -225,6 +230,11 @@ def take(x: Array, index: Array) -> Array:
 
 def arange(n: int) -> Array:
     return Array(np.arange(n))
+
+
+def stack(arrays: Any, axis: int) -> Array:
+    found = np.stack([x.data for x in arrays], axis)
+    return Array(found, [(x, lambda g, i=i: np.take(g, i, axis)) for i, x in enumerate(arrays)])
 
 
 def matmul(x: Array, y: Array) -> Array:
