@@ -18,7 +18,6 @@ from typing import Annotated, Any, NoReturn
 import numpy as np
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from lossbridge.explanation import explain as paths_of
 from lossbridge.frameworks import FRAMEWORKS
@@ -39,6 +38,7 @@ from lossbridge.tools.parity.linear_cases import NAME as LINEAR
 from lossbridge.tools.parity.tables import UnusableFile
 from lossbridge.tools.printed_number import is_number
 from lossbridge.tools.processes import BackendRun, installed, run_workers
+from lossbridge.tools.progress import progress
 from lossbridge.version import __version__
 
 app = typer.Typer(
@@ -81,6 +81,9 @@ OwnFile = Annotated[
         help="Your own arrays: an .npz, .csv or .parquet file with y_true and y_pred, and optionally sample_weight and "
         "mask."
     ),
+]
+Everything = Annotated[
+    bool, typer.Option("--all", help="Compile every case, those too that compile another case's function again.")
 ]
 Peers = Annotated[
     bool, typer.Option("--peers", help="Compare lossbridge.compat with the libraries' own functions, where installed.")
@@ -216,6 +219,7 @@ def parity(
     loss: Annotated[list[str] | None, typer.Option(help="Only this loss; may be repeated. FILE needs one.")] = None,
     dtype: Annotated[list[str] | None, typer.Option(help="Only cases of this dtype; may be repeated.")] = None,
     peers: Peers = False,
+    everything: Everything = False,
     device: Device = "cpu",
     json: Annotated[Path | None, typer.Option(help="Write every outcome to this JSON file.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write the table and a plot of errors to this HTML page.")] = None,
@@ -233,13 +237,15 @@ def parity(
 ) -> None:
     """Compare values and gradients of every backend with the reference, eager and compiled.
 
+    Every case runs eagerly; compiled run those that compile something new, and with --all every one.
+
     With --peers, compare lossbridge.compat with the libraries themselves; --loss then names functions, such as
     torch.kl_div, or whole libraries.
 
     Exit status: 0 if everything asked for ran and agreed, 1 if not, 2 on bad usage.
     """
     options = _options(locals())
-    request = _ParityRequest(device, loss or [], dtype or [], file, options, peers)
+    request = _ParityRequest(device, loss or [], dtype or [], file, options, peers, everything)
     _refuse_unknown("--backend", backend or [], FRAMEWORKS)
     request.check_usage()
     _check_timeout(timeout)
@@ -258,6 +264,7 @@ class _ParityRequest:
     file: Path | None
     options: dict[str, Any]  # of the file's arrays
     peers: bool
+    everything: bool
 
     def check_usage(self) -> None:
         file, options = self.file, self.options
@@ -285,16 +292,16 @@ class _ParityRequest:
 
 def _run_parity(backends: list[str], request: _ParityRequest, timeout: float) -> list[BackendRun[Outcome]]:
     """All backends side by side."""
-    with _progress() as progress:
-        bars = {name: progress.add_task(name, total=None) for name in backends if installed(name)}
+    with progress(err) as bars:
+        tasks = {name: bars.add_task(name, total=None) for name in backends if installed(name)}
         return run_workers(
             backends,
             {**vars(request), "file": None if request.file is None else str(request.file)},
             worker="lossbridge.tools.parity.parity_worker",
             outcome=lambda found: Outcome(**found),
             timeout=timeout,
-            on_total=lambda name, total: progress.update(bars[name], total=total),
-            on_outcome=lambda name, outcome: progress.advance(bars[name]),
+            on_total=lambda name, total: bars.update(tasks[name], total=total),
+            on_outcome=lambda name, outcome: bars.advance(tasks[name]),
         )
 
 
@@ -319,12 +326,6 @@ def _report_parity(
     if html is not None:
         parity_report.write_html(html, runs, request.device, named, about, more=absent)
     raise typer.Exit(AGREED if agreed else DISAGREED)
-
-
-def _progress() -> Progress:
-    """One bar per backend."""
-    columns = TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    return Progress(*columns, console=err)
 
 
 def _all_backends() -> list[str]:
@@ -403,11 +404,11 @@ def _run_bench(
 ) -> list[results.Run]:
     """One section after another: side by side they would slow each other down."""
     runs: dict[str, list[results.Run]] = defaultdict(list)
-    with _progress() as progress:
+    with progress(err) as bars:
         # What is not installed is reported once.
         todo = [s for s in sections(cells, device) if s.label == s.backend or installed(s.backend)]
         totals = Counter(section.backend for section in todo for _ in section.cells)
-        bars = {name: progress.add_task(name, total=total) for name, total in totals.items() if installed(name)}
+        tasks = {name: bars.add_task(name, total=total) for name, total in totals.items() if installed(name)}
         for section in todo:
             runs[section.label] += run_workers(
                 [section.backend],
@@ -416,7 +417,7 @@ def _run_bench(
                 outcome=results.Outcome.of_dict,
                 timeout=timeout,
                 environment=section.environment,
-                on_outcome=lambda name, outcome: progress.advance(bars[name]),
+                on_outcome=lambda name, outcome: bars.advance(tasks[name]),
             )
     return [results.joined(label, parts) for label, parts in runs.items()]
 
@@ -524,10 +525,9 @@ def diagnose(
     y_true, y_pred, number, options = batches[0]
     used = {"label_smoothing": label_smoothing, "epsilon": epsilon, "temperature": temperature}
     used |= {"pos_weight": pos_weight, "gamma": gamma, "alpha": alpha}
-    columns = TextColumn("comparing conventions"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn()
     try:
-        with Progress(*columns, console=err) as progress:
-            bar = progress.add_task("", total=1.0)
+        with progress(err) as bars:
+            task = bars.add_task("conventions", total=1.0)
             found = diagnosis.diagnose(
                 y_true,
                 y_pred,
@@ -539,9 +539,9 @@ def diagnose(
                 ignore_class=ignore_class,
                 **used,
                 more=batches[1:],
-                advance=lambda fraction: progress.advance(bar, fraction),
+                advance=lambda fraction: bars.advance(task, fraction),
             )
-            progress.update(bar, completed=1.0)
+            bars.update(task, completed=1.0)
     except (ValueError, TypeError) as error:
         place = re.match(r"further batch (\d+): ", str(error))
         _refuse(f"{files[int(place[1]) if place else 0]}: {str(error)[place.end() if place else 0 :]}")

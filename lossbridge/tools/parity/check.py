@@ -22,6 +22,9 @@ from lossbridge.tools.parity.linear_cases import LAYER, linear_cases
 _FORMATS = {"float16": (10, -14), "bfloat16": (7, -126), "float32": (23, -126), "float64": (52, -1022)}
 
 
+EAGER = "eager"
+
+
 @dataclass(frozen=True)
 class Outcome:
     """The result of one check. Errors are the largest over all entries; `result` is the value if it is a finite scalar;
@@ -91,7 +94,7 @@ class Runner:
         self.compiled: dict[str, tuple[Any, Callable[..., Any]]] = {}
 
     def modes(self) -> list[str]:
-        return ["eager", *self.b.compilers()]
+        return [EAGER, *self.b.compilers()]
 
     def run(self, case: Case, mode: str) -> Outcome:
         with self.b.scope(case.dtype, self.device):
@@ -100,7 +103,7 @@ class Runner:
             try:
                 value, gradient = function(y_true, y_pred, **arrays)
             except ValueError:
-                if case.refused and mode == "eager":
+                if case.refused and mode == EAGER:
                     return Outcome(case.loss, case.name, mode, case.dtype)
                 raise
             gradient, *of_layer = gradient if layer_of(case) else (gradient,)
@@ -125,7 +128,7 @@ class Runner:
         loss, layer = getattr(losses, case.loss), layer_of(case)
         both = losses.value_and_grad(loss, of=("hidden", *layer) if layer else None)
         function = functools.partial(both, **static)
-        if mode == "eager":
+        if mode == EAGER:
             return function
         key = compile_key(case)
         if self.compiled.get(mode, (None, None))[0] != key:

@@ -136,11 +136,11 @@ class About:
 
 CASES = About(
     "Worst error against the reference: units in the last place, relative",
-    "Eager and compiled. Units of float32 or float64 for values, at the exact value, or at 1 where probabilities go "
-    "in; of the input's dtype for gradients, at the row's largest entry. Relative to the same, in float32 and float64. "
-    "Each case states its own tolerance; in float16 and bfloat16 the reference gets the rounded inputs. Bits: whether "
-    "eager values and gradients are the same on all backends, as where native rows compute them; or in how many cases "
-    "they differ.",
+    "Eager and compiled (of cases with the same code one; with --all, all). Units of float32 or float64 for values, at "
+    "the exact value, or at 1 where probabilities go in; of the input's dtype for gradients, at the row's largest "
+    "entry. Relative to the same, in float32 and float64. Each case states its own tolerance; in float16 and bfloat16 "
+    "the reference gets the rounded inputs. Bits: whether eager values and gradients are the same on all backends, as "
+    "where native rows compute them; or in how many cases they differ.",
 )
 PEERS = About(
     "lossbridge.compat compared with the libraries' own functions: units in the last place, relative",

@@ -9,8 +9,9 @@ from typing import Any
 from lossbridge.frameworks.framework import Framework
 from lossbridge.tools.parity import peers
 from lossbridge.tools.parity.cases import Case
-from lossbridge.tools.parity.check import Runner, all_cases, in_order
+from lossbridge.tools.parity.check import EAGER, Runner, all_cases, in_order
 from lossbridge.tools.parity.files import case_of
+from lossbridge.tools.parity.repeats import is_repeated
 from lossbridge.tools.processes import Job, serve
 
 
@@ -40,6 +41,7 @@ def jobs(b: Framework, request: dict[str, Any]) -> tuple[list[Job], dict[str, An
         (f"{case.loss}, {case.name}, {mode}", partial(runner.outcome, case, mode))
         for case in in_order(selected(request))
         for mode in runner.modes()
+        if mode == EAGER or request["everything"] or request["file"] or not is_repeated(case)
     ]
     return checks, {}
 
