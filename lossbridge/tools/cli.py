@@ -22,7 +22,7 @@ from rich.console import Console
 from lossbridge.explanation import explain as paths_of
 from lossbridge.frameworks import FRAMEWORKS
 from lossbridge.native import rows
-from lossbridge.tools import comparison, diagnosis
+from lossbridge.tools import comparison, diagnosis, doctor_worker
 from lossbridge.tools.bench import bench_report, plots, results
 from lossbridge.tools.bench import cells as bench_cells
 from lossbridge.tools.bench.sections import sections
@@ -488,6 +488,30 @@ def _sizes(shape: str) -> tuple[int, ...]:
     if entries > MOST_ENTRIES:
         _refuse(f"--shape {shape} has {entries} entries; give at most {MOST_ENTRIES}, above which no path changes")
     return sizes
+
+
+@app.command()
+def doctor(backend: Backends = None, device: Device = "cpu", timeout: Timeout = 120) -> None:
+    """Say what is installed, what is native, and which paths calls take; compute the Keras example everywhere.
+
+    Add its output to a report of a fault.
+
+    Exit status: 0 if every framework gave 1.1769392, 1 if not, 2 on bad usage.
+    """
+    named = backend or []
+    _refuse_unknown("--backend", named, FRAMEWORKS)
+    _check_timeout(timeout)
+    _print_lines(doctor_worker.lines())
+    runs = run_workers(
+        list(dict.fromkeys(named or _all_backends())),
+        {"device": device},
+        worker="lossbridge.tools.doctor_worker",
+        outcome=lambda found: doctor_worker.Found(**found),
+        timeout=timeout,
+    )
+    out.print(doctor_worker.table(runs))
+    _print_lines(*(run.absence(named) for run in runs), [doctor_worker.verdict(runs)])
+    raise typer.Exit(AGREED if _all_agreed(runs, named) else DISAGREED)
 
 
 @app.command()

@@ -1,8 +1,9 @@
-"""The files that commands write: JSON, and HTML pages with plots. Knows neither losses nor backends."""
+"""The files that commands write: JSON, and HTML pages with plots. Knows no losses."""
 
 from __future__ import annotations
 
 import html
+import importlib.metadata
 import io
 import json
 import math
@@ -12,6 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from lossbridge.frameworks import FRAMEWORKS
 from lossbridge.native import rows
 from lossbridge.version import __version__
 
@@ -25,6 +27,17 @@ def facts(device: str) -> dict[str, str]:
         "python": platform.python_version(),
         "device": device,
     }
+
+
+def versions() -> dict[str, str]:
+    """Of the installed frameworks, and of libraries that compute with them or are compared with."""
+    found = {}
+    for library in (*FRAMEWORKS, "keras", "optax", "flax", "scipy", "scikit-learn", "triton", "liger-kernel"):
+        try:
+            found[library] = importlib.metadata.version(library)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
 
 
 def write_results(path: Path, content: dict[str, Any]) -> None:

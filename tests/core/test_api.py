@@ -7,6 +7,7 @@ import importlib
 import inspect
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -83,3 +84,8 @@ def test_cases_are_plain_data_within_their_dtype() -> None:
             if x.dtype.kind == "f":
                 rounded = cases.round_to(x, case.dtype)
                 assert ((rounded == x) | (x != x)).all(), case
+
+
+def test_the_citation_names_this_version() -> None:
+    citation = Path(__file__).parents[2] / "CITATION.cff"
+    assert f"\nversion: {lb.__version__}\n" in citation.read_text(encoding="utf-8")

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 import lossbridge
 from lossbridge.native import rows
-from lossbridge.tools import cli, processes
+from lossbridge.tools import cli, doctor_worker, processes
 from lossbridge.tools.cli import app
 from lossbridge.tools.parity.cases import DTYPES, LOSSES, cases
 from lossbridge.tools.parity.check import all_cases
@@ -602,3 +602,35 @@ def test_diagnose_takes_what_was_used(save, arrays) -> None:
     for option in ("--pos-weight", "--gamma", "--alpha", "--label-smoothing", "--epsilon"):
         result = run("diagnose", path, "--observed", "1.0", option, -1, code=2)
         assert f"{option[2:].replace('-', '_')} is -1.0; pass a number between 0 and" in result.stderr
+
+
+# doctor.
+
+
+def test_doctor_says_what_is_there_and_computes_the_example(monkeypatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    result = run("doctor", "--backend", "numpy")
+    assert f"lossbridge {lossbridge.__version__}, {rows.status()}" in result.stdout
+    assert f"numpy {np.__version__}" in result.stdout
+    assert "threads: 1\n" in result.stdout
+    assert "OMP_NUM_THREADS=1" in result.stdout
+    assert "1.1769392" in result.stdout
+    path = "numpy" if rows.MISSING else "rows"
+    assert f"eager: {path}" in result.stdout
+    assert "1 of 1 frameworks give 1.1769392" in result.stdout
+
+
+def test_doctor_says_what_is_missing() -> None:
+    result = run("doctor", "--backend", "numpy", "--device", "cuda", code=1)
+    assert "numpy: no device: no device cuda; present: cpu" in result.stdout
+    assert "0 of 0 frameworks" in result.stdout
+    assert "--backend numby is unknown" in run("doctor", "--backend", "numby", code=2).stderr
+
+
+def test_doctor_shows_a_wrong_number(monkeypatch) -> None:
+    wrong = [doctor_worker.Found(doctor_worker.EXAMPLE, "1.2", fault="1.2, and 1.1769392 is right")]
+    shown = [processes.BackendRun("numpy", "ran", outcomes=wrong, facts={"devices": ["cpu"]})]
+    monkeypatch.setattr(cli, "run_workers", lambda *_, **__: shown)
+    result = run("doctor", "--backend", "numpy", code=1)
+    assert "1.2, and 1.1769392 is right" in result.stdout
+    assert "0 of 1 frameworks give 1.1769392" in result.stdout

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 from functools import partial
 from typing import Any
 
-from lossbridge.frameworks import FRAMEWORKS
 from lossbridge.frameworks.framework import Framework
 from lossbridge.tools.bench import thread_limits
 from lossbridge.tools.bench.cells import Budget, Cell
@@ -15,19 +13,7 @@ from lossbridge.tools.bench.measure import outcome
 from lossbridge.tools.bench.memory import copy_bandwidth
 from lossbridge.tools.bench.sections import OWN_HUGE_PAGES
 from lossbridge.tools.processes import Job, serve
-
-LIBRARIES = (*FRAMEWORKS, "scipy", "scikit-learn", "keras", "optax", "liger-kernel", "triton")
-
-
-def versions() -> dict[str, str]:
-    """Of the installed libraries that may compete."""
-    found = {}
-    for library in LIBRARIES:
-        try:
-            found[library] = importlib.metadata.version(library)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+from lossbridge.tools.result_files import versions
 
 
 def jobs(b: Framework, request: dict[str, Any]) -> tuple[list[Job], dict[str, Any]]:
