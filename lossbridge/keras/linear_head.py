@@ -18,6 +18,8 @@ from lossbridge import errors, losses
 from lossbridge.compat.keras import labels as class_labels
 from lossbridge.keras.arguments import check_options, given_array, saved_option, without_last_axis
 from lossbridge.maths.ops import Array
+from lossbridge.maths.softmax import scaled
+from lossbridge.request import framework_of
 from lossbridge.spec import MEANS, PER_SAMPLE, Reduction
 
 # Of the constructor: the options of the loss, and what makes the layer.
@@ -145,9 +147,8 @@ class LinearCrossentropyHead(keras.layers.Layer):
 
     def _logits(self, hidden: Array, kernel: Array, bias: Array | None) -> Array:
         z = keras.ops.matmul(hidden, kernel)
-        z = (z if bias is None else z + bias) * self._options["logit_scale"]
-        cap = self._options["softcap"]
-        return z if cap is None else cap * keras.ops.tanh(z / cap)
+        ops, scale, cap = framework_of(z).ops, self._options["logit_scale"], self._options["softcap"]
+        return scaled(ops, z if bias is None else z + bias, scale, cap)
 
     def compute_output_spec(
         self, inputs: Any, labels: Any = None, sample_weight: Any = None, mask: Any = None

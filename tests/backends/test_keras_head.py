@@ -123,8 +123,13 @@ def words_of(seed: int) -> np.ndarray:
 FIT = {"batch_size": 4, "epochs": 3, "shuffle": False, "verbose": 0}  # the last batch is smaller
 
 
-@pytest.mark.parametrize("reduction", ["sum_over_batch_size", "mean_with_sample_weight", "sum"])
-@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize(
+    ("reduction", "dtype"),
+    [
+        *[(reduction, "float32") for reduction in ("sum_over_batch_size", "mean_with_sample_weight", "sum")],
+        ("sum_over_batch_size", "mixed_bfloat16"),
+    ],
+)
 def test_fit_reaches_the_weights_of_dense_and_a_loss(reduction, dtype) -> None:
     words, options = words_of(2), {"class_weight": [1, 2, 3, 4, 5], "label_smoothing": 0.1, "reduction": reduction}
     model, with_logits = models(dtype=dtype, **options)
