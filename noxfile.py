@@ -175,6 +175,14 @@ def train(session: nox.Session) -> None:
 
 
 @nox.session
+def transformers(session: nox.Session) -> None:
+    """The example of Hugging Face's Trainer, with the newest of its libraries, which nothing else needs."""
+    install(session, "frameworks")
+    session.install("transformers", "accelerate")
+    session.run("python", "examples/linear_trainer.py")
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     install(session, "lint", extras="cli")
     session.run("ruff", "check", ".")

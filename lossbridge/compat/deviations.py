@@ -343,6 +343,7 @@ TORCH: tuple[Deviation, ...] = (
         ([[20.0, 0.0]], [0]),
         theirs=0.0,
         ours=2.0611537e-9,
+        also=("torch.linear_cross_entropy",),
     ),
     Deviation(
         "torch.cross_entropy",
@@ -350,6 +351,7 @@ TORCH: tuple[Deviation, ...] = (
         ([[1.0, 0.0]], [-100]),
         theirs=_NAN,
         ours=0.0,
+        also=("torch.linear_cross_entropy",),
     ),
     Deviation(
         "torch.cross_entropy",
@@ -357,6 +359,7 @@ TORCH: tuple[Deviation, ...] = (
         ([[1.0, 0.0]], [0], [0.0, 1.0]),
         theirs=_NAN,
         ours=0.0,
+        also=("torch.linear_cross_entropy",),
     ),
     Deviation(
         "torch.cross_entropy",
@@ -381,6 +384,22 @@ TORCH: tuple[Deviation, ...] = (
         ours="TypeError",
         options={"size_average": False},
         also=("torch.nll_loss", "torch.kl_div", "torch.binary_cross_entropy", "torch.binary_cross_entropy_with_logits"),
+    ),
+    Deviation(
+        "torch.linear_cross_entropy",
+        "Logits of float16 and bfloat16 are float32 out of the product, and so is the result.",
+        ([[1.2, -0.8]], [[1.0, 0.5], [0.3, 2.0]], [0]),
+        theirs=0.1221313,
+        ours=0.1222678,
+        dtype="float16",
+    ),
+    Deviation(
+        "torch.linear_cross_entropy",
+        "Integer targets of every dtype are classes.",
+        ([[1.2, -0.8]], [[1.0, 0.5], [0.3, 2.0]], [True]),
+        theirs="raises",
+        ours=2.1622430,
+        also=("torch.cross_entropy", "torch.nll_loss"),
     ),
     Deviation(
         "torch.binary_cross_entropy",

@@ -24,9 +24,10 @@ from typing import Any
 
 from lossbridge import errors
 from lossbridge.frameworks.framework import ArrayOps
+from lossbridge.losses import linear_crossentropy
 from lossbridge.maths import bernoulli, divergence, softmax
-from lossbridge.maths.ops import Array, Ops, Residuals, Rule
-from lossbridge.request import as_array, common_framework, compute_dtype, framework_of, run
+from lossbridge.maths.ops import Array, Ops, Residuals, Rule, Shape
+from lossbridge.request import as_array, common_framework, compute_dtype, dtype_of, framework_of, run
 from lossbridge.spec import LOSSES, Loss, Names, Reduction
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "binary_cross_entropy_with_logits",
     "cross_entropy",
     "kl_div",
+    "linear_cross_entropy",
     "nll_loss",
 ]
 
@@ -141,28 +143,165 @@ def cross_entropy(
         "normalizer": normalizer,
         "inplace_gradient": inplace_gradient and framework_of(input).name == "torch",
     }
-    if not _holds_probabilities(ops, as_array(ops, "target", target, pred), pred):
+    if not _holds_probabilities(ops, as_array(ops, "target", target, pred), ops.shape(pred)):
         return _of_classes(_CLASSES, target, pred, ours, NAMES, ignore_class=ignore_index, **given)
     if ignore_index is not None and ignore_index >= 0:
         raise ValueError(f"ignore_index={ignore_index} is for integer targets, and target holds probabilities")
     return run(_DISTRIBUTIONS, target, pred, names=NAMES, reduction=ours, **given)
 
 
-def _holds_probabilities(ops: ArrayOps, target: Array, pred: Array) -> bool:
-    """Whether the target is floating-point. Raises if it is neither classes nor probabilities."""
-    dtype, shape = ops.dtype(target), ops.shape(pred)
+def _holds_probabilities(ops: ArrayOps, target: Array, shape: Shape, of: str = "input") -> bool:
+    """Whether the target is floating-point. Raises if it is neither classes nor probabilities.
+
+    `shape`: of the logits, which are what the caller knows as `of`.
+    """
+    dtype = ops.dtype(target)
     soft = errors.is_float(dtype)
     if soft and len(ops.shape(target)) + 1 == len(shape):
         raise TypeError(
             f"target has dtype {dtype} and no axis of classes: classes are integers; convert them, or pass "
-            "probabilities of input's shape"
+            f"probabilities of the shape of {of}"
         )
     if not soft and shape and ops.shape(target) == shape:
         raise TypeError(
-            f"target has input's shape and dtype {dtype}: probabilities are floating-point; convert them, or pass "
-            "classes, of input's shape without C"
+            f"target has the shape of {of} and dtype {dtype}: probabilities are floating-point; convert them, or pass "
+            f"classes, of that shape without C"
         )
     return soft
+
+
+def linear_cross_entropy(
+    input: Any,
+    linear_weight: Any,
+    target: Any,
+    *,
+    linear_bias: Any = None,
+    weight: Any = None,
+    reduction: str = "mean",
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+    options: Any = None,
+    normalizer: Any = None,
+) -> Any:
+    """cross_entropy(linear(input, linear_weight, linear_bias), target), as torch.nn.functional.linear_cross_entropy.
+
+    Without the array of all logits, by `lossbridge.linear_crossentropy`; but by all of them where they are not what
+    takes the memory: for probabilities, which are as many, and for a loss in K dimensions.
+
+    Args:
+        input: hidden states of shape (H,) or (N, H).
+        linear_weight: (C, H), or (C, d1, …, dK, H) for logits of shape (N, C, d1, …, dK).
+        target: integer classes, of the logits' shape without C; or probabilities (floating-point) of the logits' shape.
+        linear_bias: of linear_weight's shape without its last axis.
+        weight: (C,), the w_c. A mean of integer targets divides by Σ w_y, one of probabilities by their number.
+        ignore_index: an integer target whose entries are left out; None is −100.
+        label_smoothing: s in [0, 1]; targets become t·(1 − s) + s/C.
+        options: a torch.nn.LinearCrossEntropyOptions, of which batch_chunk_size is the number of rows in a block. The
+            others choose between time, memory and digits, of which the result here has all.
+
+    >>> hidden, linear_weight = [[1.0, 0.0], [0.0, 2.0]], [[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]
+    >>> round(float(linear_cross_entropy(hidden, linear_weight, [0, 2])), 7)
+    0.8103092
+    """
+    ours = check_reduction(reduction)
+    errors.options({"label_smoothing": label_smoothing, "reduction": ours, "normalizer": normalizer})
+    errors.ignored_class(ignore_index, "ignore_index")
+    common_framework(input, "input", {"linear_weight": linear_weight, "linear_bias": linear_bias, "weight": weight})
+    ops, pred, _ = _input(input, target)
+    layer, bias = _linear_layer(ops, pred, linear_weight, linear_bias)
+    each = None if weight is None else _one_a_class(ops, weight, pred, ops.shape(layer)[0])
+    memory = _memory_of_rows(options, ops, pred, layer)
+    shape = (*ops.shape(pred)[:-1], *ops.shape(layer)[:-1])  # of the logits
+    labels = as_array(ops, "target", target, pred)
+    soft = _holds_probabilities(ops, labels, shape, "the logits")
+    if soft and ignore_index is not None:
+        raise ValueError(f"ignore_index={ignore_index} is for integer targets, and target holds probabilities")
+    ignored = -100 if ignore_index is None else ignore_index
+    given = {"label_smoothing": label_smoothing, "normalizer": normalizer}
+    if soft or len(ops.shape(layer)) > 2:
+        given |= {"reduction": reduction, "ignore_index": ignored}
+        return cross_entropy(_logits(ops, pred, layer, bias), target, weight, **given)
+    if not errors.agree(ops.shape(labels), shape[:-1]):
+        errors.label_shape(ops.shape(labels), shape[:-1], shape, -1, NAMES._replace(pred="the logits"))
+    if ours == "mean" and normalizer is None and each is not None:
+        given["normalizer"] = _label_weight(ops, labels, layer, each, ignored)
+    given |= {"reduction": ours, "ignore_class": ignored, "class_weight": weight, "memory": memory}
+    return linear_crossentropy(target, pred, layer, bias=bias, **given)
+
+
+def _linear_layer(ops: ArrayOps, pred: Array, weight: Any, bias: Any) -> tuple[Array, Array | None]:
+    """Weight and bias as arrays of the framework. Raises where they and the input make no logits."""
+    found = {"linear_weight": as_array(ops, "linear_weight", weight, pred)}
+    if bias is not None:
+        found["linear_bias"] = as_array(ops, "linear_bias", bias, pred)
+    for (name, x), given in zip(found.items(), (weight, bias), strict=False):
+        if isinstance(given, list | tuple):  # Python numbers have no dtype
+            found[name] = ops.cast(x, compute_dtype(ops, pred))
+        dtype = ops.dtype(found[name])
+        errors.floating(dtype, name, "target")
+        if (dtype == "float64") != (ops.dtype(pred) == "float64"):
+            raise TypeError(f"{name} is {dtype} and input {ops.dtype(pred)}; convert one, nothing is cast to float64")
+    hidden, sizes = ops.shape(pred), ops.shape(found["linear_weight"])
+    shapes = f"input has shape {errors.text(hidden)} and linear_weight {errors.text(sizes)}"
+    if len(hidden) not in (1, 2) or len(sizes) < 2:
+        raise ValueError(
+            f"{shapes}; pass (H,) or (N, H), and (C, H) or (C, …, H) (lossbridge.linear_crossentropy takes hidden "
+            "states with any axes before H)"
+        )
+    if None in sizes:
+        raise ValueError(f"{shapes}; the weight's sizes must be known where the graph is built")
+    if not errors.agree(hidden[-1:], sizes[-1:]):
+        raise ValueError(f"{shapes}; their last axes must be equal, that of the hidden units")
+    if len(sizes) > 2 and len(hidden) == 1:
+        raise ValueError(f"{shapes}; a loss in several dimensions takes a batch, (N, H)")
+    if bias is not None and not errors.agree(ops.shape(found["linear_bias"]), sizes[:-1]):
+        raise ValueError(
+            f"linear_bias has shape {errors.text(ops.shape(found['linear_bias']))} and linear_weight "
+            f"{errors.text(sizes)}; give it {errors.text(sizes[:-1])}"
+        )
+    return found["linear_weight"], found.get("linear_bias")
+
+
+def _one_a_class(ops: ArrayOps, weight: Any, pred: Array, classes: int | None) -> Array:
+    each = as_array(ops, "weight", weight, pred)
+    each = each if ops.dtype(each) == "float64" else ops.cast(each, compute_dtype(ops, pred))
+    if not errors.agree(ops.shape(each), (classes,)):
+        raise ValueError(f"weight has shape {errors.text(ops.shape(each))}; give it one number a class, ({classes},)")
+    return each
+
+
+def _memory_of_rows(options: Any, ops: ArrayOps, pred: Array, weight: Array) -> int | None:
+    """The bytes of a block's logits, where the options say how many rows it has."""
+    if options is None:
+        return None
+    if not hasattr(options, "batch_chunk_size"):
+        raise TypeError(f"options is {type(options).__name__}; pass a torch.nn.LinearCrossEntropyOptions, or None")
+    rows, classes = options.batch_chunk_size, ops.shape(weight)[0]
+    if rows is None or not classes:
+        return None
+    return int(rows) * classes * (8 if compute_dtype(ops, pred) == "float64" else 4)
+
+
+def _logits(ops: ArrayOps, pred: Array, weight: Array, bias: Array | None) -> Array:
+    """(C, …) of (H,), (N, C, …) of (N, H), in the dtype of the computation."""
+    dtype = compute_dtype(ops, pred)
+    sizes: tuple[Any, ...] = ops.shape(weight)
+    batch = (-1,) if len(ops.shape(pred)) > 1 else ()
+    rows = ops.reshape(ops.cast(pred, dtype), (-1, sizes[-1]))
+    z = ops.matmul(rows, ops.reshape(ops.cast(weight, dtype), (-1, sizes[-1])), True)
+    if bias is not None:
+        z = z + ops.reshape(ops.cast(bias, dtype), (1, -1))
+    return ops.reshape(z, (*batch, *sizes[:-1]))
+
+
+def _label_weight(ops: ArrayOps, labels: Array, linear_weight: Array, weight: Array, ignored: int) -> Array:
+    """Σ w_y of the labels that count."""
+    dtype = dtype_of(ops, labels)
+    wide = ops.cast(labels, "int64" if dtype in ("int64", "uint64") else "int32")
+    each = _LABEL_MASS.value(ops, wide, linear_weight, 0, class_weight=weight)[0]
+    if errors.representable(ignored, dtype):
+        each = ops.where(wide != ignored, each, 0.0)
+    return ops.sum(each)
 
 
 def nll_loss(

@@ -40,8 +40,10 @@ from keras.src.losses.loss import scale_loss_for_distribution  # the trainer rev
 
 # ---- End of the private interfaces. ----
 from lossbridge import errors
-from lossbridge.compat.keras import SPARSE_FOCAL, labels, logits_behind, same_rank, with_attached_mask, without_last
-from lossbridge.maths.ops import Array, Shape
+from lossbridge.compat.keras import SPARSE_FOCAL, labels, logits_behind, same_rank, with_attached_mask
+from lossbridge.keras.arguments import check_options, given_array, saved_option, without_last_axis
+from lossbridge.keras.linear_head import LinearCrossentropyHead
+from lossbridge.maths.ops import Array
 from lossbridge.request import common_framework, framework_of, run
 from lossbridge.spec import LOSSES, MEANS, Loss, Reduction
 
@@ -52,6 +54,7 @@ __all__ = [
     "CategoricalFocalCrossentropy",
     "DistillationLoss",
     "KLDivergence",
+    "LinearCrossentropyHead",
     "LogLoss",
     "SparseCategoricalCrossentropy",
     "SparseCategoricalFocalCrossentropy",
@@ -63,8 +66,8 @@ class _Loss(keras.losses.Loss):
 
     def __init__(self, loss: str, arguments: dict[str, Any]) -> None:
         """`arguments`: the locals() of a constructor, which are its arguments, so that none is forgotten."""
-        options = {key: _option(key, x) for key, x in arguments.items() if key not in ("self", "__class__")}
-        _check(options)
+        options = {key: saved_option(key, x) for key, x in arguments.items() if key not in ("self", "__class__")}
+        check_options(options)
         super().__init__(name=options.pop("name"), reduction=options.pop("reduction"), dtype=options.pop("dtype"))
         if not errors.is_float(self.dtype):
             raise ValueError(f"dtype is {self.dtype}; a loss computes in float16, bfloat16, float32 or float64")
@@ -116,7 +119,7 @@ class _Loss(keras.losses.Loss):
     def _evaluate(self, y_true: Any, y_pred: Any, *, sample_weight: Any = None, mask: Any = None, **other: Any) -> Any:
         options = {**self._options(), **other}
         learns = getattr(y_true, "requires_grad", False)  # of a tensor; a Keras variable may be a target
-        y_true, y_pred = _array(y_true, "y_true"), _array(y_pred, "y_pred")
+        y_true, y_pred = given_array(y_true, "y_true"), given_array(y_pred, "y_pred")
         self._refuse_predictions(y_pred, swapped=learns and not getattr(y_pred, "requires_grad", False))
         y_pred = keras.ops.convert_to_tensor(y_pred, dtype=self.dtype)
         common_framework(y_pred, "y_pred", {"y_true": y_true})
@@ -124,8 +127,8 @@ class _Loss(keras.losses.Loss):
             y_true, y_pred = same_rank(y_true, y_pred)
         if "labels" in self._loss.targets:
             y_true = labels(y_true, y_pred, options["axis"])
-        samples = len(_shape(y_pred)) - 1
-        if "outcomes" in self._loss.elementwise and len(_shape(y_true)) > samples:
+        samples = len(y_pred.shape) - 1
+        if "outcomes" in self._loss.elementwise and len(y_true.shape) > samples:
             samples += 1  # one outcome an entry, not one label a row
         y_pred, options = logits_behind(self._loss, y_pred, options)
         return run(
@@ -133,8 +136,8 @@ class _Loss(keras.losses.Loss):
             y_true,
             y_pred,
             names=with_attached_mask(self._loss.names),
-            sample_weight=_without_last(sample_weight, samples),
-            mask=_without_last(mask, samples),
+            sample_weight=without_last_axis(sample_weight, samples),
+            mask=without_last_axis(mask, samples),
             **options,
         )
 
@@ -155,68 +158,6 @@ class _Loss(keras.losses.Loss):
             )
         if swapped:
             raise ValueError("y_true requires a gradient and y_pred does not; swap them: the order is (y_true, y_pred)")
-
-
-# Options, checked when a loss is made.
-
-
-def _option(name: str, x: Any) -> Any:
-    """An option in a form that can be saved: a Python number, or a NumPy array of one number a class."""
-    if isinstance(x, np.generic):
-        return x.item()
-    if name not in ("class_weight", "pos_weight", "alpha") or x is None or isinstance(x, bool | int | float):
-        return x
-    if isinstance(x, dict):
-        raise TypeError(f"{name} is a dict, as fit(class_weight=) takes it; here give one number a class, in order")
-    try:
-        array = np.asarray(keras.ops.convert_to_numpy(x))
-        if array.dtype.kind in "US":
-            raise TypeError
-        array = array.astype(np.float64)
-    except (TypeError, ValueError):
-        raise TypeError(f"{name} is {type(x).__name__} of no numbers; give it one number a class, in order") from None
-    if not np.isfinite(array).all():
-        raise ValueError(f"{name} holds {array[~np.isfinite(array)][0]}; give it finite numbers")
-    if array.ndim == 0:
-        return array.item()
-    if array.ndim > 1:
-        raise ValueError(f"{name} has shape {array.shape}; give it one number a class, in order")
-    return array
-
-
-def _check(options: dict[str, Any]) -> None:
-    errors.options(options)
-    normalizer = options["normalizer"]
-    if isinstance(options.get("class_weight"), bool | int | float):
-        raise ValueError(f"class_weight is {options['class_weight']}; give it one number a class, in order")
-    if normalizer is not None and (isinstance(normalizer, bool) or not isinstance(normalizer, int | float)):
-        raise TypeError(f"normalizer is {type(normalizer).__name__}; pass a number here, or an array in each call")
-    if normalizer is not None and not 0 < normalizer < float("inf"):
-        raise ValueError(f"normalizer is {normalizer}; pass a number above 0 and finite")
-
-
-# Arrays, in each call. Labels are not cast: bfloat16 would turn 257 into 256.
-
-
-def _array(x: Any, name: str) -> Array:
-    """Keras' variables and tensors on Keras' device, lists as NumPy arrays."""
-    if x is None:
-        raise TypeError(f"{name} is None; pass an array")
-    if isinstance(x, keras.KerasTensor):
-        raise TypeError(f"{name} is a symbolic KerasTensor; call the loss inside a Layer, or give it to model.compile")
-    if isinstance(x, keras.Variable):
-        x = x.value
-    if keras.ops.is_tensor(x):
-        return keras.ops.convert_to_tensor(x)
-    return x if hasattr(x, "shape") else np.asarray(x)
-
-
-def _shape(x: Array) -> Shape:
-    return framework_of(x, "y_true").ops.shape(x)
-
-
-def _without_last(x: Any, rank: int) -> Any:
-    return None if x is None else without_last(_array(x, "sample_weight"), rank, "sample_weight")
 
 
 # The losses.

@@ -42,6 +42,7 @@ __all__ = [
     "DistillationLoss",
     "KLDivLoss",
     "KLDivergence",
+    "LinearCrossEntropyLoss",
     "LogLoss",
     "NLLLoss",
     "SparseCategoricalCrossentropy",
@@ -155,6 +156,72 @@ class CrossEntropyLoss(_PyTorchOrder, nn.CrossEntropyLoss):
             label_smoothing=self.label_smoothing,
             normalizer=normalizer,
             inplace_gradient=self.inplace_gradient,
+        )
+
+
+class LinearCrossEntropyLoss(_PyTorchOrder, nn.LinearCrossEntropyLoss):
+    """Cross-entropy of the classes of a linear layer that it holds, for torch.nn.LinearCrossEntropyLoss.
+
+    Shapes: input (H,) or (N, H), H = in_features; target integer classes (), (N,) or (N, *out_features), or
+    probabilities (C,) or (N, C, *out_features). A scalar, in nats; target's shape without C for reduction "none".
+
+    Without the array of all logits, by `lossbridge.linear_crossentropy`. PyTorch's does without it where `options` asks
+    for that, and then lacks label_smoothing, a second backward pass, further derivatives and torch.func; here all of
+    them are right with and without `options`, whose batch_chunk_size is the number of rows in a block.
+
+    Raises:
+        ValueError: shapes that do not fit, a label out of range on the CPU (on other devices, and compiled, its loss is
+            NaN), `ignore_index` beside probabilities.
+        TypeError: integer input, or no tensor.
+        RuntimeError: torch.nn's own, of a constructor's `weight` or `label_smoothing`.
+
+    >>> loss = LinearCrossEntropyLoss(2, 3)
+    >>> _ = loss.linear.weight.data.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]))
+    >>> loss(torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.tensor([0, 2])).detach()
+    tensor(0.8103)
+
+    Source: lossbridge.compat.torch.linear_cross_entropy.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        *,
+        out_features: tuple[int, ...] = (),
+        bias: bool = False,
+        device: Any = None,
+        dtype: Any = None,
+        reduction: str = "mean",
+        weight: Tensor | None = None,
+        ignore_index: int | None = None,
+        label_smoothing: float = 0.0,
+        options: Any = None,
+    ) -> None:
+        layer = {"out_features": out_features, "bias": bias, "device": device, "dtype": dtype}
+        given = {"reduction": reduction, "weight": weight, "ignore_index": ignore_index}
+        super().__init__(in_features, num_classes, **layer, **given, label_smoothing=label_smoothing, options=options)
+        self._validate()
+        errors.fraction("label_smoothing", label_smoothing)
+
+    def extra_repr(self) -> str:
+        return nn.LinearCrossEntropyLoss.extra_repr(self)
+
+    def forward(self, input: Tensor, target: Tensor, normalizer: Any = None) -> Tensor:
+        self._check("target", target, "input", input, either_may_learn=True)
+        shape = (self.num_classes, *self.out_features)
+        bias = self.linear.bias
+        return functional.linear_cross_entropy(
+            input,
+            self.linear.weight.reshape(*shape, self.linear.in_features),
+            target,
+            linear_bias=None if bias is None else bias.reshape(shape),
+            weight=self.weight,
+            reduction=self.reduction,
+            ignore_index=self.ignore_index,
+            label_smoothing=self.label_smoothing,
+            options=self.options,
+            normalizer=normalizer,
         )
 
 
@@ -532,40 +599,58 @@ class BinaryFocalCrossentropy(_KerasOrder):
         super().__init__(losses.binary_focal_crossentropy, locals())
 
 
-def causal_lm_loss(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
+def causal_lm_loss(
+    outputs: Any = None,
+    labels: Tensor | None = None,
+    num_items_in_batch: Any = None,
+    *,
+    hidden: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
+) -> Tensor:
     """Next-token cross-entropy, in nats: the `compute_loss_func` of Hugging Face's Trainer.
 
     Args:
         outputs: what the model returned: an object with `logits`, a mapping or tuple that holds them, or the logits,
-            of shape (N, T, V).
+            of shape (N, T, V). Or None, with `hidden` and `weight`.
         labels: token ids (N, T), unshifted: the logits at t predict the label at t + 1. Labels of −100 are ignored.
         num_items_in_batch: the denominator: the number of labels of an optimiser's step, over all accumulated
             micro-batches and all processes. Without it, the number of labels here that are not ignored.
+        hidden: the last hidden states (N, T, H), from which the loss is computed without the logits, by
+            `lossbridge.linear_crossentropy`.
+        weight, bias: with `hidden`, those of the head that would make the logits, (V, H) and (V,).
+        logit_scale, softcap: as in `lossbridge.linear_crossentropy`; of heads that scale and cap their logits.
 
     >>> logits = torch.zeros(1, 3, 5)
     >>> causal_lm_loss(logits, torch.tensor([[1, 2, -100]]))
     tensor(1.6094)
+    >>> causal_lm_loss(labels=torch.tensor([[1, 2, -100]]), hidden=torch.ones(1, 3, 2), weight=torch.zeros(5, 2))
+    tensor(1.6094)
 
     Source: the accumulation that Trainer expects of a `compute_loss_func`.
     """
-    if isinstance(outputs, Tensor):
-        logits = outputs
-    elif isinstance(outputs, Mapping):
-        logits = outputs["logits"]
-    else:
-        logits = outputs.logits if hasattr(outputs, "logits") else outputs[0]
+    if (outputs is None) == (hidden is None) or (hidden is None) != (weight is None):
+        raise TypeError("pass outputs, which hold the logits; or hidden= and weight=, without outputs")
     if labels is None:
         raise TypeError("labels is None; pass the token ids, with -100 where none is to be predicted")
-    errors.floating(dtype(logits), "outputs", "labels")
+    pred = _logits_of(outputs) if hidden is None else hidden
+    errors.floating(dtype(pred), "outputs" if hidden is None else "hidden", "labels")
     if isinstance(num_items_in_batch, Tensor):
         # With several devices in one process Trainer passes the same count once per device.
-        num_items_in_batch = num_items_in_batch.reshape(-1)[0].to(logits.device)
+        num_items_in_batch = num_items_in_batch.reshape(-1)[0].to(pred.device)
     # The labels are shifted, not the logits: slicing the logits would copy them, and pad their gradient.
-    shifted = nn.functional.pad(labels[..., 1:], (0, 1), value=-100)
-    return losses.sparse_categorical_crossentropy(
-        shifted.to(logits.device),
-        logits,
-        from_logits=True,
-        ignore_class=-100,
-        normalizer=num_items_in_batch,
-    )
+    shifted = nn.functional.pad(labels[..., 1:], (0, 1), value=-100).to(pred.device)
+    given = {"ignore_class": -100, "normalizer": num_items_in_batch, "logit_scale": logit_scale, "softcap": softcap}
+    if hidden is not None:
+        return losses.linear_crossentropy(shifted, hidden, weight, bias=bias, **given)
+    return losses.sparse_categorical_crossentropy(shifted, pred, from_logits=True, **given)
+
+
+def _logits_of(outputs: Any) -> Tensor:
+    if isinstance(outputs, Tensor):
+        return outputs
+    if isinstance(outputs, Mapping):
+        return outputs["logits"]
+    return outputs.logits if hasattr(outputs, "logits") else outputs[0]

@@ -20,7 +20,7 @@ from lossbridge.compat.keras import SPARSE_FOCAL
 from lossbridge.frameworks import FRAMEWORKS
 from lossbridge.request import run
 
-CLASSES = {name: getattr(lk, name) for name in lk.__all__}
+CLASSES = {name: getattr(lk, name) for name in lk.__all__ if issubclass(getattr(lk, name), keras.losses.Loss)}
 OF_KERAS = [name for name in CLASSES if hasattr(keras.losses, name)]  # has a class of the same name
 NEW = "SparseCategoricalFocalCrossentropy"  # of Keras since 3.16
 FUNCTIONS = {name: CLASSES[name]()._loss.name for name in CLASSES}

@@ -90,7 +90,22 @@ by_weight = lk.SparseCategoricalCrossentropy(from_logits=True, reduction="mean_w
 close(stepped(one, by_weight, False, kept), expected)
 """
 
+HEAD = """
+def headed(strategy, **options):
+    with strategy.scope():
+        hidden, labels = keras.Input((FEATURES,)), keras.Input((), dtype="int32")
+        weight = keras.Input(())
+        model = keras.Model([hidden, labels, weight], lk.LinearCrossentropyHead(C, **options)(hidden, labels, weight))
+        model.compile(keras.optimizers.SGD(0.1), jit_compile=False)
+    model.set_weights([np.random.default_rng(0).normal(size=w.shape) for w in model.get_weights()])
+    logs = model.fit([x, y, kept], batch_size=ROWS, shuffle=False, epochs=2, verbose=0).history["loss"]
+    return *model.get_weights(), logs
 
-@pytest.mark.parametrize("program", [FIT, LOOP], ids=["fit", "loop"])
+for options in ({}, {"reduction": "sum"}, {"normalizer": ROWS}):
+    close(headed(two, **options), headed(one, **options))
+"""
+
+
+@pytest.mark.parametrize("program", [FIT, LOOP, HEAD], ids=["fit", "loop", "head"])
 def test_two_replicas_equal_one_device(program) -> None:
     run(START + program)

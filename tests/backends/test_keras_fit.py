@@ -354,9 +354,10 @@ for name, cls in CLASSES.items():
 """
 
 LOAD = """
-import sys, keras, lossbridge.keras
+import sys, keras
+from test_keras import CLASSES
 from test_keras_fit import report
-for name in lossbridge.keras.__all__:
+for name in CLASSES:
     report(name, keras.saving.load_model(f"{sys.argv[1]}/{name}.keras"))
 """
 

@@ -27,6 +27,7 @@ from lossbridge.tools.parity.cases import LOSSES
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 PYTORCH = ("CrossEntropyLoss", "NLLLoss", "KLDivLoss", "BCELoss", "BCEWithLogitsLoss")
+INPUT_FIRST = (*PYTORCH, "LinearCrossEntropyLoss")  # which holds its layer: test_only_torch_linear_module.py
 KERAS = {
     "CategoricalCrossentropy": "categorical_crossentropy",
     "SparseCategoricalCrossentropy": "sparse_categorical_crossentropy",
@@ -275,6 +276,9 @@ def test_normalizer_is_the_denominator_of_a_mean(name) -> None:
 CONSTRUCTORS = {
     "CrossEntropyLoss": lambda: lt.CrossEntropyLoss(torch.tensor([1.0, 2.0, 5.0]), label_smoothing=0.1),
     "CrossEntropyLoss of probabilities": lambda: lt.CrossEntropyLoss(torch.tensor([1.0, 2.0, 5.0])),
+    "LinearCrossEntropyLoss": lambda: lt.LinearCrossEntropyLoss(
+        3, 3, bias=True, weight=torch.tensor([1.0, 2.0, 5.0]), ignore_index=-100
+    ),
     "NLLLoss": lambda: lt.NLLLoss(torch.tensor([1.0, 2.0, 5.0])),
     "KLDivLoss": lambda: lt.KLDivLoss(reduction="batchmean"),
     "BCELoss": lambda: lt.BCELoss(torch.tensor([1.0, 2.0, 5.0])),
@@ -288,7 +292,7 @@ CONSTRUCTORS = {
     "CategoricalFocalCrossentropy": lambda: lt.CategoricalFocalCrossentropy([0.1, 0.2, 0.7]),
     "BinaryFocalCrossentropy": lambda: lt.BinaryFocalCrossentropy(gamma=1.0),
 }
-INTEGER_TARGETS = ("CrossEntropyLoss", "NLLLoss", "SparseCategoricalCrossentropy")
+INTEGER_TARGETS = ("CrossEntropyLoss", "LinearCrossEntropyLoss", "NLLLoss", "SparseCategoricalCrossentropy")
 
 
 def arguments(name: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -296,7 +300,7 @@ def arguments(name: str) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     pred = torch.softmax(torch.randn(4, 3, generator=generator), -1)
     target = torch.tensor([0, 2, 1, 1]) if name in INTEGER_TARGETS else torch.softmax(pred.roll(1, 0) * 3, -1)
-    return (pred, target) if name.split()[0] in PYTORCH else (target, pred)
+    return (pred, target) if name.split()[0] in INPUT_FIRST else (target, pred)
 
 
 every_class = pytest.mark.parametrize("name", CONSTRUCTORS)
@@ -364,7 +368,7 @@ def test_repr_tells_what_was_set() -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=[] if name.split()[0] in PYTORCH else [pytest.mark.exhaustive])
+        pytest.param(name, marks=[] if name.split()[0] in INPUT_FIRST else [pytest.mark.exhaustive])
         for name in CONSTRUCTORS  # Keras' names are the functions, which test_cases.py compiles
     ],
 )
@@ -383,7 +387,7 @@ def test_exported_and_vmapped(name) -> None:
         torch.testing.assert_close(exported.module()(*part), loss(*part))
     each = torch.vmap(lambda a, b: loss(a[None], b[None]))(*pair)
     assert each.shape == (4,)
-    at = 0 if name.split()[0] in PYTORCH else 1
+    at = 0 if name.split()[0] in INPUT_FIRST else 1
     slope = torch.func.grad(loss, argnums=at)(*pair)
     leaves = [x.clone().requires_grad_() if i == at else x for i, x in enumerate(pair)]
     loss(*leaves).backward()
@@ -444,6 +448,7 @@ def test_a_weight_that_learns() -> None:
     x, target = arguments("CrossEntropyLoss")
     for value in (
         lt.CrossEntropyLoss(weight)(x, target),
+        lt.LinearCrossEntropyLoss(3, 3, weight=weight)(x, target),
         lt.SparseCategoricalCrossentropy(class_weight=weight)(target, x),
     ):
         (slope,) = torch.autograd.grad(value, weight)
@@ -455,7 +460,7 @@ def test_a_weight_that_learns() -> None:
 def test_autocast(name, dtype) -> None:
     """The layers compute in half precision, the loss does not."""
     loss, pair = CONSTRUCTORS[name](), arguments(name)
-    at = 0 if name.split()[0] in PYTORCH else 1
+    at = 0 if name.split()[0] in INPUT_FIRST else 1
     layer = nn.Linear(3, 3)
     with torch.autocast("cpu", dtype=dtype):
         pred = torch.softmax(layer(pair[at]), -1).to(dtype)
@@ -479,8 +484,8 @@ def test_nothing_of_the_callers_is_changed(name) -> None:
 @every_class
 @pytest.mark.parametrize("steps", [[1, 3], [2, 1, 1]])
 def test_accumulated_step_equals_that_of_the_full_batch(name, steps) -> None:
-    loss, pair = CONSTRUCTORS[name](), arguments(name)
-    at = 0 if name.split()[0] in PYTORCH else 1
+    loss, pair = CONSTRUCTORS[name]().double(), arguments(name)
+    at = 0 if name.split()[0] in INPUT_FIRST else 1
     if name in INTEGER_TARGETS:
         ignored = getattr(loss, "ignore_index", -100)
         loss.ignore_class = ignored
@@ -503,7 +508,7 @@ def test_accumulated_step_equals_that_of_the_full_batch(name, steps) -> None:
 @every_class
 def test_swapped_arguments(name) -> None:
     loss, (first, second) = CONSTRUCTORS[name](), arguments(name)
-    at = 0 if name.split()[0] in PYTORCH else 1
+    at = 0 if name.split()[0] in INPUT_FIRST else 1
     target, pred = (first, second)[1 - at], (first, second)[at].clone().requires_grad_()
     swapped = (target, pred) if at == 0 else (pred, target)
     if name == "KLDivLoss":  # KL(q ‖ p) is fitted for q
@@ -521,7 +526,7 @@ def test_swapped_arguments(name) -> None:
 @every_class
 def test_integer_predictions(name) -> None:
     loss, pair = CONSTRUCTORS[name](), arguments(name)
-    at = 0 if name.split()[0] in PYTORCH else 1
+    at = 0 if name.split()[0] in INPUT_FIRST else 1
     with pytest.raises(TypeError, match=r"int64.*floating-point"):
         loss(*(x.long() if i == at else x for i, x in enumerate(pair)))
 
@@ -558,6 +563,14 @@ def test_no_tensor(name) -> None:
         (lambda: lt.BCELoss()(torch.ones(2), torch.tensor([0.5, -1.0])), "target holds -1.0 at index 1"),
         (lambda: lt.BCELoss(torch.ones(1, 2))(torch.zeros(2), torch.ones(2)), "does not broadcast to input's"),
         (lambda: lt.causal_lm_loss(torch.zeros(1, 3, 5), None), "labels is None"),
+        (lambda: lt.causal_lm_loss(labels=torch.zeros(1, 3).long()), "pass outputs, which hold the logits; or hidden="),
+        (lambda: lt.causal_lm_loss(labels=None, hidden=torch.zeros(1, 3, 5)), "hidden= and weight=, without outputs"),
+        (
+            lambda: lt.causal_lm_loss(
+                labels=torch.zeros(1, 3).long(), hidden=torch.zeros(1, 3, 5), weight=torch.zeros(5, 7)
+            ),
+            "hidden has shape .* and weight .*pass classes_axis=1",
+        ),
         (lambda: lt.causal_lm_loss(torch.zeros(1, 3, 5).long(), torch.zeros(1, 3).long()), "outputs has dtype int64"),
         (lambda: lt.KLDivLoss(reduction="average"), "unknown reduction 'average'.*'batchmean'"),
         (lambda: lt.KLDivergence("batchmean"), "PyTorch's name; here it is 'sum_over_batch_size'"),
@@ -627,6 +640,23 @@ def test_causal_lm_loss() -> None:
         torch.testing.assert_close(lt.causal_lm_loss(logits, labels, count), expected * 6 / 12)
     parts = [lt.causal_lm_loss(logits[i : i + 1], labels[i : i + 1], num_items_in_batch=6) for i in (0, 1)]
     torch.testing.assert_close(sum(parts), expected)
+
+
+@pytest.mark.parametrize("options", [{}, {"softcap": 3.0, "logit_scale": 0.5}])
+def test_causal_lm_loss_of_hidden_states(options) -> None:
+    """That of the logits which the head would make, with the gradients for hidden states and head."""
+    torch.manual_seed(0)
+    hidden, head = torch.randn(2, 5, 4, requires_grad=True), nn.Linear(4, 7)
+    labels = torch.randint(7, (2, 5))
+    labels[0, 3:] = -100
+    inputs = (hidden, head.weight, head.bias)
+    for count in (None, 12, torch.tensor([12, 12])):
+        given = {"num_items_in_batch": count, **options}
+        expected = lt.causal_lm_loss(head(hidden), labels, **given)
+        found = lt.causal_lm_loss(labels=labels, hidden=hidden, weight=head.weight, bias=head.bias, **given)
+        torch.testing.assert_close(found, expected)
+        for ours, theirs in zip(torch.autograd.grad(found, inputs), torch.autograd.grad(expected, inputs), strict=True):
+            torch.testing.assert_close(ours, theirs)
 
 
 def test_data_parallel_over_two_processes() -> None:

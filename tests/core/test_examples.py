@@ -1,11 +1,12 @@
 """The example that trains one model in four frameworks keeps its limits, and says so where they are broken; the one
-that ports a model finds its three mistakes.
+that ports a model finds its three mistakes; those of the linear loss learn as they do with logits.
 
 Faults are put into a framework's process by a sitecustomize module, which Python imports at its start.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -175,16 +176,21 @@ def test_bad_usage_is_refused_at_once(tmp_path, arguments, words) -> None:
 # A model is ported.
 
 
-def port(*arguments: object) -> subprocess.CompletedProcess[str]:
+def run(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Runs an example; its standard output and error in one."""
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     return subprocess.run(
-        [sys.executable, str(ROOT / "examples" / "port_a_model.py"), *map(str, arguments)],
+        [sys.executable, str(ROOT / "examples" / name), *map(str, arguments)],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         timeout=600,
     )
+
+
+def port(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return run("port_a_model.py", *arguments)
 
 
 def test_the_mistakes_of_a_port_are_found_one_after_the_other(tmp_path) -> None:
@@ -211,3 +217,46 @@ def test_a_folder_that_is_none_is_refused(tmp_path) -> None:
     result = port("--folder", tmp_path / "nowhere")
     assert result.returncode == 2
     assert "is no folder; name one that exists" in result.stdout
+
+
+# Hidden states in place of logits.
+
+
+def test_accumulated_gradients_without_logits_are_those_of_the_batch() -> None:
+    result = run("linear_torch.py")
+    assert result.returncode == 0, result.stdout
+    by_count, by_mean = (float(x) for x in re.findall(r"whole batch's: (\S+)", result.stdout))
+    assert by_count < 1e-5
+    assert by_mean > 0.1
+    first, last = (float(x) for x in re.findall(r"step +\d+: loss (\S+)", result.stdout))
+    assert last < first / 10
+
+
+def test_flax_learns_without_logits_as_with_them() -> None:
+    result = run("linear_flax.py")
+    assert result.returncode == 0, result.stdout
+    assert float(re.findall(r"relative difference of a step's loss: (\S+)", result.stdout)[0]) < 1e-4
+    for first, last in re.findall(r"loss (\S+) at the first step, (\S+) at the last", result.stdout):
+        assert float(last) < float(first) / 10
+
+
+def test_keras_fits_alike_on_its_backends() -> None:
+    result = run("linear_keras.py")
+    assert result.returncode == 0, result.stdout
+    line = r"^(\w+) +loss (\S+) in the first epoch, (\S+) in the last; (\S+)% of the tokens right$"
+    found = re.findall(line, result.stdout, re.M)
+    assert [backend for backend, *_ in found] == ["tensorflow", "torch", "jax"]
+    numbers = np.array([numbers for _, *numbers in found], float)
+    np.testing.assert_allclose(numbers, numbers[:1].repeat(3, 0), rtol=1e-3)
+    assert (numbers[:, 1] < numbers[:, 0] / 5).all()
+    assert (numbers[:, 2] > 90).all()
+
+
+def test_the_trainer_learns_without_logits_as_with_them() -> None:
+    """Where transformers is; `nox -s transformers` installs it."""
+    result = run("linear_trainer.py")
+    if importlib.util.find_spec("transformers") is None:
+        assert result.returncode == 2
+        assert "not installed: pip install transformers accelerate" in result.stdout
+        return
+    assert result.returncode == 0, result.stdout
