@@ -17,6 +17,8 @@ PARALLEL = ("-n", "2", "--dist", "loadgroup")
 BRIEFLY = ("-m", "not exhaustive")
 # A package without the native rows would pass most tests too, and so hide an error in their sources.
 HAS_ROWS = "from lossbridge.native import rows; assert not rows.MISSING, rows.MISSING"
+# From npm: they draw the site's formulas, and let its search run from file://.
+SITE_SCRIPTS = ("katex@0.19.1", "iframe-worker@1.0.4")
 PROJECT = nox.project.load_toml("pyproject.toml")
 # pip, also where uv is installed: it honours a local build of the pinned torch, which spares GB of CUDA packages.
 nox.options.default_venv_backend = "virtualenv"
@@ -99,6 +101,13 @@ def newest(session: nox.Session) -> None:
     run_tests(session)
 
 
+def require(session: nox.Session, commands: dict[str, str]) -> None:
+    """Programs that pip does not install, with Debian's packages of them."""
+    for command, package in commands.items():
+        if shutil.which(command) is None:
+            session.error(f"{command} is missing; on Debian: apt-get install {package}")
+
+
 def build_drivers(session: nox.Session, folder: str, *options: str) -> None:
     """Those of tests/fuzz."""
     session.install("cmake>=3.26", "ninja")
@@ -116,12 +125,7 @@ def sanitize(session: nox.Session) -> None:
 @nox.session
 def aarch64(session: nox.Session) -> None:
     """What the rows compute here, with every instruction set and 1 to 3 threads, and on aarch64: the same bits."""
-    for command, package in {
-        "aarch64-linux-gnu-g++": "g++-aarch64-linux-gnu",
-        "qemu-aarch64-static": "qemu-user-static",
-    }.items():
-        if shutil.which(command) is None:
-            session.error(f"{command} is missing; on Debian: apt-get install {package}")
+    require(session, {"aarch64-linux-gnu-g++": "g++-aarch64-linux-gnu", "qemu-aarch64-static": "qemu-user-static"})
     build_drivers(session, "build/fuzz")
     build_drivers(session, "build/aarch64", "--toolchain", "aarch64-linux-gnu.cmake")
     here, there = ["build/fuzz/digests"], ["qemu-aarch64-static", "build/aarch64/digests"]
@@ -168,7 +172,7 @@ def trial(session: nox.Session) -> None:
 
 @nox.session
 def train(session: nox.Session) -> None:
-    """Trains one model in four frameworks, and draws the README's picture of it; takes the example's options."""
+    """Trains one model in four frameworks, and draws the picture of it; takes the example's options."""
     install(session, "frameworks")
     picture = "docs/figures/train_digits.png"
     session.run("python", "examples/train_digits.py", "--out", picture, *session.posargs)
@@ -202,3 +206,16 @@ def docs(session: nox.Session) -> None:
     session.run("python", "docs/make_conventions.py")
     session.run("python", "docs/make_performance.py")
     session.run("python", "docs/make_figures.py")
+
+
+@nox.session
+def site(session: nox.Session) -> None:
+    """Builds the documentation, build/site/index.html, and opens every page of it in a browser."""
+    require(session, {"npm": "npm"})
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        session.error("chromium is missing; on Debian: apt-get install chromium")
+    session.install(*nox.project.dependency_groups(PROJECT, "site"))
+    session.run("npm", "install", "--prefix", "build/site-scripts", "--no-save", *SITE_SCRIPTS, external=True)
+    session.run("mkdocs", "build", "--strict", "-f", "docs/site/mkdocs.yml", env={"NO_MKDOCS_2_WARNING": "1"})
+    session.run("pytest", "tests/site", *session.posargs, env={"BROWSER": browser})

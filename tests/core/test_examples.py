@@ -93,11 +93,11 @@ def test_the_table_fits_into_80_columns_and_shows_every_run(trained) -> None:
     assert max(len(line) for line in trained[1].splitlines() if "float" in line) <= 80
 
 
-def test_the_readme_shows_what_was_printed(trained) -> None:
+def test_the_documentation_shows_what_was_printed(trained) -> None:
     runs = runs_of(trained[0])
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
     for backend, name in FRAMEWORKS.items():
-        found = re.search(rf"^\| {name} \| (\S+) \| (\S+) \| (\S+) % \| (\S+) \| (\S+) \|$", readme, re.M)
+        found = re.search(rf"^\| {name} \| (\S+) \| (\S+) \| (\S+) % \| (\S+) \| (\S+) \|$", page, re.M)
         assert found, f"{name} has no row"
         for dtype, loss, difference in (("float64", found[1], found[4]), ("float32", found[2], found[5])):
             run = runs[backend, dtype, False]
