@@ -6,6 +6,7 @@ Links lead from file to file, as in the repository. To a file that is no part of
 from __future__ import annotations
 
 import os
+import posixpath
 import re
 from pathlib import Path
 
@@ -76,7 +77,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         text, target, anchor = found[1], found[2], found[3] or ""
         path = os.path.normpath(here.parent / target)
         if path in uris:
-            return f"[{text}]({os.path.relpath(uris[path], Path(page.file.src_uri).parent)}{anchor})"
+            return f"[{text}]({posixpath.relpath(uris[path], posixpath.dirname(page.file.src_uri) or '.')}{anchor})"
         if not os.path.exists(path):
             return found[0]  # mkdocs warns of it
         shown = Path(path).relative_to(ROOT).as_posix()

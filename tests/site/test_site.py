@@ -124,6 +124,14 @@ def test_search(tab) -> None:
     tab.check()
 
 
+def test_copying_an_example_takes_its_code_alone(browser) -> None:
+    page = Tab(browser.new_page()).open("index")
+    page.evaluate("addEventListener('copy', () => { window.copied = document.activeElement.value; })")
+    page.locator("article .language-pycon button").first.click()
+    assert page.evaluate("copied").splitlines()[0] == "import lossbridge as lb"
+    assert not re.search(r"^>>>|^1\.17", page.evaluate("copied"), re.MULTILINE)
+
+
 def test_what_was_measured_needs_no_network(browser) -> None:
     tab = Tab(browser.new_page())
     tab.open("benchmarks/results/cpu")
