@@ -255,8 +255,7 @@ def diagnose(
         quantity: "gradient" or "value", where an array could be either.
         class_weight, sample_weight, mask, ignore_class: those that may have been used; all are tried with and without.
         label_smoothing, epsilon, temperature, pos_weight, gamma, alpha, logit_scale: may have been used; round ones are
-            found too.
-        softcap, z_loss: may have been used, on logits; usual ones are found too, as 30 and 1e-4.
+            found too. softcap, z_loss: likewise, of logits; usual ones are found too, as 30 and 1e-4.
         more: further batches (y_true, y_pred, observed), which narrow the explanations down; optionally with a fourth
             entry, a dict with sample_weight, mask or both.
         advance: called with the fraction of the work that each step did, for a progress bar.
@@ -281,8 +280,13 @@ def diagnose(
     used |= {"logit_scale": logit_scale, "softcap": softcap, "z_loss": z_loss}
     request = _Request(expected, quantity, class_weight, ignore_class, _coefficients(used))
     batches = [(y_true, y_pred, observed, {"sample_weight": sample_weight, "mask": mask}), *_further(more)]
+    return _in_any_way(request, batches, advance)
+
+
+def _in_any_way(request: _Request, batches: list[_Given], advance: Callable[[float], None]) -> Diagnosis:
+    """As the arrays are; else, of one batch, in another interpretation of them; else with a constant added."""
     found = _diagnosed(request, batches, advance=advance)
-    if not found.fits and not more:
+    if not found.fits and len(batches) == 1:
         found = _with_another_reading(found, request, batches[0])
     with_constant = found if found.fits else _diagnosed(request, batches, depth="constants")
     return with_constant if with_constant.fits else found
