@@ -208,7 +208,7 @@ def _may_be_nan(c: Convention, setting: Setting, pred: Iterable[Operation]) -> b
     bounded = setting.pred_holds == "probabilities" and c.activation != "none"
     names = {name for name, _ in pred}
     infinite = setting.pred_holds != "probabilities"
-    clipped = names & {"clip", "add"} and not (infinite and "normalise" in names)  # ∞/∞ is NaN before
+    clipped = names & {"clip", "add", "cap"} and not (infinite and "normalise" in names)  # ∞/∞ is NaN before
     return setting.extreme and not bounded and not clipped
 
 
