@@ -210,6 +210,7 @@ _USUAL_VALUES: Mapping[str, tuple[float, ...]] = {
     "softcap": (5.0, 10.0, 15.0, 20.0, 30.0, 50.0, 100.0),
     "temperature": (1 / 30, 1 / 64, 1 / 100),
 }
+_CLOSER = 5  # times likelier lie numbers of other causes as near to the plain loss as these
 _APART = 20  # tolerances between what such a value gives and the plain loss, whose last digits may be wrong
 
 
@@ -225,7 +226,7 @@ def _usual_values(
     for base in _likelier(bases, batch):
         if _is_softmax(base.own):
             for field, usual in _USUAL_VALUES.items():
-                if sure or 2 * len(usual) * loose <= _LARGEST_CHANCE:
+                if sure or 2 * len(usual) * loose * _CLOSER <= _LARGEST_CHANCE:
                     tried += [(base, replace(base.own, **{field: x})) for x in usual]  # type: ignore[arg-type]
     plain, values = scalars(batch, [*(base.own for base, _ in tried), *(c for _, c in tried)]).reshape(2, -1)
     for (base, c), without, value in zip(tried, plain, values, strict=True):
@@ -253,7 +254,8 @@ def _pairs(
         fields = {unknown.field for unknown in _unknowns(base.own, setting)}
         fields |= set(_USUAL_VALUES) if _is_softmax(base.own) else set()
         for first, xs, second, ys in _PAIRED:
-            if {first, second} <= fields and (sure or 2 * len(xs) * len(ys) * loose <= _PAIRS_CHANCE):
+            chance = 2 * len(xs) * len(ys) * loose * (_CLOSER if second == "z_loss" else 1)
+            if {first, second} <= fields and (sure or chance <= _PAIRS_CHANCE):
                 tried += [(base, replace(base.own, **{first: x, second: y})) for x in xs for y in ys]  # type: ignore[arg-type]
     for (base, c), value in zip(tried, scalars(batch, [c for _, c in tried]), strict=True):
         if abs(value - float(seen.values)) <= seen.tight:
