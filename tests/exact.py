@@ -28,12 +28,18 @@ def clip(x: Any, low: Any, high: Any) -> Any:
     return low if x < low else high if x > high else x
 
 
-def activated(name: str, x: Row, temperature: float = 1.0) -> Row:
+def logits(x: Row, temperature: float, softcap: float | None) -> Row:
+    """Divided by the temperature, then capped."""
+    x = [z / mpmath.mpf(temperature) for z in x]
+    return x if softcap is None else [softcap * mpmath.tanh(z / mpmath.mpf(softcap)) for z in x]
+
+
+def activated(name: str, x: Row, temperature: float = 1.0, softcap: float | None = None) -> Row:
     if name.endswith(" twice"):
         once = name.removesuffix(" twice")
         return activated(once, activated(once, x), temperature)
     if name in ("softmax", "sigmoid"):
-        x = [z / mpmath.mpf(temperature) for z in x]
+        x = logits(x, temperature, softcap)
     if name == "softmax":
         powers = [mpmath.exp(z) for z in x]
         return [power / mpmath.fsum(powers) for power in powers]
@@ -69,7 +75,7 @@ def terms(c: Convention, target: Row, pred: Row, class_weight: Row | None, dtype
         else:
             t = [x * (1 - s) + ((1 - x) * share if to_wrong else share) for x in t]
 
-    p = unclipped = activated(c.activation, pred, c.temperature)
+    p = unclipped = activated(c.activation, pred, c.temperature, c.softcap)
     steps: list[Callable[[Row], Row]] = []
     if c.renormalise != "no":
         steps.append(lambda p: [x / mpmath.fsum(p) for x in p])
@@ -123,6 +129,9 @@ def terms(c: Convention, target: Row, pred: Row, class_weight: Row | None, dtype
             found.append([[negentropy], term] + ([[p[i]], [-t[i]]] if c.cost == "convex divergence" else []))
         else:
             found.append([term])
+    if c.z_loss:
+        lse = log(mpmath.fsum(mpmath.exp(z) for z in logits(pred, c.temperature, c.softcap)))
+        found.append([[mpmath.mpf(c.z_loss), lse, lse]])  # of the whole row
     return found
 
 

@@ -48,6 +48,7 @@ _OUR_TRIALS: Options = {
     "divisor": {"elements": "", "one": "reduction='sum'", "weights": "reduction='mean_with_sample_weight'"},
 }
 _POS_WEIGHT: Options = {"pos_weight": "pos_weight={}"}
+_OF_LOGITS: Options = {"logit_scale": "logit_scale={}", "softcap": "softcap={}", "z_loss": "z_loss={}"}
 _FOCUS: Options = {"alpha": "alpha={}", "gamma": "gamma={}"}
 
 
@@ -60,13 +61,18 @@ _LOSSBRIDGE = (
         "categorical_crossentropy",
         "distributions",
         _KERAS_CATEGORICAL,
-        {**_OUR_CATEGORICAL, "class_weight": _CLASS_WEIGHT},
+        {**_OUR_CATEGORICAL, "class_weight": _CLASS_WEIGHT, **_OF_LOGITS},
     ),
     _ours(
         "sparse_categorical_crossentropy",
         "labels",
         _KERAS_CATEGORICAL,
-        {**_OUR_CATEGORICAL, "class_weight": _CLASS_WEIGHT, "left_out": {"removed": "ignore_class={ignored}"}},
+        {
+            **_OUR_CATEGORICAL,
+            "class_weight": _CLASS_WEIGHT,
+            "left_out": {"removed": "ignore_class={ignored}"},
+            **_OF_LOGITS,
+        },
     ),
     _ours("binary_crossentropy", "events", _KERAS_BINARY, {**_OUR_BINARY, **_POS_WEIGHT}),
     _ours("log_loss", "events", _KERAS_BINARY, _OUR_TRIALS),

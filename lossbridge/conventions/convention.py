@@ -41,6 +41,8 @@ class Convention:
     activation: Activation = "none"  # of the predictions
     target_activation: Activation = "none"
     temperature: float = 1.0  # which logits are divided by
+    softcap: float | None = None  # c: what a softmax is taken of is then c·tanh(z / c)
+    z_loss: float = 0.0  # ζ: ζ·lse² is added to a row's loss, lse = log Σ e^z of what the softmax is taken of
     renormalise: Literal["no", "predictions", "both"] = "no"  # to the sum 1, before clipping …
     clip_first: bool = False  # … or after it
     clip: Clip = "none"
@@ -81,6 +83,11 @@ class Convention:
         if activation == self.activation:
             return self
         return replace(self, activation=activation, clip="none", epsilon=0.0, renormalise="no")
+
+    @property
+    def logit_scale(self) -> float:
+        """Which logits are multiplied by."""
+        return 1 / self.temperature
 
     def resolved(self, machine_epsilon: float) -> Convention:
         """With ε as a number."""

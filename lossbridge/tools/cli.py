@@ -533,6 +533,9 @@ def diagnose(
     pos_weight: MayBe = None,
     gamma: MayBe = None,
     alpha: MayBe = None,
+    logit_scale: MayBe = None,
+    softcap: MayBe = None,
+    z_loss: MayBe = None,
     probe: ProbeFile = None,
     html: AnswerPage = None,
 ) -> None:
@@ -540,15 +543,12 @@ def diagnose(
 
     Exit status: 0 if a convention explains it, 1 if none does, 2 on bad usage.
     """
-    batches = [_batch(path, observed or [], i, len(files)) for i, path in enumerate(files)]
-    weights = [options.pop("class_weight", None) for *_, options in batches]
-    for path, weight in zip(files[1:], weights[1:], strict=True):
-        if weight is not None and not np.array_equal(weight, weights[0]):
-            _refuse(f"{path} holds another class_weight than {files[0]}; diagnose it on its own")
+    batches, class_weight = _batches(files, observed or [])
     _check_writable(probe, html)
     y_true, y_pred, number, options = batches[0]
     used = {"label_smoothing": label_smoothing, "epsilon": epsilon, "temperature": temperature}
     used |= {"pos_weight": pos_weight, "gamma": gamma, "alpha": alpha}
+    used |= {"logit_scale": logit_scale, "softcap": softcap, "z_loss": z_loss}
     try:
         with progress(err) as bars:
             task = bars.add_task("conventions", total=1.0)
@@ -557,7 +557,7 @@ def diagnose(
                 y_pred,
                 number,
                 **options,
-                class_weight=weights[0],
+                class_weight=class_weight,
                 expected=expected,
                 quantity=quantity,
                 ignore_class=ignore_class,
@@ -587,6 +587,16 @@ def _write_probe(path: Path | None, found: diagnosis.Diagnosis) -> None:
         np.savez(file, allow_pickle=False, **probe.arrays())
     words = f"\nCompute your loss on the batch in {path}, and diagnose that number with it:"
     _print_lines([words, probe.table()])
+
+
+def _batches(files: list[Path], observed: list[str]) -> tuple[list[Any], Any]:
+    """Those of the files, and the class weights, which are of all of them."""
+    batches = [_batch(path, observed, i, len(files)) for i, path in enumerate(files)]
+    weights = [options.pop("class_weight", None) for *_, options in batches]
+    for path, weight in zip(files[1:], weights[1:], strict=True):
+        if weight is not None and not np.array_equal(weight, weights[0]):
+            _refuse(f"{path} holds another class_weight than {files[0]}; diagnose it on its own")
+    return batches, weights[0]
 
 
 def _batch(path: Path, observed: list[str], place: int, count: int) -> tuple[Any, Any, Any, dict[str, Any]]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lossbridge.conventions import Convention
 from lossbridge.tools.diagnosis.batch import Batch, Quantity
 from lossbridge.tools.diagnosis.calls import as_rows, texts
 from lossbridge.tools.diagnosis.canonical import Setting
@@ -71,6 +72,10 @@ ARRAYS: list[tuple[str, Quantity]] = [
 ]
 
 
+# Options of logits, which lossbridge has, and others take by what is written around their arguments.
+OF_LOGITS = {"softcap": 3.0, "z_loss": 1e-2, "logit_scale": 2.0}
+
+
 # Whose calls are made in which process. Keras' own on TensorFlow does not renormalise the probabilities of labels.
 LIBRARIES = {"numpy": ("lossbridge", "sklearn", "scipy"), "torch": ("torch", "keras"), "jax": ("optax", "keras")}
 
@@ -107,9 +112,37 @@ def test_calls(lib, kind: str, quantity: Quantity, every: int) -> None:
     setting = Setting.of(batch, quantity)
     if lib.b.name not in LIBRARIES:
         pytest.skip("Keras' calls are made on PyTorch and JAX")
-    found: dict[str, dict[str, Any]] = {library: {} for library in LIBRARIES[lib.b.name]}
     candidates = [h.convention for h in hypotheses(setting)]
-    for c in candidates[::every] if quantity == "scalar" else candidates[: 600 // every]:
+    found = found_calls(
+        lib, batch, setting, candidates[::every] if quantity == "scalar" else candidates[: 600 // every]
+    )
+    a_mean = (lib.b.name, kind, quantity) == ("numpy", "outcomes", "samples")  # is what such losses give of outcomes
+    if not a_mean:
+        assert sum(map(len, found.values())) >= (30 if quantity == "scalar" else 12) // every
+
+
+@pytest.mark.parametrize("kind", ["labels, logits, some ignored", "labels, −∞", "distributions, logits", "one-hot, −∞"])
+def test_calls_with_options_of_logits(lib, kind: str) -> None:
+    batch = BATCHES[kind]
+    setting = Setting.of(batch, "scalar", given=OF_LOGITS)
+    if lib.b.name not in LIBRARIES:
+        pytest.skip("Keras' calls are made on PyTorch and JAX")
+    conventions = [h.convention for h in hypotheses(setting)]
+    capped = [c for c in conventions if c.softcap and not c.z_loss]
+    added = [c for c in conventions if c.z_loss]
+    found = found_calls(lib, batch, setting, capped[::5])
+    assert any(found.values())
+    # A z-loss is an option of lossbridge's alone.
+    found = found_calls(lib, batch, setting, added[::5])
+    assert {library for library, calls in found.items() if calls} <= {"lossbridge"}
+    assert found.get("lossbridge") or lib.b.name != "numpy"
+
+
+def found_calls(lib, batch: Batch, setting: Setting, conventions: list[Convention]) -> dict[str, dict[str, Any]]:
+    """By library the calls that are printed, each of which is made."""
+    quantity = setting.quantity
+    found: dict[str, dict[str, Any]] = {library: {} for library in LIBRARIES[lib.b.name]}
+    for c in conventions:
         exact = replace(c, dtype="exact") if c.dtype == batch.half else c  # calls are made in float32
         value = whole(batch, exact, "scalar" if quantity == "gradient" else quantity)
         if np.isfinite(value).all():
@@ -124,6 +157,4 @@ def test_calls(lib, kind: str, quantity: Quantity, every: int) -> None:
                 warnings.simplefilter("ignore")  # what the libraries say of rows that do not sum to 1, and of means
                 value = np.asarray(eval(text, dict(known)))
             np.testing.assert_allclose(value.ravel(), tried[text].ravel(), rtol=3e-5, atol=3e-6, err_msg=text)
-    a_mean = (lib.b.name, kind, quantity) == ("numpy", "outcomes", "samples")  # is what such losses give of outcomes
-    if not a_mean:
-        assert sum(map(len, found.values())) >= (30 if quantity == "scalar" else 12) // every
+    return found

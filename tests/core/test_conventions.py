@@ -60,10 +60,22 @@ def exact(c: Convention, batch: Batch) -> Problem:
     )
 
 
-def some(batch: Batch, quantity: str = "scalar", every: int = 5) -> list[Convention]:
+def some(batch: Batch, quantity: str = "scalar", every: int = 5, **given: float) -> list[Convention]:
     """Of the hypotheses, those that exact arithmetic knows."""
-    found = [h.convention for h in hypotheses(Setting.of(batch, quantity, finite=False))]
+    found = [h.convention for h in hypotheses(Setting.of(batch, quantity, finite=False, given=given))]
     return [c for c in found if c.dtype in ("exact", "float32")][::every]
+
+
+OF_LOGITS = {"z_loss": 0.02, "softcap": 5.0, "logit_scale": 2.0}
+capped = pytest.mark.parametrize("kind", ["labels, logits", "distributions, logits"])
+
+
+def some_capped(kind: str, quantity: str, every: int) -> list[Convention]:
+    """With a z-loss or a softcap, and with both."""
+    found = [c for c in some(BATCHES[kind], quantity, 1, **OF_LOGITS) if c.z_loss or c.softcap]
+    assert any(c.z_loss and c.softcap for c in found)
+    assert any(c.z_loss and c.temperature == 0.5 for c in found)
+    return found[::every]
 
 
 def tolerance(c: Convention) -> float:
@@ -78,6 +90,37 @@ def test_numbers(batch) -> None:
     for c, value in zip(conventions, scalars(batch, conventions), strict=True):
         truth = float(exact(c, batch).value()[()])
         assert value == pytest.approx(truth, rel=tolerance(c), abs=1e-13, nan_ok=True), c
+
+
+@capped
+def test_numbers_of_capped_logits_and_z_losses(kind) -> None:
+    batch, conventions = BATCHES[kind], some_capped(kind, "scalar", 3)
+    for c, value in zip(conventions, scalars(batch, conventions), strict=True):
+        truth = float(exact(c, batch).value()[()])
+        assert value == pytest.approx(truth, rel=tolerance(c), abs=1e-13, nan_ok=True), c
+
+
+@capped
+@pytest.mark.parametrize("quantity", ["samples", "gradient"])
+def test_samples_and_gradients_of_capped_logits_and_z_losses(kind, quantity) -> None:
+    batch = BATCHES[kind]
+    for c in some_capped(kind, quantity, 11):
+        if c.swapped or c.logarithm == "twice":
+            continue
+        value = arrays(batch, c, quantity, slice(None)) * scale(c, batch, quantity)
+        problem, sign = exact(replace(c, outcome="loss"), batch), -1 if c.outcome == "negated" else 1
+        truth = problem.gradient()[0] if quantity == "gradient" else problem.value(quantity)
+        np.testing.assert_allclose(value, sign * truth.astype(float), rtol=1e-9, atol=1e-12, err_msg=str(c))
+
+
+@pytest.mark.parametrize("kind", [kind for kind in BATCHES if "logits" not in kind])
+def test_only_logits_are_capped(kind) -> None:
+    """And only logits have a log-sum-exp: of probabilities, outcomes and elements these are no options."""
+    for quantity in ("scalar", "elements"):
+        found = some(BATCHES[kind], quantity, 1, z_loss=0.02, softcap=5.0)
+        assert all(c.activation == "softmax" for c in found if c.z_loss or c.softcap)
+    elements = some(BATCHES["distributions, logits"], "elements", 1, z_loss=0.02)
+    assert not any(c.z_loss for c in elements)
 
 
 @every_batch
@@ -139,7 +182,7 @@ def test_functions_and_options_exist_here(peer) -> None:
 
 def test_every_field_of_a_convention_is_changed_by_something() -> None:
     batch = batch_of(LABELS, P, **WEIGHTS, ignore_class=-1)[0]
-    given = {"temperature": 2.0, "pos_weight": 3.0}
+    given = {"temperature": 2.0, "pos_weight": 3.0, "z_loss": 1e-3, "softcap": 20.0}
     settings = [Setting.of(batch, "scalar", finite=False, given=given), Setting.of(BATCHES["images"], "scalar")]
     tried = {name for setting in settings for change in changes(setting) for name in change.values}
     by_solving = {"rows", "offset"}  # test_diagnosis_kinds.py

@@ -149,6 +149,87 @@ def test_two_coefficients_are_found_at_once_where_the_digits_allow(y_true, y_pre
     assert not lb.diagnose(y_true, y_pred, number[:-3]).fits
 
 
+WIDE = 5 * np.random.default_rng(0).normal(size=(32, 10))
+WIDE_LABELS = np.random.default_rng(1).integers(0, 10, 32)
+SOFTCAP = ", but softcap c = 30, the logits z taken as c·tanh(z / c)"
+Z_LOSS = ", but z-loss ζ = 0.0001, ζ·lse² added, lse = log Σ exp z"
+
+
+@pytest.mark.parametrize(
+    ("options", "words", "calls"),
+    [
+        (
+            {"softcap": 30.0},
+            SOFTCAP,
+            {
+                "lossbridge": "lb.sparse_categorical_crossentropy(y_true, y_pred, from_logits=True, softcap=30.0)",
+                "torch": "F.cross_entropy(30 * torch.tanh(y_pred / 30), y_true.long())",
+            },
+        ),
+        (
+            {"z_loss": 1e-4},
+            Z_LOSS,
+            {"lossbridge": "lb.sparse_categorical_crossentropy(y_true, y_pred, from_logits=True, z_loss=0.0001)"},
+        ),
+        ({"softcap": 30.0, "z_loss": 1e-4}, SOFTCAP + Z_LOSS.replace(", but", ";"), None),
+        ({"label_smoothing": 0.1, "z_loss": 1e-3}, "s = 0.1, s/K to every class; z-loss ζ = 0.001", None),
+        ({"logit_scale": 2.5}, ", but temperature T = 0.4, the logits divided by it", None),
+        ({"logit_scale": 3.0}, ", but temperature T = 0.333333 = 1/3, the logits divided by it", None),
+    ],
+)
+def test_options_of_logits(options, words, calls) -> None:
+    number = lb.sparse_categorical_crossentropy(WIDE_LABELS, WIDE, from_logits=True, **options)
+    found = lb.diagnose(WIDE_LABELS, WIDE.astype(np.float32), f"{number:.7g}").classes[0]
+    assert words in found.explanations[0].words
+    assert not any("logit_scale" in explanation.words for explanation in found.explanations)
+    if calls is not None:
+        assert calls.items() <= found.calls.items()
+        assert ("torch" in found.calls) is ("torch" in calls)  # it has no z-loss
+
+
+def test_options_of_logits_are_believed_at_usual_values_alone() -> None:
+    """And where the number is so far from the plain one that its last digits may be wrong."""
+    for options in ({"softcap": 23.7}, {"z_loss": 3.3e-4}, {"softcap": 1000.0}, {"z_loss": 1e-7}):
+        number = lb.sparse_categorical_crossentropy(WIDE_LABELS, WIDE, from_logits=True, **options)
+        for digits in (5, 6, 7):
+            found = lb.diagnose(WIDE_LABELS, WIDE, f"{number:.{digits}g}")
+            said = [e.words for group in found.classes for e in group.explanations]
+            assert not any("softcap" in words or "z-loss" in words for words in said)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"softcap": 23.7}, "softcap c = 23.7,"),
+        ({"z_loss": 3.3e-4}, "z-loss ζ = 0.00033,"),
+        ({"logit_scale": 1.737}, "temperature T = 0.575705, the logits divided by it"),
+    ],
+)
+def test_options_of_logits_that_are_named(options, words) -> None:
+    target = np.eye(10)[WIDE_LABELS]
+    for reduction in ("sum", "none"):
+        given = {**options, "from_logits": True, "reduction": reduction}
+        values = lb.categorical_crossentropy(target, WIDE, **given)
+        found = lb.diagnose(target, WIDE, values, **options)
+        assert words in found.classes[0].explanations[0].words
+        assert found.classes[0].calls["lossbridge"]
+        _, gradient = lb.value_and_grad(lb.categorical_crossentropy)(target, WIDE, **{**given, "reduction": "sum"})
+        assert words in lb.diagnose(target, WIDE, gradient, **options).classes[0].explanations[0].words
+
+
+def test_options_of_logits_that_were_meant() -> None:
+    options = {"from_logits": True, "logit_scale": 2.0, "softcap": 30.0, "z_loss": 1e-4}
+    code = ", ".join(f"{name}={value}" for name, value in options.items())
+    number = lb.sparse_categorical_crossentropy(WIDE_LABELS, WIDE, **options)
+    found = lb.diagnose(WIDE_LABELS, WIDE, "1.0", expected=f"lb.sparse_categorical_crossentropy({code})")
+    assert f"which gives {number:.9g}" in found.meant
+    assert "lb.sparse_categorical_crossentropy(y_true, y_pred / 0.5, from_logits=True, softcap=30.0" in found.meant
+    with pytest.raises(ValueError, match="expected names softcap=0, which lossbridge"):
+        lb.diagnose(WIDE_LABELS, WIDE, "1", expected="lb.sparse_categorical_crossentropy(from_logits=True, softcap=0)")
+    with pytest.raises(ValueError, match=r"z_loss is -1; pass a number between 0 and 1e\+15$"):
+        lb.diagnose(WIDE_LABELS, WIDE, "1", z_loss=-1)
+
+
 @pytest.mark.parametrize("number", ["2.3456", "1.2987"])
 def test_it_takes_a_second_whether_it_finds_anything_or_not(number) -> None:
     rng = np.random.default_rng(0)

@@ -64,6 +64,8 @@ def test_the_expressions_give_the_losses() -> None:
         (n.bce_logits(t, z, 3).mean(-1), lb.binary_crossentropy(t, z, pos_weight=3, **per_sample)),
         (n.focal(t, z, 1.5).mean(-1), lb.binary_focal_crossentropy(t, z, gamma=1.5, **per_sample)),
         (n.kl(soft, n.softmax(x)).sum(-1), lb.kl_divergence(soft, n.softmax(x), epsilon=0, reduction="none")),
+        (n.ce(n.capped(x, 2), y), lb.sparse_categorical_crossentropy(y, x, softcap=2, **per_sample)),
+        (n.ce(x, y) + n.z_loss(x, 0.1), lb.sparse_categorical_crossentropy(y, x, z_loss=0.1, **per_sample)),
         (4 * n.distilled(x, z, 2), lb.distillation_loss(x, z, temperature=2, reduction="none")),
     ]
     for mine, theirs in pairs:
@@ -84,6 +86,12 @@ def test_the_expressions_give_the_losses() -> None:
         ),
         (wording.equals(wording.EPSILON, 1e-9), ("log(p + 1e-09)", "clipped to [1e-9, 1]"), ("log(p + 1e-10)",)),
         (wording.equals(wording.EPSILON, 0.01), ("[0.01, 1 − 0.01]", "ε = 1e-2"), ("ε = 0.001",)),
+        (wording.equals(wording.SOFTCAP, 30), ("softcap c = 30, the logits", "softcap=30.0"), ("softcap c = 300",)),
+        (
+            wording.equals(wording.Z_LOSS, 1e-4),
+            ("z-loss ζ = 0.0001", "z_loss=1e-4"),
+            ("z-loss ζ = 0.001",),
+        ),
         (wording.times(2), ("× 2, as with two steps", "multiplied by 2", "twice"), ("× 20", "× 2.5")),
         (wording.over(4), ("divided by the number of positives = 4", "÷ 4"), ("divided by 40", "divided by 0.4")),
     ],

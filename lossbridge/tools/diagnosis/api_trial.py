@@ -24,7 +24,9 @@ from lossbridge.tools.diagnosis.rows.row import (
     GAMMA,
     POSITIVE,
     SMOOTHING,
+    SOFTCAP,
     TEMPERATURE,
+    Z_LOSS,
     Row,
     either,
     equals,
@@ -66,10 +68,9 @@ UNUSUAL: Mapping[str, tuple[Unusual, ...]] = {
     "ignore_class": (Unusual(4, "", given=True),),
     "normalizer": (Unusual(47.0, over(47)),),
     "axis": (Unusual(0, r"axis 0|transpos|first axis|SciPy's `entropy\.mean\(\)`(?! of)"),),
-    "logit_scale": (Unusual(2.5, equals(TEMPERATURE, 0.4)),),
-    # `diagnose` does not look for these yet.
-    "softcap": (),
-    "z_loss": (),
+    "logit_scale": (Unusual(2.5, equals(TEMPERATURE, 0.4)), Unusual(3.0, r"temperature T = 0\.333333 = 1/3\b")),
+    "softcap": (Unusual(15.0, equals(SOFTCAP, 15)),),
+    "z_loss": (Unusual(1e-4, equals(Z_LOSS, 1e-4)),),
     # What they hold says which form of the loss is meant; both forms are tried with every option.
     "from_logits": (),
     "inplace_gradient": (),

@@ -208,7 +208,7 @@ def _may_be_nan(c: Convention, setting: Setting, pred: Iterable[Operation]) -> b
     bounded = setting.pred_holds == "probabilities" and c.activation != "none"
     names = {name for name, _ in pred}
     infinite = setting.pred_holds != "probabilities"
-    clipped = names & {"clip", "add"} and not (infinite and "normalise" in names)  # ∞/∞ is NaN before
+    clipped = names & {"clip", "add", "cap"} and not (infinite and "normalise" in names)  # ∞/∞ is NaN before
     return setting.extreme and not bounded and not clipped
 
 
@@ -225,8 +225,8 @@ def option(text: str) -> dict[str, Any]:
 
 def _pred(own: Convention, c: Convention, peer: Peer, options: dict[str, Any]) -> tuple[Operation, ...] | None:
     """The operations on y_pred that make activation, renormalisation and clipping the convention's; None if none do."""
-    if c.temperature != 1:
-        return _cooled(own, c, peer, options)
+    if c.temperature != 1 or c.softcap is not None:
+        return _scaled(own, c, peer, options)
     if c.clip == "arguments" and c.cost not in BINARY:
         c = replace(c, clip="lower")  # of terms −log p alone it is that
     operations: tuple[Operation, ...] = ()
@@ -268,9 +268,9 @@ def _pred(own: Convention, c: Convention, peer: Peer, options: dict[str, Any]) -
     return (*operations[: len(operations) - len(last)], *before, *last) if own.activation in ("none", "exp") else None
 
 
-def _cooled(own: Convention, c: Convention, peer: Peer, options: dict[str, Any]) -> tuple[Operation, ...] | None:
-    """The operations where the logits are divided by a temperature, before the last softmax or sigmoid."""
-    operations = _pred(own, replace(c, temperature=1.0), peer, options)
+def _scaled(own: Convention, c: Convention, peer: Peer, options: dict[str, Any]) -> tuple[Operation, ...] | None:
+    """The operations where the logits are divided by a temperature, then capped, before the last softmax or sigmoid."""
+    operations = _pred(own, replace(c, temperature=1.0, softcap=None), peer, options)
     if "temperature" in peer.options:
         options["temperature"] = c.temperature
         return operations
@@ -279,7 +279,14 @@ def _cooled(own: Convention, c: Convention, peer: Peer, options: dict[str, Any])
     first = 1 if c.activation.endswith("twice") else 0
     if first and not operations:
         return None
-    return (*operations[:first], ("divide", {"by": c.temperature}), *operations[first:])
+    steps: list[Operation] = [("divide", {"by": c.temperature})] if c.temperature != 1 else []
+    if c.softcap is not None and peer.library == "lossbridge":
+        if "softcap" not in peer.options or operations:
+            return None  # other functions, or forms, have it
+        options["softcap"] = c.softcap
+    elif c.softcap is not None:
+        steps.append(("cap", {"at": c.softcap}))
+    return (*operations[:first], *steps, *operations[first:])
 
 
 def _same_clip(own: Convention, c: Convention) -> bool:
@@ -325,7 +332,7 @@ def _set_options(
         outcomes = 2 if c.cost in BINARY else setting.classes
         factor = 1.0 if c.smoothing_over == "K" else outcomes / (outcomes - 1)
         options["label_smoothing"] = round(c.label_smoothing * factor, 10)
-    for name in ("alpha", "gamma", "pos_weight", *WEIGHTS):
+    for name in ("alpha", "gamma", "pos_weight", "z_loss", *WEIGHTS):
         value, texts = getattr(c, name), AS_ARRAYS.get((peer.name, name), peer.options.get(name))
         if value == getattr(own, name):
             continue

@@ -190,6 +190,10 @@ def _sensible(c: Convention, setting: Setting) -> bool:
         return False
     if c.cost in DIVERGENCES and (c.label_smoothing or c.class_weight):
         return False
+    if (c.softcap or c.z_loss) and (c.cost, c.activation) != ("cross-entropy", "softmax"):
+        return False  # options of logits, which no other loss has
+    if c.z_loss and (c.weighted == "rows" or setting.quantity == "elements"):
+        return False  # it is of whole rows, and no class weight multiplies it
     certain = c.swapped and setting.hard and c.activation == "none" and c.clip == "none"
     if setting.finite and certain and c.logarithm != "missing":
         return False  # it computes log 0

@@ -27,7 +27,7 @@ _SHOWN = 4  # how many indistinguishable explanations are printed
 _FEW_DIGITS = 1e-4  # a relative tolerance that many numbers meet by chance
 _TO_TRY = (
     "Pass what was used, if you know it: temperature=, label_smoothing=, epsilon=, pos_weight=, gamma=, alpha=, "
-    "class_weight=, sample_weight=, mask=; or a second batch with its number, more=."
+    "logit_scale=, softcap=, z_loss=, class_weight=, sample_weight=, mask=; or a second batch with its number, more=."
 )
 _SATURATED = (
     "y_pred is saturated, exactly 0 or 1 where the target is not. If a sigmoid or softmax layer made it, Keras on "
@@ -238,6 +238,9 @@ def diagnose(
     pos_weight: float | None = None,
     gamma: float | None = None,
     alpha: float | None = None,
+    logit_scale: float | None = None,
+    softcap: float | None = None,
+    z_loss: float | None = None,
     more: Sequence[tuple[Any, ...]] = (),
     advance: Callable[[float], None] = lambda fraction: None,
 ) -> Diagnosis:
@@ -251,7 +254,8 @@ def diagnose(
         expected: what you meant, such as "keras.categorical_crossentropy" or "torch.kl_div(reduction='batchmean')".
         quantity: "gradient" or "value", where an array could be either.
         class_weight, sample_weight, mask, ignore_class: those that may have been used; all are tried with and without.
-        label_smoothing, epsilon, temperature, pos_weight, gamma, alpha: may have been used; round ones are found too.
+        label_smoothing, epsilon, temperature, pos_weight, gamma, alpha, logit_scale: may have been used; round ones are
+            found too. softcap, z_loss: likewise, of logits; usual ones are found too, as 30 and 1e-4.
         more: further batches (y_true, y_pred, observed), which narrow the explanations down; optionally with a fourth
             entry, a dict with sample_weight, mask or both.
         advance: called with the fraction of the work that each step did, for a progress bar.
@@ -273,10 +277,16 @@ def diagnose(
         raise ValueError(f"quantity is {quantity!r}; use 'gradient' or 'value'")
     used = {"label_smoothing": label_smoothing, "epsilon": epsilon, "temperature": temperature}
     used |= {"pos_weight": pos_weight, "gamma": gamma, "alpha": alpha}
+    used |= {"logit_scale": logit_scale, "softcap": softcap, "z_loss": z_loss}
     request = _Request(expected, quantity, class_weight, ignore_class, _coefficients(used))
     batches = [(y_true, y_pred, observed, {"sample_weight": sample_weight, "mask": mask}), *_further(more)]
+    return _in_any_way(request, batches, advance)
+
+
+def _in_any_way(request: _Request, batches: list[_Given], advance: Callable[[float], None]) -> Diagnosis:
+    """As the arrays are; else, of one batch, in another interpretation of them; else with a constant added."""
     found = _diagnosed(request, batches, advance=advance)
-    if not found.fits and not more:
+    if not found.fits and len(batches) == 1:
         found = _with_another_reading(found, request, batches[0])
     with_constant = found if found.fits else _diagnosed(request, batches, depth="constants")
     return with_constant if with_constant.fits else found

@@ -77,7 +77,20 @@ def row_sums(c: Convention, rows: Rows, memo: dict[Any, Any]) -> Array:
         sums = _smoothed_sums(c, rows, memo)
     else:
         sums = terms(c, rows, rows.pred, memo).sum(1)
-    return np.asarray(sums * _row_weights(c, rows, memo) if _are_weighted(c, rows) else sums)
+    if _are_weighted(c, rows):
+        sums = sums * _row_weights(c, rows, memo)
+    return np.asarray(sums + c.z_loss * _squared_lse(c, rows.pred, memo) if c.z_loss else sums)
+
+
+def _squared_lse(c: Convention, pred: Any, memo: dict[Any, Any] | None) -> Any:
+    """(rows,): lse², lse = log Σ e^z."""
+
+    def square() -> Any:
+        m, total, _ = softmax.neg_log_softmax(b, _scaled(c, _logits_once(c, pred, memo)), 1)[1]
+        lse = b.squeeze(m + b.log(total), 1)
+        return lse * lse
+
+    return _cached(memo, ("lse²", *_activation_key(c)), square)
 
 
 def _only_label_counts(c: Convention, rows: Rows, memo: dict[Any, Any]) -> bool:
@@ -105,7 +118,13 @@ def _softmax_losses(c: Convention, rows: Rows, memo: dict[Any, Any]) -> Array | 
     x = _logits_once(c, rows.pred, memo)
     if c.logarithm != "once" or not _cached(memo, ("finite x", *_logits_key(c)), lambda: bool(np.isfinite(x).all())):
         return None
-    losses = sparse_categorical_crossentropy(rows.label, _cooled(c, x), from_logits=True, reduction="none")
+
+    def of_labels() -> Any:
+        return sparse_categorical_crossentropy(
+            rows.label, _cooled(c, x), from_logits=True, softcap=c.softcap, reduction="none"
+        )
+
+    losses = _cached(memo, ("of labels", *_activation_key(c)), of_labels)
     _, positive, _ = _factors(c, rows.at_label, memo)
     return np.asarray(losses * positive[:, 0])
 
@@ -315,7 +334,7 @@ def _costs_key(c: Convention) -> tuple[Any, ...]:
 
 
 def _activation_key(c: Convention) -> tuple[Any, ...]:
-    return c.temperature, *_logits_key(c)
+    return c.temperature, c.softcap, *_logits_key(c)
 
 
 def _logits_key(c: Convention) -> tuple[Any, ...]:
@@ -324,6 +343,12 @@ def _logits_key(c: Convention) -> tuple[Any, ...]:
 
 def _cooled(c: Convention, logits: Any) -> Any:
     return logits if c.temperature == 1 else logits / c.temperature
+
+
+def _scaled(c: Convention, logits: Any) -> Any:
+    """What the softmax is taken of: the logits divided by the temperature, then capped."""
+    z = _cooled(c, logits)
+    return z if c.softcap is None else softmax.scaled(b, z, 1.0, c.softcap)
 
 
 def _logits(c: Convention, pred: Any) -> Any:
@@ -336,12 +361,11 @@ def _logits(c: Convention, pred: Any) -> Any:
 
 def _activated(c: Convention, x: Any) -> tuple[Any, Any, Any]:
     """p; or −log p and −log(1 − p) where they need no logarithm of p."""
-    if c.activation.startswith(("softmax", "sigmoid")):
-        x = _cooled(c, x)
     if c.activation.startswith("softmax"):
-        cost = softmax.neg_log_softmax(b, x, 1)[0]
+        cost = softmax.neg_log_softmax(b, _scaled(c, x), 1)[0]
         return None, cost, None
     if c.activation.startswith("sigmoid"):
+        x = _cooled(c, x)
         return None, elementary.softplus(b, -x), elementary.softplus(b, x)
     return (None, -x, None) if c.activation == "exp" else (x, None, None)
 
@@ -501,7 +525,8 @@ def scalars(
             step = max(1, _BLOCK // max(rows.pred.shape[1], 1))
             blocks = [rows.some(slice(i, i + step)) for i in range(0, len(rows.pred), step)]
             total = np.zeros(len(order))
-            for sums in pool.map(partial(_block_sums, [c for _, c in order]), blocks):
+            each = pool.map if len(blocks) > 1 else map  # threads take longer to start than a small batch
+            for sums in each(partial(_block_sums, [c for _, c in order]), blocks):
                 total += sums
                 advance(len(group) / work / len(blocks))
             totals |= {key: x for (key, _), x in zip(order, total.tolist(), strict=True)}
@@ -546,8 +571,10 @@ def arrays(batch: Batch, c: Convention, quantity: Quantity, index: Any) -> Array
 
         def loss(x: Any) -> Any:
             x = b.where(weight[:, None] == 0, 0.5, x)  # a NaN of what is left out would reach its slope
-            given = replace(rows, target=x) if c.swapped else rows
-            return b.sum(b.sum(terms(c, given, rows.pred if c.swapped else x), 1) * weight)
+            given, pred = (replace(rows, target=x), rows.pred) if c.swapped else (rows, x)
+            losses = b.sum(terms(c, given, pred), 1)
+            losses = losses + c.z_loss * _squared_lse(c, pred, None) if c.z_loss else losses
+            return b.sum(losses * weight)
 
         return value_and_grad(loss, rows.target if c.swapped else rows.pred)[1]
 

@@ -63,6 +63,9 @@ _RANGES: Mapping[str, Callable[[Any], bool]] = {
     "label_smoothing": lambda x: 0 <= x <= 1,
     "epsilon": lambda x: 0 <= x < 0.5,
     "gamma": lambda x: x >= 0,
+    "z_loss": lambda x: x >= 0,
+    "softcap": lambda x: x > 0,
+    "logit_scale": lambda x: x > 0,
     "alpha": lambda x: True,
     "base": lambda x: x > 0 and x != 1,
     "axis": lambda x: isinstance(x, int),
@@ -194,6 +197,8 @@ def _with_options(c: Convention, options: Mapping[str, str], peer: Peer, batch: 
             changed[field] = None
         elif field in _RANGES and not (type(key) in (int, float) and _RANGES[field](key)):
             raise ValueError(f"expected names {name}={value}, which {peer.name} does not take; correct it")
+        elif field == "logit_scale":
+            changed["temperature"] = 1 / key
         else:
             changed[field] = key
     return replace(c, **changed)

@@ -28,6 +28,7 @@ _METHODS = {
     "row sums": "{x}.sum(-1)",
     "row means": "{x}.mean(-1)",
     "divide": "{x} / {by}",
+    "cap": "{at} * np.tanh({x} / {at})",
     "add": "{x} + {epsilon}",
 }
 _CODE: dict[str, dict[str, str]] = {
@@ -52,6 +53,7 @@ _CODE: dict[str, dict[str, str]] = {
         "normalise": "{x} / {x}.sum(-1, keepdim=True)",
         "one_hot": "F.one_hot({x}, {classes}).to(y_pred.dtype)",
         "cast": "{x}.to(torch.{dtype}).to(y_pred.dtype)",
+        "cap": "{at} * torch.tanh({x} / {at})",
     },
     "keras": {
         "softmax": "keras.ops.softmax({x})",
@@ -68,6 +70,7 @@ _CODE: dict[str, dict[str, str]] = {
         "row sums": "keras.ops.sum({x}, -1)",
         "row means": "keras.ops.mean({x}, -1)",
         "divide": "{x} / {by}",
+        "cap": "{at} * keras.ops.tanh({x} / {at})",
         "add": "{x} + {epsilon}",
     },
     "optax": _METHODS
@@ -79,6 +82,7 @@ _CODE: dict[str, dict[str, str]] = {
         "exp": "jnp.exp({x})",
         "clip": "jnp.clip({x}, {low}, {high})",
         "one_hot": "jax.nn.one_hot({x}, {classes})",
+        "cap": "{at} * jnp.tanh({x} / {at})",
     },
 }
 PREFIXES = {
@@ -107,6 +111,7 @@ _COMPUTE: dict[str, Callable[..., Array]] = {
     "row sums": lambda x: np.sum(x, -1),
     "row means": lambda x: np.mean(x, -1),
     "divide": lambda x, by: x / x.dtype.type(by),
+    "cap": lambda x, at: x.dtype.type(at) * np.tanh(x / x.dtype.type(at)),
     "add": lambda x, epsilon: x + x.dtype.type(epsilon),
 }
 
@@ -202,7 +207,7 @@ def _applied(code: Mapping[str, str], operations: Iterable[Operation], x: str) -
         texts = {key: value if isinstance(value, str) else f"{value:.10g}" for key, value in arguments.items()}
         if name == "clip" and 0 < arguments["high"] < 1:
             texts["high"] = f"1 - {arguments['low']:.10g}"
-        compound = name in ("clip", "divide", "add") and any(sign in x for sign in (" / ", " + "))
+        compound = name in ("clip", "divide", "cap", "add") and any(sign in x for sign in (" / ", " + "))
         x = code[name].format(x=f"({x})" if compound else x, **texts)
     return x
 

@@ -226,11 +226,12 @@ def _changes_of_any_data(setting: Setting) -> Iterator[Change]:
     for s, over in product(smoothings, ("K", "K-1", "C")):
         values = {"label_smoothing": s, "smoothing_over": over}
         yield Change("smoothing", values, common=s == smoothings[0], costs=BINARY if over == "C" else None)
-    for temperature in setting.tried("temperature", ()):
+    for temperature in (*setting.tried("temperature", ()), *(1 / a for a in setting.tried("logit_scale", ()))):
         yield Change("temperature", {"temperature": temperature})
         yield Change("temperature", {"temperature": temperature, "factor": temperature**2}, costs=DIVERGENCES)
-    for pos_weight in setting.tried("pos_weight", ()):
-        yield Change("pos_weight", {"pos_weight": pos_weight}, costs=("binary",))
+    for name, cost in (("pos_weight", "binary"), ("softcap", "cross-entropy"), ("z_loss", "cross-entropy")):
+        for value in setting.tried(name, ()):
+            yield Change(name, {name: value}, costs=(cost,))
     for divisor in ("samples", "elements", "weights", "nonzero weights", "classes", "axis 0", "one"):
         yield Change("divisor", {"divisor": divisor}, common=divisor != "nonzero weights")
     yield Change("cost", {"cost": "squared", "clip": "none", "epsilon": 0.0}, common=False, costs=_SQUARED)

@@ -93,13 +93,13 @@ def _printed(found: Diagnosis) -> Iterator[Explanation]:
 
 
 def _readings(row: Row, found: Diagnosis) -> list[str]:
-    """How the arrays were read to explain the number; without the warnings that they cause with any number."""
+    """How the arrays were read, as the first line says; without the warnings that they cause with any number."""
     options = {name: x for name, x in row.options.items() if name != "more"}
     try:
         _, of_data = batch_of(row.y_true, row.y_pred, **options)
     except (ValueError, TypeError):
         of_data = []
-    return [warning for warning in found.warnings if warning not in of_data]
+    return [warning for warning in found.warnings if warning not in of_data or warning == found.reading]
 
 
 def _is_true(row: Row, explanation: Explanation, readings: Sequence[str]) -> bool:

@@ -24,6 +24,7 @@ from lossbridge.tools.diagnosis.weightings import FIRST_ROWS, LAST_ROWS, WEIGHTS
 # The chance that a number from anywhere has a root as round as one that is believed. Some ten roots are looked at.
 _LARGEST_CHANCE = 5e-4
 _USUAL = 1e-3  # the relative uncertainty with which a usual coefficient is believed
+_OF_INVERSE = 0.2  # the share of that chance with which the inverse of a root is believed
 _POINTS, _ROUNDS = 16, 8  # of the grid on which a root is bracketed, and of its refinement, at most
 _NEAR = 1e-3  # of the tolerance: a root that gives the number as nearly is not refined further
 _LARGE, _FEWER = 200_000, 2  # of a batch with so many elements half as many functions are tried, at half the points
@@ -43,6 +44,7 @@ class Unknown:
     also_of: Callable[[float], Mapping[str, Any]] = lambda x: {}
     digits: int = 3  # most that a round one has
     doubt: float = 1.0  # how much surer its value must be than that of others
+    inverse: bool = False  # whether its inverse may be the round one, with two digits at most
 
     def of(self, own: Convention, x: float) -> Convention:
         changed: dict[str, Any] = {**self.also, **self.also_of(x), self.field: x}
@@ -56,6 +58,10 @@ class Unknown:
 class _Root(NamedTuple):
     value: float
     uncertainty: float  # of the digits that were given
+
+    @property
+    def inverse(self) -> _Root:
+        return _Root(1 / self.value, self.uncertainty / self.value**2)
 
 
 def solved(
@@ -80,6 +86,7 @@ def solved(
         found += _offsets(bases, batch, seen, sure)
     else:
         found += _coefficients(bases, batch, setting, seen, sure)
+        found += _usual_values(bases, batch, seen, sure)
         found += _factors(bases, batch, seen)
     if not last and (seen.has_many_digits or sure):
         found += _rows(bases, batch, seen, sure)
@@ -146,7 +153,7 @@ def _unknowns(c: Convention, setting: Setting) -> Iterator[Unknown]:
         yield Unknown("label_smoothing", 1e-3, 0.9, _SMOOTHINGS, {"smoothing_over": "K"})
         return
     if logits:
-        yield Unknown("temperature", 0.05, 100, _TEMPERATURES, {})
+        yield Unknown("temperature", 0.05, 100, _TEMPERATURES, {}, inverse=c.cost == "cross-entropy")
         twice = f"{c.activation.split()[0]} twice"
         yield Unknown("temperature", 0.01, 100, (0.1, 0.5, 2.0), {"activation": twice}, doubt=0.2)
     yield Unknown("label_smoothing", 1e-3, 0.9, _SMOOTHINGS, {"smoothing_over": "K"})
@@ -190,8 +197,41 @@ def _coefficients(
     for curve, root in _roots(curves, batch, seen):
         chance = 1.0 if sure else _LARGEST_CHANCE * curve.unknown.doubt
         value = rounded(root, curve.unknown.usual, chance, curve.unknown.digits)
+        if value is None and curve.unknown.inverse:
+            scale = rounded(root.inverse, (), chance * _OF_INVERSE, 2)
+            value = None if scale is None else 1 / scale
         if value is not None:
             yield curve.base, curve.unknown.of(curve.base.own, value)
+
+
+# Of logits, at these values alone: to solve for others would find some by chance. Such temperatures are of cosines.
+_USUAL_VALUES: Mapping[str, tuple[float, ...]] = {
+    "z_loss": (1e-5, 5e-5, 1e-4, 5e-4, 1e-3, 1e-2),
+    "softcap": (5.0, 10.0, 15.0, 20.0, 30.0, 50.0, 100.0),
+    "temperature": (1 / 30, 1 / 64, 1 / 100),
+}
+_CLOSER = 5  # times likelier lie numbers of other causes as near to the plain loss as these
+_APART = 20  # tolerances between what such a value gives and the plain loss, whose last digits may be wrong
+
+
+def _is_softmax(c: Convention) -> bool:
+    return (c.cost, c.activation) == ("cross-entropy", "softmax")
+
+
+def _usual_values(
+    bases: Sequence[Hypothesis], batch: Batch, seen: Observation, sure: bool
+) -> Iterator[tuple[Hypothesis, Convention]]:
+    target, loose = float(seen.values), seen.tight / abs(float(seen.values))
+    tried: list[tuple[Hypothesis, Convention]] = []
+    for base in _likelier(bases, batch):
+        if _is_softmax(base.own):
+            for field, usual in _USUAL_VALUES.items():
+                if sure or 2 * len(usual) * loose * _CLOSER <= _LARGEST_CHANCE:
+                    tried += [(base, replace(base.own, **{field: x})) for x in usual]  # type: ignore[arg-type]
+    plain, values = scalars(batch, [*(base.own for base, _ in tried), *(c for _, c in tried)]).reshape(2, -1)
+    for (base, c), without, value in zip(tried, plain, values, strict=True):
+        if abs(value - target) <= seen.tight and (sure or abs(value - without) >= _APART * seen.tight):
+            yield base, c
 
 
 # Two that are set together, of values that are usual in both. So many pairs ask for digits: see `_PAIRS_CHANCE`.
@@ -199,6 +239,8 @@ _PAIRED = (
     ("temperature", (2.0, 3.0, 4.0, 5.0, 1.5, 0.5), "label_smoothing", (0.1, 0.05, 0.2, 0.01)),
     ("pos_weight", (2.0, 3.0, 4.0, 5.0, 10.0, 0.5), "label_smoothing", (0.1, 0.05, 0.2, 0.01)),
     ("gamma", (1.0, 1.5, 2.0, 3.0, 5.0), "alpha", (0.25, 0.5, 0.75, 0.6, 0.9)),
+    ("softcap", (15.0, 20.0, 30.0, 50.0), "z_loss", (1e-4, 1e-3)),
+    ("label_smoothing", (0.1, 0.05), "z_loss", (1e-4, 1e-3)),
 )
 _PAIRS_CHANCE = 1e-4  # that a number from anywhere fits one of them: none does at five digits
 
@@ -210,8 +252,10 @@ def _pairs(
     tried: list[tuple[Hypothesis, Convention]] = []
     for base in _likelier(bases, batch):
         fields = {unknown.field for unknown in _unknowns(base.own, setting)}
+        fields |= set(_USUAL_VALUES) if _is_softmax(base.own) else set()
         for first, xs, second, ys in _PAIRED:
-            if {first, second} <= fields and (sure or 2 * len(xs) * len(ys) * loose <= _PAIRS_CHANCE):
+            chance = 2 * len(xs) * len(ys) * loose * (_CLOSER if second == "z_loss" else 1)
+            if {first, second} <= fields and (sure or chance <= _PAIRS_CHANCE):
                 tried += [(base, replace(base.own, **{first: x, second: y})) for x in xs for y in ys]  # type: ignore[arg-type]
     for (base, c), value in zip(tried, scalars(batch, [c for _, c in tried]), strict=True):
         if abs(value - float(seen.values)) <= seen.tight:
@@ -322,8 +366,8 @@ def counts(batch: Batch) -> dict[float, str]:
 def _factors(bases: Sequence[Hypothesis], batch: Batch, seen: Observation) -> Iterator[tuple[Hypothesis, Convention]]:
     target, loose = float(seen.values), seen.tight / abs(float(seen.values))
     known = counts(batch)
-    plain = scalars(batch, [base.own for base in bases])
-    sums = scalars(batch, [replace(base.own, divisor="one") for base in bases])
+    summed = [replace(base.own, divisor="one") for base in bases]
+    plain, sums = scalars(batch, [*(base.own for base in bases), *summed]).reshape(2, -1)
     for base, mean, total in zip(bases, plain, sums, strict=True):
         if not (math.isfinite(mean) and mean):
             continue

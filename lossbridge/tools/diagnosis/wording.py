@@ -197,11 +197,9 @@ def differences(old: Convention, new: Convention, batch: Batch) -> list[str]:
         phrases.append("the logarithm missing" if new.logarithm == "missing" else "the logarithm taken twice")
     if changed & {"label_smoothing", "smoothing_over"}:
         phrases.append(smoothing(new))
-    if "temperature" in changed:
-        divided = "the logits divided by it" if new.target_activation != "softmax" else "both logits divided by it"
-        squared = new.factor not in (1.0, old.factor) and math.isclose(new.factor, new.temperature**2)
-        changed -= {"factor"} if squared else set()
-        phrases.append(f"temperature T = {new.temperature:g}, {divided}{', the result times T²' if squared else ''}")
+    squared = new.factor not in (1.0, old.factor) and math.isclose(new.factor, new.temperature**2)
+    changed -= {"factor"} if squared and "temperature" in changed else set()
+    phrases += _logits(changed, new, squared)
     if "pos_weight" in changed and new.pos_weight:
         phrases.append(f"pos_weight = {new.pos_weight:g}")
     for coefficient, sign in (("alpha", "α"), ("gamma", "γ")):
@@ -230,6 +228,26 @@ def differences(old: Convention, new: Convention, batch: Batch) -> list[str]:
         left = "left undefined" if new.undefined == "nan" else "taken as 0"
         phrases.append(f"0·∞, and a mean over nothing, {left}")
     return phrases
+
+
+def _logits(changed: set[str], new: Convention, squared: bool) -> list[str]:
+    """What is done with logits besides softmax or sigmoid. `squared`: the result is multiplied by T²."""
+    phrases = []
+    if "temperature" in changed:
+        divided = "the logits divided by it" if new.target_activation != "softmax" else "both logits divided by it"
+        phrases.append(f"temperature T = {_temperature(new)}, {divided}{', the result times T²' if squared else ''}")
+    if "softcap" in changed:
+        phrases.append(f"softcap c = {new.softcap:g}, the logits z taken as c·tanh(z / c)")
+    if "z_loss" in changed:
+        phrases.append(f"z-loss ζ = {new.z_loss:g}, ζ·lse² added, lse = log Σ exp z")
+    return phrases
+
+
+def _temperature(c: Convention) -> str:
+    """With its inverse where that is what is round: 0.333333 = 1/3."""
+    temperature, scale = f"{c.temperature:g}", f"{c.logit_scale:.3g}"
+    is_round = math.isclose(float(f"{c.temperature:.3g}"), c.temperature)
+    return temperature if is_round or not math.isclose(float(scale), c.logit_scale) else f"{temperature} = 1/{scale}"
 
 
 def _sizes(changed: set[str], new: Convention, batch: Batch) -> list[str]:

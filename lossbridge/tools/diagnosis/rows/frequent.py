@@ -17,7 +17,9 @@ from lossbridge.tools.diagnosis.rows.row import (
     GAMMA,
     POSITIVE,
     SMOOTHING,
+    SOFTCAP,
     TEMPERATURE,
+    Z_LOSS,
     Row,
     either,
     equals,
@@ -273,6 +275,25 @@ def kind_4() -> Iterator[Row]:
     yield row("γ = 1.5, α = 0.6", t, x, n.focal(t, x, 1.5, 0.6).mean(), says, 7, most=2)
 
 
+def kind_4_of_logits() -> Iterator[Row]:
+    """Scales and caps of logits, and the z-loss."""
+    row = partial(Row, 4, most=1)
+    for i, scale in enumerate((3, 64, 30)):
+        y, x = n.labels(340 + i, 32, 10, scale=1 if scale < 10 else 0.1)
+        yield row(f"logits × {scale}", y, x, n.ce(x * np.float64(scale), y).mean(), rf"\bT = .* = 1/{scale}\b")
+    shape: tuple[int, ...]
+    for i, (cap, shape) in enumerate(((30, (32, 10)), (15, (30, 50)), (50, (4, 6, 5)))):
+        y, x = n.labels(343 + i, *shape, scale=4)
+        yield row(f"capped at {cap}", y, x, n.ce(n.capped(x, cap), y).mean(), equals(SOFTCAP, cap))
+    for i, (zeta, shape) in enumerate(((1e-4, (32, 10)), (1e-3, (5, 3)), (1e-4, (2, 20, 500)))):
+        y, x = n.labels(346 + i, *shape)
+        yield row(f"z-loss {zeta}, {shape}", y, x, (n.ce(x, y) + n.z_loss(x, zeta)).mean(), equals(Z_LOSS, zeta))
+    t, x = n.soft(349, 32, 10)
+    losses = n.soft_ce(n.capped(x, 20), t) + n.z_loss(n.capped(x, 20), 1e-3)
+    says = every(equals(SOFTCAP, 20), equals(Z_LOSS, 1e-3))
+    yield row("capped at 20, z-loss 0.001", t, x, losses.mean(), says, 7, most=2)
+
+
 def kind_5() -> Iterator[Row]:
     """The package's own losses, with their options."""
     shape: tuple[int, ...]
@@ -334,5 +355,5 @@ def kind_6() -> Iterator[Row]:
 
 
 def rows() -> Iterator[Row]:
-    for kind in (plain_labels, plain_others, kind_1, kind_2, kind_3, kind_4, kind_5, kind_6):
+    for kind in (plain_labels, plain_others, kind_1, kind_2, kind_3, kind_4, kind_4_of_logits, kind_5, kind_6):
         yield from kind()

@@ -45,6 +45,15 @@ def nll(p: Array, y: Array, axis: int = -1) -> Array:
     return -np.log(of_label(np.asarray(p, np.float64), y, axis))
 
 
+def z_loss(x: Array, coefficient: float) -> Array:
+    """ζ·lse² of logits, a sample each."""
+    return coefficient * np.log(np.exp(np.asarray(x, np.float64)).sum(-1)) ** 2
+
+
+def capped(x: Array, cap: float) -> Array:
+    return cap * np.tanh(np.asarray(x, np.float64) / cap)
+
+
 def soft_ce(x: Array, t: Array, axis: int = -1) -> Array:
     """Of logits and distributions."""
     return -(t * log_softmax(x, axis)).sum(axis)
