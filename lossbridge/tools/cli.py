@@ -363,7 +363,7 @@ def bench(
     """
     named = backend or []
     _refuse_unknown("--backend", named, FRAMEWORKS)
-    _refuse_unknown("--loss", loss or [], LOSSES)
+    _refuse_unknown("--loss", loss or [], (*LOSSES, LINEAR))
     _refuse_unknown("--dtype", dtype or [], DTYPES)
     _check_timeout(timeout)
     _check_writable(json, html)

@@ -16,7 +16,7 @@ from lossbridge.tools.bench.memory import copy_bandwidth
 from lossbridge.tools.bench.sections import OWN_HUGE_PAGES
 from lossbridge.tools.processes import Job, serve
 
-LIBRARIES = (*FRAMEWORKS, "scipy", "scikit-learn", "keras", "optax", "liger-kernel", "triton")
+LIBRARIES = (*FRAMEWORKS, "scipy", "scikit-learn", "keras", "optax", "liger-kernel", "quack-kernels", "triton")
 
 
 def versions() -> dict[str, str]:
