@@ -168,9 +168,11 @@ def test_data_are_what_their_kind_says() -> None:
 # The linear loss, whose predictions are hidden states and a weight.
 
 
+@pytest.mark.parametrize("block", [1, measure.BLOCK])
 @pytest.mark.parametrize("kind", data_kinds.kinds(cells.FORMS[cells.LINEAR]))
-def test_the_linear_loss_is_held_to_the_reference(kind) -> None:
+def test_the_linear_loss_is_held_to_the_reference(monkeypatch, kind, block) -> None:
     """With blocks of one row as with one of all: the value, and rows of both gradients."""
+    monkeypatch.setattr(measure, "BLOCK", block)
     cell = Cell(cells.LINEAR, 9, 700, data=kind)
     data = data_kinds.made(cells.FORMS[cells.LINEAR], (9, 700), kind)
     target, pred = measure.placed(NUMPY, cell, data, "cpu")

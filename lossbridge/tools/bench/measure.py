@@ -38,6 +38,7 @@ Array = np.ndarray
 # Wide enough for a peer's own rounding: for bfloat16 logits PyTorch's loss has an error of 6e-3.
 TOLERANCE = {"float64": 1e-6, "float32": 1e-3, "float16": 5e-2, "bfloat16": 5e-2}
 LEAST = 1e-34  # numbers below 1.2e-38 become 0 in XLA and TensorFlow: a focal loss of rows that lead by 30 has such
+BLOCK = 1 << 20  # entries of float64 that the reference is given at a time
 SAMPLE_SECONDS = 1e-3  # faster calls are repeated between two readings of the clock
 SLOW_SECONDS, SLOW_ROUNDS = 30.0, 3  # after so many seconds so many rounds do: each call takes seconds itself
 
@@ -66,7 +67,7 @@ class Entrant:
 
     def fresh(self) -> Any:
         """Predictions that the contender may overwrite. In PyTorch they are no leaf, as a model's logits are none."""
-        return self.pred * 1 if self.contender.consumes else self.pred
+        return each(lambda x: x * 1, self.pred) if self.contender.consumes else self.pred
 
     def failed(self, error: Exception | str) -> Measurement:
         words = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
@@ -150,7 +151,8 @@ class Exact:
         count = cell.rows if counted is None else int(counted.sum())
         rows = _some(cell.rows)
         if form.units:
-            total, gradients = _of_layer(form, target, pred, options, (rows, [target[0], *_some(cell.classes)]))
+            some = rows, [target[0], *_some(cell.classes)]  # also a class that is a label
+            total, gradients = _of_layer(form, target, pred, {**form.options, **options}, some)
             self.value = total / count
         else:
             oracle = functools.partial(getattr(reference, form.loss), **form.options, **_without_mask(options))
@@ -159,8 +161,8 @@ class Exact:
                 self.value = textbook.exact_value(plain, target, pred)
             else:
                 self.value = _sum_of_rows(oracle, target, pred, options.get("mask")) / count
-            some = None if "mask" not in options else options["mask"][rows]
-            gradients = ((rows, oracle(target[rows], pred[rows], mask=some, reduction="sum").gradient),)
+            mask = None if "mask" not in options else options["mask"][rows]
+            gradients = ((rows, oracle(target[rows], pred[rows], mask=mask, reduction="sum").gradient),)
         self.gradients = [(rows, gradient / count) for rows, gradient in gradients]
 
     def errors(self, b: Framework, value: Any, gradient: Any) -> tuple[float, float | None]:
@@ -196,7 +198,7 @@ def _without_mask(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _sum_of_rows(oracle: Callable[..., Any], target: Array, pred: Array, mask: Array | None) -> float:
     """Of the reference, in blocks of rows."""
-    rows, total = max(1, (1 << 20) // pred.shape[1]), 0.0
+    rows, total = max(1, BLOCK // pred.shape[1]), 0.0
     for start in range(0, len(pred), rows):
         these = slice(start, start + rows)
         counted = None if mask is None else mask[these]
@@ -214,7 +216,7 @@ def _of_layer(
     oracle = functools.partial(getattr(reference, form.record.name), from_logits=True, reduction="sum", **options)
     hidden, weight = (x.astype(np.float64) for x in pred)
     rows, classes = some
-    step, total = max(1, (1 << 20) // len(weight)), 0.0
+    step, total = max(1, BLOCK // len(weight)), 0.0
     of_hidden, of_weight = np.zeros((len(rows), form.units)), np.zeros((len(classes), form.units))
     for start in range(0, len(hidden), step):
         h = hidden[start : start + step]
