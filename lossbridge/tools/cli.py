@@ -364,7 +364,7 @@ def bench(
     """
     named = backend or []
     _refuse_unknown("--backend", named, FRAMEWORKS)
-    _refuse_unknown("--loss", loss or [], LOSSES)
+    _refuse_unknown("--loss", loss or [], (*LOSSES, LINEAR))
     _refuse_unknown("--dtype", dtype or [], DTYPES)
     _check_timeout(timeout)
     _check_writable(json, html)
@@ -551,7 +551,7 @@ def diagnose(
     used |= {"logit_scale": logit_scale, "softcap": softcap, "z_loss": z_loss}
     try:
         with progress(err) as bars:
-            task = bars.add_task("conventions", total=1.0)
+            task = bars.add_task("comparing conventions", total=1.0)
             found = diagnosis.diagnose(
                 y_true,
                 y_pred,

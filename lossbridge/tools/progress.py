@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -31,11 +32,12 @@ def progress(console: Console) -> Iterator[Progress]:
 
 
 def _say(console: Console, bars: Progress, ended: threading.Event) -> None:
-    seconds = 0.0
-    while not ended.wait(SECONDS):
-        seconds += SECONDS
+    """At the end too."""
+    began, over = time.monotonic(), False
+    while not over:
+        over = ended.wait(SECONDS)
         done = [
             f"{task.description} {task.percentage:.0f} %" if task.total else f"{task.description} starts"
             for task in bars.tasks
         ]
-        console.print(f"{seconds:g} s: {', '.join(done)}", highlight=False, soft_wrap=True)
+        console.print(f"{time.monotonic() - began:.0f} s: {', '.join(done)}", highlight=False, soft_wrap=True)

@@ -32,7 +32,17 @@ def facts(device: str) -> dict[str, str]:
 def versions() -> dict[str, str]:
     """Of the installed frameworks, and of libraries that compute with them or are compared with."""
     found = {}
-    for library in (*FRAMEWORKS, "keras", "optax", "flax", "scipy", "scikit-learn", "triton", "liger-kernel"):
+    for library in (
+        *FRAMEWORKS,
+        "keras",
+        "optax",
+        "flax",
+        "scipy",
+        "scikit-learn",
+        "triton",
+        "liger-kernel",
+        "quack-kernels",
+    ):
         try:
             found[library] = importlib.metadata.version(library)
         except importlib.metadata.PackageNotFoundError:

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from lossbridge import reference
 from lossbridge.frameworks import FRAMEWORKS
 from lossbridge.tools import cli, processes
 from lossbridge.tools.bench import bench_report as report
@@ -80,7 +81,7 @@ def test_the_registry(backend, quick) -> None:
 
 
 def test_every_loss_and_every_target_is_measured() -> None:
-    assert {form.loss for form in cells.FORMS.values()} == set(LOSSES)
+    assert {form.loss for form in cells.FORMS.values()} == {*LOSSES, "linear_crossentropy"}
     assert set(textbook.VALUES) == set(cells.NAMED_FORMS)
     assert set(cells.ITEM_BYTES) == set(DTYPES)
     everything = sections.sections({backend: cells.cells(backend) for backend in FRAMEWORKS}, "cpu")
@@ -115,6 +116,7 @@ def test_bytes_that_must_move() -> None:
     assert Cell("CE, labels", 10, 100, backward=False).bytes == 4000
     assert Cell("CE, labels", 10, 100).bytes == 8000
     assert Cell("CE, dense", 10, 100, "bfloat16").bytes == 6000
+    assert Cell("linear CE", 10, 100).bytes == 2 * (10 + 100) * 512 * 4  # hidden states and weight, and their gradients
 
 
 # A cell.
@@ -161,6 +163,67 @@ def test_data_are_what_their_kind_says() -> None:
     assert np.isinf(made_of("CE, labels", data_kinds.PADDED).pred[:, 30:]).all()
     assert 20 < (made_of("CE, labels", data_kinds.IGNORED_ROWS).target == data_kinds.IGNORE).sum() < 40
     assert 20 < (~made_of("KL of logits", data_kinds.IGNORED_ROWS).options["mask"]).sum() < 40
+
+
+# The linear loss, whose predictions are hidden states and a weight.
+
+
+@pytest.mark.parametrize("block", [1, measure.BLOCK])
+@pytest.mark.parametrize("kind", data_kinds.kinds(cells.FORMS[cells.LINEAR]))
+def test_the_linear_loss_is_held_to_the_reference(monkeypatch, kind, block) -> None:
+    """With blocks of one row as with one of all: the value, and rows of both gradients."""
+    monkeypatch.setattr(measure, "BLOCK", block)
+    cell = Cell(cells.LINEAR, 9, 700, data=kind)
+    data = data_kinds.made(cells.FORMS[cells.LINEAR], (9, 700), kind)
+    target, pred = measure.placed(NUMPY, cell, data, "cpu")
+    exact = reference.linear_crossentropy(target, *pred, **data.options)
+    found = measure.exact(NUMPY, cell, data, target, pred)
+    assert found.value == pytest.approx(exact.value, rel=1e-12)
+    for (rows, some), whole in zip(found.gradients, (exact.gradient, exact.weight_gradient), strict=True):
+        assert len(rows) >= 3
+        np.testing.assert_allclose(some, whole[rows], rtol=1e-9, atol=1e-15)
+    assert found.errors(NUMPY, exact.value, (exact.gradient, exact.weight_gradient))[1] < 1e-9
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_either_gradient_of_the_linear_loss_may_be_the_wrong_one(which) -> None:
+    def wrong(t, pred):
+        value, gradients = textbook.WITH_GRADIENTS[cells.LINEAR](t, pred)
+        return value, tuple(x * 1.01 if i == which else x for i, x in enumerate(gradients))
+
+    outcome = measure.outcome(NUMPY, Cell(cells.LINEAR, 12, 7), BUDGET, competing=[Contender("wrong", None, wrong)])
+    assert "gradient has a relative error of 1.0e-02: not timed" in outcome.fault
+
+
+@pytest.mark.parametrize("backend", FRAMEWORKS)
+def test_the_linear_loss_on_every_framework(monkeypatch, tmp_path, backend) -> None:
+    """Selected by its name, differentiated by both, beside the loss of all logits."""
+    ways = "compiled" if backend in ("jax", "tensorflow") else "eager"
+    some = [
+        Cell("CE, labels", 8, 5),
+        *(Cell(cells.LINEAR, 8, 5, backward=backward, ways=ways) for backward in (False, True)),
+    ]
+    monkeypatch.setattr(cells, "cells", lambda backend, quick=False: some)
+    monkeypatch.setattr(cells, "FULL", BUDGET)
+    result = run("--backend", backend, "--loss", "linear_crossentropy", "--json", tmp_path / "b.json")
+    assert "2 cells, 0 contenders not timed" in result.stdout
+    (found,) = json.loads((tmp_path / "b.json").read_text())["backends"]
+    for cell in found["cells"]:
+        names = {m["name"] for m in cell["measurements"]}
+        assert any(name.endswith(" of all logits") or name == "textbook" for name in names)
+        assert ("F.linear_cross_entropy" in names) == (backend == "torch")
+
+
+def test_targets_of_the_linear_loss() -> None:
+    cell = Cell(cells.LINEAR, 4096, 32768)
+    peer = "optax.softmax_cross_entropy_with_integer_labels of all logits"
+    measured = [
+        Measurement(name, "jit", ms, cpu_ms=ms, extra_bytes=100 * size, temporary_bytes=size)
+        for name, ms, size in ((contenders.OURS, 80, 15), (peer, 100, 100))
+    ]
+    found = judged("linear CE 4096×32768 / all logits", Run("jax", "ran", outcomes=[Outcome(cell, measured)]))
+    assert [(limit.what, limit.found) for limit in found.limits] == [("time", 0.8), ("temporaries", 0.15)]
+    assert found.reached
 
 
 def test_what_varies_is_an_argument() -> None:
@@ -221,6 +284,15 @@ def test_contenders_run_in_turn() -> None:
     assert calls == ["a", "a", "b", "b"] * 4
     assert all(2e-3 <= t.wall < 1 for ts in times for t in ts)
     assert all(t.cpu < t.wall for ts in times for t in ts)  # it sleeps
+
+
+def test_slow_calls_take_fewer_rounds(monkeypatch) -> None:
+    calls = []
+    entrants = [measure.Entrant(Contender("a", None), "eager", lambda t, z: (calls.append(0), None), None, None)]
+    for seconds, rounds in ((1e9, 5), (0.0, measure.SLOW_ROUNDS)):
+        monkeypatch.setattr(measure, "SLOW_SECONDS", seconds)
+        (samples,) = measure.interleaved(NUMPY, entrants, Budget(least=5, most=9, seconds=0, memory=1), "cpu", [True])
+        assert len(samples) == rounds
 
 
 def test_time_of_all_cores_and_page_faults() -> None:
@@ -551,11 +623,12 @@ def test_a_missing_device_is_named(tiny) -> None:
     assert "no device cuda; present: cpu" in run("--backend", "numpy", "--device", "cuda", code=1).stdout
 
 
-def test_pictures_of_several_backends() -> None:
+@pytest.mark.parametrize(("form", "file"), [("CE, labels", "ce_labels"), (cells.LINEAR, "linear_ce")])
+def test_pictures_of_several_backends(form, file) -> None:
     def swept(backend: str) -> Run:
         steps = [
             Outcome(
-                Cell("CE, labels", 512, v, sweep="V"),
+                Cell(form, 512, v, sweep="V"),
                 [
                     Measurement(name, way, v * scale, extra_bytes=v * 2048 * scale)
                     for name, scale in ((contenders.OURS, 1), ("peer", 3))
@@ -566,8 +639,8 @@ def test_pictures_of_several_backends() -> None:
         ]
         return Run(backend, "ran", "1.0", outcomes=steps, facts={"copy_bytes_per_second": {"1": 1e10}})
 
-    figures = plots.figures([swept(name) for name in ("numpy", "torch", "jax")], "CE, labels")
-    assert list(figures) == ["time_over_v_ce_labels", "memory_over_v_ce_labels"]
+    figures = plots.figures([swept(name) for name in ("numpy", "torch", "jax")], form)
+    assert list(figures) == [f"time_over_v_{file}", f"memory_over_v_{file}"]
     for figure in figures.values():
         assert len(figure.axes) == 3
         labels = figure.axes[0].get_legend_handles_labels()[1]

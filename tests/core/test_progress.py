@@ -59,7 +59,7 @@ def test_lines_where_there_is_no_terminal(monkeypatch) -> None:
         while "torch 25 %" not in said.getvalue():
             time.sleep(0.01)
     lines = said.getvalue().splitlines()
-    assert "0.05 s: torch 25 %, jax starts" in lines
+    assert "0 s: torch 25 %, jax starts" in lines
     assert all(line.count("s: torch") == 1 for line in lines)
 
 

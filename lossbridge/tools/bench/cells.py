@@ -21,6 +21,7 @@ ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
 
 _LOGITS = {"from_logits": True}
+LINEAR, UNITS = "linear CE", 512  # of hidden states and a weight
 # The forms that textbook.py and most peers have too, by their names in the results.
 NAMED_FORMS: Mapping[str, Form] = {
     "CE, labels": Form("sparse_categorical_crossentropy", _LOGITS),
@@ -33,6 +34,7 @@ NAMED_FORMS: Mapping[str, Form] = {
     "log loss": Form("log_loss"),
     "focal": Form("categorical_focal_crossentropy", _LOGITS),
     "binary focal": Form("binary_focal_crossentropy", _LOGITS),
+    LINEAR: Form("linear_crossentropy", units=UNITS),
 }
 
 
@@ -93,11 +95,14 @@ class Cell:
 
     @property
     def gradient_bytes(self) -> int:
-        return self.rows * self.classes * ITEM_BYTES[self.dtype]
+        """Of all predictions."""
+        units = FORMS[self.form].units
+        entries = (self.rows + self.classes) * units if units else self.rows * self.classes
+        return entries * ITEM_BYTES[self.dtype]
 
     @property
     def bytes(self) -> int:
-        """The least memory traffic: every array of shape (rows, classes) read once, the gradient written once."""
+        """The least memory traffic: predictions, and targets of their shape, read once, the gradient written once."""
         if self.form == IMPORT:
             return 0
         arrays = 1 if FORMS[self.form].target == "labels" else 2
@@ -124,6 +129,13 @@ SMALL, CLASSIFIER, LM, LM_DENSE = (32, 10), (4096, 1000), (2048, 32768), (1024, 
 LLAMA, GPT2, BINARY, HALF_LM = (512, 128256), (1024, 50257), (4096, 4096), (512, 32768)
 BIG_FORMS = {"CE, labels": LM, "CE, dense": LM_DENSE, "KL of logits": LM_DENSE, "BCE of logits": BINARY}
 SWEPT = "CE, labels", "CE, dense", "KL of logits"
+# The rows and dtypes of the linear loss' large cells.
+LINEAR_ROWS = {
+    "numpy": ((1024, "float32"),),
+    "torch": ((4096, "float32"), (1024, "float32"), (512, "bfloat16")),
+    "tensorflow": ((4096, "float32"),),
+    "jax": ((4096, "float32"), (1024, "bfloat16")),
+}
 DATA_SHAPE, QUICK_DATA_SHAPE = (256, 32768), (64, 32768)
 
 
@@ -178,12 +190,16 @@ def _full(backend: str) -> Iterator[Cell]:
             yield Cell(form, 256, classes, ways=main, sweep="V")
         for rows in (32, 128, 512, 2048, 8192):
             yield Cell(form, rows, 2048, ways=main, sweep="N")
+    for classes in (512, 2048, 8192, 32768, 65536):
+        yield Cell(LINEAR, 1024, classes, ways=main, sweep="V")  # with fewer rows the logits are not much of the memory
     yield from _data(backend, data_kinds.KINDS, DATA_SHAPE)
     yield from _two_threads(backend, SWEPT)
 
 
 def _of_targets(backend: str) -> Iterator[Cell]:
     """The large cells that targets.py names, besides those that every backend has."""
+    for rows, dtype in LINEAR_ROWS.get(backend, ()):
+        yield Cell(LINEAR, rows, LM[1], dtype=dtype, ways=_main_way(backend))
     if backend == "torch":
         for shape in (LLAMA, GPT2):
             for backward in (False, True):
@@ -221,6 +237,7 @@ def _quick(backend: str) -> Iterator[Cell]:
     for backward in (False, True):
         yield Cell("CE, labels", *SMALL, backward=backward)
     yield Cell("CE, labels", *CLASSIFIER)
+    yield Cell(LINEAR, *CLASSIFIER, ways=main)
     yield Cell("CE, labels", *LM, ways=main)
     if backend == "torch":
         yield from (Cell(form, *CLASSIFIER, ways=main) for form in ("CE, dense", "KL of logits"))

@@ -1,8 +1,9 @@
 """The contenders: lossbridge and every installed peer, each a function of a framework's own arrays. Measures nothing.
 
 A function takes target and pred, of shape (rows, classes), or labels (rows,), and options that are arrays by name; it
-returns the mean. Whatever varies from batch to batch is an argument: a compiler folds what it knows. Every function is
-written out, because torch.compile keeps one cache per code object, and contenders would share it.
+returns the mean. Of the linear loss pred is a pair of hidden states and weight. Whatever varies from batch to batch is
+an argument: a compiler folds what it knows. Every function is written out, because torch.compile keeps one cache per
+code object, and contenders would share it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from lossbridge.compat import torch as compat_torch
 from lossbridge.frameworks import FRAMEWORKS
 from lossbridge.frameworks.framework import Framework
 from lossbridge.tools.bench import option_peers, textbook
-from lossbridge.tools.bench.cells import FORMS, NAMED_FORMS, Cell
+from lossbridge.tools.bench.cells import FORMS, LINEAR, NAMED_FORMS, Cell
 from lossbridge.tools.bench.data_kinds import PADDED, RANDOM
 from lossbridge.tools.processes import installed
 
@@ -65,6 +66,13 @@ def contenders(backend: str, cell: Cell, device: str = "cpu", options: Options |
 def _ours(cell: Cell, given: Options) -> Contender:
     form = FORMS[cell.form]
     function, options = getattr(losses, form.loss), {**form.options, **given}
+    if form.units:
+        of_layer = losses.value_and_grad(function, of=("hidden", "weight"))
+        return Contender(
+            OURS,
+            lambda target, pred, **arrays: function(target, *pred, **options, **arrays),
+            lambda target, pred, **arrays: of_layer(target, *pred, **options, **arrays),
+        )
     both = losses.value_and_grad(function)
     return Contender(
         OURS,
@@ -157,9 +165,12 @@ def _torch(cell: Cell, device: str) -> Iterator[Contender]:
         "BCE of logits": ("F.binary_cross_entropy_with_logits", lambda t, z: F.binary_cross_entropy_with_logits(z, t)),
         "BCE of probabilities": ("F.binary_cross_entropy", lambda t, p: F.binary_cross_entropy(p, t)),
         "log loss": ("F.nll_loss", lambda t, p: F.nll_loss(p.log(), t)),
+        LINEAR: ("F.cross_entropy of all logits", lambda t, p: F.cross_entropy(F.linear(*p), t)),
     }
     if cell.form in own:
         yield Contender(*own[cell.form])
+    if cell.form == LINEAR:
+        yield from _torch_linear(device)
     if cell.backward and cell.form == "CE, labels":
         yield _in_place()
         if device == "cuda":
@@ -172,6 +183,24 @@ def _in_place() -> Contender:
 
     loss = CrossEntropyLoss(inplace_gradient=True)
     return Contender(IN_PLACE, lambda t, z: loss(z, t), consumes=True, eager_only=True)
+
+
+def _torch_linear(device: str) -> Iterator[Contender]:
+    """Those that do not keep all logits. Liger's and QuACK's have never been run here."""
+    import torch
+    import torch.nn.functional as F
+
+    if hasattr(F, "linear_cross_entropy"):  # since PyTorch 2.13; without options it computes all logits
+        own, name = torch.nn.LinearCrossEntropyOptions(), "F.linear_cross_entropy"
+        yield Contender(name, lambda t, p: F.linear_cross_entropy(p[0], p[1], t, options=own), eager_only=True)
+    if device == "cuda" and installed("liger_kernel"):
+        from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy as liger
+
+        yield Contender("liger_fused_linear_cross_entropy", lambda t, p: liger(*p, t), eager_only=True)
+    if device == "cuda" and installed("quack"):
+        from quack.linear_cross_entropy import chunked_linear_cross_entropy as quack
+
+        yield Contender("quack.chunked_linear_cross_entropy", lambda t, p: quack(*p, t), eager_only=True)
 
 
 def _liger() -> Iterator[Contender]:
@@ -202,6 +231,12 @@ def _tensorflow(cell: Cell, device: str) -> Iterator[Contender]:
         "BCE of logits": (
             "tf.nn.sigmoid_cross_entropy",
             lambda t, z: tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(t, z)),
+        ),
+        LINEAR: (
+            "tf.nn.sparse_softmax_cross_entropy of all logits",
+            lambda t, p: tf.reduce_mean(
+                tf.nn.sparse_softmax_cross_entropy_with_logits(t, tf.linalg.matmul(*p, transpose_b=True))
+            ),
         ),
     }
     if cell.form in own:
@@ -237,6 +272,12 @@ def _jax(cell: Cell, device: str) -> Iterator[Contender]:
                 lambda t, z: optax.sigmoid_binary_cross_entropy(z, t).mean(),
             ),
             "binary focal": ("optax.sigmoid_focal_loss", lambda t, z: optax.sigmoid_focal_loss(z, t).mean()),
+            LINEAR: (
+                "optax.softmax_cross_entropy_with_integer_labels of all logits",
+                lambda t, p: optax.softmax_cross_entropy_with_integer_labels(
+                    jnp.matmul(p[0], p[1].T, preferred_element_type="float32"), t
+                ).mean(),
+            ),
         }
         if cell.form in own:
             yield Contender(*own[cell.form])

@@ -1,7 +1,8 @@
 """Kinds of data: what models give a loss while they are trained, beside random numbers. Plain NumPy, seeded.
 
 A kind changes random arrays, and names the options of the loss that it needs. Which kinds a form has is decided here;
-which cells are measured, in cells.py.
+which cells are measured, in cells.py. Predictions are an array, or, of the linear loss, a tuple: hidden states of shape
+(rows, units), and the weight of a layer, (classes, units).
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lossbridge.spec import LOSSES, Target
+from lossbridge.frameworks import linear_blocks
+from lossbridge.spec import LOSSES, Loss, Target
 
 Array = np.ndarray
 RANDOM, IGNORED_ROWS, PADDED = "random", "a third ignored", "−∞ padding"
@@ -21,32 +23,42 @@ IGNORE, SMOOTHING = -100, 0.1
 
 
 class Form(NamedTuple):
-    """A loss with the options that decide which formula it computes."""
+    """A loss with the options that decide which formula it computes. `units`: of hidden states, if it takes them."""
 
     loss: str
     options: Mapping[str, Any] = {}
+    units: int = 0
+
+    @property
+    def record(self) -> Loss:
+        """Of the linear loss that of its logits' loss, whose options it has."""
+        return linear_blocks.OF if self.units else LOSSES[self.loss]
 
     @property
     def from_logits(self) -> bool:
-        return LOSSES[self.loss].form(self.options) == "logits"
+        return bool(self.units) or self.record.form(self.options) == "logits"
 
     @property
     def target(self) -> Target:
         """What y_true holds; of log_loss, which takes two kinds, the labels."""
-        record = LOSSES[self.loss]
-        return next(iter(record.rules[record.form(self.options)]))
+        return next(iter(self.record.rules["logits" if self.from_logits else "probabilities"]))
 
 
 @dataclass
 class Data:
-    """The arrays of a call. `pred`, and a target of logits, hold logits until the kind has been applied."""
+    """The arrays of a call. `pred`, if it is an array, and a target of logits hold logits until the kind is applied."""
 
     target: Array
-    pred: Array
+    pred: Any
     options: dict[str, Any] = field(default_factory=dict)
 
 
 Edit = Callable[[np.random.Generator, Form, Data], None]  # in place
+
+
+def each(function: Callable[[Any], Any], pred: Any) -> Any:
+    """The function of the predictions, or of each array of a tuple."""
+    return tuple(map(function, pred)) if isinstance(pred, tuple) else function(pred)
 
 
 def kinds(form: Form) -> list[str]:
@@ -56,8 +68,10 @@ def kinds(form: Form) -> list[str]:
 def made(form: Form, shape: tuple[int, int], kind: str = RANDOM) -> Data:
     """The same for every backend."""
     rng = np.random.default_rng(0)
-    if kind == RANDOM:
-        return Data(*_random(rng, form, shape))
+    if kind == RANDOM or form.units:
+        data = Data(*_random(rng, form, shape))
+        KINDS[kind].edit(rng, form, data)
+        return data
     logits = rng.standard_normal(shape, np.float32)
     if not form.from_logits:
         np.clip(logits, -3, 3, out=logits)  # no probability below an epsilon of 1e-7
@@ -68,8 +82,12 @@ def made(form: Form, shape: tuple[int, int], kind: str = RANDOM) -> Data:
     return data
 
 
-def _random(rng: np.random.Generator, form: Form, shape: tuple[int, int]) -> tuple[Array, Array]:
+def _random(rng: np.random.Generator, form: Form, shape: tuple[int, int]) -> tuple[Array, Any]:
     target = _targets(rng, form, shape)
+    if form.units:
+        hidden, weight = (rng.standard_normal((size, form.units), np.float32) for size in shape)
+        weight /= np.float32(form.units**0.5)  # the logits have a variance of 1
+        return target, (hidden, weight)
     if form.from_logits:
         return target, rng.standard_normal(shape, np.float32)
     if form.target == "outcomes":
@@ -134,9 +152,9 @@ def _near(scale: float, noise: float, rng: np.random.Generator, form: Form, data
 
 def _ignored(rng: np.random.Generator, form: Form, data: Data) -> None:
     """By ignore_class where the loss has it, else by a mask. The first row counts."""
-    mask = rng.random(len(data.pred)) < 2 / 3
+    mask = rng.random(len(data.target)) < 2 / 3
     mask[0] = True
-    if "ignore_class" in LOSSES[form.loss].options:
+    if "ignore_class" in form.record.options:
         data.target[~mask] = IGNORE
         data.options["ignore_class"] = IGNORE
     else:
@@ -144,7 +162,8 @@ def _ignored(rng: np.random.Generator, form: Form, data: Data) -> None:
 
 
 def _weights(option: str, rng: np.random.Generator, form: Form, data: Data) -> None:
-    data.options[option] = rng.uniform(0.5, 2, data.pred.shape[1:]).astype(np.float32)
+    classes = data.pred[1].shape[0] if form.units else data.pred.shape[1]
+    data.options[option] = rng.uniform(0.5, 2, classes).astype(np.float32)
 
 
 def _smoothed(rng: np.random.Generator, form: Form, data: Data) -> None:
@@ -176,20 +195,23 @@ _CLASSES: tuple[Target, ...] = ("labels", "distributions", "logits")
 @dataclass(frozen=True)
 class Kind:
     """What it does to the arrays, the targets it is for, an option that the loss must have, and whether it is for
-    logits alone: probabilities of such data are clipped, and peers clip otherwise."""
+    logits alone: probabilities of such data are clipped, and peers clip otherwise. `hidden`: for hidden states too,
+    because it leaves the predictions as they are."""
 
     edit: Edit
     targets: tuple[Target, ...] = ("labels", *_DENSE)
     option: str = ""
     logits: bool = False
+    hidden: bool = False
 
     def suits(self, form: Form) -> bool:
-        has_option = not self.option or self.option in LOSSES[form.loss].options
-        return form.target in self.targets and has_option and (form.from_logits or not self.logits)
+        has_option = not self.option or self.option in form.record.options
+        has_form = form.from_logits or not self.logits
+        return form.target in self.targets and has_option and has_form and (self.hidden or not form.units)
 
 
 KINDS: Mapping[str, Kind] = {
-    RANDOM: Kind(lambda rng, form, data: None),
+    RANDOM: Kind(lambda rng, form, data: None, hidden=True),
     "leads by 0": Kind(partial(_lead, 0.0)),
     "leads by 5": Kind(partial(_lead, 5.0)),
     "leads by 30": Kind(partial(_lead, 30.0), logits=True),
@@ -198,10 +220,10 @@ KINDS: Mapping[str, Kind] = {
     "teacher half as sure": Kind(partial(_near, 0.5, 0.0), _DENSE),
     "scaled by 30": Kind(_scaled, logits=True),
     PADDED: Kind(_padded, _CLASSES, logits=True),
-    IGNORED_ROWS: Kind(_ignored),
-    "class weights": Kind(partial(_weights, "class_weight"), option="class_weight"),
+    IGNORED_ROWS: Kind(_ignored, hidden=True),
+    "class weights": Kind(partial(_weights, "class_weight"), option="class_weight", hidden=True),
     "positive weights": Kind(partial(_weights, "pos_weight"), option="pos_weight"),
-    "smoothing": Kind(_smoothed, option="label_smoothing"),
+    "smoothing": Kind(_smoothed, option="label_smoothing", hidden=True),
 }
 # Of `--quick`: where kernels are likeliest to change their way.
 QUICK = (RANDOM, "leads by 30", "distance 1e-3")

@@ -26,7 +26,7 @@ from lossbridge.frameworks.framework import Framework
 from lossbridge.tools.bench import data_kinds, memory, steps, textbook
 from lossbridge.tools.bench.cells import FORMS, IMPORT, Budget, Cell
 from lossbridge.tools.bench.contenders import OURS, Contender, contenders
-from lossbridge.tools.bench.data_kinds import RANDOM, Data
+from lossbridge.tools.bench.data_kinds import RANDOM, Data, Form, each
 from lossbridge.tools.bench.results import ENOUGH_BYTES, Measurement, Outcome
 
 try:
@@ -38,7 +38,9 @@ Array = np.ndarray
 # Wide enough for a peer's own rounding: for bfloat16 logits PyTorch's loss has an error of 6e-3.
 TOLERANCE = {"float64": 1e-6, "float32": 1e-3, "float16": 5e-2, "bfloat16": 5e-2}
 LEAST = 1e-34  # numbers below 1.2e-38 become 0 in XLA and TensorFlow: a focal loss of rows that lead by 30 has such
+BLOCK = 1 << 20  # entries of float64 that the reference is given at a time
 SAMPLE_SECONDS = 1e-3  # faster calls are repeated between two readings of the clock
+SLOW_SECONDS, SLOW_ROUNDS = 30.0, 3  # after so many seconds so many rounds do: each call takes seconds itself
 
 
 class Sample(NamedTuple):
@@ -65,7 +67,7 @@ class Entrant:
 
     def fresh(self) -> Any:
         """Predictions that the contender may overwrite. In PyTorch they are no leaf, as a model's logits are none."""
-        return self.pred * 1 if self.contender.consumes else self.pred
+        return each(lambda x: x * 1, self.pred) if self.contender.consumes else self.pred
 
     def failed(self, error: Exception | str) -> Measurement:
         words = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
@@ -115,7 +117,7 @@ def placed(b: Framework, cell: Cell, data: Data, device: str) -> tuple[Any, Any]
     """Target and predictions as arrays of the framework."""
     labels = "int64" if b.name == "torch" else "int32"
     target = b.place(data.target, labels if data.target.dtype.kind == "i" else cell.dtype, device)
-    return target, b.place(data.pred, cell.dtype, device)
+    return target, each(lambda x: b.place(x, cell.dtype, device), data.pred)
 
 
 @contextlib.contextmanager
@@ -133,29 +135,35 @@ def _busy_process() -> Iterator[None]:
 def exact(b: Framework, cell: Cell, data: Data, target: Any, pred: Any) -> Exact:
     """For the arrays as the framework has rounded them."""
     labels = data.target.dtype.kind == "i"
-    return Exact(cell, data.target if labels else b.to_numpy(target), b.to_numpy(pred), data.options)
+    return Exact(cell, data.target if labels else b.to_numpy(target), each(b.to_numpy, pred), data.options)
 
 
 class Exact:
-    """The exact value, and the exact gradient of a few rows, for the inputs as rounded to the cell's dtype."""
+    """The exact value, and the exact gradient of a few rows of each array of predictions, for the inputs as rounded to
+    the cell's dtype."""
 
-    def __init__(self, cell: Cell, target: Array, pred: Array, options: Mapping[str, Any]) -> None:
+    def __init__(self, cell: Cell, target: Array, pred: Any, options: Mapping[str, Any]) -> None:
         form = FORMS[cell.form]
-        self.rows = sorted({0, cell.rows // 2, cell.rows - 1})
         # What one entry can add to a mean, and to its gradient: for peers that have no digits of less than that.
-        elements = pred.size if form.target == "outcomes" else len(pred)
+        elements = cell.rows * cell.classes if form.target == "outcomes" else cell.rows
         self.least_value, self.least_gradient = 1.0, 1.0 / elements
         counted = options.get("mask", target != options["ignore_class"] if "ignore_class" in options else None)
-        count = len(pred) if counted is None else int(counted.sum())
-        oracle = functools.partial(getattr(reference, form.loss), **form.options, **_without_mask(options))
-        if cell.data == RANDOM:
-            plain = textbook.VALUES.get(cell.form, lambda t, p: oracle(t, p).value)
-            self.value = textbook.exact_value(plain, target, pred)
+        count = cell.rows if counted is None else int(counted.sum())
+        rows = _some(cell.rows)
+        if form.units:
+            some = rows, [target[0], *_some(cell.classes)]  # also a class that is a label
+            total, gradients = _of_layer(form, target, pred, {**form.options, **options}, some)
+            self.value = total / count
         else:
-            self.value = _sum_of_rows(oracle, target, pred, options.get("mask")) / count
-        some = None if "mask" not in options else options["mask"][self.rows]
-        result = oracle(target[self.rows], pred[self.rows], mask=some, reduction="sum")
-        self.gradient = result.gradient / count
+            oracle = functools.partial(getattr(reference, form.loss), **form.options, **_without_mask(options))
+            if cell.data == RANDOM:
+                plain = textbook.VALUES.get(cell.form, lambda t, p: oracle(t, p).value)
+                self.value = textbook.exact_value(plain, target, pred)
+            else:
+                self.value = _sum_of_rows(oracle, target, pred, options.get("mask")) / count
+            mask = None if "mask" not in options else options["mask"][rows]
+            gradients = ((rows, oracle(target[rows], pred[rows], mask=mask, reduction="sum").gradient),)
+        self.gradients = [(rows, gradient / count) for rows, gradient in gradients]
 
     def errors(self, b: Framework, value: Any, gradient: Any) -> tuple[float, float | None]:
         """Relative errors, the gradient's to the largest entry of its row. NaN counts as an infinite error."""
@@ -171,10 +179,17 @@ class Exact:
         error = abs(float(value) - self.value) / max(abs(self.value), least_value)
         if gradient is None:
             return _or_infinite(error), None
-        some = np.stack([b.to_numpy(gradient[row]) for row in self.rows]).astype(np.float64)
-        size = np.abs(self.gradient).max(1, keepdims=True)
-        size = np.maximum(size, least_gradient)
-        return _or_infinite(error), _or_infinite(float((np.abs(some - self.gradient) / size).max()))
+        worst = 0.0
+        found = gradient if isinstance(gradient, tuple) else (gradient,)
+        for array, (rows, exact) in zip(found, self.gradients, strict=True):
+            some = np.stack([b.to_numpy(array[row]) for row in rows]).astype(np.float64)
+            size = np.maximum(np.abs(exact).max(1, keepdims=True), least_gradient)
+            worst = max(worst, _or_infinite(float((np.abs(some - exact) / size).max())))
+        return _or_infinite(error), worst
+
+
+def _some(count: int) -> list[int]:
+    return sorted({0, count // 2, count - 1})
 
 
 def _without_mask(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -183,12 +198,35 @@ def _without_mask(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _sum_of_rows(oracle: Callable[..., Any], target: Array, pred: Array, mask: Array | None) -> float:
     """Of the reference, in blocks of rows."""
-    rows, total = max(1, (1 << 20) // pred.shape[1]), 0.0
+    rows, total = max(1, BLOCK // pred.shape[1]), 0.0
     for start in range(0, len(pred), rows):
         these = slice(start, start + rows)
         counted = None if mask is None else mask[these]
         total += float(oracle(target[these], pred[these], mask=counted, reduction="sum").value)
     return total
+
+
+def _of_layer(
+    form: Form, target: Array, pred: tuple[Array, Array], options: Mapping[str, Any], some: tuple[list[int], list[int]]
+) -> tuple[float, tuple[tuple[list[int], Array], ...]]:
+    """The sum of the losses, and its gradients for some rows of hidden states and of weight, in blocks of rows.
+
+    They are G W and Gᵀ h of the reference's gradient G for the logits of a block.
+    """
+    oracle = functools.partial(getattr(reference, form.record.name), from_logits=True, reduction="sum", **options)
+    hidden, weight = (x.astype(np.float64) for x in pred)
+    rows, classes = some
+    step, total = max(1, BLOCK // len(weight)), 0.0
+    of_hidden, of_weight = np.zeros((len(rows), form.units)), np.zeros((len(classes), form.units))
+    for start in range(0, len(hidden), step):
+        h = hidden[start : start + step]
+        found = oracle(target[start : start + step], h @ weight.T)
+        total += float(found.value)
+        of_weight += found.gradient[:, classes].T @ h
+        for i, row in enumerate(rows):
+            if start <= row < start + len(h):
+                of_hidden[i] = found.gradient[row - start] @ weight
+    return total, ((rows, of_hidden), (classes, of_weight))
 
 
 def _or_infinite(error: float) -> float:
@@ -236,7 +274,8 @@ def interleaved(
     try:
         start = time.perf_counter()
         for done in range(budget.most):
-            if done >= budget.least and time.perf_counter() - start > budget.seconds:
+            taken = time.perf_counter() - start
+            if taken > budget.seconds and done >= (budget.least if taken < SLOW_SECONDS else SLOW_ROUNDS):
                 break
             for i, entrant in enumerate(entrants):
                 times[i].append(_sample(b, entrant, calls[i], device))

@@ -162,7 +162,7 @@ def ratios(runs: Iterable[Run]) -> list[Ratio]:
 
 @dataclass(frozen=True)
 class Slope:
-    """The exponent a in time ∝ size^a, the slope in a log-log plot: fitted to all steps of a sweep (`overall`), and
+    """The exponent a in cost ∝ size^a, the slope in a log-log plot: fitted to all steps of a sweep (`overall`), and
     between the two largest (`end`)."""
 
     backend: str
@@ -182,7 +182,8 @@ def slopes(runs: Iterable[Run]) -> list[Slope]:
             fixed = outcomes[0].cell.rows if sweep == "V" else outcomes[0].cell.classes
             keys = dict.fromkeys((m.name, m.way) for o in outcomes for m in o.measurements)
             for name, way in keys:
-                points = [(size_of(o.cell), m.ms) for o in outcomes if (m := o.get(name, way)) and m.ms]
+                found_at = [(o.cell, m) for o in outcomes if (m := o.get(name, way))]
+                points = [(size_of(cell), ms) for cell, m in found_at if (ms := cost(m, cell))]
                 if len(points) < 2:
                     continue
                 x, y = np.log(np.array(points, float)).T

@@ -3,6 +3,7 @@
 A step is what a user writes. In PyTorch torch.compile compiles the loss, and autograd runs around it; in JAX and
 TensorFlow value and gradient are one function, which is compiled as a whole. In NumPy, and in a framework that is not
 known here, it is lossbridge.value_and_grad. Arrays are arguments of what is compiled, options that are arrays by name.
+The gradient of predictions that are a tuple is a tuple.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 from lossbridge.frameworks.framework import Framework
 from lossbridge.tools.bench.cells import Cell
 from lossbridge.tools.bench.contenders import Contender
+from lossbridge.tools.bench.data_kinds import each
 
 EAGER = "eager"
 Step = Callable[..., tuple[Any, Any]]  # (target, pred, **arrays) -> value, gradient or None
@@ -53,7 +55,8 @@ def _torch(contender: Contender, compiler: Any) -> Step:
 
     def run(target: Any, pred: Any, **arrays: Any) -> tuple[Any, Any]:
         value = loss(target, pred, **arrays)
-        return value.detach(), torch.autograd.grad(value, pred)[0]
+        gradients = torch.autograd.grad(value, pred)
+        return value.detach(), gradients if isinstance(pred, tuple) else gradients[0]
 
     return run
 
@@ -85,7 +88,7 @@ _WITH_GRADIENT: dict[str, Callable[[Contender, Any], Step]] = {
 
 def leaf(b: Framework, pred: Any, backward: bool) -> Any:
     """Predictions that the step can differentiate with respect to."""
-    return pred.requires_grad_(backward) if b.name == "torch" else pred
+    return each(lambda x: x.requires_grad_(backward), pred) if b.name == "torch" else pred
 
 
 def wait(b: Framework, result: Any, device: str) -> None:
@@ -105,9 +108,11 @@ def wait(b: Framework, result: Any, device: str) -> None:
 
             tf.test.experimental.sync_devices()
     elif b.name != "numpy":  # it may be lazy: what is read has been computed
-        for x in result if isinstance(result, tuple) else (result,):
-            if x is not None:
-                b.to_numpy(x)
+        if isinstance(result, tuple):
+            for x in result:
+                wait(b, x, device)
+        elif result is not None:
+            b.to_numpy(result)
 
 
 def planned_bytes(b: Framework, run: Step, *arguments: Any, **arrays: Any) -> tuple[int, int] | None:

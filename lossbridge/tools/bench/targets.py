@@ -14,6 +14,7 @@ from lossbridge.tools.bench.cells import (
     GPT2,
     HALF_LM,
     IMPORT,
+    LINEAR,
     LLAMA,
     LM,
     LM_DENSE,
@@ -32,9 +33,9 @@ _ROUNDING = 0.005  # of a ratio of memory, which is measured in pages
 
 @dataclass(frozen=True)
 class Target:
-    """`backend`: the label of a section. `time`, `memory`: limits on ratios; `over_us`: on a difference of times in µs.
-    `peer_cell`: where the peer is measured, if not in the same cell. Time is that of results.cost: the core's with one
-    thread, else the clock's."""
+    """`backend`: the label of a section. `time`, `memory`, `temporaries` (what a compiler plans besides the results):
+    limits on ratios; `over_us`: on a difference of times in µs. `peer_cell`: where the peer is measured, if not in the
+    same cell. Time is that of results.cost: the core's with one thread, else the clock's."""
 
     case: str
     backend: str
@@ -45,10 +46,12 @@ class Target:
     memory: float | None = None
     over_us: float | None = None
     peer_cell: Cell | None = None
+    temporaries: float | None = None
 
 
 _CE = "CE, labels"
 _EAGER, _COMPILE, _JIT, _FUNCTION = (OURS, "eager"), (OURS, "compile"), (OURS, "jit"), (OURS, "function")
+_JIT_COMPILE = OURS, "jit_compile"
 _F, _KL_DIV, _BCE = ("F.cross_entropy", "eager"), ("F.kl_div", "eager"), ("F.binary_cross_entropy_with_logits", "eager")
 _IN_PLACE = IN_PLACE, "eager"
 _F_COMPILED = "F.cross_entropy", "compile"
@@ -125,6 +128,29 @@ def _others() -> Iterator[Target]:
     yield Target("import, over import numpy", "numpy", Cell(IMPORT, 0, 0), _EAGER, ("numpy", "eager"), over_us=15e3)
 
 
+def _linear() -> Iterator[Target]:
+    """Of the linear loss beside the loss of all logits, and beside PyTorch's own linear loss."""
+    big, small = Cell(LINEAR, 4096, LM[1]), Cell(LINEAR, 1024, LM[1])
+    halves = {rows: Cell(LINEAR, rows, LM[1], "bfloat16") for rows in (512, 1024)}
+    f, optax, function, jit_compile = map(_of_all_logits, (_F, _OPTAX_LABELS, _TF_FUNCTION, _TF_JIT))
+    own = "F.linear_cross_entropy", "eager"
+    yield Target("linear CE 4096×32768 / all logits", "torch", big, _EAGER, f, 0.75, 0.07)
+    yield Target("linear CE 1024×32768 / all logits", "torch", small, _EAGER, f, 0.75, 0.25)
+    yield Target("linear CE 1024×32768 / PyTorch's own", "torch", small, _EAGER, own, 0.25, 0.75)
+    yield Target("linear CE 512×32768 bfloat16 / PyTorch's own", "torch", halves[512], _EAGER, own, 0.10)
+    yield Target("linear CE 4096×32768 / all logits", "jax", big, _JIT, optax, 0.85, temporaries=0.16)
+    yield Target("linear CE 1024×32768 bfloat16 / all logits", "jax", halves[1024], _JIT, optax, 0.75, 0.5)
+    yield Target("linear CE 4096×32768 / all logits", "tensorflow", big, _FUNCTION, function, 1.0, 0.2)
+    yield Target(
+        "linear CE 4096×32768, jit_compile / all logits", "tensorflow", big, _JIT_COMPILE, jit_compile, 1.15, 0.2
+    )
+    yield Target("linear CE 1024×32768 / textbook", "numpy", small, _EAGER, _TEXTBOOK, 0.70, 0.22)
+
+
+def _of_all_logits(peer: Who) -> Who:
+    return f"{peer[0]} of all logits", peer[1]
+
+
 def _threads() -> Iterator[Target]:
     """By the clock: two threads over one, alone on the machine, and beside a process that is always busy."""
     ways = {"numpy": _EAGER, "torch": _EAGER, "tensorflow": _FUNCTION, "jax": _JIT}
@@ -136,7 +162,7 @@ def _threads() -> Iterator[Target]:
         yield Target("CE 4096×1000, two threads / one, busy machine", backend, two, ours, ours, 1.1, peer_cell=one)
 
 
-TARGETS = (*_torch(), *_torch_with_huge_pages(), *_others(), *_threads())
+TARGETS = (*_torch(), *_torch_with_huge_pages(), *_others(), *_linear(), *_threads())
 
 
 @dataclass(frozen=True)
@@ -193,6 +219,9 @@ def _limits(target: Target, ours: Measurement | None, peer: Measurement | None) 
     if target.memory is not None:
         found = quotient(ours.extra_bytes, peer.extra_bytes) if ours and peer else None
         yield Limit("memory", target.memory, found)
+    if target.temporaries is not None:
+        found = quotient(ours.temporary_bytes, peer.temporary_bytes) if ours and peer else None
+        yield Limit("temporaries", target.temporaries, found)
     if target.over_us is not None:
         yield Limit("µs over", target.over_us, (mine - theirs) * 1e3 if mine and theirs else None, ".0f")
 

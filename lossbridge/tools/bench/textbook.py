@@ -1,7 +1,8 @@
 """The losses as a textbook writes them, in NumPy: peers on NumPy, and in float64 the exact value for every contender.
 
-Means over (rows, classes) arrays, without any care for boundaries. Shares no code with the losses that it is compared
-with. NumPy does not differentiate, so most losses have a function that returns the gradient too.
+Means over (rows, classes) arrays, without any care for boundaries; of the linear loss predictions are a pair of hidden
+states and weight. Shares no code with the losses that it is compared with. NumPy does not differentiate, so most losses
+have a function that returns the gradient too.
 """
 
 from __future__ import annotations
@@ -76,11 +77,22 @@ def binary_focal(t: Array, z: Array, gamma: float = 2.0) -> Any:
     return ((1 - p_true) ** gamma * (_softplus(z) - t * z)).mean()
 
 
+def linear_cross_entropy(labels: Array, pred: Array) -> Any:
+    hidden, weight = pred
+    return sparse_cross_entropy(labels, hidden @ weight.T)
+
+
 def _sparse_cross_entropy_and_gradient(labels: Array, z: Array) -> tuple[Any, Array]:
     log_p = _log_softmax(z)
     gradient = np.exp(log_p)
     gradient[np.arange(len(z)), labels] -= 1
     return -_at(labels, log_p).mean(), gradient / len(z)
+
+
+def _linear_cross_entropy_and_gradients(labels: Array, pred: Array) -> tuple[Any, tuple[Array, Array]]:
+    hidden, weight = pred
+    value, gradient = _sparse_cross_entropy_and_gradient(labels, hidden @ weight.T)
+    return value, (gradient @ weight, gradient.T @ hidden)
 
 
 def _cross_entropy_and_gradient(t: Array, z: Array) -> tuple[Any, Array]:
@@ -129,6 +141,7 @@ VALUES: Mapping[str, Loss] = {
     "log loss": log_loss,
     "focal": focal,
     "binary focal": binary_focal,
+    "linear CE": linear_cross_entropy,
 }
 WITH_GRADIENTS: Mapping[str, Loss] = {
     "CE, labels": _sparse_cross_entropy_and_gradient,
@@ -139,6 +152,7 @@ WITH_GRADIENTS: Mapping[str, Loss] = {
     "BCE of logits": _bce_of_logits_and_gradient,
     "BCE of probabilities": _bce_and_gradient,
     "log loss": _log_loss_and_gradient,
+    "linear CE": _linear_cross_entropy_and_gradients,
 }
 
 
