@@ -260,8 +260,8 @@ def hidden_labels(labels: Shape, hidden: Shape) -> None:
 
 def no_groups(framework: str) -> None:
     raise ValueError(
-        f"group= and classes= split the classes over PyTorch's process groups and JAX' meshes, and hidden is of "
-        f"{framework}; leave them out"
+        "group=, classes= and reduce_hidden= split the classes over PyTorch's process groups and JAX' meshes, and "
+        f"hidden is of {framework}; leave them out"
     )
 
 
