@@ -101,9 +101,10 @@ def _what_is_alike(meeting: Meeting, call: Linear) -> list[Any]:
 
 def _of_option(x: Any) -> Any:
     """A number or names; of an array its shape."""
-    if x is None or isinstance(x, str) or (isinstance(x, list | tuple) and all(isinstance(name, str) for name in x)):
-        return x if x is None or isinstance(x, str) else tuple(x)
-    return float(x) if isinstance(x, int | float) else tuple(getattr(x, "shape", ())) or np.shape(x)
+    if isinstance(x, int | float):
+        return float(x)
+    of_names = isinstance(x, list | tuple) and all(isinstance(name, str) for name in x)
+    return tuple(x) if of_names else x if x is None or isinstance(x, str) else tuple(np.shape(x))
 
 
 def _checksum(x: Any) -> int:

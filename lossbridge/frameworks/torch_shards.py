@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, distributed
@@ -242,8 +243,8 @@ def meeting(split: tuple[Any, Any, Any], hidden: Tensor) -> Meeting:
     return Meeting(group, reduce_hidden, hidden)
 
 
-# By the group's name and this process's numbers, those of all: off the CPU alone.
-_IN_ORDER: dict[tuple[str, tuple[int, ...]], list[list[int]]] = {}
+# Of each group, by this process's numbers those of all: off the CPU alone.
+_IN_ORDER: WeakKeyDictionary[Any, dict[tuple[int, ...], list[list[int]]]] = WeakKeyDictionary()
 
 
 class Meeting(NamedTuple):
@@ -259,15 +260,15 @@ class Meeting(NamedTuple):
 
     def gathered(self, *numbers: int) -> list[list[int]]:
         """Off the CPU reading them waits for the device: what was in order once is not asked again."""
-        key = self.group.group_name, numbers
-        if key in _IN_ORDER:
-            return _IN_ORDER[key]
+        known = _IN_ORDER.setdefault(self.group, {})
+        if numbers in known:
+            return known[numbers]
         own = torch.tensor(numbers, dtype=torch.int64, device=self.like.device)
         found = [torch.empty_like(own) for _ in range(distributed.get_world_size(self.group))]
         distributed.all_gather(found, own, self.group)
         table = [x.tolist() for x in found]
-        if self.like.device.type != "cpu" and all(row[0] for row in table):
-            _IN_ORDER[key] = table
+        if not self.like.is_cpu and all(row[0] for row in table):
+            known[numbers] = table
         return table
 
     def sharded(self, shard: Shard) -> Sharded:

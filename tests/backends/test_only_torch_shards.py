@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import types
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -18,6 +19,7 @@ from torch import distributed
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor, init_device_mesh
 
 import lossbridge as lb
+from lossbridge.frameworks import torch_ops, torch_shards
 
 TIMEOUT = 300
 # The classes of each process: of different numbers, in another order than the ranks', and none.
@@ -210,6 +212,34 @@ def collectives(p: Process) -> None:
         distributed.all_reduce = original
 
 
+def asked_once_off_the_cpu(p: Process) -> None:
+    """There reading what the others say waits for the device. What was not in order is asked again."""
+    asked, original = [], distributed.all_gather
+    distributed.all_gather = lambda *arguments: (asked.append(1), original(*arguments))
+    try:
+        for is_cpu, in_order, times in ((True, 1, 2), (False, 1, 1), (False, 0, 2)):
+            asked.clear()
+            place = types.SimpleNamespace(device=torch.device("cpu"), is_cpu=is_cpu)
+            for _ in range(2):
+                table = torch_shards.Meeting(p.group, True, place).gathered(in_order, p.rank)
+                assert table == [[in_order, rank] for rank in range(p.world)]
+            assert len(asked) == times
+    finally:
+        distributed.all_gather = original
+
+
+def value_and_grad(p: Process) -> None:
+    labels, hidden, weight = (torch.tensor(x) for x in problem().values())
+    both = lb.value_and_grad(lb.linear_crossentropy, of=("hidden", "weight"))
+    value, gradients = both(labels, hidden, p.own(weight), group=p.group, classes=(p.start, p.stop))
+    exact, right = expected(problem(), {})
+    np.testing.assert_allclose(value, exact, rtol=1e-6)
+    for found, name in zip(gradients, INPUTS, strict=False):
+        wanted = torch.tensor(right[name])
+        wanted = p.own(wanted) if name == "weight" else wanted
+        torch.testing.assert_close(found.double(), wanted, rtol=0, atol=1e-6)
+
+
 def without_all_logits(p: Process) -> None:
     """Of 2048 rows and 4096 classes they would take 32 MiB."""
     from torch.utils._python_dispatch import TorchDispatchMode
@@ -222,8 +252,6 @@ def without_all_logits(p: Process) -> None:
             for x in found if isinstance(found, tuple | list) else (found,):
                 largest[0] = max(largest[0], x.nbytes if isinstance(x, torch.Tensor) else 0)
             return found
-
-    from lossbridge.frameworks import torch_ops
 
     labels, hidden = torch.zeros(2048, dtype=torch.int64), torch.ones(2048, 8, requires_grad=True)
     weight = torch.ones(4096 // p.world, 8, requires_grad=True)
@@ -364,7 +392,7 @@ def checks(world: int) -> dict[str, Check]:
     more = (
         what_else_is_returned, hidden_left_to_the_caller, in_the_order_of_the_ranks, infinities,
         rows_that_do_not_count_may_hold_anything,
-        no_rows, collectives, without_all_logits, explained, placements,
+        no_rows, collectives, asked_once_off_the_cpu, value_and_grad, without_all_logits, explained, placements,
     )  # fmt: skip
     found |= {function.__name__: function for function in more}
     if world == 2:
