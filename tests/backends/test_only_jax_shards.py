@@ -119,6 +119,7 @@ def more(dtype: str) -> None:
     each_devices_part_of_hidden()
     what_else_is_returned()
     rows_over_one_axis_and_classes_over_another()
+    other_meshes()
     collectives()
     without_all_logits()
     refused()
@@ -169,6 +170,33 @@ def rows_over_one_axis_and_classes_over_another() -> None:
     specs = {"in_specs": (P("data"), P("data"), P("model")), "out_specs": (P(), (P("data"), P("model")))}
     value, gradients = jax.jit(jax.shard_map(step, mesh=on, **specs))(*arguments.values())
     agree((value, dict(zip(INPUTS, gradients, strict=False))), expected(arguments, {**SMOOTHED, "reduction": "sum"}))
+
+
+def other_meshes() -> None:
+    """Whose types say how arrays are split; where the classes' axis alone is manual; of two axes for the classes."""
+    arguments = problem((8,), classes=C)
+    exact = expected(arguments, SMOOTHED)
+    for kind, axes, manual in (
+        (EXPLICIT, "model", {"data", "model"}),
+        (AUTO, "model", {"model"}),
+        (EXPLICIT, "model", {"model"}),
+        (AUTO, ("data", "model"), {"data", "model"}),
+    ):
+
+        def step(labels: Any, hidden: Any, weight: Any, axes: Any = axes) -> Any:
+            call = functools.partial(lb.linear_crossentropy, labels, group=axes, **SMOOTHED)
+            return jax.value_and_grad(call, (0, 1))(hidden, weight)
+
+        on = jax.make_mesh((2, 2), ("data", "model"), axis_types=(kind,) * 2)
+        with jax.set_mesh(on):
+            laid = (P("data") if len(manual) == 1 else P(),) * 2 + (P(axes),)
+            placed = [
+                jax.device_put(x, jax.NamedSharding(on, spec)) for x, spec in zip(arguments.values(), laid, strict=True)
+            ]
+            specs = {"in_specs": (P(), P(), P(axes)), "out_specs": (P(), (P(), P(axes)))}
+            value, gradients = jax.jit(jax.shard_map(step, axis_names=manual, **specs))(*placed)
+            found = {name: np.asarray(x) for name, x in zip(INPUTS, gradients, strict=False)}
+            agree((value, found), exact, words=f"{kind}, {axes}, {manual}")
 
 
 def program(function: Callable[..., Any], out: Any) -> str:
