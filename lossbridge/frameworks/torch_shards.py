@@ -134,7 +134,8 @@ class Sharded(NamedTuple):
 
     def choose_linear(self, call: Linear, under: str = "") -> Choice:
         if under:
-            raise NotImplementedError(f"group= is not compiled; call the loss outside of {under}, and leave out under=")
+            words = f"group= is not compiled: under {under} call torch.compiler.disable(the loss); leave out under="
+            raise NotImplementedError(words)
         return linear_blocks.over_devices(torch_linear.choose(call, under))
 
     def choose(self, r: Request) -> Choice:
@@ -235,7 +236,7 @@ def _own(x: Any) -> Any:
 def meeting(split: tuple[Any, Any, Any], hidden: Tensor) -> Meeting:
     group, _, reduce_hidden = split
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or ops.dispatch_modes():
-        raise NotImplementedError("group= is not traced; call the loss outside of torch.compile, torch.export and jit")
+        raise NotImplementedError("group= is not traced; under torch.compile call torch.compiler.disable(the loss)")
     if ops.is_transformed():
         raise NotImplementedError("group= has neither torch.func nor forward mode; use backward() or torch.autograd")
     if not (distributed.is_available() and isinstance(group, distributed.ProcessGroup)):

@@ -279,15 +279,15 @@ def explained(p: Process) -> None:
 
 def placements(p: Process) -> None:
     """A DTensor's say the group and the classes."""
-    mesh = init_device_mesh("cpu", (p.world,))
-    for axis in (0, 1):
+    for axis, sizes, others in ((0, (p.world,), []), (1, (1, p.world), [Replicate()])):
+        mesh = init_device_mesh("cpu", sizes)
         arguments = problem()
         labels, hidden, weight = (torch.tensor(x) for x in arguments.values())
         weight = weight if axis == 0 else weight.T.contiguous()
-        weight = distribute_tensor(weight, mesh, [Shard(axis)]).requires_grad_()
-        bias = distribute_tensor(torch.tensor(BIAS), mesh, [Shard(0)]).requires_grad_()
+        weight = distribute_tensor(weight, mesh, [*others, Shard(axis)]).requires_grad_()
+        bias = distribute_tensor(torch.tensor(BIAS), mesh, [*others, Shard(0)]).requires_grad_()
         exact, gradients = expected(arguments, {"bias": BIAS, **EVERYTHING})
-        for laid in (hidden, distribute_tensor(hidden, mesh, [Replicate()])):
+        for laid in (hidden, distribute_tensor(hidden, mesh, [*others, Replicate()])):
             laid = laid.detach().requires_grad_()
             options = {**tensors(EVERYTHING), "bias": bias, "classes_axis": axis}
             assert lb.explain("linear_crossentropy", labels, laid, weight=weight, **options).path == "blocks of a shard"
@@ -366,8 +366,15 @@ def transformed(p: Process) -> None:
     value = loss(hidden=hidden, reduction="none")
     with pytest.raises(NotImplementedError, match="many gradients at once are not computed over a group"):
         torch.autograd.grad(value, hidden, torch.eye(N), is_grads_batched=True)
-    with pytest.raises(NotImplementedError, match=r"group= is not compiled; call the loss outside of compile"):
+    with pytest.raises(NotImplementedError, match=r"group= is not compiled: under compile call torch\.compiler"):
         lb.explain(lb.linear_crossentropy, labels, hidden, weight=p.own(weight), group=p.group, under="compile")
+    disabled = torch.compiler.disable(p.loss)
+
+    def step(hidden: torch.Tensor) -> torch.Tensor:
+        return 2 * disabled(labels, 2 * hidden, p.own(weight))
+
+    found, right = torch.compile(step, backend="eager")(hidden), 2 * p.loss(labels, 2 * hidden, p.own(weight))
+    torch.testing.assert_close(torch.autograd.grad(found, hidden), torch.autograd.grad(right, hidden))
 
 
 def checks(world: int) -> dict[str, Check]:
