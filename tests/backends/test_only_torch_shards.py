@@ -165,6 +165,10 @@ def rows_that_do_not_count_may_hold_anything(p: Process) -> None:
     value = p.loss(labels, hidden, p.own(weight), **tensors(options), memory=40)
     value.backward()
     agree((value.detach().numpy(), {"hidden": hidden.grad.numpy()}), exact)
+    bias, own = torch.full((C,), 200.0), p.own(weight).clone().requires_grad_()  # e^200 is ∞ in float32
+    p.loss(labels, hidden, own, bias=p.own(bias), **tensors(options)).backward()
+    right = p.own(torch.tensor(exact[1]["weight"])).float()
+    torch.testing.assert_close(own.grad, right, rtol=0, atol=1e-4)
 
 
 def infinities(p: Process) -> None:
