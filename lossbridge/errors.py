@@ -218,8 +218,8 @@ def layer_dtypes(dtypes: Mapping[str, str]) -> None:
             raise TypeError(f"{name} is {dtype} and hidden {dtypes['hidden']}; convert one, nothing is cast to float64")
 
 
-def layer_shapes(shapes: Mapping[str, Shape], classes_axis: int) -> None:
-    """Of hidden states, weight and bias."""
+def layer_shapes(shapes: Mapping[str, Shape], classes_axis: int, *, may_be_empty: bool = False) -> None:
+    """Of hidden states, weight and bias. `may_be_empty`: a shard without classes."""
     hidden, weight = shapes["hidden"], shapes["weight"]
     if len(weight) == 2 and None in weight:
         raise ValueError(f"weight has shape {text(weight)}; its sizes must be known where the graph is built")
@@ -228,7 +228,7 @@ def layer_shapes(shapes: Mapping[str, Shape], classes_axis: int) -> None:
             f"hidden has shape {text(hidden)} and weight {text(weight)}; a weight has two axes, and hidden states one "
             "more than the labels, the last"
         )
-    if 0 in weight:
+    if 0 in (weight[1 - classes_axis : 2 - classes_axis] if may_be_empty else weight):
         raise ValueError(f"weight has shape {text(weight)}; a layer has at least one class and one unit")
     if not agree((hidden[-1],), (weight[1 - classes_axis],)):
         hint = "make them equal"
@@ -253,6 +253,71 @@ def hidden_labels(labels: Shape, hidden: Shape) -> None:
         raise ValueError(
             f"labels has shape {text(labels)} and hidden {text(hidden)}, whose last axis is that of the units; {hint}"
         )
+
+
+# Of a layer whose classes are split over devices. A rank is one of the group's.
+
+
+def no_groups(framework: str) -> None:
+    raise ValueError(
+        "group=, classes= and reduce_hidden= split the classes over PyTorch's process groups and JAX' meshes, and "
+        f"hidden is of {framework}; leave them out"
+    )
+
+
+def own_classes(classes: Any, shape: Shape, classes_axis: int) -> tuple[int, int]:
+    """The first class and the last + 1. `shape`: the weight's."""
+    if not (isinstance(classes, list | tuple) and len(classes) == 2 and all(map(is_integer, classes))):
+        raise TypeError(f"classes is {classes!r}; pass (start, stop), the classes of this rank's weight")
+    start, stop = map(int, classes)
+    if not 0 <= start <= stop or stop >= 2**31:
+        raise ValueError(f"classes is ({start}, {stop}); pass (start, stop) with 0 ≤ start ≤ stop")
+    if len(shape) == 2 and shape[classes_axis] != stop - start:
+        raise ValueError(
+            f"classes is ({start}, {stop}) and weight has shape {text(shape)}; give it {stop - start} along axis "
+            f"{classes_axis}"
+        )
+    return start, stop
+
+
+def other_ranks(ranks: Sequence[int]) -> None:
+    """Those that refuse their arguments."""
+    if ranks:
+        raise ValueError(f"{_ranks(ranks)} of the group refused the arguments of this call; the error there says why")
+
+
+def said_by_all(said: Sequence[bool]) -> None:
+    if not all(said):
+        without = [rank for rank, is_said in enumerate(said) if not is_said]
+        raise ValueError(f"{_ranks(without)} of the group passed no classes=, and others did; pass it on all, or none")
+
+
+def shards(of_ranks: Sequence[tuple[int, int]]) -> None:
+    """Classes of every rank: all of them once."""
+    found = ", ".join(f"rank {rank} ({start}, {stop})" for rank, (start, stop) in enumerate(of_ranks))
+    known = 0
+    for start, stop in sorted(of_ranks):
+        if start != known and start < stop:
+            wrong = f"class {start} is on two ranks" if start < known else f"class {known} is on no rank"
+            raise ValueError(f"{wrong} of the group: {found}; pass classes= that meet without gap and overlap, from 0")
+        known = max(known, stop)
+    if known == 0:
+        raise ValueError(f"no rank of the group has a class: {found}; a layer has at least one")
+
+
+def alike(names: Sequence[str], of_ranks: Sequence[Sequence[int]]) -> None:
+    """Checksums of what is alike on all ranks, by these names."""
+    for i, name in enumerate(names):
+        others = [rank for rank, sums in enumerate(of_ranks) if sums[i] != of_ranks[0][i]]
+        if others:
+            raise ValueError(
+                f"{name}: {_ranks(others)} of the group differs from rank 0; all but weight, bias and classes= are "
+                "alike on every rank"
+            )
+
+
+def _ranks(ranks: Sequence[int]) -> str:
+    return f"rank {ranks[0]}" if len(ranks) == 1 else f"each of the ranks {', '.join(map(str, ranks))}"
 
 
 def label_dtype(dtype: str, names: Names) -> None:

@@ -87,10 +87,11 @@ def _of_linear(labels: Any, hidden: Any, under: str, given: Mapping[str, Any]) -
     framework = framework_of(hidden, "hidden")
     _check_compiler(framework, under)
     options = {name: p.default for name, p in known.items() if p.kind is p.KEYWORD_ONLY} | dict(given)
-    linear.names_of(options.pop("returns"))
+    linear.names_of(options["returns"])
     layer = options.pop("weight"), options.pop("bias"), options.pop("classes_axis")
+    split = options.pop("group"), options.pop("classes"), options.pop("reduce_hidden")
     call, _ = linear.resolve(
-        labels, hidden, layer, options.pop("memory"), {**COMMON, **linear_blocks.OF.options, **options}
+        labels, hidden, layer, options.pop("memory"), {**COMMON, **linear_blocks.OF.options, **options}, split
     )
     return _explanation(call.request.framework, under, call.request.framework.choose_linear(call, under))
 

@@ -6,7 +6,7 @@ from collections import namedtuple
 from collections.abc import Mapping
 from typing import Any
 
-from lossbridge import errors
+from lossbridge import agreement, errors
 from lossbridge.frameworks.framework import ArrayOps
 from lossbridge.frameworks.linear_blocks import OF, Linear, with_divisor
 from lossbridge.maths.ops import Array
@@ -21,6 +21,7 @@ from lossbridge.request import (
     constants,
     divided,
     dtype_of,
+    framework_of,
     held_to,
     held_to_ranges,
     in_arrays,
@@ -32,6 +33,9 @@ from lossbridge.spec import PER_SAMPLE, Names, Request
 
 NAMES = Names("labels", "hidden", leave_out="ignore_class= or mask=", soft="categorical_crossentropy of logits")
 
+Layer = tuple[Any, Any, int]  # weight, bias and the axis of its classes
+Split = tuple[Any, Any, Any]  # how the classes are split over devices: group, classes, reduce_hidden
+ALONE: Split = (None, None, True)
 
 # What a call may return, and the column that it is computed from.
 RETURNS: Mapping[str, str] = {
@@ -46,13 +50,22 @@ RETURNS: Mapping[str, str] = {
 
 
 def run(
-    labels: Any, hidden: Any, layer: tuple[Any, Any, int], memory: int | None, returns: Any = "loss", **given: Any
+    labels: Any,
+    hidden: Any,
+    layer: Layer,
+    memory: int | None,
+    split: Split = ALONE,
+    returns: Any = "loss",
+    **given: Any,
 ) -> Any:
     """The loss of a layer's classes, or what `returns` names. `given`: options of the loss of logits, and COMMON's."""
+    given = {**COMMON, **OF.options, **given, "returns": returns}
+    call, target = resolve(labels, hidden, layer, memory, given, split)
     names = names_of(returns)
-    call, target = resolve(labels, hidden, layer, memory, {**COMMON, **OF.options, **given})
     columns = dict.fromkeys(RETURNS[name] for name in names)
     found = [_loss(call, target)] if list(columns) == ["loss"] else _beside(call, target, names, tuple(columns))
+    if call.shard is not None:
+        found = [call.request.framework.laid(x, hidden) for x in found]
     return found[0] if returns == "loss" else _record(names)(*found)
 
 
@@ -102,9 +115,36 @@ def _beside(call: Linear, target: Array, names: tuple[str, ...], columns: tuple[
 
 
 def resolve(
-    labels: Any, hidden: Any, layer: tuple[Any, Any, int], memory: int | None, given: Mapping[str, Any]
+    labels: Any, hidden: Any, layer: Layer, memory: int | None, given: Mapping[str, Any], split: Split = ALONE
 ) -> tuple[Linear, Array]:
-    """The call, and the labels, whose shape the losses have. `layer`: weight, bias and the axis of its classes."""
+    """The call, and the labels, whose shape the losses have."""
+    framework = framework_of(hidden, "hidden")
+    if framework.shards is not None:
+        labels, hidden, layer, given, split = framework.shards.local((labels, hidden, layer, given, split))
+    group, classes, reduce_hidden = split
+    if group is None and classes is None and reduce_hidden is True:
+        return _resolved(labels, hidden, layer, memory, given, None)
+    weight, _, classes_axis = layer
+    if framework.shards is None:
+        errors.no_groups(framework.name)
+
+    def own() -> tuple[int, int, int]:
+        errors.layer_options(classes_axis, memory)
+        errors.switches({"reduce_hidden": reduce_hidden})
+        shape = framework.ops.shape(as_array(framework.ops, "weight", weight))
+        start, stop = (-1, -1) if classes is None else errors.own_classes(classes, shape, classes_axis)
+        return start, stop, (shape[classes_axis] or 0) if len(shape) == 2 else 0
+
+    meeting = framework.shards.meeting(split, hidden)
+    return agreement.resolved(
+        meeting, own, given, lambda sharded: _resolved(labels, hidden, layer, memory, given, sharded)
+    )
+
+
+def _resolved(
+    labels: Any, hidden: Any, layer: Layer, memory: int | None, given: Mapping[str, Any], sharded: Any
+) -> tuple[Linear, Array]:
+    """`sharded`: where classes are split over devices, the framework for this device's."""
     weight, bias, classes_axis = layer
     given = checked(given)
     errors.layer_options(classes_axis, memory)
@@ -118,7 +158,8 @@ def resolve(
     target = as_array(ops, "labels", labels, hidden)
     named = {name: x for name, x in (("hidden", hidden), ("weight", weight), ("bias", bias)) if x is not None}
     errors.layer_dtypes({name: dtype_of(ops, x) for name, x in named.items()})
-    errors.layer_shapes({name: ops.shape(x) for name, x in named.items()}, classes_axis)
+    shapes = {name: ops.shape(x) for name, x in named.items()}
+    errors.layer_shapes(shapes, classes_axis, may_be_empty=sharded is not None)
     sizes = ops.shape(hidden)
     errors.hidden_labels(ops.shape(target), sizes)
     errors.label_dtype(dtype_of(ops, target), NAMES)
@@ -126,13 +167,17 @@ def resolve(
     classes, units = ops.shape(weight)[classes_axis], ops.shape(weight)[1 - classes_axis]
     assert classes is not None
     assert units is not None
+    shard, of_classes = None, weight
+    if sharded is not None:
+        shard, of_classes = sharded.shard, sharded.like_all_classes(weight, classes_axis)
+        classes = shard.classes
     dtype, rule = compute_dtype(ops, hidden), OF.rules["logits"]["labels"]
     given = divided(given, dtype)
-    options = options_of(ops, OF, rule, given, (weight, classes_axis, dtype), NAMES)
+    options = options_of(ops, OF, rule, given, (of_classes, classes_axis, dtype), NAMES)
     if options.get("class_weight") is not None:
         options["class_weight"] = ops.reshape(options["class_weight"], (1, -1))
     hidden = held_to_ranges(ops, hidden, dtype, options)
-    r = Request(OF, rule, framework, target, hidden, len(sizes) - 1, dtype, options, given["reduction"])
+    r = Request(OF, rule, sharded or framework, target, hidden, len(sizes) - 1, dtype, options, given["reduction"])
     r = r._replace(constant=constants(ops, given, options), in_arrays=in_arrays(options))
     r = with_weights(r, given, NAMES)
     r = with_labels(r, labels, given, NAMES, classes)
@@ -149,7 +194,7 @@ def resolve(
         counted=flat(r.counted),
         valid=valid,
     )
-    return with_divisor(Linear(request, weight, bias, classes_axis, classes, memory)), target
+    return with_divisor(Linear(request, weight, bias, classes_axis, classes, memory, shard)), target
 
 
 def _parameter(ops: ArrayOps, name: str, x: Any, hidden: Array) -> Array:

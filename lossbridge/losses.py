@@ -10,6 +10,17 @@ normalizer      the denominator of a mean, in place of the count, for accumulate
 reduction       "sum_over_batch_size" or "mean" (divides by the number of unmasked entries), "sum", "none" or None
                 (per-sample values), "mean_with_sample_weight" (divides by the sum of the weights)
 
+Of a linear layer whose classes are split over devices, each calls the loss with the weight and bias of its own. All
+else is alike on all, `class_weight` has a number for every class, and the result is the same on all:
+
+group           the devices: on PyTorch a torch.distributed.ProcessGroup, or none where the weight is a DTensor; on JAX
+                the name of a mesh axis, inside jax.shard_map
+classes         (start, stop), the classes of this rank's weight, on PyTorch; by default in the order of the ranks
+reduce_hidden   whether hidden's gradient is added up over the group, in float32; False leaves that to the caller
+
+What ranks disagree about is a ValueError on all of them; under torch.compile, torch.func and forward mode a group is a
+NotImplementedError.
+
 Options that are one number may be Python numbers, NumPy scalars, or arrays of shape (), also traced ones.
 
 Results are float64 for float64 predictions, else float32, in nats; gradients have the dtype of their input.
@@ -480,6 +491,9 @@ def linear_crossentropy(
     reduction: Reduction = "sum_over_batch_size",
     returns: str | Sequence[str] = "loss",
     memory: int | None = None,
+    group: Any = None,
+    classes: tuple[int, int] | None = None,
+    reduce_hidden: bool = True,
 ) -> Any:
     """Cross-entropy of the classes of a linear layer, z = W h + b, computed in blocks without all logits, in nats.
 
@@ -488,17 +502,15 @@ def linear_crossentropy(
 
     Args:
         labels: integer labels from 0 to C − 1, of hidden's shape without its last axis.
-        hidden: hidden states, of shape (…, H).
-        weight: of shape (C, H), as torch.nn.Linear and embedding tables have it; or (H, C), see `classes_axis`.
-        bias: of shape (C,).
-        classes_axis: the axis of `weight` that holds the classes: 1 for Keras' Dense and Flax' Linear.
-        label_smoothing, ignore_class, class_weight, logit_scale, softcap, z_loss: as in
-            `sparse_categorical_crossentropy`.
-        sample_weight, mask, normalizer, reduction: see `lossbridge.losses`.
+        hidden, bias: hidden states, of shape (…, H); and the bias, (C,).
+        weight: of shape (C, H), as torch.nn.Linear has it; (H, C), as Keras' Dense and Flax, with classes_axis=1.
+        label_smoothing, ignore_class, class_weight, logit_scale, softcap, z_loss, sample_weight, mask, normalizer,
+            reduction: as in `sparse_categorical_crossentropy`.
         returns: "loss", or names for a named tuple: "loss" and, of every label, "nll" (−log p_y, without weights and
             smoothing), "lse" (log Σ_c e^(z_c)), "entropy" (Σ_c p_c (−log p_c)), "z_loss" (z_loss · lse²), "prediction"
             (the class of the largest logit) and "correct" (whether that is the label).
         memory: the bytes that the logits of a block may take. By default 32 MiB, but no fewer than 128 rows.
+        group, classes, reduce_hidden: of classes split over devices, see `lossbridge.losses`.
 
     Returns:
         A scalar; the shape of labels for reduction "none". Logits and loss are float32 also for hidden states of half
@@ -506,21 +518,20 @@ def linear_crossentropy(
         differentiable; where a label does not count, its numbers are 0, its prediction is −1, and not correct.
 
     Raises:
-        ValueError: shapes that do not fit, an option outside its range, or a label out of range, as in
-            `sparse_categorical_crossentropy`.
+        ValueError: shapes that do not fit, an option outside its range, or a label out of range.
         TypeError: floating-point labels, integer hidden states, float64 beside other floats, arrays of two libraries.
 
     >>> hidden, weight = [[1.0, 0.0], [0.0, 2.0]], [[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]
     >>> round(float(linear_crossentropy([0, 2], hidden, weight)), 7)
     0.8103092
 
-    Source: as `sparse_categorical_crossentropy`; blocks as in Wijmans et al., Cut Your Losses in Large-Vocabulary
-    Language Models, 2024.
+    Source: Wijmans et al., Cut Your Losses in Large-Vocabulary Language Models, 2024.
     """
     options = {"label_smoothing": label_smoothing, "ignore_class": ignore_class, "class_weight": class_weight}
     options |= {"logit_scale": logit_scale, "softcap": softcap, "z_loss": z_loss, "sample_weight": sample_weight}
     options |= {"mask": mask, "normalizer": normalizer, "reduction": reduction}
-    return linear.run(labels, hidden, (weight, bias, classes_axis), memory, returns, **options)
+    layer, split = (weight, bias, classes_axis), (group, classes, reduce_hidden)
+    return linear.run(labels, hidden, layer, memory, split, returns, **options)
 
 
 def token_log_probs(
@@ -570,11 +581,15 @@ def linear_token_log_probs(
     softcap: float | None = None,
     mask: Any = None,
     memory: int | None = None,
+    group: Any = None,
+    classes: tuple[int, int] | None = None,
+    reduce_hidden: bool = True,
 ) -> Any:
     """log p_y of every label among the classes of a linear layer, computed in blocks without all logits, in nats.
 
     Args:
         labels, hidden, weight, bias, classes_axis, memory: as in `linear_crossentropy`.
+        group, classes, reduce_hidden: of classes split over devices, see `lossbridge.losses`.
         ignore_class, logit_scale, softcap, mask: as in `token_log_probs`.
 
     Returns:
@@ -593,6 +608,7 @@ def linear_token_log_probs(
         hidden,
         (weight, bias, classes_axis),
         memory,
+        (group, classes, reduce_hidden),
         ignore_class=ignore_class,
         logit_scale=logit_scale,
         softcap=softcap,

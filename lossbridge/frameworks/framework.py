@@ -97,6 +97,10 @@ class Framework(Arrays, Protocol):
         the losses, (N,), differentiable in all its floats."""
         ...
 
+    # Classes split over devices: a module of `meeting(split, hidden)`, an `agreement.Meeting`, and of
+    # `local(call)`, which finds the group in the arrays. Or None.
+    shards: Any
+
     # What the parity command, the benchmark and the tests need to run any framework.
     def compilers(self) -> Mapping[str, Callable[[Callable[..., Any]], Callable[..., Any]]]:
         """The framework's ways to compile a function, by name."""

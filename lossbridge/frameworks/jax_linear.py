@@ -38,6 +38,7 @@ class Form(NamedTuple):
     rows: int  # of a block
     columns: tuple[str, ...]
     framework: Any  # on_jax
+    group: Any = None  # the mesh axis that the classes are split over, where they are
 
 
 def choose(call: Linear, under: str = "") -> Choice:
@@ -57,8 +58,8 @@ def _refuses_blocks(call: Linear) -> str:
 def _by_blocks(call: Linear) -> Array:
     r = call.request
     numbers = tuple((name, x) for name, x in r.options.items() if not isinstance(x, jax.Array))
-    rows = call.rows(r.pred.shape[0])
-    form = Form(numbers, r.reduction, r.dtype, call.classes_axis, rows, call.columns, r.framework)
+    rows, group = call.rows(r.pred.shape[0]), None if call.shard is None else r.framework.devices.name
+    form = Form(numbers, r.reduction, r.dtype, call.classes_axis, rows, call.columns, r.framework, group)
     arrays = {
         "hidden": r.pred,
         "weight": call.weight,
@@ -140,7 +141,7 @@ def _value(form: Form, arrays: Arrays) -> Array:
 def _value_and_gradients(form: Form, needs: tuple[str, ...], arrays: Arrays) -> tuple[Array, dict[str, Array]]:
     """A ratio, and its gradients in the dtype of the computation."""
     leaves, structure = jax.tree.flatten(arrays)
-    arrays = jax.tree.unflatten(structure, jax_rows.equally_varying(leaves))
+    arrays = jax.tree.unflatten(structure, jax_rows.equally_varying(leaves, but=form.group))
     weight = arrays["weight"].astype(form.dtype)
     if jax.default_backend() == "cpu":  # which has no products of halves: it would cast once more
         arrays = {**arrays, "weight": weight}
@@ -191,4 +192,5 @@ def _loss_rule(form: Form, primals: tuple[Arrays], tangents: tuple[Arrays]) -> t
         return value(arrays), jax_rules.derivative(value, (arrays,), (steps,))
     found, gradients = _value_and_gradients(form, moving, arrays)
     terms = [ops.sum(gradients[name] * steps[name].astype(form.dtype)) for name in moving]
-    return found, sum(terms[1:], start=terms[0])
+    total = sum(terms[1:], start=terms[0])
+    return found, total if form.group is None else lax.psum(total, form.group)

@@ -140,10 +140,10 @@ def _rows(call: Call, arrays: Mapping[str, Array], *wanted: str) -> list[Array]:
     return found
 
 
-def equally_varying(arrays: Sequence[Array]) -> list[Array]:
-    """Under shard_map: all of them as different on each device as one of them is."""
+def equally_varying(arrays: Sequence[Array], but: Any = None) -> list[Array]:
+    """Under shard_map: all of them as different on each device as one of them is, along all mesh axes but this."""
     types = [jax.typeof(x).mat.varying for x in arrays]
-    every = frozenset().union(*types)
+    every = frozenset().union(*types) - frozenset((but,) if isinstance(but, str) else but or ())
     return [
         lax.pcast(x, tuple(every - has), to="varying") if every - has else x
         for x, has in zip(arrays, types, strict=True)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from lossbridge.frameworks.framework import Choice, Path
+from lossbridge.frameworks.shards import Shard
 from lossbridge.maths import softmax
 from lossbridge.maths.ops import Array, Ops, Rule
 from lossbridge.reduction import by_weight, denominator, has_mass, reduce
@@ -38,8 +39,9 @@ class Linear(NamedTuple):
     weight: Array  # (C, H), or (H, C) where classes_axis is 1
     bias: Array | None  # (C,)
     classes_axis: int
-    classes: int
+    classes: int  # of all devices
     memory: int | None  # bytes for the logits of a block
+    shard: Shard | None = None  # where classes are split over devices: weight and bias are of these alone
     columns: tuple[str, ...] = ()  # the result is (N, K): of every row its loss and of BESIDE what these name
 
     def shape(self, count: int) -> tuple[int, ...]:
@@ -49,7 +51,9 @@ class Linear(NamedTuple):
     @property
     def most_rows(self) -> int:
         """That a block may have."""
-        row = self.classes * (8 if self.request.dtype == "float64" else 4)
+        # As on the other devices: the largest shard's, if all are about equal.
+        columns = self.classes if self.shard is None else -(-self.classes // self.shard.devices)
+        row = columns * (8 if self.request.dtype == "float64" else 4)
         return max(ROWS, BYTES // row) if self.memory is None else max(1, self.memory // row)
 
     def rows(self, count: int) -> int:
@@ -80,10 +84,24 @@ def in_blocks(losses: Callable[[Linear], Array]) -> Path:
 def whole(call: Linear) -> Array:
     """The loss by all logits at once, as the framework differentiates it."""
     r = call.request
+    if call.shard is not None:
+        r = r._replace(pred=r.framework.spread(r.framework.ops.cast(r.pred, r.dtype)))
     return of_logits(r, call.columns, logits(r.framework.ops, r, call))
 
 
 WHOLE = Path("all logits", whole, "by all logits at once, and their loss", "through the array of all logits")
+
+
+def over_devices(choice: Choice) -> Choice:
+    """The same path, named as what it is where classes are split over devices."""
+
+    def named(name: str) -> str:
+        return f"{name} of a shard"
+
+    path, why_not = choice
+    joined = "; maxima and sums over the classes are joined over the devices"
+    path = path._replace(name=named(path.name), value_words=path.value_words + joined)
+    return Choice(path, tuple((named(name), reason) for name, reason in why_not))
 
 
 def logits(ops: Ops, r: Request, call: Linear) -> Array:

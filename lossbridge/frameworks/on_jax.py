@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lossbridge.frameworks import jax_linear, jax_ops, jax_ratio, jax_rows, jax_rules
+from lossbridge.frameworks import jax_linear, jax_ops, jax_ratio, jax_rows, jax_rules, jax_shards
 from lossbridge.frameworks.framework import Choice, Path, by_formula
 from lossbridge.maths import softmax
 from lossbridge.maths.ops import Array
@@ -92,6 +92,7 @@ PATHS: Mapping[str, Path] = {
 
 
 choose_linear = jax_linear.choose
+shards = jax_shards
 
 
 # Running.

@@ -86,6 +86,7 @@ PATHS: Mapping[str, Path] = {
 
 
 choose_linear = numpy_linear.choose
+shards: Any = None  # no classes are split over devices
 
 
 # Running.

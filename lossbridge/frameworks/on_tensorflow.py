@@ -438,6 +438,7 @@ PATHS: Mapping[str, Path] = {
 
 
 choose_linear = tensorflow_linear.choose
+shards: Any = None  # no classes are split over devices
 
 
 # Running.

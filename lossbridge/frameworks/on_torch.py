@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lossbridge.frameworks import torch_linear, torch_operator, torch_ops, torch_rows
+from lossbridge.frameworks import torch_linear, torch_operator, torch_ops, torch_rows, torch_shards
 from lossbridge.frameworks.framework import Choice, Path, by_formula, prepared
 from lossbridge.maths.ops import Array
 from lossbridge.native import rows
@@ -206,6 +206,7 @@ def value_and_slopes(r: Request) -> tuple[Tensor, Tensor]:
 
 
 choose_linear = torch_linear.choose
+shards = torch_shards
 
 
 def _by_rule(r: Request) -> Tensor:

@@ -74,7 +74,7 @@ def computed(
             for x in (of_weight, of_bias):
                 if x is not None:
                     x.zero_()
-        room = hidden.new_empty((min(rows, count), call.classes))
+        room = hidden.new_empty((min(rows, count), len(classes_first)))
         for start in range(0, count, rows):
             block = slice(start, start + rows)
             z = torch.mm(hidden[block], classes_first.T, out=room[: len(hidden[block])])
@@ -93,6 +93,8 @@ def computed(
                 of_classes.addmm_(slopes.T, hidden[block], beta=int(start > 0))
             if of_bias is not None:
                 of_bias.add_(slopes.sum(0)) if start else of_bias.copy_(slopes.sum(0))
+        if call.shard is not None and of_hidden is not None:
+            r.framework.join(of_hidden)
         return total.to(dtype) if losses is None else losses, (of_hidden, of_weight, of_bias)
 
 
@@ -130,6 +132,8 @@ class ByBlocks(torch.autograd.Function):
         further = torch.is_grad_enabled() or ops.forward_level() >= 0
         further = further or ops.is_batched(upstream) or ops.is_legacy_batched(upstream)
         found: Gradients
+        if ctx.call.shard is not None and (ops.is_batched(upstream) or ops.is_legacy_batched(upstream)):
+            raise NotImplementedError("many gradients at once are not computed over a group; ask for one at a time")
         if not (further or ctx.per_sample):
             found = tuple(x.unpack() for x in saved[:3])
             if ops.graph_is_kept() or upstream.device.type != "cpu" or upstream.item() != 1:

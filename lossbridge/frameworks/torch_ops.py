@@ -101,7 +101,7 @@ def asarray(x: Any, like: Array | None = None) -> Array:
     if isinstance(x, torch.Tensor):
         _refuse_layout(x, like)
     if like is not None and is_distributed(like) and not is_distributed(x):
-        return _replicated(asarray(x, like.to_local()), like.device_mesh)
+        return replicated(asarray(x, like.to_local()), like.device_mesh)
     if isinstance(x, torch.Tensor):
         return x
     device = None if like is None else like.device
@@ -134,7 +134,7 @@ def is_distributed(x: Any) -> bool:
     return type(x) not in TYPES and hasattr(x, "device_mesh")
 
 
-def _replicated(x: Array, mesh: Any) -> Array:
+def replicated(x: Array, mesh: Any) -> Array:
     """A DTensor of which every device holds the whole."""
     from torch.distributed.tensor import DTensor, Replicate
 
@@ -277,7 +277,7 @@ def lookup(values: Array, labels: Array) -> Array:
 def one_hot(labels: Array, like: Array, axis: int) -> Array:
     classes = torch.arange(like.shape[axis], device=like.device)
     if is_distributed(like):
-        classes = _replicated(classes, like.device_mesh)
+        classes = replicated(classes, like.device_mesh)
     return classes.reshape([-1 if i == axis else 1 for i in range(like.ndim)]) == labels.unsqueeze(axis)
 
 

@@ -5,6 +5,7 @@ Hidden states and weights are multiples of 1/8, so that every logit is exact in 
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -249,6 +250,20 @@ def test_what_is_refused(lib, change, kind, words) -> None:
         lb.linear_crossentropy(**given)
     assert words in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("split", [{"group": "model"}, {"classes": (0, C)}, {"reduce_hidden": False}])
+def test_classes_split_over_devices(lib, split) -> None:
+    """On NumPy and TensorFlow they are not, and elsewhere by a group that is at work."""
+    given = {name: placed(lib, x, "float32") for name, x in problem().items()}
+    words = {"torch": "; pass a torch.distributed.ProcessGroup", "jax": "on JAX |group is 'model'"}.get(
+        lib.b.name,
+        f"PyTorch's process groups and JAX' meshes, and hidden is of {lib.b.name}; leave them out",
+    )
+    for call in (lb.linear_crossentropy, functools.partial(lb.explain, "linear_crossentropy")):
+        with pytest.raises((TypeError, ValueError), match=words) as raised:
+            call(given["labels"], given["hidden"], weight=given["weight"], **split)
+        assert "\n" not in str(raised.value)
 
 
 def test_integers_of_numpy(lib) -> None:

@@ -255,10 +255,14 @@ def test_gradients_of_single_samples_add_up(model, dtype) -> None:
 
 
 def run_on_two_devices(function: Callable[[str], None], dtype: str) -> None:
+    run_on_devices(2, function, dtype)
+
+
+def run_on_devices(count: int, function: Callable[[str], None], dtype: str) -> None:
     here, package = Path(__file__).parent, Path(lb.__file__).parents[1]
     program = (
         "import jax\n"
-        "jax.config.update('jax_num_cpu_devices', 2)\n"
+        f"jax.config.update('jax_num_cpu_devices', {count})\n"
         f"jax.config.update('jax_enable_x64', {dtype == 'float64'})\n"
         f"import {function.__module__} as tests\n"
         f"tests.{function.__name__}({dtype!r})\n"

@@ -659,15 +659,15 @@ def test_causal_lm_loss_of_hidden_states(options) -> None:
             torch.testing.assert_close(ours, theirs)
 
 
-def test_data_parallel_over_two_processes() -> None:
-    """What torchrun would start, without its agent, and over the loopback interface alone."""
+def printed_by_two_processes(example: str) -> list[str]:
+    """By those that torchrun would start, without its agent, and over the loopback interface alone."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
     if sys.platform == "linux":
         place["GLOO_SOCKET_IFNAME"] = "lo"
-    command = [sys.executable, str(EXAMPLES / "torch_data_parallel.py")]
+    command = [sys.executable, str(EXAMPLES / example)]
     processes = [
         subprocess.Popen(
             command,
@@ -684,6 +684,21 @@ def test_data_parallel_over_two_processes() -> None:
         for process in processes:
             process.kill()
     assert [process.returncode for process in processes] == [0, 0], "\n".join(errors for _, errors in said)
-    differences = [float(line.split()[-1]) for line in said[0][0].splitlines()]
-    assert differences[0] < 1e-12, said
-    assert differences[1] > 0.1, said
+    return [output for output, _ in said]
+
+
+def numbers_at_the_ends(output: str) -> list[float]:
+    return [float(line.split()[-1]) for line in output.splitlines()]
+
+
+def test_data_parallel_over_two_processes() -> None:
+    right, wrong = numbers_at_the_ends(printed_by_two_processes("torch_data_parallel.py")[0])
+    assert right < 1e-12
+    assert wrong > 0.1
+
+
+def test_the_vocabulary_split_over_two_processes() -> None:
+    for output in printed_by_two_processes("torch_split_vocabulary.py"):
+        differences = numbers_at_the_ends(output)
+        assert len(differences) == 3
+        assert max(differences) < 1e-12

@@ -68,7 +68,8 @@ ALLOWED = {
     "frameworks": {"maths", "spec", "reduction", "native"},
     "native": {"maths", "spec", "reduction", "frameworks"},
     "request": {"maths", "spec", "errors", "reduction", "frameworks"},
-    "linear": {"maths", "spec", "errors", "reduction", "request", "frameworks"},
+    "agreement": {"maths", "errors", "frameworks"},
+    "linear": {"maths", "spec", "errors", "reduction", "request", "frameworks", "agreement"},
     "losses": {"spec", "errors", "request", "linear"},
     "explanation": {"maths", "spec", "request", "frameworks", "linear", "losses"},
 }
