@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from lossbridge.maths.ops import Domain, Shape
-from lossbridge.spec import FRACTION, MEANS, NUMBERS, PER_CLASS, REDUCTIONS, SWITCHES, Names
+from lossbridge.spec import CHOICES, FRACTION, MEANS, NUMBERS, OF_MIXTURE, PER_CLASS, REDUCTIONS, SWITCHES, Names
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 
@@ -44,6 +44,11 @@ def options(values: Mapping[str, Any]) -> None:
     for name in NUMBERS:
         if name in values and not (name == "softcap" and values[name] is None):
             number(name, values[name], *NUMBERS[name])
+    for name in CHOICES:
+        if name in values:
+            choice(name, values[name], CHOICES[name])
+    if values.get("kind", "jensen_shannon") != "jensen_shannon":
+        without_mixture({name: values[name] for name in OF_MIXTURE if name in values}, values["kind"])
     switches({name: values[name] for name in SWITCHES if name in values})
     ignored_class(values.get("ignore_class"))
     if "axis" in values:
@@ -56,6 +61,20 @@ def options(values: Mapping[str, Any]) -> None:
         raise TypeError("alpha is None; pass one number, or one a class")
     if "apply_class_balancing" in values:
         fraction("alpha", values["alpha"])
+
+
+def choice(name: str, value: Any, known: Sequence[str]) -> None:
+    if not isinstance(value, str) or value not in known:
+        raise ValueError(f"{name} is {value!r}; use one of {', '.join(repr(x) for x in known)}")
+
+
+def without_mixture(values: Mapping[str, Any], kind: str) -> None:
+    """Options of the mixture, where there is none."""
+    for name, x in values.items():
+        if not isinstance(x, float | str) or x != OF_MIXTURE[name]:
+            raise ValueError(
+                f'{name} is for kind="jensen_shannon", and kind is {kind!r}; leave it out, or pass that kind'
+            )
 
 
 def without_logits(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:

@@ -25,7 +25,7 @@ from typing import Any
 from lossbridge import linear
 from lossbridge.errors import axis_of, gradient_buffer, has_classes, is_float
 from lossbridge.request import as_array, framework_of, run
-from lossbridge.spec import ENTROPY, LOSSES, Reduction
+from lossbridge.spec import ENTROPY, LOSSES, Kind, Reduction, Scale
 
 
 def categorical_crossentropy(
@@ -337,6 +337,63 @@ def distillation_loss(
         LOSSES["distillation_loss"],
         teacher_logits,
         student_logits,
+        temperature=temperature,
+        axis=axis,
+        sample_weight=sample_weight,
+        mask=mask,
+        normalizer=normalizer,
+        reduction=reduction,
+    )
+
+
+def divergence(
+    teacher_logits: Any,
+    student_logits: Any,
+    *,
+    kind: Kind = "forward",
+    beta: float = 0.5,
+    scale: Scale = "mixture",
+    temperature: float = 1.0,
+    axis: int = -1,
+    sample_weight: Any = None,
+    mask: Any = None,
+    normalizer: Any = None,
+    reduction: Reduction = "sum_over_batch_size",
+) -> Any:
+    """A divergence of t = softmax(teacher/T) and p = softmax(student/T), times T², in nats; exact also for t near p.
+
+    Args:
+        teacher_logits: logits, of the student's shape.
+        student_logits: logits, of shape (…, C, …) with C ≥ 2 along `axis`.
+        kind: "forward", KL(t ‖ p) = Σ t log(t/p), which is `distillation_loss`; "reverse", KL(p ‖ t);
+            "jensen_shannon", β KL(t ‖ m) + (1 − β) KL(p ‖ m) with m = β t + (1 − β) p; "total_variation", ½ Σ |t − p|.
+        beta: β in [0, 1] of "jensen_shannon", the teacher's share of the mixture m.
+        scale: "mixture", as above, which is 0 for β = 0 and for 1; or "divergence", divided by β (1 − β), which goes
+            continuously to KL(t ‖ p) at β = 0 and to KL(p ‖ t) at 1, and has their values there.
+        temperature: T > 0. T² multiplies every kind; it keeps the gradient's size independent of T.
+        axis, sample_weight, mask, normalizer, reduction: see `lossbridge.losses`.
+
+    Returns:
+        A scalar; the shape of student_logits without `axis` for reduction "none". Never negative, and 0 for equal
+        distributions. In "total_variation" the derivative of |t − p| is 0 where t = p.
+
+    Raises:
+        ValueError: shapes that do not fit, an option outside its range, or beta or scale for another kind.
+        TypeError: arrays of two libraries, or of no real numbers.
+
+    >>> round(float(divergence([[2.0, 0.0]], [[0.0, 2.0]], kind="jensen_shannon")), 7)
+    0.3278133
+
+    Source: Lin, Divergence Measures Based on the Shannon Entropy, 1991; Agarwal et al., On-Policy Distillation of
+    Language Models, 2024.
+    """
+    return run(
+        LOSSES["divergence"],
+        teacher_logits,
+        student_logits,
+        kind=kind,
+        beta=beta,
+        scale=scale,
         temperature=temperature,
         axis=axis,
         sample_weight=sample_weight,

@@ -47,6 +47,9 @@ def changed_options(name):
         "alpha": 0.4 if name == "BinaryFocalCrossentropy" else [0.1, 2, 3, 0.7, 1],
         "gamma": 1.5,
         "apply_class_balancing": True,
+        "kind": "jensen_shannon",
+        "beta": 0.3,
+        "scale": "divergence",
     }
     parameters = inspect.signature(CLASSES[name]).parameters
     assert all(values[key] != parameter.default for key, parameter in parameters.items())
@@ -56,7 +59,7 @@ def changed_options(name):
 def problem(name, rng, from_logits=True, shape=(ROWS, C), axis=-1):
     """y_true and y_pred for a loss, in NumPy."""
     z, z_true = 3 * rng.normal(size=(2, *shape)).astype(np.float32)
-    if name == "DistillationLoss":
+    if name in ("DistillationLoss", "Divergence"):
         return z_true, z
     binary = "Binary" in name
     squash = (lambda x: 1 / (1 + np.exp(-x))) if binary else (lambda x: softmax(x, axis))

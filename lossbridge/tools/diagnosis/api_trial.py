@@ -68,6 +68,9 @@ UNUSUAL: Mapping[str, tuple[Unusual, ...]] = {
     "axis": (Unusual(0, r"axis 0|transpos|first axis|SciPy's `entropy\.mean\(\)`(?! of)"),),
     "logit_scale": (Unusual(2.5, equals(TEMPERATURE, 0.4)),),
     # `diagnose` does not look for these yet.
+    "kind": (),
+    "beta": (),
+    "scale": (),
     "softcap": (),
     "z_loss": (),
     # What they hold says which form of the loss is meant; both forms are tried with every option.
