@@ -28,6 +28,7 @@ from lossbridge.losses import (
     log_loss,
     sparse_categorical_crossentropy,
     token_log_probs,
+    topk_divergence,
     value_and_grad,
 )
 from lossbridge.version import __version__ as __version__
@@ -53,6 +54,7 @@ __all__ = [
     "log_loss",
     "sparse_categorical_crossentropy",
     "token_log_probs",
+    "topk_divergence",
     "value_and_grad",
 ]
 

@@ -332,6 +332,59 @@ def labels_in_range(labels: np.ndarray, classes: int, valid: np.ndarray | None, 
         )
 
 
+def kept_shapes(shapes: Mapping[str, Shape], student: Shape, axis: int) -> None:
+    """Of a teacher's kept classes, k along the axis, beside the student's logits."""
+    indices, log_probs = shapes["indices"], shapes["log_probs"]
+    rows = student[:axis] + student[axis + 1 :]
+    fits = len(indices) == len(student) and agree(indices[:axis] + indices[axis + 1 :], rows)
+    if not fits or not agree(indices, log_probs):
+        raise ValueError(
+            f"indices has shape {text(indices)}, log_probs {text(log_probs)} and student_logits {text(student)}; the "
+            f"first two have the student's shape, with the k kept classes along axis {axis}"
+        )
+    kept, classes = indices[axis], student[axis]
+    if kept == 0 or (kept is not None and classes is not None and kept > classes):
+        raise ValueError(f"{kept} classes are kept of {classes}; keep at least 1, and no more than there are")
+
+
+def index_dtype(dtype: str) -> None:
+    if is_float(dtype) or dtype == "bool":
+        raise TypeError(f"indices has dtype {dtype}, and indices of classes are integers; convert them")
+
+
+def kept_indices(indices: np.ndarray, classes: int, axis: int, valid: np.ndarray | None) -> None:
+    """Raises for the first row that counts and has an index out of range, or one twice."""
+    rows = np.sort(np.moveaxis(indices, axis, -1), axis=-1)
+    outside = ((rows < 0) | (rows >= classes)).any(-1)
+    twice = (rows[..., 1:] == rows[..., :-1]).any(-1)
+    for bad, words in (
+        (outside, f"there are {classes} classes, 0 to {classes - 1}"),
+        (twice, "one stands there twice"),
+    ):
+        bad = bad if valid is None else bad & np.broadcast_to(valid, bad.shape)
+        if bad.any():
+            place = tuple(int(i) for i in np.argwhere(bad)[0])
+            shown = ", ".join(str(x) for x in rows[place][:8])
+            raise ValueError(
+                f"indices{_place(place)}, sorted, are {shown}{', …' if rows.shape[-1] > 8 else ''}, and {words}; "
+                "correct them, or leave the row out with mask="
+            )
+
+
+def kept_mass(log_probs: np.ndarray, slack: float, axis: int, valid: np.ndarray | None) -> None:
+    """Raises for the first row that counts and has more than all of the probability."""
+    with np.errstate(over="ignore"):
+        mass = np.exp(np.moveaxis(log_probs, axis, -1).astype(np.float64)).sum(-1)
+    bad = mass > 1 + slack
+    bad = bad if valid is None else bad & np.broadcast_to(valid, bad.shape)
+    if bad.any():
+        place = tuple(int(i) for i in np.argwhere(bad)[0])
+        raise ValueError(
+            f"the probabilities of log_probs{_place(place)} sum to {mass[place]:.6g}; pass the logarithms of a "
+            "teacher's probabilities (its log_softmax), or tail=False for numbers that are not normalised"
+        )
+
+
 def has_nan(values: np.ndarray) -> bool:
     return math.isnan(values) if values.ndim == 0 else bool(values.size and np.isnan(np.min(values)))
 

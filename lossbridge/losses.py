@@ -22,7 +22,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from lossbridge import linear
+from lossbridge import kept, linear
 from lossbridge.errors import axis_of, gradient_buffer, has_classes, is_float
 from lossbridge.request import as_array, framework_of, run
 from lossbridge.spec import ENTROPY, LOSSES, Kind, Reduction, Scale
@@ -395,6 +395,62 @@ def divergence(
         beta=beta,
         scale=scale,
         temperature=temperature,
+        axis=axis,
+        sample_weight=sample_weight,
+        mask=mask,
+        normalizer=normalizer,
+        reduction=reduction,
+    )
+
+
+def topk_divergence(
+    indices: Any,
+    log_probs: Any,
+    student_logits: Any,
+    *,
+    tail: bool = True,
+    axis: int = -1,
+    sample_weight: Any = None,
+    mask: Any = None,
+    normalizer: Any = None,
+    reduction: Reduction = "sum_over_batch_size",
+) -> Any:
+    """KL(t ‖ p) of the k classes of a teacher that were kept and a bucket of all others, in nats.
+
+    Σ_k t_k log(t_k / p_k) + (1 − Σt) log((1 − Σt) / (1 − Σp)): at most the divergence of all classes, and equal to it
+    where the teacher's and the student's probabilities of the others are proportional. Nothing is clamped: 1 − Σp is
+    the sum of the others' exponentials.
+
+    Args:
+        indices: integer classes from 0 to V − 1, each at most once a row, of shape (…, k, …).
+        log_probs: their log t, of the same shape.
+        student_logits: of shape (…, V, …) with k ≤ V along `axis`. Where k = V there is no bucket.
+        tail: False leaves the bucket out, and renormalises t and p over the k classes: KL(t/Σt ‖ p/Σp), for which
+            log_probs may lack any constant. It is ≥ 0, and does not see how much p has outside of the k classes.
+        axis, sample_weight, mask, normalizer, reduction: see `lossbridge.losses`.
+
+    Returns:
+        A scalar; the shape of student_logits without `axis` for reduction "none". For log_probs that were taken at a
+        temperature T, pass student_logits / T, and multiply by T² for `distillation_loss`'s scale.
+
+    Raises:
+        ValueError: shapes that do not fit; an index out of range or twice in a row, or with `tail` probabilities that
+            sum to more than 1 beyond rounding. Where they are traced or on an accelerator the row's loss is NaN.
+        TypeError: indices that are no integers, arrays of two libraries, or of no real numbers.
+
+    >>> import math
+    >>> kept = [[math.log(0.75), math.log(0.125)]]
+    >>> round(float(topk_divergence([[0, 2]], kept, [[0.0, 0.0, 0.0, 0.0]])), 7)
+    0.564029
+
+    Source: Hinton, Vinyals and Dean, Distilling the Knowledge in a Neural Network, 2015; the bucket is a coarser
+    partition, whose divergence is smaller: Cover and Thomas, Elements of Information Theory, 2006, §2.7.
+    """
+    return kept.run(
+        indices,
+        log_probs,
+        student_logits,
+        tail,
         axis=axis,
         sample_weight=sample_weight,
         mask=mask,

@@ -19,6 +19,7 @@ __all__ = [
     "Result", "binary_crossentropy", "binary_focal_crossentropy", "categorical_crossentropy",
     "categorical_focal_crossentropy", "cross_entropy", "distillation_loss", "divergence", "entropy", "kl_divergence",
     "linear_crossentropy", "log_loss", "perplexity", "relative_entropy", "sparse_categorical_crossentropy",
+    "topk_divergence",
 ]  # fmt: skip
 
 Array = NDArray[np.float64]
@@ -577,6 +578,52 @@ def divergence(
             assert samples.target_gradient is not None
             samples = _Samples(samples.loss / k, samples.gradient / k, samples.target_gradient / k)
     return _reduce(samples, axis, sample_weight, mask, normalizer, reduction)
+
+
+@np.errstate(all="ignore")
+def topk_divergence(
+    indices: ArrayLike, y_true: ArrayLike, y_pred: ArrayLike, *, tail: bool = True, axis: int = -1,
+    sample_weight: MaybeArray = None, mask: MaybeArray = None, normalizer: MaybeArray = None,
+    reduction: str | None = "sum_over_batch_size",
+) -> Result:  # fmt: skip
+    """KL of k classes and a bucket: sum_k t_k log(t_k / p_k) + T log(T / P).
+
+    T = 1 - sum_k t_k, P = the sum of the other p. Without the tail, KL(t / sum t || p / sum p) of the k classes.
+    y_true: their log t, (..., k) as indices, k along axis; y_pred: logits, (..., V). By log t_j:
+    t_j (log(t_j / p_j) - log(T / P)), or of the normalised t and p t_j (log(t_j / p_j) - KL); by a kept logit
+    p_j - t_j, by another p_j - T p_j / P, or 0.
+    """
+    z, log_t = (np.moveaxis(np.array(x, dtype=np.float64), axis, -1) for x in (y_pred, y_true))
+    places = np.moveaxis(np.asarray(indices), axis, -1)
+    chosen = np.zeros(z.shape, bool)
+    np.put_along_axis(chosen, places, True, -1)
+    of_kept = np.take_along_axis(z, places, -1)
+    rest = np.where(chosen, -np.inf, z)
+    top = rest.max(axis=-1, keepdims=True)
+    top = np.where(np.isneginf(top), 0.0, top)
+    e = np.exp(rest - top)
+    total = e.sum(axis=-1, keepdims=True)
+    student, teacher = of_kept, log_t
+    if tail and places.shape[-1] < z.shape[-1]:
+        largest = np.arange(log_t.shape[-1]) == np.argmax(log_t, axis=-1)[..., np.newaxis]
+        left = -np.where(largest, np.expm1(log_t), np.exp(log_t)).sum(axis=-1, keepdims=True)
+        student = np.concatenate([of_kept, top + np.log(total)], axis=-1)
+        teacher = np.concatenate([log_t, np.log(np.maximum(left, 0.0))], axis=-1)
+    samples = _divergence_of_logits(teacher, student)
+    k = places.shape[-1]
+    assert samples.target_gradient is not None
+    t = np.exp(log_t - np.log(np.exp(teacher).sum(axis=-1, keepdims=True)))
+    by_log_t = samples.target_gradient[..., :k]
+    gradient = np.zeros_like(z)
+    if student.shape[-1] > k:
+        of_bucket = samples.gradient[..., k:]
+        gradient = np.where(total > 0, of_bucket * e / total, 0.0)
+        # Of log t_j the bucket's logarithm has the derivative -t_j / T.
+        by_log_t = by_log_t - _times(t / np.exp(teacher[..., k:]), samples.target_gradient[..., k:])
+    np.put_along_axis(gradient, places, samples.gradient[..., :k], -1)
+    found = _reduce(_Samples(samples.loss, gradient, None), axis, sample_weight, mask, normalizer, reduction)
+    of_teacher = _reduce(_Samples(samples.loss, by_log_t, None), axis, sample_weight, mask, normalizer, reduction)
+    return replace(found, target_gradient=of_teacher.gradient)
 
 
 @np.errstate(all="ignore")

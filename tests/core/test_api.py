@@ -40,6 +40,7 @@ def test_every_loss_is_registered_and_has_a_reference() -> None:
         "entropy_from_logits",
         "explain",
         "token_log_probs",
+        "topk_divergence",
         "value_and_grad",
         *of_hidden,
     }

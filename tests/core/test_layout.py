@@ -69,7 +69,8 @@ ALLOWED = {
     "native": {"maths", "spec", "reduction", "frameworks"},
     "request": {"maths", "spec", "errors", "reduction", "frameworks"},
     "linear": {"maths", "spec", "errors", "reduction", "request", "frameworks"},
-    "losses": {"spec", "errors", "request", "linear"},
+    "kept": {"maths", "spec", "errors", "reduction", "request"},
+    "losses": {"spec", "errors", "request", "linear", "kept"},
     "explanation": {"maths", "spec", "request", "frameworks", "linear", "losses"},
 }
 

@@ -264,21 +264,8 @@ def _options(loss: str, case: Any) -> Iterator[Case]:
         yield case("class balancing", apply_class_balancing=True, alpha=0.3, seed=17)
     elif "alpha" in names:
         yield case("alpha per class", alpha=np.array([0.1, 0.2, 0.3, 0.4, 0.5], np.float32), seed=18)
-    if "kind" in names:
-        for kind, given in KINDS.items():
-            yield case(kind, **given, seed=19)
-            yield case(f"{kind}, temperature 3", **given, temperature=3.0, seed=19)
-            yield case(f"{kind}, float16", **given, dtype="float16", seed=19)
-            if "beta" not in given:  # XLA's log1p of float64 is off by 100 units
-                yield case(f"{kind}, float64", **given, dtype="float64", seed=19, tolerance=Tolerance(16, 128))
-        mixed = {"kind": "jensen_shannon", "scale": "divergence"}
-        for beta in (0.0, 1 - 1e-6, 1.0):
-            yield case(f"β = {beta!r}", **mixed, beta=beta, seed=19)
-        yield case("β in an array", **mixed, beta=np.float32(0.25), seed=19)
     if "temperature" in names:
-        for temperature in (0.5, 4.0):
-            yield case(f"temperature {temperature:g}", temperature=temperature, seed=19)
-        yield case("temperature in an array", temperature=np.float32(3), seed=19)
+        yield from _of_distillation(case, "kind" in names)
     if "ignore_class" in names:
         ignoring = case("ignored labels", ignore_class=-1, seed=20)
         ignoring.y_true[::3] = -1
@@ -287,6 +274,24 @@ def _options(loss: str, case: Any) -> Iterator[Case]:
         everything = case("all labels ignored", ignore_class=-1, seed=20)
         everything.y_true[:] = -1
         yield everything
+
+
+def _of_distillation(case: Any, of_kinds: bool) -> Iterator[Case]:
+    for temperature in (0.5, 4.0):
+        yield case(f"temperature {temperature:g}", temperature=temperature, seed=19)
+    yield case("temperature in an array", temperature=np.float32(3), seed=19)
+    if not of_kinds:
+        return
+    for kind, given in KINDS.items():
+        yield case(kind, **given, seed=19)
+        yield case(f"{kind}, temperature 3", **given, temperature=3.0, seed=19)
+        yield case(f"{kind}, float16", **given, dtype="float16", seed=19)
+        if "beta" not in given:  # XLA's log1p of float64 is off by 100 units
+            yield case(f"{kind}, float64", **given, dtype="float64", seed=19, tolerance=Tolerance(16, 128))
+    mixed = {"kind": "jensen_shannon", "scale": "divergence"}
+    for beta in (0.0, 1 - 1e-6, 1.0):
+        yield case(f"β = {beta!r}", **mixed, beta=beta, seed=19)
+    yield case("β in an array", **mixed, beta=np.float32(0.25), seed=19)
 
 
 def _weights(case: Any, loss: str, target: Target) -> Iterator[Case]:
