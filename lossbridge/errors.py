@@ -228,39 +228,57 @@ def returned(returns: Any, names: Sequence[str]) -> None:
             raise ValueError(f"returns names {name!r} twice; leave one out")
 
 
-def layer_dtypes(dtypes: Mapping[str, str]) -> None:
-    """Of hidden states, weight and bias: floating, and float64 all or none."""
+def layer_dtypes(dtypes: Mapping[str, str], side: str = "") -> None:
+    """Of hidden states, weight and bias: floating, and float64 all or none. `side`: before the arguments' names."""
+    of = f"{side}_" if side else ""
     for name, dtype in dtypes.items():
         if not is_float(dtype):
-            raise TypeError(f"{name} has dtype {dtype}, and a linear layer's arrays are floating-point; convert it")
+            raise TypeError(f"{of}{name} has dtype {dtype}, and a linear layer's arrays are floating-point; convert it")
         if (dtype == "float64") != (dtypes["hidden"] == "float64"):
-            raise TypeError(f"{name} is {dtype} and hidden {dtypes['hidden']}; convert one, nothing is cast to float64")
+            raise TypeError(
+                f"{of}{name} is {dtype} and {of}hidden {dtypes['hidden']}; convert one, nothing is cast to float64"
+            )
 
 
-def layer_shapes(shapes: Mapping[str, Shape], classes_axis: int) -> None:
+def layer_shapes(shapes: Mapping[str, Shape], classes_axis: int, side: str = "") -> None:
     """Of hidden states, weight and bias."""
+    of = f"{side}_" if side else ""
     hidden, weight = shapes["hidden"], shapes["weight"]
     if len(weight) == 2 and None in weight:
-        raise ValueError(f"weight has shape {text(weight)}; its sizes must be known where the graph is built")
+        raise ValueError(f"{of}weight has shape {text(weight)}; its sizes must be known where the graph is built")
     if len(weight) != 2 or not hidden:
         raise ValueError(
-            f"hidden has shape {text(hidden)} and weight {text(weight)}; a weight has two axes, and hidden states one "
-            "more than the labels, the last"
+            f"{of}hidden has shape {text(hidden)} and {of}weight {text(weight)}; a weight has two axes, and hidden "
+            f"states one more than the {'losses' if side else 'labels'}, the last"
         )
     if 0 in weight:
-        raise ValueError(f"weight has shape {text(weight)}; a layer has at least one class and one unit")
+        raise ValueError(f"{of}weight has shape {text(weight)}; a layer has at least one class and one unit")
     if not agree((hidden[-1],), (weight[1 - classes_axis],)):
         hint = "make them equal"
         if agree((hidden[-1],), (weight[classes_axis],)):
             hint = f"its classes lie along the other axis: pass classes_axis={1 - classes_axis}"
         raise ValueError(
-            f"hidden has shape {text(hidden)}, with {hidden[-1]} units, and weight {text(weight)}, with "
+            f"{of}hidden has shape {text(hidden)}, with {hidden[-1]} units, and {of}weight {text(weight)}, with "
             f"{weight[1 - classes_axis]} along axis {1 - classes_axis}; {hint}"
         )
     bias, classes = shapes.get("bias"), weight[classes_axis]
     if bias is not None and not agree(bias, (classes,)):
         raise ValueError(
-            f"bias has shape {text(bias)} and weight {text(weight)}; a bias has one number a class, ({classes},)"
+            f"{of}bias has shape {text(bias)} and {of}weight {text(weight)}; a bias has one number a class, "
+            f"({classes},)"
+        )
+
+
+def two_layers(teacher: Shape, student: Shape, of_teacher: int, of_student: int) -> None:
+    """Of two sides' hidden states, and their numbers of classes."""
+    if not agree(teacher[:-1], student[:-1]):
+        raise ValueError(
+            f"teacher_hidden has shape {text(teacher)} and student_hidden {text(student)}; they may differ in the last "
+            "axis, that of the units, alone"
+        )
+    if of_teacher != of_student:
+        raise ValueError(
+            f"the teacher has {of_teacher} classes and the student {of_student}; a divergence needs the same ones"
         )
 
 

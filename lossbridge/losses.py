@@ -24,6 +24,7 @@ from typing import Any
 
 from lossbridge import kept, linear
 from lossbridge.errors import axis_of, gradient_buffer, has_classes, is_float
+from lossbridge.linear_distillation import run as of_layers
 from lossbridge.request import as_array, framework_of, run
 from lossbridge.spec import ENTROPY, LOSSES, Kind, Reduction, Scale
 
@@ -634,6 +635,63 @@ def linear_crossentropy(
     options |= {"logit_scale": logit_scale, "softcap": softcap, "z_loss": z_loss, "sample_weight": sample_weight}
     options |= {"mask": mask, "normalizer": normalizer, "reduction": reduction}
     return linear.run(labels, hidden, (weight, bias, classes_axis), memory, returns, **options)
+
+
+def linear_distillation(
+    teacher_hidden: Any,
+    teacher_weight: Any,
+    student_hidden: Any,
+    student_weight: Any,
+    *,
+    teacher_bias: Any = None,
+    student_bias: Any = None,
+    classes_axis: int = 0,
+    kind: Kind = "forward",
+    beta: float = 0.5,
+    scale: Scale = "mixture",
+    temperature: float = 1.0,
+    sample_weight: Any = None,
+    mask: Any = None,
+    normalizer: Any = None,
+    reduction: Reduction = "sum_over_batch_size",
+    memory: int | None = None,
+) -> Any:
+    """`divergence` of two linear layers over the same classes, computed in blocks without all logits, in nats.
+
+    Equal to `divergence(teacher_hidden @ teacher_weight.T + teacher_bias, student_hidden @ student_weight.T +
+    student_bias, …)`, value and gradients. Gradients for the student go block by block; where one is asked for the
+    teacher, PyTorch, TensorFlow and NumPy go by all logits.
+
+    Args:
+        teacher_hidden: hidden states, of shape (…, H'); they may have another number of units than the student's.
+        teacher_weight: of shape (C, H'), or (H', C), see `classes_axis`.
+        student_hidden: of shape (…, H).
+        student_weight: of shape (C, H), or (H, C).
+        teacher_bias, student_bias: of shape (C,).
+        classes_axis: the axis of both weights that holds the classes: 1 for Keras' Dense and Flax' Linear.
+        kind, beta, scale, temperature: as in `divergence`.
+        sample_weight, mask, normalizer, reduction: see `lossbridge.losses`.
+        memory: the bytes that both sides' logits of a block may take. By default 32 MiB, but no fewer than 128 rows.
+
+    Returns:
+        A scalar; the shape of student_hidden without its last axis for reduction "none". Logits and loss are float32
+        also for hidden states of half precision, and each gradient is rounded once.
+
+    Raises:
+        ValueError: shapes that do not fit, or an option as in `divergence`.
+        TypeError: integer hidden states, float64 beside other floats of a side, arrays of two libraries.
+
+    >>> hidden, weight = [[1.0, 0.0], [0.0, 2.0]], [[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]
+    >>> round(float(linear_distillation([[2.0], [0.0]], [[1.0], [0.0], [0.0]], hidden, weight)), 7)
+    0.3148036
+
+    Source: as `divergence`; blocks as in `linear_crossentropy`.
+    """
+    options = {"kind": kind, "beta": beta, "scale": scale, "temperature": temperature, "sample_weight": sample_weight}
+    options |= {"mask": mask, "normalizer": normalizer, "reduction": reduction}
+    teacher = teacher_hidden, teacher_weight, teacher_bias
+    student = student_hidden, student_weight, student_bias
+    return of_layers(teacher, student, classes_axis, memory, **options)
 
 
 def token_log_probs(

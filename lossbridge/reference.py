@@ -18,8 +18,8 @@ from numpy.typing import ArrayLike, NDArray
 __all__ = [
     "Result", "binary_crossentropy", "binary_focal_crossentropy", "categorical_crossentropy",
     "categorical_focal_crossentropy", "cross_entropy", "distillation_loss", "divergence", "entropy", "kl_divergence",
-    "linear_crossentropy", "log_loss", "perplexity", "relative_entropy", "sparse_categorical_crossentropy",
-    "topk_divergence",
+    "linear_crossentropy", "linear_distillation", "log_loss", "perplexity", "relative_entropy",
+    "sparse_categorical_crossentropy", "topk_divergence",
 ]  # fmt: skip
 
 Array = NDArray[np.float64]
@@ -462,6 +462,31 @@ def linear_crossentropy(
     rows = np.where((g == 0).all(axis=-1, keepdims=True), 0.0, rows)
     of_weight = np.moveaxis(g.T @ rows, 0, classes_axis)
     return _LinearResult(result.value, (g @ w).reshape(h.shape), None, of_weight, g.sum(axis=0))
+
+
+@np.errstate(all="ignore")
+def linear_distillation(
+    teacher_hidden: ArrayLike, teacher_weight: ArrayLike, y_pred: ArrayLike, weight: ArrayLike, *,
+    teacher_bias: MaybeArray = None, student_bias: MaybeArray = None, classes_axis: int = 0, **options: Any,
+) -> _LinearResult:  # fmt: skip
+    """divergence of the logits z = W h + b of two layers. With G its gradient: G W, G^T h and sum G, of the student.
+
+    target_gradient: G W of the teacher, with G by its logits. Rows without a loss have the gradient 0.
+    Hidden states: (..., H); weights: (C, H), or (H, C) with classes_axis 1; biases: (C,).
+    """
+
+    def side(hidden: ArrayLike, weight: ArrayLike, bias: MaybeArray) -> tuple[Array, Array, Array]:
+        h, w = np.asarray(hidden, np.float64), np.moveaxis(np.asarray(weight, np.float64), classes_axis, 0)
+        return h, w, h @ w.T + (0.0 if bias is None else np.asarray(bias, np.float64))
+
+    _, w_teacher, z_teacher = side(teacher_hidden, teacher_weight, teacher_bias)
+    h, w, z = side(y_pred, weight, student_bias)
+    result = divergence(z_teacher, z, **options)
+    assert result.target_gradient is not None
+    g, rows = result.gradient.reshape(-1, len(w)), h.reshape(-1, h.shape[-1])
+    rows = np.where((g == 0).all(axis=-1, keepdims=True), 0.0, rows)
+    of_weight, of_teacher = np.moveaxis(g.T @ rows, 0, classes_axis), result.target_gradient @ w_teacher
+    return _LinearResult(result.value, (g @ w).reshape(h.shape), of_teacher, of_weight, g.sum(axis=0))
 
 
 @np.errstate(all="ignore")

@@ -69,8 +69,9 @@ ALLOWED = {
     "native": {"maths", "spec", "reduction", "frameworks"},
     "request": {"maths", "spec", "errors", "reduction", "frameworks"},
     "linear": {"maths", "spec", "errors", "reduction", "request", "frameworks"},
+    "linear_distillation": {"maths", "spec", "errors", "reduction", "request", "frameworks", "linear"},
     "kept": {"maths", "spec", "errors", "reduction", "request"},
-    "losses": {"spec", "errors", "request", "linear", "kept"},
+    "losses": {"spec", "errors", "request", "linear", "linear_distillation", "kept"},
     "explanation": {"maths", "spec", "request", "frameworks", "linear", "losses"},
 }
 
