@@ -230,6 +230,7 @@ def test_every_option_reaches_the_function(lib, name) -> None:
         if option in ("name", "dtype"):
             continue
         both = {"apply_class_balancing": True} if option == "alpha" and "Binary" in name else {}
+        both |= {"kind": "jensen_shannon"} if option in ("beta", "scale") else {}
         y_true, y_pred = map(lib.array, problem(name, rng, from_logits=False, shape=(C, C, C)))  # any axis will do
         weight = lib.array(rng.uniform(0.5, 2, (C, C)))
         found = float(CLASSES[name](**both, **{option: value})(y_true, y_pred, weight))
