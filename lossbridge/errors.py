@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from lossbridge.maths.ops import Domain, Shape
-from lossbridge.spec import FRACTION, MEANS, NUMBERS, PER_CLASS, REDUCTIONS, SWITCHES, Names
+from lossbridge.spec import CHOICES, FRACTION, MEANS, NUMBERS, OF_MIXTURE, PER_CLASS, REDUCTIONS, SWITCHES, Names
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 
@@ -44,6 +44,11 @@ def options(values: Mapping[str, Any]) -> None:
     for name in NUMBERS:
         if name in values and not (name == "softcap" and values[name] is None):
             number(name, values[name], *NUMBERS[name])
+    for name in CHOICES:
+        if name in values:
+            choice(name, values[name], CHOICES[name])
+    if values.get("kind", "jensen_shannon") != "jensen_shannon":
+        without_mixture({name: values[name] for name in OF_MIXTURE if name in values}, values["kind"])
     switches({name: values[name] for name in SWITCHES if name in values})
     ignored_class(values.get("ignore_class"))
     if "axis" in values:
@@ -56,6 +61,20 @@ def options(values: Mapping[str, Any]) -> None:
         raise TypeError("alpha is None; pass one number, or one a class")
     if "apply_class_balancing" in values:
         fraction("alpha", values["alpha"])
+
+
+def choice(name: str, value: Any, known: Sequence[str]) -> None:
+    if not isinstance(value, str) or value not in known:
+        raise ValueError(f"{name} is {value!r}; use one of {', '.join(repr(x) for x in known)}")
+
+
+def without_mixture(values: Mapping[str, Any], kind: str) -> None:
+    """Options of the mixture, where there is none."""
+    for name, x in values.items():
+        if not isinstance(x, float | str) or x != OF_MIXTURE[name]:
+            raise ValueError(
+                f'{name} is for kind="jensen_shannon", and kind is {kind!r}; leave it out, or pass that kind'
+            )
 
 
 def without_logits(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
@@ -209,39 +228,57 @@ def returned(returns: Any, names: Sequence[str]) -> None:
             raise ValueError(f"returns names {name!r} twice; leave one out")
 
 
-def layer_dtypes(dtypes: Mapping[str, str]) -> None:
-    """Of hidden states, weight and bias: floating, and float64 all or none."""
+def layer_dtypes(dtypes: Mapping[str, str], side: str = "") -> None:
+    """Of hidden states, weight and bias: floating, and float64 all or none. `side`: before the arguments' names."""
+    of = f"{side}_" if side else ""
     for name, dtype in dtypes.items():
         if not is_float(dtype):
-            raise TypeError(f"{name} has dtype {dtype}, and a linear layer's arrays are floating-point; convert it")
+            raise TypeError(f"{of}{name} has dtype {dtype}, and a linear layer's arrays are floating-point; convert it")
         if (dtype == "float64") != (dtypes["hidden"] == "float64"):
-            raise TypeError(f"{name} is {dtype} and hidden {dtypes['hidden']}; convert one, nothing is cast to float64")
+            raise TypeError(
+                f"{of}{name} is {dtype} and {of}hidden {dtypes['hidden']}; convert one, nothing is cast to float64"
+            )
 
 
-def layer_shapes(shapes: Mapping[str, Shape], classes_axis: int, *, may_be_empty: bool = False) -> None:
-    """Of hidden states, weight and bias. `may_be_empty`: a shard without classes."""
+def layer_shapes(shapes: Mapping[str, Shape], classes_axis: int, side: str = "", *, may_be_empty: bool = False) -> None:
+    """Of hidden states, weight and bias. `side`: see `layer_dtypes`; `may_be_empty`: a shard without classes."""
+    of = f"{side}_" if side else ""
     hidden, weight = shapes["hidden"], shapes["weight"]
     if len(weight) == 2 and None in weight:
-        raise ValueError(f"weight has shape {text(weight)}; its sizes must be known where the graph is built")
+        raise ValueError(f"{of}weight has shape {text(weight)}; its sizes must be known where the graph is built")
     if len(weight) != 2 or not hidden:
         raise ValueError(
-            f"hidden has shape {text(hidden)} and weight {text(weight)}; a weight has two axes, and hidden states one "
-            "more than the labels, the last"
+            f"{of}hidden has shape {text(hidden)} and {of}weight {text(weight)}; a weight has two axes, and hidden "
+            f"states one more than the {'losses' if side else 'labels'}, the last"
         )
     if 0 in (weight[1 - classes_axis : 2 - classes_axis] if may_be_empty else weight):
-        raise ValueError(f"weight has shape {text(weight)}; a layer has at least one class and one unit")
+        raise ValueError(f"{of}weight has shape {text(weight)}; a layer has at least one class and one unit")
     if not agree((hidden[-1],), (weight[1 - classes_axis],)):
         hint = "make them equal"
         if agree((hidden[-1],), (weight[classes_axis],)):
             hint = f"its classes lie along the other axis: pass classes_axis={1 - classes_axis}"
         raise ValueError(
-            f"hidden has shape {text(hidden)}, with {hidden[-1]} units, and weight {text(weight)}, with "
+            f"{of}hidden has shape {text(hidden)}, with {hidden[-1]} units, and {of}weight {text(weight)}, with "
             f"{weight[1 - classes_axis]} along axis {1 - classes_axis}; {hint}"
         )
     bias, classes = shapes.get("bias"), weight[classes_axis]
     if bias is not None and not agree(bias, (classes,)):
         raise ValueError(
-            f"bias has shape {text(bias)} and weight {text(weight)}; a bias has one number a class, ({classes},)"
+            f"{of}bias has shape {text(bias)} and {of}weight {text(weight)}; a bias has one number a class, "
+            f"({classes},)"
+        )
+
+
+def two_layers(teacher: Shape, student: Shape, of_teacher: int, of_student: int) -> None:
+    """Of two sides' hidden states, and their numbers of classes."""
+    if not agree(teacher[:-1], student[:-1]):
+        raise ValueError(
+            f"teacher_hidden has shape {text(teacher)} and student_hidden {text(student)}; they may differ in the last "
+            "axis, that of the units, alone"
+        )
+    if of_teacher != of_student:
+        raise ValueError(
+            f"the teacher has {of_teacher} classes and the student {of_student}; a divergence needs the same ones"
         )
 
 
@@ -375,6 +412,59 @@ def labels_in_range(labels: np.ndarray, classes: int, valid: np.ndarray | None, 
         raise ValueError(
             f"label {labels[index]}{_place(index)} is out of range: there are {classes} classes, 0 to {classes - 1}; "
             f"correct it, or leave it out with {names.leave_out}"
+        )
+
+
+def kept_shapes(shapes: Mapping[str, Shape], student: Shape, axis: int) -> None:
+    """Of a teacher's kept classes, k along the axis, beside the student's logits."""
+    indices, log_probs = shapes["indices"], shapes["log_probs"]
+    rows = student[:axis] + student[axis + 1 :]
+    fits = len(indices) == len(student) and agree(indices[:axis] + indices[axis + 1 :], rows)
+    if not fits or not agree(indices, log_probs):
+        raise ValueError(
+            f"indices has shape {text(indices)}, log_probs {text(log_probs)} and student_logits {text(student)}; the "
+            f"first two have the student's shape, with the k kept classes along axis {axis}"
+        )
+    kept, classes = indices[axis], student[axis]
+    if kept == 0 or (kept is not None and classes is not None and kept > classes):
+        raise ValueError(f"{kept} classes are kept of {classes}; keep at least 1, and no more than there are")
+
+
+def index_dtype(dtype: str) -> None:
+    if is_float(dtype) or dtype == "bool":
+        raise TypeError(f"indices has dtype {dtype}, and indices of classes are integers; convert them")
+
+
+def kept_indices(indices: np.ndarray, classes: int, axis: int, valid: np.ndarray | None) -> None:
+    """Raises for the first row that counts and has an index out of range, or one twice."""
+    rows = np.sort(np.moveaxis(indices, axis, -1), axis=-1)
+    outside = ((rows < 0) | (rows >= classes)).any(-1)
+    twice = (rows[..., 1:] == rows[..., :-1]).any(-1)
+    for bad, words in (
+        (outside, f"there are {classes} classes, 0 to {classes - 1}"),
+        (twice, "one stands there twice"),
+    ):
+        bad = bad if valid is None else bad & np.broadcast_to(valid, bad.shape)
+        if bad.any():
+            place = tuple(int(i) for i in np.argwhere(bad)[0])
+            shown = ", ".join(str(x) for x in rows[place][:8])
+            raise ValueError(
+                f"indices{_place(place)}, sorted, are {shown}{', …' if rows.shape[-1] > 8 else ''}, and {words}; "
+                "correct them, or leave the row out with mask="
+            )
+
+
+def kept_mass(log_probs: np.ndarray, slack: float, axis: int, valid: np.ndarray | None) -> None:
+    """Raises for the first row that counts and has more than all of the probability."""
+    with np.errstate(over="ignore"):
+        mass = np.exp(np.moveaxis(log_probs, axis, -1).astype(np.float64)).sum(-1)
+    bad = mass > 1 + slack
+    bad = bad if valid is None else bad & np.broadcast_to(valid, bad.shape)
+    if bad.any():
+        place = tuple(int(i) for i in np.argwhere(bad)[0])
+        raise ValueError(
+            f"the probabilities of log_probs{_place(place)} sum to {mass[place]:.6g}; pass the logarithms of a "
+            "teacher's probabilities (its log_softmax), or tail=False for numbers that are not normalised"
         )
 
 

@@ -153,8 +153,8 @@ def _resolved(
     framework = common_framework(hidden, "hidden", others)
     ops = framework.ops
     hidden = as_array(ops, "hidden", hidden)
-    weight = _parameter(ops, "weight", weight, hidden)
-    bias = None if bias is None else _parameter(ops, "bias", bias, hidden)
+    weight = parameter(ops, "weight", weight, hidden)
+    bias = None if bias is None else parameter(ops, "bias", bias, hidden)
     target = as_array(ops, "labels", labels, hidden)
     named = {name: x for name, x in (("hidden", hidden), ("weight", weight), ("bias", bias)) if x is not None}
     errors.layer_dtypes({name: dtype_of(ops, x) for name, x in named.items()})
@@ -181,23 +181,24 @@ def _resolved(
     r = r._replace(constant=constants(ops, given, options), in_arrays=in_arrays(options))
     r = with_weights(r, given, NAMES)
     r = with_labels(r, labels, given, NAMES, classes)
-
-    def flat(x: Array | None) -> Array | None:
-        return None if x is None else ops.reshape(ops.broadcast_to(x, r.target), (-1,))
-
-    valid = flat(r.valid)
+    valid = flat(ops, r.valid, r.target)
     request = r._replace(
         target=ops.reshape(r.target, (-1,)),
         pred=neutralise(ops, ops.reshape(hidden, (-1, units)), valid, 1, 0.0),
         axis=1,
-        weight=flat(r.weight),
-        counted=flat(r.counted),
+        weight=flat(ops, r.weight, r.target),
+        counted=flat(ops, r.counted, r.target),
         valid=valid,
     )
     return with_divisor(Linear(request, weight, bias, classes_axis, classes, memory, shard)), target
 
 
-def _parameter(ops: ArrayOps, name: str, x: Any, hidden: Array) -> Array:
+def flat(ops: ArrayOps, x: Array | None, like: Array) -> Array | None:
+    """One number a row: of weights or a mask that broadcast to the losses' shape, which `like` has."""
+    return None if x is None else ops.reshape(ops.broadcast_to(x, like), (-1,))
+
+
+def parameter(ops: ArrayOps, name: str, x: Any, hidden: Array) -> Array:
     """The layer's array of this name. Python numbers have no dtype, and take that of the computation."""
     array = as_array(ops, name, x, hidden)
     return ops.cast(array, compute_dtype(ops, hidden)) if isinstance(x, list | tuple | float | int) else array

@@ -33,10 +33,11 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from lossbridge import linear
+from lossbridge import kept, linear
 from lossbridge.errors import axis_of, gradient_buffer, has_classes, is_float
+from lossbridge.linear_distillation import run as of_layers
 from lossbridge.request import as_array, framework_of, run
-from lossbridge.spec import ENTROPY, LOSSES, Reduction
+from lossbridge.spec import ENTROPY, LOSSES, Kind, Reduction, Scale
 
 
 def categorical_crossentropy(
@@ -357,6 +358,119 @@ def distillation_loss(
     )
 
 
+def divergence(
+    teacher_logits: Any,
+    student_logits: Any,
+    *,
+    kind: Kind = "forward",
+    beta: float = 0.5,
+    scale: Scale = "mixture",
+    temperature: float = 1.0,
+    axis: int = -1,
+    sample_weight: Any = None,
+    mask: Any = None,
+    normalizer: Any = None,
+    reduction: Reduction = "sum_over_batch_size",
+) -> Any:
+    """A divergence of t = softmax(teacher/T) and p = softmax(student/T), times T², in nats; exact also for t near p.
+
+    Args:
+        teacher_logits: logits, of the student's shape.
+        student_logits: logits, of shape (…, C, …) with C ≥ 2 along `axis`.
+        kind: "forward", KL(t ‖ p) = Σ t log(t/p), which is `distillation_loss`; "reverse", KL(p ‖ t);
+            "jensen_shannon", β KL(t ‖ m) + (1 − β) KL(p ‖ m) with m = β t + (1 − β) p; "total_variation", ½ Σ |t − p|.
+        beta: β in [0, 1] of "jensen_shannon", the teacher's share of the mixture m.
+        scale: "mixture", as above, which is 0 for β = 0 and for 1; or "divergence", divided by β (1 − β), which goes
+            continuously to KL(t ‖ p) at β = 0 and to KL(p ‖ t) at 1, and has their values there.
+        temperature: T > 0. T² multiplies every kind; it keeps the gradient's size independent of T.
+        axis, sample_weight, mask, normalizer, reduction: see `lossbridge.losses`.
+
+    Returns:
+        A scalar; the shape of student_logits without `axis` for reduction "none". Never negative, and 0 for equal
+        distributions. In "total_variation" the derivative of |t − p| is 0 where t = p.
+
+    Raises:
+        ValueError: shapes that do not fit, an option outside its range, or beta or scale for another kind.
+        TypeError: arrays of two libraries, or of no real numbers.
+
+    >>> round(float(divergence([[2.0, 0.0]], [[0.0, 2.0]], kind="jensen_shannon")), 7)
+    0.3278133
+
+    Source: Lin, Divergence Measures Based on the Shannon Entropy, 1991; Agarwal et al., On-Policy Distillation of
+    Language Models, 2024.
+    """
+    return run(
+        LOSSES["divergence"],
+        teacher_logits,
+        student_logits,
+        kind=kind,
+        beta=beta,
+        scale=scale,
+        temperature=temperature,
+        axis=axis,
+        sample_weight=sample_weight,
+        mask=mask,
+        normalizer=normalizer,
+        reduction=reduction,
+    )
+
+
+def topk_divergence(
+    indices: Any,
+    log_probs: Any,
+    student_logits: Any,
+    *,
+    tail: bool = True,
+    axis: int = -1,
+    sample_weight: Any = None,
+    mask: Any = None,
+    normalizer: Any = None,
+    reduction: Reduction = "sum_over_batch_size",
+) -> Any:
+    """KL(t ‖ p) of the k classes of a teacher that were kept and a bucket of all others, in nats.
+
+    Σ_k t_k log(t_k / p_k) + (1 − Σt) log((1 − Σt) / (1 − Σp)): at most the divergence of all classes, and equal to it
+    where the teacher's and the student's probabilities of the others are proportional. Nothing is clamped: 1 − Σp is
+    the sum of the others' exponentials.
+
+    Args:
+        indices: integer classes from 0 to V − 1, each at most once a row, of shape (…, k, …).
+        log_probs: their log t, of the same shape.
+        student_logits: of shape (…, V, …) with k ≤ V along `axis`. Where k = V there is no bucket.
+        tail: False leaves the bucket out, and renormalises t and p over the k classes: KL(t/Σt ‖ p/Σp), for which
+            log_probs may lack any constant. It is ≥ 0, and does not see how much p has outside of the k classes.
+        axis, sample_weight, mask, normalizer, reduction: see `lossbridge.losses`.
+
+    Returns:
+        A scalar; the shape of student_logits without `axis` for reduction "none". For log_probs that were taken at a
+        temperature T, pass student_logits / T, and multiply by T² for `distillation_loss`'s scale.
+
+    Raises:
+        ValueError: shapes that do not fit; an index out of range or twice in a row, or with `tail` probabilities that
+            sum to more than 1 beyond rounding. Where they are traced or on an accelerator the row's loss is NaN.
+        TypeError: indices that are no integers, arrays of two libraries, or of no real numbers.
+
+    >>> import math
+    >>> kept = [[math.log(0.75), math.log(0.125)]]
+    >>> round(float(topk_divergence([[0, 2]], kept, [[0.0, 0.0, 0.0, 0.0]])), 7)
+    0.564029
+
+    Source: Hinton, Vinyals and Dean, Distilling the Knowledge in a Neural Network, 2015; the bucket is a coarser
+    partition, whose divergence is smaller: Cover and Thomas, Elements of Information Theory, 2006, §2.7.
+    """
+    return kept.run(
+        indices,
+        log_probs,
+        student_logits,
+        tail,
+        axis=axis,
+        sample_weight=sample_weight,
+        mask=mask,
+        normalizer=normalizer,
+        reduction=reduction,
+    )
+
+
 def categorical_focal_crossentropy(
     y_true: Any,
     y_pred: Any,
@@ -532,6 +646,63 @@ def linear_crossentropy(
     options |= {"mask": mask, "normalizer": normalizer, "reduction": reduction}
     layer, split = (weight, bias, classes_axis), (group, classes, reduce_hidden)
     return linear.run(labels, hidden, layer, memory, split, returns, **options)
+
+
+def linear_distillation(
+    teacher_hidden: Any,
+    teacher_weight: Any,
+    student_hidden: Any,
+    student_weight: Any,
+    *,
+    teacher_bias: Any = None,
+    student_bias: Any = None,
+    classes_axis: int = 0,
+    kind: Kind = "forward",
+    beta: float = 0.5,
+    scale: Scale = "mixture",
+    temperature: float = 1.0,
+    sample_weight: Any = None,
+    mask: Any = None,
+    normalizer: Any = None,
+    reduction: Reduction = "sum_over_batch_size",
+    memory: int | None = None,
+) -> Any:
+    """`divergence` of two linear layers over the same classes, computed in blocks without all logits, in nats.
+
+    Equal to `divergence(teacher_hidden @ teacher_weight.T + teacher_bias, student_hidden @ student_weight.T +
+    student_bias, …)`, value and gradients. Gradients for the student go block by block; where one is asked for the
+    teacher, PyTorch, TensorFlow and NumPy go by all logits.
+
+    Args:
+        teacher_hidden: hidden states, of shape (…, H'); they may have another number of units than the student's.
+        teacher_weight: of shape (C, H'), or (H', C), see `classes_axis`.
+        student_hidden: of shape (…, H).
+        student_weight: of shape (C, H), or (H, C).
+        teacher_bias, student_bias: of shape (C,).
+        classes_axis: the axis of both weights that holds the classes: 1 for Keras' Dense and Flax' Linear.
+        kind, beta, scale, temperature: as in `divergence`.
+        sample_weight, mask, normalizer, reduction: see `lossbridge.losses`.
+        memory: the bytes that both sides' logits of a block may take. By default 32 MiB, but no fewer than 128 rows.
+
+    Returns:
+        A scalar; the shape of student_hidden without its last axis for reduction "none". Logits and loss are float32
+        also for hidden states of half precision, and each gradient is rounded once.
+
+    Raises:
+        ValueError: shapes that do not fit, or an option as in `divergence`.
+        TypeError: integer hidden states, float64 beside other floats of a side, arrays of two libraries.
+
+    >>> hidden, weight = [[1.0, 0.0], [0.0, 2.0]], [[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]
+    >>> round(float(linear_distillation([[2.0], [0.0]], [[1.0], [0.0], [0.0]], hidden, weight)), 7)
+    0.3148036
+
+    Source: as `divergence`; blocks as in `linear_crossentropy`.
+    """
+    options = {"kind": kind, "beta": beta, "scale": scale, "temperature": temperature, "sample_weight": sample_weight}
+    options |= {"mask": mask, "normalizer": normalizer, "reduction": reduction}
+    teacher = teacher_hidden, teacher_weight, teacher_bias
+    student = student_hidden, student_weight, student_bias
+    return of_layers(teacher, student, classes_axis, memory, **options)
 
 
 def token_log_probs(

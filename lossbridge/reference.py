@@ -17,8 +17,9 @@ from numpy.typing import ArrayLike, NDArray
 
 __all__ = [
     "Result", "binary_crossentropy", "binary_focal_crossentropy", "categorical_crossentropy",
-    "categorical_focal_crossentropy", "cross_entropy", "distillation_loss", "entropy", "kl_divergence",
-    "linear_crossentropy", "log_loss", "perplexity", "relative_entropy", "sparse_categorical_crossentropy",
+    "categorical_focal_crossentropy", "cross_entropy", "distillation_loss", "divergence", "entropy", "kl_divergence",
+    "linear_crossentropy", "linear_distillation", "log_loss", "perplexity", "relative_entropy",
+    "sparse_categorical_crossentropy", "topk_divergence",
 ]  # fmt: skip
 
 Array = NDArray[np.float64]
@@ -217,19 +218,81 @@ def _divergence(p: Array, q: Array) -> tuple[Array, Array]:
 def _divergence_of_logits(a: Array, b: Array, temperature: float = 1.0) -> _Samples:
     """T^2 sum p log(p/q) with p = softmax(a/T), q = softmax(b/T). By b_j: T (q_j - p_j); by a_j: T p_j (-u_j - sum)."""
 
-    def gap(u: Array) -> Array:  # q - p
-        return np.where(np.abs(u) <= 1.0, p * np.expm1(u), q - p)
+    p, q, u = _two_softmaxes(a, b, temperature)
+    gap = _gap(p, q, u)
+    terms, near = _divergence_terms(p, u)
+    divergence = terms.sum(axis=-1) + np.where(near, 0.0, q - p).sum(axis=-1)
+    return _Samples(temperature**2 * divergence, temperature * gap, temperature * _by_logits(p, -u))
 
+
+def _two_softmaxes(a: Array, b: Array, temperature: float) -> tuple[Array, Array, Array]:
+    """p = softmax(a/T), q = softmax(b/T), and u = log(q/p)."""
     (a_below, a_log_total, p, _), (b_below, b_log_total, q, _) = _softmax(a, temperature), _softmax(b, temperature)
     both_absent = np.isposinf(a_below) & np.isposinf(b_below)
     # Differences of logits before anything else: those of float32 logits are exact.
     u = np.where(both_absent, 0.0, (a_below - b_below) / temperature + (a_log_total - b_log_total))
     # p and q sum to 1; what their computed difference leaves is the rounding of the two log_total.
-    u = u - gap(u).sum(axis=-1, keepdims=True)
-    terms, near = _divergence_terms(p, u)
-    divergence = terms.sum(axis=-1) + np.where(near, 0.0, q - p).sum(axis=-1)
-    a_gradient = temperature * _times(p, -u - divergence[..., np.newaxis])
-    return _Samples(temperature**2 * divergence, temperature * gap(u), a_gradient)
+    return p, q, u - _gap(p, q, u).sum(axis=-1, keepdims=True)
+
+
+def _gap(p: Array, q: Array, u: Array) -> Array:
+    """q - p of u = log(q/p)."""
+    return np.where(np.abs(u) <= 1.0, p * np.expm1(u), q - p)
+
+
+def _exchanged(samples: _Samples) -> _Samples:
+    assert samples.target_gradient is not None
+    return samples._replace(gradient=samples.target_gradient, target_gradient=samples.gradient)
+
+
+def _by_logits(p: Array, by_p: Array) -> Array:
+    """p_j (g_j - sum p g): from derivatives by p = softmax(z), those by z. For p > 1/2, minus the sum of the others."""
+    g = _times(p, by_p)
+    found = g - p * g.sum(axis=-1, keepdims=True)
+    others = np.where(p > 0.5, 0.0, found).sum(axis=-1, keepdims=True)
+    return np.where(p > 0.5, -others, found)
+
+
+def _jensen_shannon(a: Array, b: Array, beta: float, temperature: float) -> _Samples:
+    """T^2 (beta sum p log(p/m) + (1 - beta) sum q log(q/m)), m = beta p + (1 - beta) q, p and q as above.
+
+    beta (p - m) + (1 - beta) (q - m) = 0, so every entry may be p beta R(log m/p) + q (1 - beta) R(log m/q) with
+    R(u) = exp(u) - 1 - u >= 0. By p the derivative is beta log(p/m), by q (1 - beta) log(q/m).
+    """
+    p, q, u = _two_softmaxes(a, b, temperature)
+
+    def log_of_mixture(share: float, rest: float, u: Array) -> Array:  # log(share + rest exp(u)), share + rest = 1
+        more = rest * np.expm1(u)
+        direct = np.where(more > -0.5, np.log1p(more), np.log(share + rest * np.exp(u)))
+        return np.where(u > 700.0, np.logaddexp(math.log(share), math.log(rest) + u), direct)
+
+    def side(p: Array, log_ratio: Array, share: float) -> tuple[Array, Array]:
+        near = np.abs(log_ratio) <= 1.0
+        terms = np.where(near, p * _exp_remainder(np.where(near, log_ratio, 0.0)), (m - p) - _times(p, log_ratio))
+        return share * terms.sum(axis=-1), temperature * _by_logits(p, -share * log_ratio)
+
+    m = beta * p + (1.0 - beta) * q
+    of_p, p_gradient = side(p, log_of_mixture(beta, 1.0 - beta, u), beta)
+    of_q, q_gradient = side(q, log_of_mixture(1.0 - beta, beta, -u), 1.0 - beta)
+    return _Samples(temperature**2 * (of_p + of_q), q_gradient, p_gradient)
+
+
+def _total_variation(a: Array, b: Array, temperature: float) -> _Samples:
+    """T^2 / 2 sum |p - q|. With the signs s of p - q: by p_j s_j / 2, by q_j -s_j / 2, and by logits `_by_logits`.
+
+    s_j - sum p s is taken as sum_i p_i (s_j - s_i): where p_j is nearly 1 the former would cancel.
+    """
+    p, q, u = _two_softmaxes(a, b, temperature)
+    gap = _gap(p, q, u)
+
+    def by_logits(p: Array) -> Array:
+        more, same, less = (np.where(x, p, 0.0).sum(axis=-1, keepdims=True) for x in (gap < 0, gap == 0, gap > 0))
+        of_more, of_less = 2.0 * less + same, -2.0 * more - same
+        return temperature * p * np.where(gap < 0, of_more, np.where(gap > 0, of_less, less - more)) / 2.0
+
+    rows = 0.0 * gap  # NaN for a row without a softmax
+    loss = temperature**2 * np.abs(gap).sum(axis=-1) / 2.0
+    return _Samples(loss, rows - by_logits(q), rows + by_logits(p))
 
 
 # ------------------------------------------------------------------------------------- reduction and arguments
@@ -402,6 +465,31 @@ def linear_crossentropy(
 
 
 @np.errstate(all="ignore")
+def linear_distillation(
+    teacher_hidden: ArrayLike, teacher_weight: ArrayLike, y_pred: ArrayLike, weight: ArrayLike, *,
+    teacher_bias: MaybeArray = None, student_bias: MaybeArray = None, classes_axis: int = 0, **options: Any,
+) -> _LinearResult:  # fmt: skip
+    """divergence of the logits z = W h + b of two layers. With G its gradient: G W, G^T h and sum G, of the student.
+
+    target_gradient: G W of the teacher, with G by its logits. Rows without a loss have the gradient 0.
+    Hidden states: (..., H); weights: (C, H), or (H, C) with classes_axis 1; biases: (C,).
+    """
+
+    def side(hidden: ArrayLike, weight: ArrayLike, bias: MaybeArray) -> tuple[Array, Array, Array]:
+        h, w = np.asarray(hidden, np.float64), np.moveaxis(np.asarray(weight, np.float64), classes_axis, 0)
+        return h, w, h @ w.T + (0.0 if bias is None else np.asarray(bias, np.float64))
+
+    _, w_teacher, z_teacher = side(teacher_hidden, teacher_weight, teacher_bias)
+    h, w, z = side(y_pred, weight, student_bias)
+    result = divergence(z_teacher, z, **options)
+    assert result.target_gradient is not None
+    g, rows = result.gradient.reshape(-1, len(w)), h.reshape(-1, h.shape[-1])
+    rows = np.where((g == 0).all(axis=-1, keepdims=True), 0.0, rows)
+    of_weight, of_teacher = np.moveaxis(g.T @ rows, 0, classes_axis), result.target_gradient @ w_teacher
+    return _LinearResult(result.value, (g @ w).reshape(h.shape), of_teacher, of_weight, g.sum(axis=0))
+
+
+@np.errstate(all="ignore")
 def binary_crossentropy(
     y_true: ArrayLike, y_pred: ArrayLike, *, from_logits: bool = False, label_smoothing: float = 0.0, axis: int = -1,
     epsilon: float = 1e-7, pos_weight: MaybeArray = None, sample_weight: MaybeArray = None, mask: MaybeArray = None,
@@ -483,6 +571,84 @@ def distillation_loss(
     teacher, student = _dense(y_true, y_pred, axis)
     samples = _divergence_of_logits(teacher, student, temperature)
     return _reduce(samples, axis, sample_weight, mask, normalizer, reduction)
+
+
+@np.errstate(all="ignore")
+def divergence(
+    y_true: ArrayLike, y_pred: ArrayLike, *, kind: str = "forward", beta: float = 0.5, scale: str = "mixture",
+    temperature: float = 1.0, axis: int = -1, sample_weight: MaybeArray = None, mask: MaybeArray = None,
+    normalizer: MaybeArray = None, reduction: str | None = "sum_over_batch_size", precision: str = "float64",
+) -> Result:  # fmt: skip
+    """A divergence of t = softmax(teacher / T) and p = softmax(student / T), times T^2.
+
+    forward: KL(t || p); reverse: KL(p || t); total_variation: sum |t - p| / 2; jensen_shannon: beta KL(t || m) +
+    (1 - beta) KL(p || m), m = beta t + (1 - beta) p, or with scale "divergence" that / (beta (1 - beta)), whose limits
+    at 0 and 1 are forward and reverse. y_true, y_pred and precision as in distillation_loss. Source: Lin 1991.
+    """
+    a, b = _dense(y_true, y_pred, axis)
+    beta = float(beta)
+    if kind == "forward" or (kind == "jensen_shannon" and scale == "divergence" and beta == 0):
+        samples = _divergence_of_logits(a, b, temperature)
+    elif kind == "reverse" or (kind == "jensen_shannon" and scale == "divergence" and beta == 1):
+        samples = _exchanged(_divergence_of_logits(b, a, temperature))
+    elif kind == "total_variation":
+        samples = _total_variation(a, b, temperature)
+    elif beta in (0, 1):
+        p, q, _ = _two_softmaxes(a, b, temperature)
+        samples = _Samples(0.0 * (p + q).sum(axis=-1), 0.0 * (p + q), 0.0 * (p + q))
+    else:
+        samples = _jensen_shannon(a, b, beta, temperature)
+        if scale == "divergence":
+            k = beta * (1.0 - beta)
+            assert samples.target_gradient is not None
+            samples = _Samples(samples.loss / k, samples.gradient / k, samples.target_gradient / k)
+    return _reduce(samples, axis, sample_weight, mask, normalizer, reduction)
+
+
+@np.errstate(all="ignore")
+def topk_divergence(
+    indices: ArrayLike, y_true: ArrayLike, y_pred: ArrayLike, *, tail: bool = True, axis: int = -1,
+    sample_weight: MaybeArray = None, mask: MaybeArray = None, normalizer: MaybeArray = None,
+    reduction: str | None = "sum_over_batch_size",
+) -> Result:  # fmt: skip
+    """KL of k classes and a bucket: sum_k t_k log(t_k / p_k) + T log(T / P).
+
+    T = 1 - sum_k t_k, P = the sum of the other p. Without the tail, KL(t / sum t || p / sum p) of the k classes.
+    y_true: their log t, (..., k) as indices, k along axis; y_pred: logits, (..., V). By log t_j:
+    t_j (log(t_j / p_j) - log(T / P)), or of the normalised t and p t_j (log(t_j / p_j) - KL); by a kept logit
+    p_j - t_j, by another p_j - T p_j / P, or 0.
+    """
+    z, log_t = (np.moveaxis(np.array(x, dtype=np.float64), axis, -1) for x in (y_pred, y_true))
+    places = np.moveaxis(np.asarray(indices), axis, -1)
+    chosen = np.zeros(z.shape, bool)
+    np.put_along_axis(chosen, places, True, -1)
+    of_kept = np.take_along_axis(z, places, -1)
+    rest = np.where(chosen, -np.inf, z)
+    top = rest.max(axis=-1, keepdims=True)
+    top = np.where(np.isneginf(top), 0.0, top)
+    e = np.exp(rest - top)
+    total = e.sum(axis=-1, keepdims=True)
+    student, teacher = of_kept, log_t
+    if tail and places.shape[-1] < z.shape[-1]:
+        largest = np.arange(log_t.shape[-1]) == np.argmax(log_t, axis=-1)[..., np.newaxis]
+        left = -np.where(largest, np.expm1(log_t), np.exp(log_t)).sum(axis=-1, keepdims=True)
+        student = np.concatenate([of_kept, top + np.log(total)], axis=-1)
+        teacher = np.concatenate([log_t, np.log(np.maximum(left, 0.0))], axis=-1)
+    samples = _divergence_of_logits(teacher, student)
+    k = places.shape[-1]
+    assert samples.target_gradient is not None
+    t = np.exp(log_t - np.log(np.exp(teacher).sum(axis=-1, keepdims=True)))
+    by_log_t = samples.target_gradient[..., :k]
+    gradient = np.zeros_like(z)
+    if student.shape[-1] > k:
+        of_bucket = samples.gradient[..., k:]
+        gradient = np.where(total > 0, of_bucket * e / total, 0.0)
+        # Of log t_j the bucket's logarithm has the derivative -t_j / T.
+        by_log_t = by_log_t - _times(t / np.exp(teacher[..., k:]), samples.target_gradient[..., k:])
+    np.put_along_axis(gradient, places, samples.gradient[..., :k], -1)
+    found = _reduce(_Samples(samples.loss, gradient, None), axis, sample_weight, mask, normalizer, reduction)
+    of_teacher = _reduce(_Samples(samples.loss, by_log_t, None), axis, sample_weight, mask, normalizer, reduction)
+    return replace(found, target_gradient=of_teacher.gradient)
 
 
 @np.errstate(all="ignore")

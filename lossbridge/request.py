@@ -20,6 +20,7 @@ from lossbridge.maths.elementary import nan_unless, rounding
 from lossbridge.maths.ops import ANYWHERE, Array, Rule, Shape
 from lossbridge.reduction import counting, neutralise, reduce, unit_of, weighted
 from lossbridge.spec import (
+    CHOICES,
     FRACTION,
     MEANS,
     NUMBERS,
@@ -86,6 +87,8 @@ def resolve(loss: Loss, y_true: Any, y_pred: Any, names: Names, given: Mapping[s
     )
     if not given["sample_weight"] is given["mask"] is given["normalizer"] is None:
         request = with_weights(request, given, names)
+    if given.get("kind") == "reverse":
+        request = _exchanged(request)
     if kind != "labels":
         return request
     return with_labels(request, y_true, given, names, 0 if axis is None else pred.shape[axis] or 0)
@@ -115,6 +118,8 @@ def _are_valid(given: Mapping[str, Any]) -> bool:
             right = type(x) is bool
         elif name == "reduction":
             right = x is None or (type(x) is str and x in REDUCTIONS)
+        elif name in CHOICES:
+            right = False  # two of them are looked at together
         elif name == "alpha":
             right = type(x) is float and 0 <= x <= 1
         elif name in PER_CLASS:
@@ -293,7 +298,16 @@ def _rule(loss: Loss, given: Mapping[str, Any], other_rank: bool) -> tuple[Targe
     from_logits = given.get("from_logits") or "probabilities" not in loss.rules
     rules = loss.rules["logits" if from_logits else "probabilities"]
     kind: Target = ("labels" if other_rank else "outcomes") if len(rules) > 1 else next(iter(rules))
-    return kind, rules[kind]
+    return kind, loss.kinds[given["kind"]] if loss.kinds else rules[kind]
+
+
+def _exchanged(r: Request) -> Request:
+    """The request whose target is these predictions. Its dtype stays theirs."""
+    ops, of_target = r.framework.ops, r.target
+    dtype = dtype_of(ops, of_target)
+    if not errors.is_float(dtype) or (dtype == "float64") != (r.dtype == "float64"):
+        of_target = ops.cast(of_target, r.dtype)
+    return r._replace(target=r.pred, pred=of_target)
 
 
 def _axis(loss: Loss, target: Array, pred: Array, axis: Any, names: Names) -> int:

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
-from lossbridge.maths import bernoulli, divergence, softmax
+from lossbridge.maths import bernoulli, divergence, mixture, softmax
 from lossbridge.maths.ops import Array, Rule
 
 # The target of a loss: integer classes, class distributions, outcomes in [0, 1], or logits.
 Target = Literal["labels", "distributions", "outcomes", "logits"]
 # Its predictions.
 Form = Literal["logits", "probabilities"]
+
+# Of `divergence`: which one, and what the Jensen-Shannon divergence is multiplied by.
+Kind = Literal["forward", "reverse", "jensen_shannon", "total_variation"]
+Scale = Literal["mixture", "divergence"]
 
 Reduction = Literal["sum_over_batch_size", "mean", "sum", "mean_with_sample_weight", "none"] | None
 MEANS = ("sum_over_batch_size", "mean", "mean_with_sample_weight")
@@ -30,11 +34,15 @@ NUMBERS: Mapping[str, tuple[float, float, str]] = {
     "epsilon": (0.0, math.nextafter(0.5, 0.0), "in [0, 0.5); 0 means exact, without clipping"),
     "label_smoothing": FRACTION,
     "temperature": (1e-8, 1e15, "in [1e-8, 1e15]"),
+    "beta": FRACTION,
     "gamma": (0.0, 1e15, "in [0, 1e15]"),
     "logit_scale": (1e-8, 1e15, "in [1e-8, 1e15]"),
     "softcap": (1e-8, 1e15, "in [1e-8, 1e15], or None for no cap"),
     "z_loss": (0.0, 1e15, "in [0, 1e15]"),
 }
+# Options that are one of these words.
+CHOICES: Mapping[str, tuple[str, ...]] = {"kind": get_args(Kind), "scale": get_args(Scale)}
+OF_MIXTURE = {"beta": 0.5, "scale": "mixture"}  # of the kind jensen_shannon alone, with their defaults
 OF_LOGITS = softmax.OF_LOGITS
 SWITCHES = ("from_logits", "apply_class_balancing", "inplace_gradient")
 PER_CLASS = ("class_weight", "pos_weight", "alpha")  # arrays of one number a class
@@ -66,6 +74,7 @@ class Loss(NamedTuple):
     scalar_per_class: bool = False  # or one number for all
     mass: Rule | None = None  # the weight of each sample in "mean_with_sample_weight", besides its sample_weight
     checked: bool = False  # whether targets and predictions must lie in the rule's domains
+    kinds: Mapping[str, Rule] = {}  # the rule by the option `kind`; "reverse" exchanges the sides
 
     @property
     def targets(self) -> tuple[Target, ...]:
@@ -149,6 +158,18 @@ LOSSES: Mapping[str, Loss] = {
             _PROBABILITIES,
         ),
         Loss("distillation_loss", {"logits": {"logits": divergence.LOGITS}}, {"temperature": 1.0}, names=_OF_LOGITS),
+        Loss(
+            "divergence",
+            {"logits": {"logits": divergence.LOGITS}},
+            {"kind": "forward", **OF_MIXTURE, "temperature": 1.0},
+            names=_OF_LOGITS,
+            kinds={
+                "forward": divergence.LOGITS,
+                "reverse": divergence.LOGITS,
+                "jensen_shannon": mixture.JENSEN_SHANNON,
+                "total_variation": mixture.TOTAL_VARIATION,
+            },
+        ),
         Loss(
             "categorical_focal_crossentropy",
             {

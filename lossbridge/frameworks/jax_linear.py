@@ -18,8 +18,8 @@ from jax import lax
 from lossbridge.frameworks import jax_ops, jax_rows, jax_rules, linear_blocks
 from lossbridge.frameworks.framework import Choice
 from lossbridge.frameworks.linear_blocks import Linear
-from lossbridge.maths.ops import Array
-from lossbridge.spec import PER_SAMPLE, Reduction, Request
+from lossbridge.maths.ops import Array, Rule
+from lossbridge.spec import LOSSES, PER_SAMPLE, Reduction, Request
 
 ops = jax_ops
 
@@ -36,6 +36,8 @@ class Form(NamedTuple):
     dtype: str
     classes_axis: int
     rows: int  # of a block
+    loss: str
+    rule: Rule
     columns: tuple[str, ...]
     framework: Any  # on_jax
     group: Any = None  # the mesh axis that the classes are split over, where they are
@@ -59,7 +61,9 @@ def _by_blocks(call: Linear) -> Array:
     r = call.request
     numbers = tuple((name, x) for name, x in r.options.items() if not isinstance(x, jax.Array))
     rows, group = call.rows(r.pred.shape[0]), None if call.shard is None else r.framework.devices.name
-    form = Form(numbers, r.reduction, r.dtype, call.classes_axis, rows, call.columns, r.framework, group)
+    of_loss = r.loss.name, r.rule, call.columns
+    form = Form(numbers, r.reduction, r.dtype, call.classes_axis, rows, *of_loss, r.framework, group)
+    teacher = call.teacher or linear_blocks.Layer(None, None)
     arrays = {
         "hidden": r.pred,
         "weight": call.weight,
@@ -69,6 +73,8 @@ def _by_blocks(call: Linear) -> Array:
         "counted": r.counted,
         "valid": r.valid,
         "normalizer": r.normalizer,
+        "teacher_weight": teacher.weight,
+        "teacher_bias": teacher.bias,
         "options": {name: x for name, x in r.options.items() if isinstance(x, jax.Array)},
     }
     return _loss(form, {name: x for name, x in arrays.items() if x is not None})
@@ -79,11 +85,14 @@ BLOCKS = linear_blocks.in_blocks(_by_blocks)
 
 def _request(form: Form, arrays: Arrays) -> Request:
     """Of the rows of these arrays, without their logits."""
+    target = arrays["target"]
+    if "teacher_weight" in arrays:
+        target = _logits(form, target, arrays["teacher_weight"], arrays.get("teacher_bias"))
     return Request(
-        loss=linear_blocks.OF,
-        rule=linear_blocks.OF.rules["logits"]["labels"],
+        loss=LOSSES[form.loss],
+        rule=form.rule,
         framework=form.framework,
-        target=arrays["target"],
+        target=target,
         pred=None,
         axis=1,
         dtype=form.dtype,
@@ -96,14 +105,13 @@ def _request(form: Form, arrays: Arrays) -> Request:
     )
 
 
-def _logits(form: Form, hidden: Array, arrays: Arrays) -> Array:
+def _logits(form: Form, hidden: Array, weight: Array, bias: Array | None) -> Array:
     """z = W h + b of some rows, which a product of halves gives in float32."""
-    weight = arrays["weight"]
     if hidden.dtype != weight.dtype:
         hidden, weight = hidden.astype(form.dtype), weight.astype(form.dtype)
     summed = (((1,), (1 - form.classes_axis,)), ((), ()))
     z = lax.dot_general(hidden, weight, summed, preferred_element_type=jnp.dtype(form.dtype))
-    return z if "bias" not in arrays else z + arrays["bias"].astype(form.dtype)
+    return z if bias is None else z + bias.astype(form.dtype)
 
 
 def _in_blocks(form: Form, arrays: Arrays) -> dict[str, Array]:
@@ -131,7 +139,8 @@ def _value(form: Form, arrays: Arrays) -> Array:
     @jax.checkpoint
     def of_block(block: Arrays) -> Array:
         part = {**arrays, **block}
-        return linear_blocks.of_logits(_request(form, part), form.columns, _logits(form, part["hidden"], part))
+        z = _logits(form, part["hidden"], part["weight"], part.get("bias"))
+        return linear_blocks.of_logits(_request(form, part), form.columns, z)
 
     found = lax.map(of_block, _in_blocks(form, arrays))
     return _joined(found, arrays) if form.reduction in PER_SAMPLE else ops.sum(found)
@@ -154,7 +163,7 @@ def _value_and_gradients(form: Form, needs: tuple[str, ...], arrays: Arrays) -> 
         def of_logits(z: Array) -> Array:
             return linear_blocks.of_logits(request, (), z)
 
-        value, slopes = jax.value_and_grad(of_logits)(_logits(form, hidden, part))
+        value, slopes = jax.value_and_grad(of_logits)(_logits(form, hidden, part["weight"], part.get("bias")))
         of_hidden: tuple[Array, ...] = ()
         if "hidden" in needs:
             of_hidden = (slopes @ (weight if form.classes_axis == 0 else weight.T),)

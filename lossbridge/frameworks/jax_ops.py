@@ -143,6 +143,18 @@ def column(x: Array, which: int) -> Array:
     return x[..., which]
 
 
+def gather(x: Array, indices: Array, axis: int) -> Array:
+    return jnp.take_along_axis(x, indices, axis=axis, mode="promise_in_bounds")
+
+
+def among(indices: Array, like: Array, axis: int) -> Array:
+    return jnp.put_along_axis(jnp.zeros(like.shape, bool), indices, True, axis=axis, inplace=False)
+
+
+def concatenate(x: Array, y: Array, axis: int) -> Array:
+    return jnp.concatenate([x, y], axis=axis)
+
+
 def matmul(x: Array, y: Array, transpose: bool) -> Array:
     return x @ (y.T if transpose else y)
 

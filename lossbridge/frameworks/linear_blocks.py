@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from lossbridge.frameworks.framework import Choice, Path
 from lossbridge.frameworks.shards import Shard
 from lossbridge.maths import softmax
-from lossbridge.maths.ops import Array, Ops, Rule
+from lossbridge.maths.ops import Array, Rule
 from lossbridge.reduction import by_weight, denominator, has_mass, reduce
 from lossbridge.spec import LOSSES, MEANS, PER_SAMPLE, Request
 
@@ -32,6 +32,13 @@ BESIDE: Mapping[str, Rule] = {
 BYTES, ROWS = 1 << 25, 128
 
 
+class Layer(NamedTuple):
+    """A linear layer over the same classes."""
+
+    weight: Array
+    bias: Array | None
+
+
 class Linear(NamedTuple):
     """A call, resolved."""
 
@@ -42,6 +49,7 @@ class Linear(NamedTuple):
     classes: int  # of all devices
     memory: int | None  # bytes for the logits of a block
     shard: Shard | None = None  # where classes are split over devices: weight and bias are of these alone
+    teacher: Layer | None = None  # whose hidden states, (N, H'), are the request's target: of a block its logits are
     columns: tuple[str, ...] = ()  # the result is (N, K): of every row its loss and of BESIDE what these name
 
     def shape(self, count: int) -> tuple[int, ...]:
@@ -53,7 +61,7 @@ class Linear(NamedTuple):
         """That a block may have."""
         # As on the other devices: the largest shard's, if all are about equal.
         columns = self.classes if self.shard is None else -(-self.classes // self.shard.devices)
-        row = columns * (8 if self.request.dtype == "float64" else 4)
+        row = columns * (8 if self.request.dtype == "float64" else 4) * (1 if self.teacher is None else 2)
         return max(ROWS, BYTES // row) if self.memory is None else max(1, self.memory // row)
 
     def rows(self, count: int) -> int:
@@ -63,7 +71,7 @@ class Linear(NamedTuple):
 
 
 # Why blocks are refused on several frameworks.
-DIFFERENTIATED = "a weight, the denominator or an option needs a gradient"
+DIFFERENTIATED = "a weight, the denominator, an option or the teacher needs a gradient"
 
 
 def choice(blocks: Path, no_blocks: str) -> Choice:
@@ -86,7 +94,7 @@ def whole(call: Linear) -> Array:
     r = call.request
     if call.shard is not None:
         r = r._replace(pred=r.framework.spread(r.framework.ops.cast(r.pred, r.dtype)))
-    return of_logits(r, call.columns, logits(r.framework.ops, r, call))
+    return of_logits(with_teacher(call, r), call.columns, logits(r, r.pred, Layer(call.weight, call.bias), call))
 
 
 WHOLE = Path("all logits", whole, "by all logits at once, and their loss", "through the array of all logits")
@@ -104,10 +112,23 @@ def over_devices(choice: Choice) -> Choice:
     return Choice(path, tuple((named(name), reason) for name, reason in why_not))
 
 
-def logits(ops: Ops, r: Request, call: Linear) -> Array:
-    """z = W h + b of all rows, in the dtype of the computation."""
-    z = ops.matmul(ops.cast(r.pred, r.dtype), ops.cast(call.weight, r.dtype), call.classes_axis == 0)
-    return z if call.bias is None else z + ops.reshape(ops.cast(call.bias, r.dtype), (1, -1))
+def logits(r: Request, hidden: Array, layer: Layer, call: Linear) -> Array:
+    """z = W h + b of some rows, in the dtype of the computation."""
+    ops = r.framework.ops
+    z = ops.matmul(ops.cast(hidden, r.dtype), ops.cast(layer.weight, r.dtype), call.classes_axis == 0)
+    return z if layer.bias is None else z + ops.reshape(ops.cast(layer.bias, r.dtype), (1, -1))
+
+
+def with_teacher(call: Linear, r: Request) -> Request:
+    """The request of some rows, whose target is the teacher's logits if there is a teacher."""
+    return r if call.teacher is None else r._replace(target=logits(r, r.target, call.teacher, call))
+
+
+def of_teacher(call: Linear) -> tuple[Array, ...]:
+    """The teacher's arrays, for which no block computes a gradient."""
+    if call.teacher is None:
+        return ()
+    return tuple(x for x in (call.request.target, *call.teacher) if x is not None)
 
 
 def of_logits(r: Request, columns: tuple[str, ...], z: Array) -> Array:
@@ -131,13 +152,14 @@ def with_divisor(call: Linear) -> Linear:
     r, ops = call.request, call.request.framework.ops
     if r.reduction not in MEANS:
         return call
-    counting = r if r.counted is not None else r._replace(counted=r.target == r.target)
+    each_row = r.target if call.teacher is None else ops.column(r.target, 0)
+    counting = r if r.counted is not None else r._replace(counted=(each_row == each_row) | (each_row != each_row))
     mass = r.loss.mass
     if by_weight(r) and has_mass(r) and mass is not None:  # of rows, whose logits are not there
         options = {name: r.options[name] for name in mass.options if name in r.options}
         each = mass.value(ops, r.target, call.weight, call.classes_axis, **options)[0]
         counting = counting._replace(weight=each if r.weight is None else each * r.weight, options={})
-    divisor = denominator(ops, counting, ops.cast(r.target, r.dtype))
+    divisor = denominator(ops, counting, ops.cast(each_row, r.dtype))
     return call._replace(request=r._replace(reduction="mean", normalizer=divisor))
 
 

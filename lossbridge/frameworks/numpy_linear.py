@@ -28,7 +28,9 @@ class Computed(NamedTuple):
 
 def choose(call: Linear, under: str = "") -> Choice:
     r = call.request
-    differentiated = any(type(x) is ops.Variable for x in (r.weight, r.normalizer, *r.options.values()))
+    differentiated = any(
+        type(x) is ops.Variable for x in (r.weight, r.normalizer, *r.options.values(), *linear_blocks.of_teacher(call))
+    )
     return linear_blocks.choice(BLOCKS, linear_blocks.DIFFERENTIATED if differentiated else "")
 
 
@@ -77,7 +79,7 @@ def computed(call: Linear, r: Request, needs: tuple[bool, ...]) -> Computed:
         z = np.matmul(h, classes_first.T, out=room[: len(h)])
         if bias is not None:
             z += bias
-        part = linear_blocks.of_rows(r, slice(start, start + rows))
+        part = linear_blocks.with_teacher(call, linear_blocks.of_rows(r, slice(start, start + rows)))
         value, slopes = _value_and_slopes(part, call.columns, z, any(needs))
         if losses is not None:
             losses[start : start + rows] = value

@@ -345,6 +345,33 @@ def one_hot(labels: Array, like: Array, axis: int) -> Array:
     return classes == np.expand_dims(labels, axis)
 
 
+def gather(x: Array, indices: Array, axis: int) -> Array:
+    v = value_of(x)
+
+    def pullback(g: np.ndarray) -> np.ndarray:
+        gradient = np.zeros(v.shape, g.dtype)
+        np.put_along_axis(gradient, indices, g, axis)
+        return gradient
+
+    return record(np.take_along_axis(v, indices, axis), (x, pullback))
+
+
+def among(indices: Array, like: Array, axis: int) -> Array:
+    found = np.zeros(np.shape(value_of(like)), bool)
+    np.put_along_axis(found, indices, True, axis)
+    return found
+
+
+def concatenate(x: Array, y: Array, axis: int) -> Array:
+    v, w = value_of(x), value_of(y)
+    size = v.shape[axis]
+    return record(
+        np.concatenate([v, w], axis),
+        (x, lambda g: np.split(g, [size], axis)[0]),
+        (y, lambda g: np.split(g, [size], axis)[1]),
+    )
+
+
 def matmul(x: Array, y: Array, transpose: bool) -> Array:
     v, w = value_of(x), value_of(y)
     w = w.T if transpose else w

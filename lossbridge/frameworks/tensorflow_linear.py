@@ -29,7 +29,8 @@ def choose(call: Linear, under: str = "") -> Choice:
 def _refuses_blocks(call: Linear) -> str:
     r = call.request
     inputs = [x for x in (r.pred, call.weight, call.bias) if x is not None]
-    others = [x for x in (r.weight, r.normalizer, *r.options.values()) if tf.is_tensor(x)]
+    others = [r.weight, r.normalizer, *r.options.values(), *linear_blocks.of_teacher(call)]
+    others = [x for x in others if tf.is_tensor(x)]
     if ops.in_forward_mode(*inputs, *others):
         return "forward-mode differentiation is on"
     return linear_blocks.DIFFERENTIATED if ops.is_recorded(others) else ""
@@ -113,7 +114,8 @@ def _computed(call: Linear, r: Request, inputs: list[Array], differentiated: boo
         h = tf.ensure_shape(block.pop("pred"), [None, hidden.shape[1]])
         z = tf.linalg.matmul(h, weight, transpose_b=call.classes_axis == 0)
         z = z + bias[0] if bias else z
-        of_logits = partial(linear_blocks.of_logits, r._replace(**block), call.columns)
+        part = linear_blocks.with_teacher(call, r._replace(**block))
+        of_logits = partial(linear_blocks.of_logits, part, call.columns)
         if not differentiated:
             found = of_logits(z)
         else:

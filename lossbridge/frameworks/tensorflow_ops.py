@@ -253,6 +253,33 @@ def column(x: Array, which: int) -> Array:
     return x[..., which]
 
 
+def gather(x: Array, indices: Array, axis: int) -> Array:
+    to, back = _last(x.shape.rank, axis)
+    found = tf.gather(tf.transpose(x, to), tf.transpose(indices, to), axis=-1, batch_dims=x.shape.rank - 1)
+    return tf.transpose(found, back)
+
+
+def among(indices: Array, like: Array, axis: int) -> Array:
+    to, back = _last(like.shape.rank, axis)
+    rows, sizes = tf.transpose(indices, to), tf.shape(tf.transpose(like, to))
+    kept = tf.shape(rows)[-1]
+    places = tf.cast(tf.reshape(rows, [-1, kept]), tf.int32)
+    count = tf.shape(places)[0]
+    places = tf.stack([tf.broadcast_to(tf.range(count)[:, None], [count, kept]), places], axis=-1)
+    found = tf.scatter_nd(tf.reshape(places, [-1, 2]), tf.ones([count * kept], tf.int32), [count, sizes[-1]])
+    return tf.transpose(tf.reshape(found > 0, sizes), back)
+
+
+def _last(rank: int, axis: int) -> tuple[list[int], list[int]]:
+    """The permutation that brings an axis to the end, and the one back."""
+    to = [i for i in range(rank) if i != axis] + [axis]
+    return to, [to.index(i) for i in range(rank)]
+
+
+def concatenate(x: Array, y: Array, axis: int) -> Array:
+    return tf.concat([x, y], axis)
+
+
 def matmul(x: Array, y: Array, transpose: bool) -> Array:
     return tf.linalg.matmul(x, y, transpose_b=transpose)
 

@@ -44,10 +44,11 @@ def _refuses_blocks(call: Linear, under: str) -> str:
         return "the call is traced"
     if ops.functorch_is_active() or ops.forward_level() >= 0:
         return "torch.func or forward mode transforms the call"
-    for x in (r.target, r.pred, call.weight, call.bias, r.weight, r.valid, r.normalizer):
+    arrays = (r.target, r.pred, call.weight, call.bias, r.weight, r.valid, r.normalizer)
+    for x in (*arrays, *linear_blocks.of_teacher(call)):
         if x is not None and type(x) not in ops.TYPES:
             return "a tensor is of a subclass"
-    others = (r.weight, r.normalizer, *r.options.values())
+    others = (r.weight, r.normalizer, *r.options.values(), *linear_blocks.of_teacher(call))
     if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in others):
         return linear_blocks.DIFFERENTIATED
     return ""
@@ -80,7 +81,7 @@ def computed(
             z = torch.mm(hidden[block], classes_first.T, out=room[: len(hidden[block])])
             if bias is not None:
                 z += bias
-            part = linear_blocks.of_rows(r, block)
+            part = linear_blocks.with_teacher(call, linear_blocks.of_rows(r, block))
             value, slopes = _value_and_slopes(part, call.columns, z, any(needs))
             if losses is not None:
                 losses[block] = value

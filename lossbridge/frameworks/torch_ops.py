@@ -281,6 +281,18 @@ def one_hot(labels: Array, like: Array, axis: int) -> Array:
     return classes.reshape([-1 if i == axis else 1 for i in range(like.ndim)]) == labels.unsqueeze(axis)
 
 
+def gather(x: Array, indices: Array, axis: int) -> Array:
+    return torch.gather(x, axis, indices.long())
+
+
+def among(indices: Array, like: Array, axis: int) -> Array:
+    return torch.zeros_like(like, dtype=torch.bool).scatter(axis, indices.long(), True)
+
+
+def concatenate(x: Array, y: Array, axis: int) -> Array:
+    return torch.cat([x, y], dim=axis)
+
+
 # Shapes.
 
 reshape = torch.reshape

@@ -45,7 +45,7 @@ from lossbridge.keras.arguments import check_options, given_array, saved_option,
 from lossbridge.keras.linear_head import LinearCrossentropyHead
 from lossbridge.maths.ops import Array
 from lossbridge.request import common_framework, framework_of, run
-from lossbridge.spec import LOSSES, MEANS, Loss, Reduction
+from lossbridge.spec import LOSSES, MEANS, Kind, Loss, Reduction, Scale
 
 __all__ = [
     "BinaryCrossentropy",
@@ -53,6 +53,7 @@ __all__ = [
     "CategoricalCrossentropy",
     "CategoricalFocalCrossentropy",
     "DistillationLoss",
+    "Divergence",
     "KLDivergence",
     "LinearCrossentropyHead",
     "LogLoss",
@@ -363,6 +364,38 @@ class DistillationLoss(_Loss):
         normalizer: float | None = None,
     ) -> None:
         super().__init__("distillation_loss", locals())
+
+
+@keras.saving.register_keras_serializable(package="lossbridge")
+class Divergence(_Loss):
+    """A divergence of softmax(teacher/T) and softmax(student/T), times T², in nats: which, `kind` says.
+
+    y_true: the teacher's logits, y_pred: the student's, (…, C, …). Per-sample losses: that shape without `axis`.
+
+    Args:
+        kind, beta, scale, temperature: see `lossbridge.divergence`.
+        axis, reduction, name, dtype, normalizer: see `lossbridge.keras`.
+
+    >>> round(float(Divergence("jensen_shannon")([[2.0, 0.0]], [[0.0, 2.0]])), 5)
+    0.32781
+
+    Source: Lin, Divergence Measures Based on the Shannon Entropy, 1991.
+    """
+
+    def __init__(
+        self,
+        kind: Kind = "forward",
+        beta: float = 0.5,
+        scale: Scale = "mixture",
+        temperature: float = 1.0,
+        axis: int = -1,
+        reduction: Reduction = "sum_over_batch_size",
+        name: str | None = "divergence",
+        dtype: Any = None,
+        *,
+        normalizer: float | None = None,
+    ) -> None:
+        super().__init__("divergence", locals())
 
 
 @keras.saving.register_keras_serializable(package="lossbridge")

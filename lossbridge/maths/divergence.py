@@ -14,8 +14,9 @@ Of logits z (target) and x, t = softmax(z/T), p = softmax(x/T):
 4. The logarithms of the sums are rounded, by the same η for the whole row: δ̂ = δ + η. F = Σ t·f(δ̂) and M = Σ t·δ̂
    give F − M = e^(−η) − 1, because Σ t = Σ p = 1. So KL = M − η = F − g(F − M) with g(x) = x − log1p(x) ≈ x²/2: η does
    not count to first order.
-5. gradient = T (p − t), where near each other T t (e^(−δ) − 1), with η taken out of δ̂; for the target T t (δ − KL).
-   A row sums to 0, so a class with t > 1/2 gets minus the sum of the others, which does not cancel.
+5. gradient = T (p − t), where near each other T t (e^(−δ) − 1), with η taken out of δ̂; for the target T t (δ − KL), of
+   δ less that of the largest t, so that equal δ leave no rounding. A row sums to 0, so a class with t > 1/2 gets minus
+   the sum of the others, which does not cancel.
 """
 
 from __future__ import annotations
@@ -29,11 +30,16 @@ from lossbridge.maths.ops import Array, Gradients, Number, Ops, Residuals, Rule
 
 def remainder(ops: Ops, delta: Array) -> Array:
     """δ + e^(−δ) − 1 for |δ| ≤ 1, to full relative accuracy (1)."""
+    return delta * delta * series_of_remainder(ops, delta)
+
+
+def series_of_remainder(ops: Ops, delta: Array) -> Array:
+    """(δ + e^(−δ) − 1) / δ² for |δ| ≤ 1."""
     coefficients = remainder_series(ops.dtype(delta))
     series: Array = coefficients[-1]
     for coefficient in coefficients[-2::-1]:
         series = series * delta + coefficient
-    return delta * delta * series
+    return series
 
 
 def remainder_series(dtype: str) -> list[float]:
@@ -48,10 +54,8 @@ def kl_of_logits(
     ops: Ops, target: Array, logits: Array, axis: int, *, temperature: Number = 1.0
 ) -> tuple[Array, Residuals]:
     """T² KL(softmax(target/T) ‖ softmax(logits/T)), (3) and (4)."""
-    top_t, lse_t = _log_sum_exp(ops, target, axis, temperature)
-    top_p, lse_p = _log_sum_exp(ops, logits, axis, temperature)
-    shift = lse_p - lse_t
-    t, p, delta = _sides(ops, target, logits, (top_t, top_p, lse_t, shift), temperature)
+    top_t, top_p, lse_t, shift = rows = row_sums(ops, target, logits, axis, temperature)
+    t, p, delta = _sides(ops, target, logits, rows, temperature)
     near = (ops.abs(delta) < 1) & (t > 0)
     first_order = t * delta
     terms = ops.where(near, t * remainder(ops, ops.where(near, delta, 0.0)), first_order + (p - t))
@@ -75,16 +79,18 @@ def kl_of_logits_gradients(
     temperature: Number = 1.0,
 ) -> Gradients:
     """(5)"""
-    *rows, kl = residuals
+    *rows, _ = residuals
     t, p, delta = _sides(ops, target, logits, rows, temperature)
     leads = t > 0.5
     of_target = of_logits = None
     if needs_input_grad[0]:
-        of_target = _summing_to_zero(ops, temperature * (t * (delta - kl)), leads, axis)
+        first_order = t * (delta - at_most(ops, t, delta, axis))
+        gradient = first_order - t * ops.sum(first_order, axis, keepdims=True)
+        of_target = summing_to_zero(ops, temperature * gradient, leads, axis)
     if needs_input_grad[1]:
         near = (ops.abs(delta) < 1) & (t > 0)
         of_logits = ops.where(near, t * ops.expm1(-ops.where(near, delta, 0.0)), p - t)
-        of_logits = _summing_to_zero(ops, temperature * of_logits, leads, axis)
+        of_logits = summing_to_zero(ops, temperature * of_logits, leads, axis)
     return of_target, of_logits
 
 
@@ -98,13 +104,25 @@ def _log_sum_exp(ops: Ops, x: Array, axis: int, temperature: Number) -> tuple[Ar
     return top, ops.log(ops.sum(ops.exp(_scaled(x - top, temperature)), axis, keepdims=True))
 
 
+def row_sums(ops: Ops, target: Array, logits: Array, axis: int, temperature: Number) -> tuple[Array, ...]:
+    """The two maxima, log Σ exp of the target, and log Σ exp of the logits minus that."""
+    top_t, lse_t = _log_sum_exp(ops, target, axis, temperature)
+    top_p, lse_p = _log_sum_exp(ops, logits, axis, temperature)
+    return top_t, top_p, lse_t, lse_p - lse_t
+
+
 def _sides(
     ops: Ops, target: Array, logits: Array, rows: Sequence[Array], temperature: Number
 ) -> tuple[Array, Array, Array]:
-    """t, p and δ̂ (3), which is 0 where t = 0.
+    """As `both_sides`; δ̂ is 0 where t = 0."""
+    t, p, delta = both_sides(ops, target, logits, rows, temperature)
+    return t, p, ops.where(t == 0, 0.0, delta)
 
-    `rows`: the two maxima, log Σ exp of the target, and log Σ exp of the logits minus that.
-    """
+
+def both_sides(
+    ops: Ops, target: Array, logits: Array, rows: Sequence[Array], temperature: Number
+) -> tuple[Array, Array, Array]:
+    """t, p and δ̂ (3), which is 0 where t = p = 0. `rows`: of `row_sums`."""
     top_t, top_p, lse_t, shift = rows
     below_t, below_p, across, across_tops = target - top_t, logits - top_p, target - logits, top_t - top_p
     across_is_smaller = ops.abs(across) + ops.abs(across_tops) < ops.abs(below_t) + ops.abs(below_p)
@@ -112,10 +130,15 @@ def _sides(
     # The argument differs from that in _log_sum_exp, or XLA would store e^below for both.
     t = ops.exp(_scaled(below_t, temperature) - lse_t)
     p = ops.exp(_scaled(below_p, temperature) - (lse_t + shift))
-    return t, p, ops.where(t == 0, 0.0, delta)
+    return t, p, ops.where((t == 0) & (p == 0), 0.0, delta)
 
 
-def _summing_to_zero(ops: Ops, gradient: Array, leads: Array, axis: int) -> Array:
+def at_most(ops: Ops, share: Array, x: Array, axis: int) -> Array:
+    """x of the class with the largest share."""
+    return ops.expand_dims(ops.take(x, ops.argmax(share, axis), axis), axis)
+
+
+def summing_to_zero(ops: Ops, gradient: Array, leads: Array, axis: int) -> Array:
     others = ops.sum(ops.where(leads, 0.0, gradient), axis, keepdims=True)
     return ops.where(leads, -others, gradient)
 

@@ -83,6 +83,17 @@ class Ops(Protocol):
         """Boolean, of `like`'s shape: true where the index along `axis` is the label."""
         ...
 
+    # Several classes of each row, and two arrays along an axis. Indices lie in range.
+    def gather(self, x: Array, indices: Array, axis: int) -> Array:
+        """x at these indices along `axis`, of the shape of `indices`, which has x's other sizes."""
+        ...
+
+    def among(self, indices: Array, like: Array, axis: int) -> Array:
+        """Boolean, of `like`'s shape: true where the index along `axis` is one of the row's indices."""
+        ...
+
+    def concatenate(self, x: Array, y: Array, axis: int) -> Array: ...
+
     # Of matrices.
     def matmul(self, x: Array, y: Array, transpose: bool) -> Array:
         """x·y; with `transpose`, x·yᵀ."""

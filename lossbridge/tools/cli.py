@@ -22,6 +22,7 @@ from rich.console import Console
 from lossbridge.explanation import explain as paths_of
 from lossbridge.frameworks import FRAMEWORKS
 from lossbridge.native import rows
+from lossbridge.spec import CHOICES
 from lossbridge.tools import comparison, diagnosis, doctor_worker
 from lossbridge.tools.bench import bench_report, plots, results
 from lossbridge.tools.bench import cells as bench_cells
@@ -98,14 +99,17 @@ Epsilon = Annotated[
     float | None, typer.Option(parser=number, help="The bound that probabilities are clipped to.", **_PANEL)
 ]
 IgnoreClass = Annotated[int | None, typer.Option(parser=whole_number, help="A label to ignore.", **_PANEL)]
-Temperature = Annotated[float | None, typer.Option(parser=number, help="The T of distillation_loss.", **_PANEL)]
+Temperature = Annotated[float | None, typer.Option(parser=number, help="The T of distillation.", **_PANEL)]
+Kind = Annotated[str | None, typer.Option(help=f"Of divergence: {', '.join(CHOICES['kind'])}.", **_PANEL)]
+Beta = Annotated[float | None, typer.Option(parser=number, help="The teacher's share in jensen_shannon.", **_PANEL)]
+Scale = Annotated[str | None, typer.Option(help=f"Of jensen_shannon: {' or '.join(CHOICES['scale'])}.", **_PANEL)]
 Alpha = Annotated[float | None, typer.Option(parser=number, help="Of the focal losses.", **_PANEL)]
 Gamma = Annotated[float | None, typer.Option(parser=number, help="Of the focal losses.", **_PANEL)]
 ClassBalancing = Annotated[bool | None, typer.Option(help="Of binary_focal_crossentropy.", **_PANEL)]
 Reduction = Annotated[str | None, typer.Option(help="mean, sum, none or mean_with_sample_weight.", **_PANEL)]
 _OPTIONS = (
     *("from_logits", "label_smoothing", "axis", "epsilon", "ignore_class", "temperature", "alpha", "gamma"),
-    *("apply_class_balancing", "reduction"),
+    *("apply_class_balancing", "kind", "beta", "scale", "reduction"),
 )
 
 Batches = Annotated[
@@ -230,6 +234,9 @@ def parity(
     epsilon: Epsilon = None,
     ignore_class: IgnoreClass = None,
     temperature: Temperature = None,
+    kind: Kind = None,
+    beta: Beta = None,
+    scale: Scale = None,
     alpha: Alpha = None,
     gamma: Gamma = None,
     apply_class_balancing: ClassBalancing = None,
@@ -437,6 +444,9 @@ def explain(
     epsilon: Epsilon = None,
     ignore_class: IgnoreClass = None,
     temperature: Temperature = None,
+    kind: Kind = None,
+    beta: Beta = None,
+    scale: Scale = None,
     alpha: Alpha = None,
     gamma: Gamma = None,
     apply_class_balancing: ClassBalancing = None,

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from lossbridge import errors, losses
 from lossbridge.compat import torch as functional
 from lossbridge.frameworks.torch_ops import dtype
-from lossbridge.spec import Reduction
+from lossbridge.spec import Kind, Reduction, Scale
 
 __all__ = [
     "BCELoss",
@@ -40,6 +40,7 @@ __all__ = [
     "CategoricalFocalCrossentropy",
     "CrossEntropyLoss",
     "DistillationLoss",
+    "Divergence",
     "KLDivLoss",
     "KLDivergence",
     "LinearCrossEntropyLoss",
@@ -545,6 +546,31 @@ class DistillationLoss(_KerasOrder):
 
     def __init__(self, temperature: float = 1.0, axis: int = -1, reduction: Reduction = "sum_over_batch_size") -> None:
         super().__init__(losses.distillation_loss, locals())
+
+
+class Divergence(_KerasOrder):
+    """A divergence of softmax(teacher/T) and softmax(student/T), times T², in nats: which, `kind` says.
+
+    Takes (teacher_logits, student_logits), both (…, C, …). Per-sample losses: that shape without `axis`.
+
+    >>> Divergence("jensen_shannon")(torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 2.0]]))
+    tensor(0.3278)
+
+    Source: lossbridge.divergence.
+    """
+
+    _names = ("teacher_logits", "student_logits")
+
+    def __init__(
+        self,
+        kind: Kind = "forward",
+        beta: float = 0.5,
+        scale: Scale = "mixture",
+        temperature: float = 1.0,
+        axis: int = -1,
+        reduction: Reduction = "sum_over_batch_size",
+    ) -> None:
+        super().__init__(losses.divergence, locals())
 
 
 class CategoricalFocalCrossentropy(_KerasOrder):

@@ -9,6 +9,7 @@ import pytest
 
 import lossbridge as lb
 from lossbridge import information
+from lossbridge.spec import LOSSES as RECORDS
 from lossbridge.tools.parity.cases import LOSSES as TARGETS
 
 P = np.full((4, 3), 1 / 3, np.float32)
@@ -91,9 +92,9 @@ def test_floating_point_labels(lib, loss) -> None:
 @pytest.mark.parametrize("bad", [np.full((4, 3), 1j), np.full((4, 3), "a"), np.full((4, 3), None), [[1, 2], [3]]])
 def test_arrays_of_no_real_numbers(loss, bad) -> None:
     target = Y if loss in OF_LABELS else T
-    names = ("teacher_logits", "student_logits") if loss == "distillation_loss" else ("y_true", "y_pred")
-    refused((TypeError, ValueError), names[1], getattr(lb, loss), target, bad)
-    refused((TypeError, ValueError), names[0], getattr(lb, loss), bad, P)
+    names = RECORDS[loss].names
+    refused((TypeError, ValueError), names.pred, getattr(lb, loss), target, bad)
+    refused((TypeError, ValueError), names.target, getattr(lb, loss), bad, P)
 
 
 def test_complex_arrays_of_the_backend(lib) -> None:

@@ -47,6 +47,9 @@ def changed_options(name):
         "alpha": 0.4 if name == "BinaryFocalCrossentropy" else [0.1, 2, 3, 0.7, 1],
         "gamma": 1.5,
         "apply_class_balancing": True,
+        "kind": "jensen_shannon",
+        "beta": 0.3,
+        "scale": "divergence",
     }
     parameters = inspect.signature(CLASSES[name]).parameters
     assert all(values[key] != parameter.default for key, parameter in parameters.items())
@@ -56,7 +59,7 @@ def changed_options(name):
 def problem(name, rng, from_logits=True, shape=(ROWS, C), axis=-1):
     """y_true and y_pred for a loss, in NumPy."""
     z, z_true = 3 * rng.normal(size=(2, *shape)).astype(np.float32)
-    if name == "DistillationLoss":
+    if name in ("DistillationLoss", "Divergence"):
         return z_true, z
     binary = "Binary" in name
     squash = (lambda x: 1 / (1 + np.exp(-x))) if binary else (lambda x: softmax(x, axis))
@@ -227,6 +230,7 @@ def test_every_option_reaches_the_function(lib, name) -> None:
         if option in ("name", "dtype"):
             continue
         both = {"apply_class_balancing": True} if option == "alpha" and "Binary" in name else {}
+        both |= {"kind": "jensen_shannon"} if option in ("beta", "scale") else {}
         y_true, y_pred = map(lib.array, problem(name, rng, from_logits=False, shape=(C, C, C)))  # any axis will do
         weight = lib.array(rng.uniform(0.5, 2, (C, C)))
         found = float(CLASSES[name](**both, **{option: value})(y_true, y_pred, weight))

@@ -35,6 +35,7 @@ KERAS = {
     "KLDivergence": "kl_divergence",
     "LogLoss": "log_loss",
     "DistillationLoss": "distillation_loss",
+    "Divergence": "divergence",
     "CategoricalFocalCrossentropy": "categorical_focal_crossentropy",
     "BinaryFocalCrossentropy": "binary_focal_crossentropy",
 }
@@ -289,6 +290,7 @@ CONSTRUCTORS = {
     "KLDivergence": lambda: lt.KLDivergence(epsilon=1e-3),
     "LogLoss": lambda: lt.LogLoss(epsilon=1e-3),
     "DistillationLoss": lambda: lt.DistillationLoss(2.0),
+    "Divergence": lambda: lt.Divergence("jensen_shannon", beta=0.25),
     "CategoricalFocalCrossentropy": lambda: lt.CategoricalFocalCrossentropy([0.1, 0.2, 0.7]),
     "BinaryFocalCrossentropy": lambda: lt.BinaryFocalCrossentropy(gamma=1.0),
 }

@@ -15,7 +15,7 @@ from lossbridge.tools.parity.cases import round_to
 
 # A value of each, which float16 does not hold, and whose rounding to it shows.
 VALUES = {"label_smoothing": 0.1, "temperature": 2.3, "gamma": 1.7, "epsilon": 0.07, "alpha": 0.3, "pos_weight": 1.9}
-VALUES |= {"logit_scale": 1.7, "softcap": 2.3, "z_loss": 0.3}
+VALUES |= {"logit_scale": 1.7, "softcap": 2.3, "z_loss": 0.3, "beta": 0.3}
 CASES = [
     pytest.param(loss, y_true, y_pred, given, option, id=f"{problem}-{option}")
     for problem, loss, y_true, y_pred, given in PROBLEMS
@@ -38,7 +38,9 @@ def arrays(lib, y_true, y_pred, dtype="float32"):
 
 
 def balanced(loss, given):
-    """With class balancing, where alpha would count for nothing else."""
+    """With class balancing, where alpha would count for nothing else, and of the kind that has a β."""
+    if "kind" in LOSSES[loss].options:
+        return {**given, "kind": "jensen_shannon"}
     return {**given, "apply_class_balancing": True} if "apply_class_balancing" in LOSSES[loss].options else given
 
 

@@ -16,6 +16,8 @@ OF_SAMPLES = ("sample_weight", "mask", "normalizer", "ignore_class", "reduction"
 def rule_of(case: Case) -> Rule:
     loss = LOSSES[case.loss]
     form = "logits" if case.options.get("from_logits", "probabilities" not in loss.rules) else "probabilities"
+    if loss.kinds:
+        return loss.kinds[case.options.get("kind", "forward")]
     found = loss.rules[form]
     labels = case.y_true.ndim < case.y_pred.ndim
     return next(rule for target, rule in found.items() if len(found) == 1 or (target == "labels") == labels)
@@ -29,6 +31,7 @@ CASES = [
     and case.dtype in ("float32", "float64")
     and 0 < case.y_pred.size < 10**4
     and not case.refused
+    and case.options.get("kind") != "reverse"  # which exchanges the sides
     and not any(isinstance(option, np.generic) for option in case.options.values())  # which rules get as numbers
 ]
 

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from lossbridge.native import rows
+from lossbridge.version import __version__
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -100,3 +101,8 @@ def test_the_table_of_peers_is_the_tested_one() -> None:
     ):
         assert figure in tested
         assert figure in page
+
+
+def test_the_citation_names_this_version() -> None:
+    citation = ROOT / "CITATION.cff"
+    assert f"\nversion: {__version__}\n" in citation.read_text(encoding="utf-8")

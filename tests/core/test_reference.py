@@ -103,6 +103,21 @@ def mp_distillation(t, y, o):
     return temperature**2 * (p * log(p / q)).sum(axis=-1)
 
 
+def mp_divergence(t, y, o):
+    temperature, beta = MP.mpf(o["temperature"]), MP.mpf(o["beta"])
+    p, q = softmax(t / temperature), softmax(y / temperature)
+    forward, reverse = (p * log(p / q)).sum(axis=-1), (q * log(q / p)).sum(axis=-1)
+    if o["kind"] == "total_variation":
+        return temperature**2 * np.abs(p - q).sum(axis=-1) / 2
+    if o["kind"] != "jensen_shannon":
+        return temperature**2 * (forward if o["kind"] == "forward" else reverse)
+    if o["scale"] == "divergence" and beta in (0, 1):
+        return temperature**2 * (reverse if beta else forward)
+    m = beta * p + (1 - beta) * q
+    js = beta * (p * log(p / m)).sum(axis=-1) + (1 - beta) * (q * log(q / m)).sum(axis=-1)
+    return temperature**2 * (js / (beta * (1 - beta)) if o["scale"] == "divergence" else js)
+
+
 def weights_of(x):
     return exact(np.asarray(1.0 if x is None else x, dtype=float))
 
@@ -115,6 +130,7 @@ PER_SAMPLE = {
     "log_loss of labels": mp_log_loss_of_labels,
     "kl_divergence": mp_kl,
     "distillation_loss": mp_distillation,
+    "divergence": mp_divergence,
     "categorical_focal_crossentropy": mp_categorical_focal,
     "binary_focal_crossentropy": mp_binary_focal,
 }
@@ -123,7 +139,8 @@ LOSSES = list(PER_SAMPLE)
 
 
 OF_BINARY = {"binary_crossentropy", "binary_focal_crossentropy", "log_loss"}
-OF_PAIRS_OF_LOGITS = {"kl_divergence", "distillation_loss"}
+OF_LOGITS_ALONE = {"distillation_loss", "divergence"}
+OF_PAIRS_OF_LOGITS = {"kl_divergence", *OF_LOGITS_ALONE}
 
 
 def function(loss):
@@ -200,7 +217,7 @@ def distributions(rng, shape):
 def inputs(loss, options, shape=(4, 3), seed=0, dtype=np.float64, scale=3.0):
     """y_true, y_pred as a loss takes them, along the last axis; some probabilities are beyond the clip bounds."""
     rng = np.random.default_rng([seed, LOSSES.index(loss)])
-    logits = options.get("from_logits", False) or loss == "distillation_loss"
+    logits = options.get("from_logits", False) or loss in OF_LOGITS_ALONE
     y_pred = rng.normal(scale=scale, size=shape) if logits else distributions(rng, shape)
     if loss in OF_LABELS:
         y_true = rng.integers(shape[-1], size=shape[:-1])
@@ -241,6 +258,17 @@ OPTIONS = {
     "log_loss of labels": [{"epsilon": 0.05}],
     "kl_divergence": [{"epsilon": 0.05}],
     "distillation_loss": [{"temperature": 2.5}, {"temperature": 0.5}],
+    "divergence": [
+        {"kind": "reverse", "temperature": 2.5},
+        {"kind": "total_variation", "temperature": 0.5},
+        {"kind": "jensen_shannon", "temperature": 2.5},
+        *(
+            {"kind": "jensen_shannon", "beta": beta, "scale": scale}
+            for beta in (1e-6, 0.1, 0.9, 1 - 1e-6)
+            for scale in ("mixture", "divergence")
+        ),
+        *({"kind": "jensen_shannon", "beta": beta, "scale": "divergence"} for beta in (0.0, 1.0)),
+    ],
     "categorical_focal_crossentropy": [
         {"alpha": CLASS_WEIGHT, "label_smoothing": 0.1},
         {"gamma": 0.0},
@@ -267,7 +295,7 @@ TABLE = [
     (loss, options | ({"from_logits": True} if logits else {}))
     for loss in LOSSES
     for options in EVERYWHERE + OPTIONS[loss]
-    for logits in ((False,) if loss == "distillation_loss" else (False, True))
+    for logits in ((False,) if loss in OF_LOGITS_ALONE else (False, True))
 ]
 
 
@@ -316,7 +344,7 @@ REGIMES = {"plain": (3.0, 0.0), "offset": (3.0, 1e4), "wide": (40.0, 0.0), "clos
 @pytest.mark.parametrize("loss", LOSSES)
 def test_values_from_logits_have_all_their_digits(loss, regime):
     scale, offset = REGIMES[regime]
-    options = {} if loss == "distillation_loss" else {"from_logits": True}
+    options = {} if loss in OF_LOGITS_ALONE else {"from_logits": True}
     o = with_defaults(loss, options | {"reduction": "none"})
     for seed in range(4):
         y_true, y_pred = inputs(loss, options, shape=(8, 7), seed=seed, dtype=np.float32, scale=scale)
@@ -327,7 +355,7 @@ def test_values_from_logits_have_all_their_digits(loss, regime):
         assert errors.max() <= 2e-15
 
 
-@pytest.mark.parametrize("loss", [loss for loss in LOSSES if loss != "distillation_loss"])
+@pytest.mark.parametrize("loss", [loss for loss in LOSSES if loss not in OF_LOGITS_ALONE])
 def test_values_from_probabilities_have_all_their_digits(loss):
     options = {"epsilon": 0.0}
     o = with_defaults(loss, options)
@@ -629,7 +657,7 @@ def test_infinite_logits(loss):
     np.testing.assert_array_equal(call([0, 1], [1e30, -1e30]).gradient, [1, -1])
 
 
-@pytest.mark.parametrize("loss", ["kl_divergence", "distillation_loss"])
+@pytest.mark.parametrize("loss", sorted(OF_PAIRS_OF_LOGITS))
 def test_infinite_logits_on_two_sides(loss):
     def call(a, b):
         return function(loss)(a, b, **({"from_logits": True} if loss == "kl_divergence" else {}))

@@ -241,6 +241,21 @@ def matmul(x: Array, y: Array) -> Array:
     return Array(x.data @ y.data, [(x, lambda g: g @ y.data.T), (y, lambda g: x.data.T @ g)])
 
 
+def take_along_axis(x: Array, index: Array, axis: int) -> Array:
+    def pull(g: np.ndarray) -> np.ndarray:
+        found = np.zeros_like(x.data)
+        np.put_along_axis(found, index.data, g, axis)
+        return found
+
+    return Array(np.take_along_axis(x.data, index.data, axis), [(x, pull)])
+
+
+def concatenate(x: Array, y: Array, axis: int) -> Array:
+    size = x.shape[axis]
+    pulls = [(x, lambda g: np.split(g, [size], axis)[0]), (y, lambda g: np.split(g, [size], axis)[1])]
+    return Array(np.concatenate([x.data, y.data], axis), pulls)
+
+
 def transpose(x: Array) -> Array:
     return Array(x.data.T, [(x, lambda g: g.T)])
 

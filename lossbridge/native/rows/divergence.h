@@ -141,7 +141,9 @@ template <class F> static double divergence_logits(Row<F> &r) {
                 },
                 sum_z, sum_x, sum_a);
   const double total_z = sum_z.total(), total_x = sum_x.total();
-  const double mean = sum_a.total() / (total_z * up);  // μ T
+  // a_k is 0, but for what `from` has lost where z_k and x_k have no digit in common.
+  const double lost = double(difference_less(set(z_k), set(x_k), from)[0]) * up;
+  const double mean = (sum_a.total() - double(of_z[k]) * lost) / (total_z * up);  // μ T
   const double c = (log_of(total_z * up) + less(unit_z, z_k, T)) - (log_of(total_x * up) + less(unit_x, x_k, T));
   const double rough = mean / T - c;
   const bool small = rough < 0.25;

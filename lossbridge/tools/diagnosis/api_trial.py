@@ -71,6 +71,10 @@ UNUSUAL: Mapping[str, tuple[Unusual, ...]] = {
     "logit_scale": (Unusual(2.5, equals(TEMPERATURE, 0.4)), Unusual(3.0, r"temperature T = 0\.333333 = 1/3\b")),
     "softcap": (Unusual(15.0, equals(SOFTCAP, 15)),),
     "z_loss": (Unusual(1e-4, equals(Z_LOSS, 1e-4)),),
+    # `diagnose` does not look for these yet.
+    "kind": (),
+    "beta": (),
+    "scale": (),
     # What they hold says which form of the loss is meant; both forms are tried with every option.
     "from_logits": (),
     "inplace_gradient": (),

@@ -67,6 +67,15 @@ LOSSES: dict[str, tuple[Target, ...]] = {name: record.targets for name, record i
 # y_true and y_pred hold the same kind of numbers.
 DIVERGENCES = tuple(name for name, targets in LOSSES.items() if "logits" in targets)
 
+# Options of `divergence` under which its boundaries are computed.
+KINDS: dict[str, dict[str, Any]] = {
+    "reverse": {"kind": "reverse"},
+    "Jensen-Shannon": {"kind": "jensen_shannon"},
+    "Jensen-Shannon near forward": {"kind": "jensen_shannon", "beta": 1e-6, "scale": "divergence"},
+    "Jensen-Shannon near reverse": {"kind": "jensen_shannon", "beta": 0.9, "scale": "divergence"},
+    "total variation": {"kind": "total_variation"},
+}
+
 KERAS_EXAMPLE = Case(
     "Keras example",
     "categorical_crossentropy",
@@ -256,9 +265,7 @@ def _options(loss: str, case: Any) -> Iterator[Case]:
     elif "alpha" in names:
         yield case("alpha per class", alpha=np.array([0.1, 0.2, 0.3, 0.4, 0.5], np.float32), seed=18)
     if "temperature" in names:
-        for temperature in (0.5, 4.0):
-            yield case(f"temperature {temperature:g}", temperature=temperature, seed=19)
-        yield case("temperature in an array", temperature=np.float32(3), seed=19)
+        yield from _of_distillation(case, "kind" in names)
     if "ignore_class" in names:
         ignoring = case("ignored labels", ignore_class=-1, seed=20)
         ignoring.y_true[::3] = -1
@@ -267,6 +274,24 @@ def _options(loss: str, case: Any) -> Iterator[Case]:
         everything = case("all labels ignored", ignore_class=-1, seed=20)
         everything.y_true[:] = -1
         yield everything
+
+
+def _of_distillation(case: Any, of_kinds: bool) -> Iterator[Case]:
+    for temperature in (0.5, 4.0):
+        yield case(f"temperature {temperature:g}", temperature=temperature, seed=19)
+    yield case("temperature in an array", temperature=np.float32(3), seed=19)
+    if not of_kinds:
+        return
+    for kind, given in KINDS.items():
+        yield case(kind, **given, seed=19)
+        yield case(f"{kind}, temperature 3", **given, temperature=3.0, seed=19)
+        yield case(f"{kind}, float16", **given, dtype="float16", seed=19)
+        if "beta" not in given:  # XLA's log1p of float64 is off by 100 units
+            yield case(f"{kind}, float64", **given, dtype="float64", seed=19, tolerance=Tolerance(16, 128))
+    mixed = {"kind": "jensen_shannon", "scale": "divergence"}
+    for beta in (0.0, 1 - 1e-6, 1.0):
+        yield case(f"β = {beta!r}", **mixed, beta=beta, seed=19)
+    yield case("β in an array", **mixed, beta=np.float32(0.25), seed=19)
 
 
 def _weights(case: Any, loss: str, target: Target) -> Iterator[Case]:
@@ -366,7 +391,12 @@ def _boundaries(loss: str, target: Target, from_logits: bool) -> Iterator[Case]:
         return _given(loss, name, y_true, y_pred, from_logits, **options, reduction="none")
 
     if loss in DIVERGENCES:
-        yield from _divergence_boundaries(loss, given, from_logits)
+        for kind, options in (KINDS if "kind" in options_of(loss) else {"": {}}).items():
+
+            def of_kind(name: str, *sides: Array, more: Any = (kind, options), **others: Any) -> Case:
+                return given(f"{name}, {more[0]}" if more[0] else name, sides[0], sides[1], **more[1], **others)
+
+            yield from _divergence_boundaries(loss, of_kind, from_logits)
         if from_logits:
             return
     y_true = _LABELS if target == "labels" else _one_hot()

@@ -1,0 +1,109 @@
+"""A call of the distillation of two linear layers: a `Linear` whose target is the teacher's hidden states."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lossbridge import errors
+from lossbridge.frameworks.linear_blocks import Layer, Linear, with_divisor
+from lossbridge.linear import flat, parameter
+from lossbridge.maths.ops import Array
+from lossbridge.reduction import neutralise
+from lossbridge.request import (
+    COMMON,
+    arrays_of,
+    as_array,
+    checked,
+    common_framework,
+    compute_dtype,
+    divided,
+    dtype_of,
+    held_to,
+    held_to_ranges,
+    in_arrays,
+    options_of,
+    with_weights,
+)
+from lossbridge.spec import LOSSES, PER_SAMPLE, Names, Request
+
+OF = LOSSES["divergence"]
+NAMES = Names("teacher_hidden", "student_hidden")
+# Of the teacher and of the student: hidden states, weight and bias.
+Side = tuple[Any, Any, Any]
+
+
+def run(teacher: Side, student: Side, classes_axis: int, memory: int | None, **given: Any) -> Any:
+    """`given`: options of the divergence of logits by name, and those of COMMON."""
+    call, like = resolve(teacher, student, (classes_axis, memory), {**COMMON, **OF.options, **given})
+    framework = call.request.framework
+    found = framework.choose_linear(call).path.losses(call)
+    return framework.ops.reshape_as(found, like) if call.request.reduction in PER_SAMPLE else found
+
+
+def resolve(teacher: Side, student: Side, layout: tuple[Any, Any], given: Mapping[str, Any]) -> tuple[Linear, Array]:
+    """The call, and an array of the losses' shape. `layout`: the axis of the classes, and the bytes of a block."""
+    given = checked(given)
+    errors.layer_options(*layout)
+    classes_axis, memory = int(layout[0]), None if layout[1] is None else int(layout[1])
+    named = {
+        f"{side}_{part}": x
+        for side, arrays in (("teacher", teacher), ("student", student))
+        for part, x in zip(("hidden", "weight", "bias"), arrays, strict=True)
+    }
+    framework = common_framework(student[0], NAMES.pred, {**named, **arrays_of(given, NAMES)})
+    ops = framework.ops
+    hidden = as_array(ops, NAMES.pred, student[0])
+    own = {name: parameter(ops, name, x, hidden) for name, x in named.items() if x is not None}
+    own[NAMES.pred] = hidden
+    classes = [_checked_side(ops, own, side, classes_axis) for side in ("teacher", "student")]
+    sizes = [ops.shape(own[name]) for name in (NAMES.target, NAMES.pred)]
+    errors.two_layers(sizes[0], sizes[1], classes[0], classes[1])
+    axis = len(sizes[1]) - 1
+    target = held_to(ops, NAMES.target, own[NAMES.target], hidden, None, list(range(axis)))
+    dtype = compute_dtype(ops, hidden)
+    given = divided(given, dtype)
+    # KL(p ‖ t) is the end of the Jensen-Shannon divergence at β = 1, which needs no exchange of the sides.
+    rule = OF.kinds["jensen_shannon" if given["kind"] == "reverse" else given["kind"]]
+    end = {"beta": 1.0, "scale": "divergence"} if given["kind"] == "reverse" else {}
+    options = options_of(ops, OF, rule, {**given, **end}, (own["student_weight"], classes_axis, dtype), NAMES)
+    r = Request(
+        OF,
+        rule,
+        framework,
+        target,
+        held_to_ranges(ops, hidden, dtype, options),
+        axis,
+        dtype,
+        options,
+        given["reduction"],
+    )
+    r = with_weights(r._replace(in_arrays=in_arrays(options)), given, NAMES)
+    like = ops.column(hidden, 0)
+    valid = flat(ops, r.valid, like)
+
+    def rows(x: Array, units: Any) -> Array:
+        return neutralise(ops, ops.reshape(x, (-1, units)), valid, 1, 0.0)
+
+    request = r._replace(
+        target=rows(target, sizes[0][-1]),
+        pred=rows(r.pred, sizes[1][-1]),
+        axis=1,
+        weight=flat(ops, r.weight, like),
+        counted=flat(ops, r.counted, like),
+        valid=valid,
+    )
+    layer = Layer(own["teacher_weight"], own.get("teacher_bias"))
+    weight, bias = own["student_weight"], own.get("student_bias")
+    return with_divisor(Linear(request, weight, bias, classes_axis, classes[1], memory, teacher=layer)), like
+
+
+def _checked_side(ops: Any, own: Mapping[str, Array], side: str, classes_axis: int) -> int:
+    """The number of classes of a side."""
+    of_side = {name.partition("_")[2]: x for name, x in own.items() if name.startswith(side)}
+    errors.layer_dtypes({name: dtype_of(ops, x) for name, x in of_side.items()}, side)
+    shapes = {name: ops.shape(x) for name, x in of_side.items()}
+    errors.layer_shapes(shapes, classes_axis, side)
+    classes = shapes["weight"][classes_axis]
+    assert classes is not None
+    return int(classes)
