@@ -1,4 +1,4 @@
-"""The same bits: value and gradient of every loss, over frameworks, threads and instruction sets.
+"""The same bits: value and gradient of every loss with native rows, over frameworks, threads and instruction sets.
 
 Each framework and instruction set has a process of its own.
 """
@@ -17,6 +17,7 @@ import pytest
 
 from lossbridge.frameworks import FRAMEWORKS
 from lossbridge.native import rows
+from lossbridge.spec import LOSSES
 from lossbridge.tools.parity.cases import Case, cases
 from lossbridge.tools.parity.check import Runner
 
@@ -35,7 +36,13 @@ def chosen() -> list[Case]:
             for reduction in ("mean", "none"):
                 options = {**case.options, "reduction": reduction}
                 found.append(replace(case, name=f"large {reduction}", y_true=y_true, y_pred=y_pred, options=options))
-    return found
+    return [case for case in found if has_rows(case)]
+
+
+def has_rows(case: Case) -> bool:
+    """Where a loss has several kinds, some are computed over each framework's own operations."""
+    kinds = LOSSES[case.loss].kinds
+    return not kinds or kinds[case.options.get("kind", "forward")].name in rows.RULES
 
 
 def digests(framework: str) -> dict[str, str]:
