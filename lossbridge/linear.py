@@ -56,17 +56,18 @@ def run(
     memory: int | None,
     split: Split = ALONE,
     returns: Any = "loss",
+    names: Names = NAMES,
     **given: Any,
 ) -> Any:
     """The loss of a layer's classes, or what `returns` names. `given`: options of the loss of logits, and COMMON's."""
     given = {**COMMON, **OF.options, **given, "returns": returns}
-    call, target = resolve(labels, hidden, layer, memory, given, split)
-    names = names_of(returns)
-    columns = dict.fromkeys(RETURNS[name] for name in names)
-    found = [computed(call, target)] if list(columns) == ["loss"] else _beside(call, target, names, tuple(columns))
+    call, target = resolve(labels, hidden, layer, memory, given, split, names)
+    wanted = names_of(returns)
+    columns = dict.fromkeys(RETURNS[name] for name in wanted)
+    found = [computed(call, target)] if list(columns) == ["loss"] else _beside(call, target, wanted, tuple(columns))
     if call.shard is not None:
         found = [call.request.framework.laid(x, hidden) for x in found]
-    return found[0] if returns == "loss" else _record(names)(*found)
+    return found[0] if returns == "loss" else _record(wanted)(*found)
 
 
 def names_of(returns: Any) -> tuple[str, ...]:
@@ -116,7 +117,13 @@ def _beside(call: Linear, target: Array, names: tuple[str, ...], columns: tuple[
 
 
 def resolve(
-    labels: Any, hidden: Any, layer: LayerArguments, memory: int | None, given: Mapping[str, Any], split: Split = ALONE
+    labels: Any,
+    hidden: Any,
+    layer: LayerArguments,
+    memory: int | None,
+    given: Mapping[str, Any],
+    split: Split = ALONE,
+    names: Names = NAMES,
 ) -> tuple[Linear, Array]:
     """The call, and the labels, whose shape the losses have."""
     framework = framework_of(hidden, "hidden")
@@ -124,7 +131,7 @@ def resolve(
         labels, hidden, layer, given, split = framework.shards.local((labels, hidden, layer, given, split))
     group, classes, reduce_hidden = split
     if group is None and classes is None and reduce_hidden is True:
-        return _resolved(labels, hidden, layer, memory, given, None)
+        return _resolved(labels, hidden, layer, memory, given, None, names)
     weight, _, classes_axis = layer
     if framework.shards is None:
         errors.no_groups(framework.name)
@@ -138,19 +145,25 @@ def resolve(
 
     meeting = framework.shards.meeting(split, hidden)
     return agreement.resolved(
-        meeting, own, given, lambda sharded: _resolved(labels, hidden, layer, memory, given, sharded)
+        meeting, own, given, lambda sharded: _resolved(labels, hidden, layer, memory, given, sharded, names)
     )
 
 
 def _resolved(
-    labels: Any, hidden: Any, layer: LayerArguments, memory: int | None, given: Mapping[str, Any], sharded: Any
+    labels: Any,
+    hidden: Any,
+    layer: LayerArguments,
+    memory: int | None,
+    given: Mapping[str, Any],
+    sharded: Any,
+    names: Names,
 ) -> tuple[Linear, Array]:
     """`sharded`: where classes are split over devices, the framework for this device's."""
     weight, bias, classes_axis = layer
     given = checked(given)
     errors.layer_options(classes_axis, memory)
     classes_axis, memory = int(classes_axis), None if memory is None else int(memory)
-    others = {"labels": labels, "weight": weight, "bias": bias, **arrays_of(given, NAMES)}
+    others = {"labels": labels, "weight": weight, "bias": bias, **arrays_of(given, names)}
     framework = common_framework(hidden, "hidden", others)
     ops = framework.ops
     hidden = as_array(ops, "hidden", hidden)
@@ -161,7 +174,7 @@ def _resolved(
     classes, units = layer_sizes(ops, named, classes_axis, may_be_empty=sharded is not None)
     sizes = ops.shape(hidden)
     errors.hidden_labels(ops.shape(target), sizes)
-    errors.label_dtype(dtype_of(ops, target), NAMES)
+    errors.label_dtype(dtype_of(ops, target), names)
     target = held_to(ops, "labels", target, hidden, len(sizes) - 1)
     shard, of_classes = None, weight
     if sharded is not None:
@@ -169,14 +182,14 @@ def _resolved(
         classes = shard.classes
     dtype, rule = compute_dtype(ops, hidden), OF.rules["logits"]["labels"]
     given = divided(given, dtype)
-    options = options_of(ops, OF, rule, given, (of_classes, classes_axis, dtype), NAMES._replace(pred="weight"))
+    options = options_of(ops, OF, rule, given, (of_classes, classes_axis, dtype), names._replace(pred="weight"))
     if options.get("class_weight") is not None:
         options["class_weight"] = ops.reshape(options["class_weight"], (1, -1))
     hidden = held_to_ranges(ops, hidden, dtype, options)
     r = Request(OF, rule, sharded or framework, target, hidden, len(sizes) - 1, dtype, options, given["reduction"])
     r = r._replace(constant=constants(ops, given, options), in_arrays=in_arrays(options))
-    r = with_weights(r, given, NAMES)
-    r = with_labels(r, labels, given, NAMES, classes)
+    r = with_weights(r, given, names)
+    r = with_labels(r, labels, given, names, classes)
     request = in_rows(r, r.target, units)._replace(target=ops.reshape(r.target, (-1,)))
     return with_divisor(Linear(request, weight, bias, classes_axis, classes, memory, shard)), target
 
