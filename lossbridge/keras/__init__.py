@@ -137,8 +137,8 @@ class _Loss(keras.losses.Loss):
             y_true,
             y_pred,
             names=with_attached_mask(self._loss.names),
-            sample_weight=without_last_axis(sample_weight, samples),
-            mask=without_last_axis(mask, samples),
+            sample_weight=without_last_axis(sample_weight, samples, "sample_weight"),
+            mask=without_last_axis(mask, samples, "mask"),
             **options,
         )
 
