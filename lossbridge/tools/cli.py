@@ -282,7 +282,9 @@ class _ParityRequest:
         if self.peers:
             _refuse_unknown("--loss", self.losses, peers.names(), listed=peers.libraries())
         else:
-            _refuse_unknown("--loss", self.losses, LOSSES if self.file is not None else (*LOSSES, LINEAR))
+            if file is not None and LINEAR in self.losses:
+                _refuse(f"--loss {LINEAR} takes a weight too, which FILE does not hold; leave out FILE")
+            _refuse_unknown("--loss", self.losses, (*LOSSES, LINEAR))
         _refuse_unknown("--dtype", self.dtypes, DTYPES)
         if self.peers and (file is not None or options):
             _refuse("--peers has arrays and options of its own; leave out FILE and what describes it")
