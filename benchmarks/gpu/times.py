@@ -266,8 +266,13 @@ def torch_cells() -> Iterator[tuple[Cell, tuple[str, ...]]]:
             yield Cell(form, *LM, dtype=dtype), (steps.EAGER, "compile")
 
 
+def without_keras() -> None:
+    """For `contenders` it is not installed: to import it takes longer than to race."""
+    sys.modules["keras"] = None  # type: ignore[assignment]
+
+
 def torch_times(card: Card) -> Iterator[Job]:
-    sys.modules["keras"] = None  # type: ignore[assignment]  # for `contenders` it is not installed: to import it takes longer than to race
+    without_keras()
     for cell, ways in list(torch_cells())[:: REHEARSED if card.rehearsal else 1]:
         if card.rehearsal:
             cell = dataclasses.replace(cell, rows=SMALL[0], classes=SMALL[1])
@@ -390,7 +395,7 @@ def transformers_race(card: Card, shape: tuple[int, int, int], dtype: str) -> It
 
 
 def jax_times(card: Card) -> Iterator[Job]:
-    sys.modules["keras"] = None  # type: ignore[assignment]
+    without_keras()
     for form, dtype in itertools.product(("CE, labels", "KL of logits", "CE, dense"), ("bfloat16", "float32")):
         cell = Cell(form, *(SMALL if card.rehearsal else LM), dtype=dtype)
         yield Job(f"{cell.name}, jit", functools.partial(jax_race, card, cell), dtype, (cell.rows, cell.classes))
