@@ -243,7 +243,7 @@ def children(pid: int) -> list[int]:
         (["--dtype", "float8"], "--dtype float8 is unknown; use one of"),
         (["--epsilon", "0.1"], "--epsilon describes your own arrays"),
         (["own.npz"], "FILE needs one --loss"),
-        (["own.npz", "--loss", "linear_crossentropy"], "--loss linear_crossentropy takes a weight too, which FILE does"),
+        (["own.npz", "--loss", "linear_crossentropy"], "--loss linear_crossentropy takes a weight too, which FILE"),
         (["own.npz", "--loss", "log_loss", "--dtype", "float32"], "--dtype chooses among"),
         (["own.npz", "--loss", "log_loss", "--loss", "kl_divergence"], "FILE needs one --loss"),
         (["--json", "nowhere/p.json"], "nowhere/p.json cannot be written: No such file or directory"),
