@@ -233,7 +233,12 @@ def layer_dtypes(dtypes: Mapping[str, str], side: str = "") -> None:
     of = f"{side}_" if side else ""
     for name, dtype in dtypes.items():
         if not is_float(dtype):
-            raise TypeError(f"{of}{name} has dtype {dtype}, and a linear layer's arrays are floating-point; convert it")
+            swapped = (
+                ", or swap labels and hidden if they came in the wrong order" if name == "hidden" and not of else ""
+            )
+            raise TypeError(
+                f"{of}{name} has dtype {dtype}, and a linear layer's arrays are floating-point; convert it{swapped}"
+            )
         if (dtype == "float64") != (dtypes["hidden"] == "float64"):
             raise TypeError(
                 f"{of}{name} is {dtype} and {of}hidden {dtypes['hidden']}; convert one, nothing is cast to float64"

@@ -113,5 +113,7 @@ def _record(loss: Callable[..., Any] | str) -> Loss:
     for name, record in LOSSES.items():
         if loss == name or function is getattr(losses, name):
             return record
-    known = f"pass one of its functions, or a name: {', '.join(LOSSES)}"
+    known = f"pass one of its functions, or a name: {', '.join(LOSSES)}, linear_crossentropy"
+    if inspect.isfunction(function) and function.__module__ == losses.__name__:
+        raise ValueError(f"explain does not know {function.__name__}; {known}")
     raise ValueError(f"{loss!r} is no function of lossbridge.losses; {known}")

@@ -33,7 +33,7 @@ from lossbridge.spec import PER_SAMPLE, Names, Request
 
 NAMES = Names("labels", "hidden", leave_out="ignore_class= or mask=", soft="categorical_crossentropy of logits")
 
-Layer = tuple[Any, Any, int]  # weight, bias and the axis of its classes
+LayerArguments = tuple[Any, Any, int]  # weight, bias and the axis of its classes
 Split = tuple[Any, Any, Any]  # how the classes are split over devices: group, classes, reduce_hidden
 ALONE: Split = (None, None, True)
 
@@ -52,21 +52,22 @@ RETURNS: Mapping[str, str] = {
 def run(
     labels: Any,
     hidden: Any,
-    layer: Layer,
+    layer: LayerArguments,
     memory: int | None,
     split: Split = ALONE,
     returns: Any = "loss",
+    names: Names = NAMES,
     **given: Any,
 ) -> Any:
     """The loss of a layer's classes, or what `returns` names. `given`: options of the loss of logits, and COMMON's."""
     given = {**COMMON, **OF.options, **given, "returns": returns}
-    call, target = resolve(labels, hidden, layer, memory, given, split)
-    names = names_of(returns)
-    columns = dict.fromkeys(RETURNS[name] for name in names)
-    found = [_loss(call, target)] if list(columns) == ["loss"] else _beside(call, target, names, tuple(columns))
+    call, target = resolve(labels, hidden, layer, memory, given, split, names)
+    wanted = names_of(returns)
+    columns = dict.fromkeys(RETURNS[name] for name in wanted)
+    found = [computed(call, target)] if list(columns) == ["loss"] else _beside(call, target, wanted, tuple(columns))
     if call.shard is not None:
         found = [call.request.framework.laid(x, hidden) for x in found]
-    return found[0] if returns == "loss" else _record(names)(*found)
+    return found[0] if returns == "loss" else _record(wanted)(*found)
 
 
 def names_of(returns: Any) -> tuple[str, ...]:
@@ -75,10 +76,11 @@ def names_of(returns: Any) -> tuple[str, ...]:
     return (returns,) if isinstance(returns, str) else tuple(returns)
 
 
-def _loss(call: Linear, target: Array) -> Array:
+def computed(call: Linear, like: Array) -> Array:
+    """The loss; per-sample losses in the shape of `like`."""
     framework = call.request.framework
     found = framework.choose_linear(call).path.losses(call)
-    return framework.ops.reshape_as(found, target) if call.request.reduction in PER_SAMPLE else found
+    return framework.ops.reshape_as(found, like) if call.request.reduction in PER_SAMPLE else found
 
 
 _RECORDS: dict[tuple[str, ...], Any] = {}
@@ -115,7 +117,13 @@ def _beside(call: Linear, target: Array, names: tuple[str, ...], columns: tuple[
 
 
 def resolve(
-    labels: Any, hidden: Any, layer: Layer, memory: int | None, given: Mapping[str, Any], split: Split = ALONE
+    labels: Any,
+    hidden: Any,
+    layer: LayerArguments,
+    memory: int | None,
+    given: Mapping[str, Any],
+    split: Split = ALONE,
+    names: Names = NAMES,
 ) -> tuple[Linear, Array]:
     """The call, and the labels, whose shape the losses have."""
     framework = framework_of(hidden, "hidden")
@@ -123,7 +131,7 @@ def resolve(
         labels, hidden, layer, given, split = framework.shards.local((labels, hidden, layer, given, split))
     group, classes, reduce_hidden = split
     if group is None and classes is None and reduce_hidden is True:
-        return _resolved(labels, hidden, layer, memory, given, None)
+        return _resolved(labels, hidden, layer, memory, given, None, names)
     weight, _, classes_axis = layer
     if framework.shards is None:
         errors.no_groups(framework.name)
@@ -137,19 +145,25 @@ def resolve(
 
     meeting = framework.shards.meeting(split, hidden)
     return agreement.resolved(
-        meeting, own, given, lambda sharded: _resolved(labels, hidden, layer, memory, given, sharded)
+        meeting, own, given, lambda sharded: _resolved(labels, hidden, layer, memory, given, sharded, names)
     )
 
 
 def _resolved(
-    labels: Any, hidden: Any, layer: Layer, memory: int | None, given: Mapping[str, Any], sharded: Any
+    labels: Any,
+    hidden: Any,
+    layer: LayerArguments,
+    memory: int | None,
+    given: Mapping[str, Any],
+    sharded: Any,
+    names: Names,
 ) -> tuple[Linear, Array]:
     """`sharded`: where classes are split over devices, the framework for this device's."""
     weight, bias, classes_axis = layer
     given = checked(given)
     errors.layer_options(classes_axis, memory)
     classes_axis, memory = int(classes_axis), None if memory is None else int(memory)
-    others = {"labels": labels, "weight": weight, "bias": bias, **arrays_of(given, NAMES)}
+    others = {"labels": labels, "weight": weight, "bias": bias, **arrays_of(given, names)}
     framework = common_framework(hidden, "hidden", others)
     ops = framework.ops
     hidden = as_array(ops, "hidden", hidden)
@@ -157,45 +171,57 @@ def _resolved(
     bias = None if bias is None else parameter(ops, "bias", bias, hidden)
     target = as_array(ops, "labels", labels, hidden)
     named = {name: x for name, x in (("hidden", hidden), ("weight", weight), ("bias", bias)) if x is not None}
-    errors.layer_dtypes({name: dtype_of(ops, x) for name, x in named.items()})
-    shapes = {name: ops.shape(x) for name, x in named.items()}
-    errors.layer_shapes(shapes, classes_axis, may_be_empty=sharded is not None)
+    classes, units = layer_sizes(ops, named, classes_axis, may_be_empty=sharded is not None)
     sizes = ops.shape(hidden)
     errors.hidden_labels(ops.shape(target), sizes)
-    errors.label_dtype(dtype_of(ops, target), NAMES)
+    errors.label_dtype(dtype_of(ops, target), names)
     target = held_to(ops, "labels", target, hidden, len(sizes) - 1)
-    classes, units = ops.shape(weight)[classes_axis], ops.shape(weight)[1 - classes_axis]
-    assert classes is not None
-    assert units is not None
     shard, of_classes = None, weight
     if sharded is not None:
         shard, of_classes = sharded.shard, sharded.like_all_classes(weight, classes_axis)
         classes = shard.classes
     dtype, rule = compute_dtype(ops, hidden), OF.rules["logits"]["labels"]
     given = divided(given, dtype)
-    options = options_of(ops, OF, rule, given, (of_classes, classes_axis, dtype), NAMES)
+    options = options_of(ops, OF, rule, given, (of_classes, classes_axis, dtype), names._replace(pred="weight"))
     if options.get("class_weight") is not None:
         options["class_weight"] = ops.reshape(options["class_weight"], (1, -1))
     hidden = held_to_ranges(ops, hidden, dtype, options)
     r = Request(OF, rule, sharded or framework, target, hidden, len(sizes) - 1, dtype, options, given["reduction"])
     r = r._replace(constant=constants(ops, given, options), in_arrays=in_arrays(options))
-    r = with_weights(r, given, NAMES)
-    r = with_labels(r, labels, given, NAMES, classes)
-    valid = flat(ops, r.valid, r.target)
-    request = r._replace(
-        target=ops.reshape(r.target, (-1,)),
-        pred=neutralise(ops, ops.reshape(hidden, (-1, units)), valid, 1, 0.0),
-        axis=1,
-        weight=flat(ops, r.weight, r.target),
-        counted=flat(ops, r.counted, r.target),
-        valid=valid,
-    )
+    r = with_weights(r, given, names)
+    r = with_labels(r, labels, given, names, classes)
+    request = in_rows(r, r.target, units)._replace(target=ops.reshape(r.target, (-1,)))
     return with_divisor(Linear(request, weight, bias, classes_axis, classes, memory, shard)), target
 
 
-def flat(ops: ArrayOps, x: Array | None, like: Array) -> Array | None:
-    """One number a row: of weights or a mask that broadcast to the losses' shape, which `like` has."""
-    return None if x is None else ops.reshape(ops.broadcast_to(x, like), (-1,))
+def in_rows(r: Request, like: Array, units: int) -> Request:
+    """The request with all axes before the units as one. `like`: has the losses' shape. The target stays as it is."""
+    ops = r.framework.ops
+    weight, counted, valid = (
+        None if x is None else ops.reshape(ops.broadcast_to(x, like), (-1,)) for x in (r.weight, r.counted, r.valid)
+    )
+    return r._replace(pred=flat(ops, r.pred, units, valid), axis=1, weight=weight, counted=counted, valid=valid)
+
+
+def flat(ops: ArrayOps, hidden: Array, units: int, valid: Array | None) -> Array:
+    """Hidden states of shape (N, H), 0 in rows that are not valid."""
+    return neutralise(ops, ops.reshape(hidden, (-1, units)), valid, 1, 0.0)
+
+
+def layer_sizes(
+    ops: ArrayOps, arrays: Mapping[str, Array], classes_axis: int, side: str = "", *, may_be_empty: bool = False
+) -> tuple[int, int]:
+    """The numbers of classes and of units. Raises where hidden states, weight and bias do not fit one another.
+
+    `side`: stands before their names in errors; `may_be_empty`: a shard without classes.
+    """
+    errors.layer_dtypes({name: dtype_of(ops, x) for name, x in arrays.items()}, side)
+    shapes = {name: ops.shape(x) for name, x in arrays.items()}
+    errors.layer_shapes(shapes, classes_axis, side, may_be_empty=may_be_empty)
+    classes, units = shapes["weight"][classes_axis], shapes["weight"][1 - classes_axis]
+    assert classes is not None
+    assert units is not None
+    return classes, units
 
 
 def parameter(ops: ArrayOps, name: str, x: Any, hidden: Array) -> Array:

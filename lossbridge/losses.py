@@ -33,9 +33,8 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from lossbridge import kept, linear
+from lossbridge import distillation, linear, topk
 from lossbridge.errors import axis_of, gradient_buffer, has_classes, is_float
-from lossbridge.linear_distillation import run as of_layers
 from lossbridge.request import as_array, framework_of, run
 from lossbridge.spec import ENTROPY, LOSSES, Kind, Reduction, Scale
 
@@ -458,7 +457,7 @@ def topk_divergence(
     Source: Hinton, Vinyals and Dean, Distilling the Knowledge in a Neural Network, 2015; the bucket is a coarser
     partition, whose divergence is smaller: Cover and Thomas, Elements of Information Theory, 2006, §2.7.
     """
-    return kept.run(
+    return topk.run(
         indices,
         log_probs,
         student_logits,
@@ -702,7 +701,7 @@ def linear_distillation(
     options |= {"mask": mask, "normalizer": normalizer, "reduction": reduction}
     teacher = teacher_hidden, teacher_weight, teacher_bias
     student = student_hidden, student_weight, student_bias
-    return of_layers(teacher, student, classes_axis, memory, **options)
+    return distillation.run(teacher, student, classes_axis, memory, **options)
 
 
 def token_log_probs(

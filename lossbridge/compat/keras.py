@@ -359,10 +359,10 @@ def without_last(x: Array, rank: int, name: str = "y_pred") -> Array:
     return b.squeeze(x, rank) if len(shape) == rank + 1 and shape[-1] == 1 else x
 
 
-def labels(y_true: Array, y_pred: Array, axis: int) -> Array:
+def labels(y_true: Array, y_pred: Array, axis: int, name: str = "y_true") -> Array:
     """Class labels as integers, without an axis of size 1 at `axis`. Outcomes unchanged."""
     errors.integer_axis(axis)
-    b = framework_of(y_true, "y_true").ops
+    b = framework_of(y_true, name).ops
     true, pred = b.shape(y_true), framework_of(y_pred).ops.shape(y_pred)
     if len(true) == len(pred) and true[axis:][:1] == (1,) != pred[axis:][:1]:
         y_true = b.squeeze(y_true, axis % len(true))
@@ -372,7 +372,7 @@ def labels(y_true: Array, y_pred: Array, axis: int) -> Array:
     if known is not None and (bad := np.isfinite(known) & (known != np.round(known))).any():
         index = tuple(int(i) for i in np.argwhere(bad)[0])
         raise ValueError(
-            f"y_true holds fractions ({known[index]} at index {index[0] if len(index) == 1 else index}), and class "
+            f"{name} holds fractions ({known[index]} at index {index[0] if len(index) == 1 else index}), and class "
             "labels are integers; use CategoricalCrossentropy for targets"
         )
     # A fraction becomes −2³¹, which is out of range.

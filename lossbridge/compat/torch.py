@@ -22,9 +22,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from lossbridge import errors
+from lossbridge import errors, linear
 from lossbridge.frameworks.framework import ArrayOps
-from lossbridge.losses import linear_crossentropy
 from lossbridge.maths import bernoulli, divergence, softmax
 from lossbridge.maths.ops import Array, Ops, Residuals, Rule, Shape
 from lossbridge.request import as_array, common_framework, compute_dtype, dtype_of, framework_of, run
@@ -225,19 +224,17 @@ def linear_cross_entropy(
         errors.label_shape(ops.shape(labels), shape[:-1], shape, -1, NAMES._replace(pred="the logits"))
     if ours == "mean" and normalizer is None and each is not None:
         given["normalizer"] = _label_weight(ops, labels, layer, each, ignored)
-    given |= {"reduction": ours, "ignore_class": ignored, "class_weight": weight, "memory": memory}
-    return linear_crossentropy(target, pred, layer, bias=bias, **given)
+    given |= {"reduction": ours, "ignore_class": ignored, "class_weight": weight}
+    return linear.run(target, pred, (layer, bias, 0), memory, names=NAMES, **given)
 
 
 def _linear_layer(ops: ArrayOps, pred: Array, weight: Any, bias: Any) -> tuple[Array, Array | None]:
     """Weight and bias as arrays of the framework. Raises where they and the input make no logits."""
-    found = {"linear_weight": as_array(ops, "linear_weight", weight, pred)}
+    found = {"linear_weight": linear.parameter(ops, "linear_weight", weight, pred)}
     if bias is not None:
-        found["linear_bias"] = as_array(ops, "linear_bias", bias, pred)
-    for (name, x), given in zip(found.items(), (weight, bias), strict=False):
-        if isinstance(given, list | tuple):  # Python numbers have no dtype
-            found[name] = ops.cast(x, compute_dtype(ops, pred))
-        dtype = ops.dtype(found[name])
+        found["linear_bias"] = linear.parameter(ops, "linear_bias", bias, pred)
+    for name, x in found.items():
+        dtype = ops.dtype(x)
         errors.floating(dtype, name, "target")
         if (dtype == "float64") != (ops.dtype(pred) == "float64"):
             raise TypeError(f"{name} is {dtype} and input {ops.dtype(pred)}; convert one, nothing is cast to float64")

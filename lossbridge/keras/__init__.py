@@ -2,7 +2,7 @@
 
 A constructor takes Keras' own arguments in Keras' order, with Keras' defaults; further options are keyword-only.
 A call takes (y_true, y_pred, sample_weight=None, *, normalizer=None). `_Loss` does the work; the classes after
-it are signatures and docstrings. No maths.
+it are signatures and docstrings. No maths. `LinearCrossentropyHead` is a layer, which adds its loss to the model's.
 
 These arguments mean the same in every loss:
 
@@ -137,8 +137,8 @@ class _Loss(keras.losses.Loss):
             y_true,
             y_pred,
             names=with_attached_mask(self._loss.names),
-            sample_weight=without_last_axis(sample_weight, samples),
-            mask=without_last_axis(mask, samples),
+            sample_weight=without_last_axis(sample_weight, samples, "sample_weight"),
+            mask=without_last_axis(mask, samples, "mask"),
             **options,
         )
 

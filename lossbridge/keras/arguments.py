@@ -65,5 +65,5 @@ def given_array(x: Any, name: str) -> Array:
     return x if hasattr(x, "shape") else np.asarray(x)
 
 
-def without_last_axis(x: Any, rank: int) -> Any:
-    return None if x is None else without_last(given_array(x, "sample_weight"), rank, "sample_weight")
+def without_last_axis(x: Any, rank: int, name: str) -> Any:
+    return None if x is None else without_last(given_array(x, name), rank, name)

@@ -129,11 +129,11 @@ class LinearCrossentropyHead(keras.layers.Layer):
         samples = len(inputs.shape) - 1
         options = self._options | {"bias": bias, "classes_axis": 1}
         loss = losses.linear_crossentropy(
-            class_labels(given_array(labels, "labels"), hidden, -1),
+            class_labels(given_array(labels, "labels"), hidden, -1, "labels"),
             hidden,
             kernel,
-            sample_weight=without_last_axis(sample_weight, samples),
-            mask=without_last_axis(mask, samples),
+            sample_weight=without_last_axis(sample_weight, samples, "sample_weight"),
+            mask=without_last_axis(mask, samples, "mask"),
             **options,
         )
         # tf.distribute sums gradients over its replicas, so the trainer divides what layers add by their number. A sum,

@@ -84,7 +84,7 @@ OwnFile = Annotated[
     ),
 ]
 Everything = Annotated[
-    bool, typer.Option("--all", help="Compile every case, those too that compile another case's function again.")
+    bool, typer.Option("--all", help="Compile every case, also where another case's compiled function is the same.")
 ]
 Peers = Annotated[
     bool, typer.Option("--peers", help="Compare lossbridge.compat with the libraries' own functions, where installed.")
@@ -92,7 +92,7 @@ Peers = Annotated[
 
 # Options of a loss, for commands that call one.
 _PANEL: dict[str, Any] = {"rich_help_panel": "Options of the loss"}
-FromLogits = Annotated[bool | None, typer.Option(help="y_pred holds logits.", **_PANEL)]
+FromLogits = Annotated[bool | None, typer.Option("--from-logits", help="y_pred holds logits.", **_PANEL)]
 LabelSmoothing = Annotated[float | None, typer.Option(parser=number, help="In [0, 1].", **_PANEL)]
 Axis = Annotated[int | None, typer.Option(parser=whole_number, help="The axis of the classes.", **_PANEL)]
 Epsilon = Annotated[
@@ -105,7 +105,9 @@ Beta = Annotated[float | None, typer.Option(parser=number, help="The teacher's s
 Scale = Annotated[str | None, typer.Option(help=f"Of jensen_shannon: {' or '.join(CHOICES['scale'])}.", **_PANEL)]
 Alpha = Annotated[float | None, typer.Option(parser=number, help="Of the focal losses.", **_PANEL)]
 Gamma = Annotated[float | None, typer.Option(parser=number, help="Of the focal losses.", **_PANEL)]
-ClassBalancing = Annotated[bool | None, typer.Option(help="Of binary_focal_crossentropy.", **_PANEL)]
+ClassBalancing = Annotated[
+    bool | None, typer.Option("--apply-class-balancing", help="Of binary_focal_crossentropy.", **_PANEL)
+]
 Reduction = Annotated[str | None, typer.Option(help="mean, sum, none or mean_with_sample_weight.", **_PANEL)]
 _OPTIONS = (
     *("from_logits", "label_smoothing", "axis", "epsilon", "ignore_class", "temperature", "alpha", "gamma"),
@@ -129,6 +131,9 @@ AnswerPage = Annotated[
 MayBe = Annotated[
     float | None,
     typer.Option(parser=number, help="A coefficient that may have been used; round ones are found without."),
+]
+MayBeUsual = Annotated[
+    float | None, typer.Option(parser=number, help="One that may have been used; usual ones are found without.")
 ]
 ProbeFile = Annotated[
     Path | None, typer.Option(help="Write a small batch on which the explanations differ to this .npz file.")
@@ -244,10 +249,9 @@ def parity(
 ) -> None:
     """Compare values and gradients of every backend with the reference, eager and compiled.
 
-    Every case runs eagerly; compiled run those that compile something new, and with --all every one.
+    Every case runs eagerly. Of the cases that compile to the same function one is compiled, with --all every one.
 
-    With --peers, compare lossbridge.compat with the libraries themselves; --loss then names functions, such as
-    torch.kl_div, or whole libraries.
+    With --peers, compare lossbridge.compat with the libraries themselves; --loss is then torch, or torch.kl_div.
 
     Exit status: 0 if everything asked for ran and agreed, 1 if not, 2 on bad usage.
     """
@@ -278,14 +282,16 @@ class _ParityRequest:
         if self.peers:
             _refuse_unknown("--loss", self.losses, peers.names(), listed=peers.libraries())
         else:
-            _refuse_unknown("--loss", self.losses, LOSSES if self.file is not None else (*LOSSES, LINEAR))
+            if file is not None and LINEAR in self.losses:
+                _refuse(f"--loss {LINEAR} takes a weight too, which FILE does not hold; leave out FILE")
+            _refuse_unknown("--loss", self.losses, (*LOSSES, LINEAR))
         _refuse_unknown("--dtype", self.dtypes, DTYPES)
         if self.peers and (file is not None or options):
             _refuse("--peers has arrays and options of its own; leave out FILE and what describes it")
         if self.peers and self.dtypes:
             _refuse("--dtype chooses among the built-in cases; --peers compares in float32")
         if file is None and options:
-            _refuse(f"--{next(iter(options)).replace('_', '-')} describes your own arrays; name their .npz FILE too")
+            _refuse(f"--{next(iter(options)).replace('_', '-')} describes your own arrays; name their FILE too")
         if file is not None:
             if len(self.losses) != 1:
                 _refuse(f"FILE needs one --loss; use one of {', '.join(LOSSES)}")
@@ -459,6 +465,8 @@ def explain(
     Exit status: 0 if every framework answered, 1 if not, 2 on bad usage.
     """
     named, options = backend or [], _options(locals())
+    if loss == LINEAR:
+        _refuse(f"LOSS {LINEAR} takes a weight too, which no option gives; call lossbridge.explain in Python")
     _refuse_unknown("LOSS", [loss], LOSSES)
     _refuse_unknown("--backend", named, FRAMEWORKS)
     _refuse_unknown("--dtype", [dtype] if dtype else [], DTYPES)
@@ -544,8 +552,8 @@ def diagnose(
     gamma: MayBe = None,
     alpha: MayBe = None,
     logit_scale: MayBe = None,
-    softcap: MayBe = None,
-    z_loss: MayBe = None,
+    softcap: MayBeUsual = None,
+    z_loss: MayBeUsual = None,
     probe: ProbeFile = None,
     html: AnswerPage = None,
 ) -> None:

@@ -659,8 +659,11 @@ def causal_lm_loss(
     """
     if (outputs is None) == (hidden is None) or (hidden is None) != (weight is None):
         raise TypeError("pass outputs, which hold the logits; or hidden= and weight=, without outputs")
-    if labels is None:
-        raise TypeError("labels is None; pass the token ids, with -100 where none is to be predicted")
+    if hidden is None and bias is not None:
+        raise TypeError("bias is of the head that hidden= goes through, and outputs hold its logits; leave it out")
+    if not isinstance(labels, Tensor):
+        found = None if labels is None else type(labels).__name__
+        raise TypeError(f"labels is {found}; pass a tensor of the token ids, with -100 where none is to be predicted")
     pred = _logits_of(outputs) if hidden is None else hidden
     errors.floating(dtype(pred), "outputs" if hidden is None else "hidden", "labels")
     if isinstance(num_items_in_batch, Tensor):

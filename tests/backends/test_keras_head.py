@@ -249,6 +249,7 @@ def test_compiled_fit_equals_eager() -> None:
         (lambda: lk.LinearCrossentropyHead(C, dtype="int32"), "dtype is int32"),
         (lambda: built()(HIDDEN, LABELS[:, :2]), r"labels has shape \(6, 2\) and hidden \(6, 4, 3\)"),
         (lambda: built()(HIDDEN, LABELS + C), "label .* is out of range: there are 5 classes"),
+        (lambda: built()(HIDDEN, LABELS + 0.5), "labels holds fractions"),
     ],
 )
 def test_errors(make, words) -> None:

@@ -236,8 +236,17 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "axes": ({"classes_axis": np.array([0, 1])}, ValueError, "; pass 0 for a weight of shape"),
     "memory": ({"memory": 0}, ValueError, "memory is 0; pass the bytes"),
     "fractional memory": ({"memory": 1e6}, ValueError, "memory is 1000000.0; pass the bytes"),
-    "integers": ({"hidden": np.zeros((N, H), np.int32)}, TypeError, "hidden has dtype int32"),
-    "class weights": ({"class_weight": np.ones(H, np.float32)}, ValueError, "class_weight has shape (6,)"),
+    "integers": (
+        {"hidden": np.zeros((N, H), np.int32)},
+        TypeError,
+        "hidden has dtype int32",
+    ),
+    "labels and hidden states swapped": ({"hidden": np.zeros((N, H), np.int32)}, TypeError, "swap labels and hidden"),
+    "class weights": (
+        {"class_weight": np.ones(H, np.float32)},
+        ValueError,
+        "class_weight has shape (6,), and axis 0 of weight",
+    ),
     "sample weights": ({"sample_weight": np.ones(C, np.float32)}, ValueError, "sample_weight has shape (11,)"),
     "cap": ({"softcap": 0.0}, ValueError, "softcap is 0.0; pass a number in"),
 }

@@ -91,6 +91,25 @@ def test_check_numerics_finds_nothing(loss, y_true, y_pred, given, sizes) -> Non
             np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("sizes", ["known", "unknown"])
+def test_hidden_states_of_two_layers(sizes) -> None:
+    """A graph may know the number of units by the weight alone."""
+    rng = np.random.default_rng(0)
+    arrays = [rng.normal(size=shape).astype(np.float32) for shape in ((6, 7), (50, 7), (6, 4), (50, 4))]
+    shapes = [x.shape if sizes == "known" or len(x) == 50 else [None, None] for x in arrays]
+    signature = [tf.TensorSpec(shape, tf.float32) for shape in shapes]
+
+    def step(teacher, teacher_weight, hidden, weight):
+        with tf.GradientTape() as tape:
+            tape.watch((hidden, weight))
+            value = lb.linear_distillation(teacher, teacher_weight, hidden, weight)
+        return value, *tape.gradient(value, (hidden, weight))
+
+    compiled = tf.function(step, input_signature=signature, autograph=False)
+    for got, wanted in zip(compiled(*arrays), step(*map(tf.constant, arrays)), strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-7)
+
+
 @pytest.mark.parametrize("form", ["logits", "probabilities"])
 @pytest.mark.parametrize("name", [name for name in lk.__all__ if issubclass(getattr(lk, name), keras.losses.Loss)])
 @pytest.mark.usefixtures("_check_numerics")

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import lossbridge.torch as lt
+from lossbridge import linear
 from lossbridge.compat import torch as compat
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -168,12 +169,12 @@ def test_which_calls_go_without_all_logits(monkeypatch) -> None:
     """Those of classes; batch_chunk_size is the number of rows in a block."""
     calls: list[Any] = []
 
-    def watched(*arguments: Any, memory: Any, **options: Any) -> Any:
+    def watched(labels: Any, hidden: Any, layer: Any, memory: Any, **options: Any) -> Any:
         calls.append(memory)
-        return linear_crossentropy(*arguments, memory=memory, **options)
+        return run(labels, hidden, layer, memory, **options)
 
-    linear_crossentropy = compat.linear_crossentropy
-    monkeypatch.setattr(compat, "linear_crossentropy", watched)
+    run = linear.run
+    monkeypatch.setattr(linear, "run", watched)
     hidden, target = torch.randn(6, 4), torch.zeros(6, dtype=torch.long)
     lt.LinearCrossEntropyLoss(4, 5, label_smoothing=0.1)(hidden, target)
     lt.LinearCrossEntropyLoss(4, 5, options=nn.LinearCrossEntropyOptions())(hidden, target)

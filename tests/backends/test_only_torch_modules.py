@@ -565,6 +565,14 @@ def test_no_tensor(name) -> None:
         (lambda: lt.BCELoss()(torch.ones(2), torch.tensor([0.5, -1.0])), "target holds -1.0 at index 1"),
         (lambda: lt.BCELoss(torch.ones(1, 2))(torch.zeros(2), torch.ones(2)), "does not broadcast to input's"),
         (lambda: lt.causal_lm_loss(torch.zeros(1, 3, 5), None), "labels is None"),
+        (
+            lambda: lt.causal_lm_loss(torch.zeros(1, 3, 5), [[1, 2, 3]]),
+            "labels is list; pass a tensor",
+        ),
+        (
+            lambda: lt.causal_lm_loss(torch.zeros(1, 3, 5), torch.zeros(1, 3).long(), bias=torch.zeros(5)),
+            "bias is of the head that hidden= goes through",
+        ),
         (lambda: lt.causal_lm_loss(labels=torch.zeros(1, 3).long()), "pass outputs, which hold the logits; or hidden="),
         (lambda: lt.causal_lm_loss(labels=None, hidden=torch.zeros(1, 3, 5)), "hidden= and weight=, without outputs"),
         (

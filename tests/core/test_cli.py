@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -242,6 +243,7 @@ def children(pid: int) -> list[int]:
         (["--dtype", "float8"], "--dtype float8 is unknown; use one of"),
         (["--epsilon", "0.1"], "--epsilon describes your own arrays"),
         (["own.npz"], "FILE needs one --loss"),
+        (["own.npz", "--loss", "linear_crossentropy"], "--loss linear_crossentropy takes a weight too, which FILE"),
         (["own.npz", "--loss", "log_loss", "--dtype", "float32"], "--dtype chooses among"),
         (["own.npz", "--loss", "log_loss", "--loss", "kl_divergence"], "FILE needs one --loss"),
         (["--json", "nowhere/p.json"], "nowhere/p.json cannot be written: No such file or directory"),
@@ -254,6 +256,15 @@ def children(pid: int) -> list[int]:
 )
 def test_bad_usage(arguments, words) -> None:
     assert words in run("parity", *arguments, code=2).stderr
+
+
+@pytest.mark.parametrize("command", ["parity", "explain", "diagnose", "compare", "vectors", "bench", "doctor"])
+def test_help_fits_into_80_columns(command, monkeypatch) -> None:
+    """No name is cut short."""
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = run(command, "--help").stdout
+    assert max(map(len, shown.splitlines())) == 80
+    assert not re.search(r"[^\W\d_]…", shown.replace("param_…", "").replace("grad_…", ""))
 
 
 def test_an_option_that_the_loss_lacks(save, arrays) -> None:
@@ -567,6 +578,7 @@ def test_explain_makes_arrays_for_every_loss(loss) -> None:
     ("arguments", "words"),
     [
         (["crossentropy"], "LOSS crossentropy is unknown; use one of categorical_crossentropy, "),
+        (["linear_crossentropy"], "LOSS linear_crossentropy takes a weight too, which no option gives"),
         (["log_loss", "--shape", "4,x"], "--shape is '4,x'; give sizes with commas between, as 4096,1000"),
         (["log_loss", "--shape", "-4"], "--shape is '-4'; give sizes with commas between, as 4096,1000"),
         (["log_loss", "--axis", "2"], "axis 2 is out of range: y_pred has shape (4096, 1000); use -2 to 1"),

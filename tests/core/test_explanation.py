@@ -44,6 +44,11 @@ def test_what_is_no_loss(loss) -> None:
         lb.explain(loss, T, P)
 
 
+def test_a_loss_that_is_not_known_here() -> None:
+    with pytest.raises(ValueError, match="explain does not know linear_distillation; pass one of its functions, or"):
+        lb.explain(lb.linear_distillation, T, P)
+
+
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [

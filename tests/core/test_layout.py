@@ -70,9 +70,9 @@ ALLOWED = {
     "request": {"maths", "spec", "errors", "reduction", "frameworks"},
     "agreement": {"maths", "errors", "frameworks"},
     "linear": {"maths", "spec", "errors", "reduction", "request", "frameworks", "agreement"},
-    "linear_distillation": {"maths", "spec", "errors", "reduction", "request", "frameworks", "linear"},
-    "kept": {"maths", "spec", "errors", "reduction", "request"},
-    "losses": {"spec", "errors", "request", "linear", "linear_distillation", "kept"},
+    "distillation": {"maths", "spec", "errors", "request", "frameworks", "linear"},
+    "topk": {"maths", "spec", "errors", "reduction", "request"},
+    "losses": {"spec", "errors", "request", "linear", "distillation", "topk"},
     "explanation": {"maths", "spec", "request", "frameworks", "linear", "losses"},
 }
 

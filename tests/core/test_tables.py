@@ -67,7 +67,10 @@ REFUSED = {
     "missing": (None, "cannot be read: No such file or directory; name an .npz, .csv or .parquet file"),
     "empty": ("", "is empty; write a header"),
     "no rows": ("y_true,y_pred\n", "has a header and no rows; write one row a sample"),
-    "no y_true": ("y_pred\n1\n", "lacks y_true; it holds y_pred"),
+    "no y_true": (
+        "y_pred\n1\n",
+        "lacks y_true; it holds y_pred; name the columns label or y_true",
+    ),
     "unknown": ("y_true,y_pred,id\n1,1,a\n", "holds id, which is not known here; name the arrays y_true, y_pred"),
     "semicolons": ("y_true;y_pred\n1;1\n", "has no commas in its header; separate columns with commas"),
     "ragged": ("y_true,y_pred\n1,1\n1,1,1\n", "line 3 has 3 cells, and the header 2"),

@@ -39,7 +39,7 @@ class RunLoss:
             return "; ".join(filter(None, (self.explanation.words, self.reading)))
         if self.diagnosis is None:
             return self.problem
-        return f"nothing that is known ({str(self.diagnosis).splitlines()[0].partition(': ')[2].rstrip('.')})"
+        return f"nothing that is known (nothing fits, of {self.diagnosis.tried} conventions)"
 
     @property
     def reads_right(self) -> bool:

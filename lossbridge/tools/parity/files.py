@@ -73,9 +73,10 @@ def _check_names(path: Path, names: Iterable[str], optional: tuple[str, ...]) ->
     missing = [name for name in REQUIRED if name not in names]
     if missing:
         found = ", ".join(names) or "nothing"
-        raise UnusableFile(
-            f"{path} lacks {' and '.join(missing)}; it holds {found}; name the arrays {', '.join(REQUIRED)}"
-        )
+        named = f"arrays {', '.join(REQUIRED)}"
+        if path.suffix.lower() in SUFFIXES:
+            named = "columns label or y_true, and y_pred or y_pred_0, y_pred_1, …"
+        raise UnusableFile(f"{path} lacks {' and '.join(missing)}; it holds {found}; name the {named}")
     unknown = [name for name in names if name not in (*REQUIRED, *optional)]
     if unknown:
         raise UnusableFile(

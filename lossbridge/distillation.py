@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from lossbridge import errors
+from lossbridge.frameworks.framework import ArrayOps
 from lossbridge.frameworks.linear_blocks import Layer, Linear, with_divisor
-from lossbridge.linear import flat, parameter
+from lossbridge.linear import computed, flat, in_rows, layer_sizes, parameter
 from lossbridge.maths.ops import Array
-from lossbridge.reduction import neutralise
 from lossbridge.request import (
     COMMON,
     arrays_of,
@@ -18,14 +18,13 @@ from lossbridge.request import (
     common_framework,
     compute_dtype,
     divided,
-    dtype_of,
     held_to,
     held_to_ranges,
     in_arrays,
     options_of,
     with_weights,
 )
-from lossbridge.spec import LOSSES, PER_SAMPLE, Names, Request
+from lossbridge.spec import LOSSES, Names, Request
 
 OF = LOSSES["divergence"]
 NAMES = Names("teacher_hidden", "student_hidden")
@@ -35,10 +34,7 @@ Side = tuple[Any, Any, Any]
 
 def run(teacher: Side, student: Side, classes_axis: int, memory: int | None, **given: Any) -> Any:
     """`given`: options of the divergence of logits by name, and those of COMMON."""
-    call, like = resolve(teacher, student, (classes_axis, memory), {**COMMON, **OF.options, **given})
-    framework = call.request.framework
-    found = framework.choose_linear(call).path.losses(call)
-    return framework.ops.reshape_as(found, like) if call.request.reduction in PER_SAMPLE else found
+    return computed(*resolve(teacher, student, (classes_axis, memory), {**COMMON, **OF.options, **given}))
 
 
 def resolve(teacher: Side, student: Side, layout: tuple[Any, Any], given: Mapping[str, Any]) -> tuple[Linear, Array]:
@@ -56,10 +52,10 @@ def resolve(teacher: Side, student: Side, layout: tuple[Any, Any], given: Mappin
     hidden = as_array(ops, NAMES.pred, student[0])
     own = {name: parameter(ops, name, x, hidden) for name, x in named.items() if x is not None}
     own[NAMES.pred] = hidden
-    classes = [_checked_side(ops, own, side, classes_axis) for side in ("teacher", "student")]
-    sizes = [ops.shape(own[name]) for name in (NAMES.target, NAMES.pred)]
-    errors.two_layers(sizes[0], sizes[1], classes[0], classes[1])
-    axis = len(sizes[1]) - 1
+    of_teacher, of_student = (_sizes(ops, own, side, classes_axis) for side in ("teacher", "student"))
+    shape = ops.shape(hidden)
+    errors.two_layers(ops.shape(own[NAMES.target]), shape, of_teacher[0], of_student[0])
+    axis = len(shape) - 1
     target = held_to(ops, NAMES.target, own[NAMES.target], hidden, None, list(range(axis)))
     dtype = compute_dtype(ops, hidden)
     given = divided(given, dtype)
@@ -67,43 +63,19 @@ def resolve(teacher: Side, student: Side, layout: tuple[Any, Any], given: Mappin
     rule = OF.kinds["jensen_shannon" if given["kind"] == "reverse" else given["kind"]]
     end = {"beta": 1.0, "scale": "divergence"} if given["kind"] == "reverse" else {}
     options = options_of(ops, OF, rule, {**given, **end}, (own["student_weight"], classes_axis, dtype), NAMES)
-    r = Request(
-        OF,
-        rule,
-        framework,
-        target,
-        held_to_ranges(ops, hidden, dtype, options),
-        axis,
-        dtype,
-        options,
-        given["reduction"],
-    )
+    pred = held_to_ranges(ops, hidden, dtype, options)
+    r = Request(OF, rule, framework, target, pred, axis, dtype, options, given["reduction"])
     r = with_weights(r._replace(in_arrays=in_arrays(options)), given, NAMES)
     like = ops.column(hidden, 0)
-    valid = flat(ops, r.valid, like)
-
-    def rows(x: Array, units: Any) -> Array:
-        return neutralise(ops, ops.reshape(x, (-1, units)), valid, 1, 0.0)
-
-    request = r._replace(
-        target=rows(target, sizes[0][-1]),
-        pred=rows(r.pred, sizes[1][-1]),
-        axis=1,
-        weight=flat(ops, r.weight, like),
-        counted=flat(ops, r.counted, like),
-        valid=valid,
-    )
+    classes, units = of_student
+    request = in_rows(r, like, units)
+    request = request._replace(target=flat(ops, target, of_teacher[1], request.valid))
     layer = Layer(own["teacher_weight"], own.get("teacher_bias"))
     weight, bias = own["student_weight"], own.get("student_bias")
-    return with_divisor(Linear(request, weight, bias, classes_axis, classes[1], memory, teacher=layer)), like
+    return with_divisor(Linear(request, weight, bias, classes_axis, classes, memory, teacher=layer)), like
 
 
-def _checked_side(ops: Any, own: Mapping[str, Array], side: str, classes_axis: int) -> int:
-    """The number of classes of a side."""
+def _sizes(ops: ArrayOps, own: Mapping[str, Array], side: str, classes_axis: int) -> tuple[int, int]:
+    """The numbers of classes and of units of a side."""
     of_side = {name.partition("_")[2]: x for name, x in own.items() if name.startswith(side)}
-    errors.layer_dtypes({name: dtype_of(ops, x) for name, x in of_side.items()}, side)
-    shapes = {name: ops.shape(x) for name, x in of_side.items()}
-    errors.layer_shapes(shapes, classes_axis, side)
-    classes = shapes["weight"][classes_axis]
-    assert classes is not None
-    return int(classes)
+    return layer_sizes(ops, of_side, classes_axis, side)
