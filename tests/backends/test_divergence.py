@@ -27,6 +27,8 @@ PAIRS = {
     **{f"{distance:g} apart": (_Z, _Z + distance * _STEP) for distance in (1e-5, 1e-3, 0.1, 1.0, 20.0)},
     "confident": (30 * np.eye(1, 7) + _Z, 25 * np.eye(1, 7) + _Z),
     "confidently different": (30 * np.eye(1, 7), 30 * np.eye(1, 7, 3)),
+    "independently confident": (20 * _Z, 20 * _STEP),
+    "confident of other classes": (50 * np.eye(1, 7, 2) + 20 * _Z, 50 * np.eye(1, 7, 4) + 20 * _STEP),
     "the student lacks a class": (_Z, _Z + 0.1 * _STEP + _ABSENT),
     "the teacher lacks a class": (_Z + _ABSENT, _Z + 0.1 * _STEP),
     "both lack a class": (_Z + _ABSENT, _Z + 1e-3 * _STEP + _ABSENT),
