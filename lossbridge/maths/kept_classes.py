@@ -18,7 +18,8 @@ def of_student(ops: Ops, logits: Array, indices: Array, axis: int, *, tail: bool
     indices = ops.where(in_range, indices, 0)
     chosen = ops.among(indices, logits, axis)
     different = ops.sum(ops.cast(chosen, "int32"), axis, keepdims=True) == kept
-    logits = logits - ops.stop_gradient(ops.max(logits, axis))  # the bucket's would have to be rounded to their size
+    if tail:  # else the bucket's would have to be rounded to their size
+        logits = logits - ops.stop_gradient(ops.max(logits, axis))
     found = nan_unless(ops, in_range & different, ops.gather(logits, indices, axis))
     return ops.concatenate(found, _others(ops, logits, chosen, axis), axis) if tail else found
 
