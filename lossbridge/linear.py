@@ -94,7 +94,9 @@ def _record(names: tuple[str, ...]) -> Any:
 def _beside(call: Linear, target: Array, names: tuple[str, ...], columns: tuple[str, ...]) -> list[Array]:
     """Each of these names, from one pass that gives every row its columns."""
     r, ops = call.request, call.request.framework.ops
-    rows = r._replace(reduction="none", weight=None, normalizer=None)
+    rows = r._replace(
+        reduction="none", weight=None, counted=r.valid, normalizer=None
+    )  # one of weight 0 is left out too
     call = call._replace(request=rows, columns=columns)
     found = r.framework.choose_linear(call).path.losses(call)
 

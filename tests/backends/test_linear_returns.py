@@ -29,6 +29,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "bias, mask": {"bias": BIAS, "mask": MASK},
     "smoothing, class weights": {"label_smoothing": 0.1, "class_weight": np.linspace(0, 2, C).astype(np.float32)},
     "classes along axis 1": {"classes_axis": 1},
+    "weights, some 0": {"bias": BIAS, "sample_weight": np.where(MASK, 1.5, 0).astype(np.float32)},
 }
 
 
@@ -50,7 +51,7 @@ def expected(options: dict[str, Any]) -> dict[str, np.ndarray]:
         "entropy": p * ((p * z).sum(1, keepdims=True) - z),
         "z_loss": 2 * zeta * lse[:, None] * p,
     }
-    counts = options.get("mask", np.ones(N, bool))
+    counts = options.get("mask", np.ones(N, bool)) & (options.get("sample_weight", 1) != 0)
     slopes = sum(of_z[name] * (UPSTREAM[name] * counts)[:, None] for name in FLOATS) * slope
     prediction = z.argmax(1)
     found |= {"prediction": np.where(counts, prediction, -1), "correct": counts & (prediction == LABELS)}
