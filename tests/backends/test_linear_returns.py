@@ -138,6 +138,15 @@ def test_shapes(lib, shape) -> None:
         assert name == "loss" or lib.b.to_numpy(x).shape == shape
 
 
+@pytest.mark.parametrize("z_loss", [0.0, 1e-30])
+def test_the_z_loss_of_large_logits(lib, z_loss) -> None:
+    hidden = lib.array(np.array([[1e30, 0], [0, 1]], np.float32))
+    arrays = lib.array(LABELS[:2]), hidden, lib.array(np.eye(C, 2, dtype=np.float32))
+    returned = lb.linear_crossentropy(*arrays, returns=("z_loss",), z_loss=z_loss)
+    lse = np.array([1e30, np.log(np.e + C - 1)])
+    np.testing.assert_allclose(lib.b.to_numpy(returned.z_loss), z_loss * lse * lse, rtol=1e-6, atol=1e-36)
+
+
 def test_half_precision_gives_float32(lib) -> None:
     arrays = {"hidden": lib.array(HIDDEN, "bfloat16"), "weight": lib.array(WEIGHT, "bfloat16")}
     returned = lb.linear_crossentropy(lib.array(LABELS), **arrays, returns=("loss", "lse", "entropy"))
