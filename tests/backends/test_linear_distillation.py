@@ -33,7 +33,7 @@ def problem(classes_axis: int = 0, rows: tuple[int, ...] = (N,)) -> dict[str, np
 
 def exact(arrays, **options):
     a = dict(arrays)
-    sides = [a.pop(name) for name in ("teacher_hidden", "teacher_weight", "student_weight")]
+    sides = [a.pop(name) for name in ("teacher_hidden", "teacher_weight", "student_hidden", "student_weight")]
     return reference.linear_distillation(*sides, **a, **{name: x for name, x in options.items() if name != "memory"})
 
 
