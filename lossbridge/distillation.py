@@ -50,7 +50,8 @@ def resolve(teacher: Side, student: Side, layout: tuple[Any, Any], given: Mappin
     framework = common_framework(student[0], NAMES.pred, {**named, **arrays_of(given, NAMES)})
     ops = framework.ops
     hidden = as_array(ops, NAMES.pred, student[0])
-    own = {name: parameter(ops, name, x, hidden) for name, x in named.items() if x is not None}
+    given_arrays = {name: x for name, x in named.items() if x is not None or not name.endswith("bias")}
+    own = {name: parameter(ops, name, x, hidden) for name, x in given_arrays.items()}
     own[NAMES.pred] = hidden
     of_teacher, of_student = (_sizes(ops, own, side, classes_axis) for side in ("teacher", "student"))
     shape = ops.shape(hidden)

@@ -96,7 +96,8 @@ def _record(names: tuple[str, ...]) -> Any:
 def _beside(call: Linear, target: Array, names: tuple[str, ...], columns: tuple[str, ...]) -> list[Array]:
     """Each of these names, from one pass that gives every row its columns."""
     r, ops = call.request, call.request.framework.ops
-    rows = r._replace(reduction="none", weight=None, normalizer=None)
+    # A row of weight 0 is left out too.
+    rows = r._replace(reduction="none", weight=None, counted=r.valid, normalizer=None)
     call = call._replace(request=rows, columns=columns)
     found = r.framework.choose_linear(call).path.losses(call)
 
@@ -106,14 +107,15 @@ def _beside(call: Linear, target: Array, names: tuple[str, ...], columns: tuple[
             x = reduced(r, x)
             return ops.reshape_as(x, target) if r.reduction in PER_SAMPLE else x
         if name == "z_loss":
-            x = r.options.get("z_loss", 0.0) * (x * x)
+            x = (r.options.get("z_loss", 0.0) * x) * x  # x² may overflow
         elif name in ("prediction", "correct"):
             x = ops.cast(ops.stop_gradient(x), "int32")
             x = x if r.valid is None else ops.where(r.valid, x, -1)
             x = x if name == "prediction" else x == ops.cast(r.target, "int32")
         return ops.reshape_as(x, target)
 
-    return [made(name) for name in names]
+    with ops.quiet():
+        return [made(name) for name in names]
 
 
 def resolve(

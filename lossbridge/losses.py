@@ -628,7 +628,7 @@ def linear_crossentropy(
     Returns:
         A scalar; the shape of labels for reduction "none". Logits and loss are float32 also for hidden states of half
         precision, and each gradient is rounded once. A named tuple where `returns` holds names, all floats of it
-        differentiable; where a label does not count, its numbers are 0, its prediction is −1, and not correct.
+        differentiable; where a label does not count (a weight of 0 too), its numbers are 0, and its prediction is −1.
 
     Raises:
         ValueError: shapes that do not fit, an option outside its range, or a label out of range.

@@ -48,7 +48,8 @@ def run(indices: Any, log_probs: Any, student_logits: Any, tail: Any, **given: A
     r = with_weights(r, options, NAMES)
     slack = rounding(dtype_of(ops, teacher))
     _refuse_values(r, places, tail, slack)
-    tail = bool(tail) and shape[axis] != ops.shape(places)[axis]  # where all are kept there are no others
+    sizes = ops.shape(places)[axis], shape[axis]
+    tail = bool(tail) and (None in sizes or sizes[0] != sizes[1])  # where all are kept there are no others
     with ops.quiet():
         # What is not valid gets a row without a NaN: any logits, and probabilities that are nearly 0.
         student = neutralise(ops, ops.cast(student, dtype), r.valid, axis, 0.5)
@@ -56,7 +57,8 @@ def run(indices: Any, log_probs: Any, student_logits: Any, tail: Any, **given: A
         wide = "int64" if dtype_of(ops, places) in ("int64", "uint64") else "int32"
         places = neutralise(ops, ops.cast(places, wide), r.valid, axis, 0)
         pred = kept_classes.of_student(ops, student, places, axis, tail=tail)
-        target = kept_classes.of_teacher(ops, teacher, axis, slack) if tail else teacher
+        all_kept = ops.size(places, axis) == ops.size(student, axis, places) if None in sizes else None
+        target = kept_classes.of_teacher(ops, teacher, axis, slack, all_kept) if tail else teacher
     return reduce(r._replace(target=target, pred=pred))
 
 

@@ -13,21 +13,26 @@ from lossbridge.maths.ops import Array, Ops
 
 def of_student(ops: Ops, logits: Array, indices: Array, axis: int, *, tail: bool) -> Array:
     """The logits of these classes, and with `tail` that of the bucket (1). NaN where a class is repeated or is none."""
-    classes, kept = ops.size(logits, axis, indices), ops.size(indices, axis)
-    in_range = (indices >= 0) & (indices < classes)
+    in_range = (indices >= 0) & (indices < ops.size(logits, axis, indices))
     indices = ops.where(in_range, indices, 0)
     chosen = ops.among(indices, logits, axis)
-    different = ops.sum(ops.cast(chosen, "int32"), axis, keepdims=True) == kept
-    logits = logits - ops.stop_gradient(ops.max(logits, axis))  # the bucket's would have to be rounded to their size
+    count = ops.sum(ops.cast(chosen, "int32"), axis, keepdims=True)
+    different = count == ops.size(indices, axis, count)
+    if tail:  # else the bucket's would have to be rounded to their size
+        logits = logits - ops.stop_gradient(ops.max(logits, axis))
     found = nan_unless(ops, in_range & different, ops.gather(logits, indices, axis))
     return ops.concatenate(found, _others(ops, logits, chosen, axis), axis) if tail else found
 
 
-def of_teacher(ops: Ops, log_probs: Array, axis: int, slack: float) -> Array:
-    """The logarithms of the probabilities, and of what they leave (1). NaN where they leave less than −slack."""
+def of_teacher(ops: Ops, log_probs: Array, axis: int, slack: float, all_kept: Array | None) -> Array:
+    """The logarithms of the probabilities, and of what they leave (1). NaN where they leave less than −slack.
+
+    all_kept: whether there are no other classes, of shape (); None where it is known that there are.
+    """
     top = ops.argmax(log_probs, axis)
     left = -ops.expm1(ops.take(log_probs, top, axis)) - ops.sum_but(ops.exp(log_probs), top, axis)
     left = ops.expand_dims(left, axis)
+    left = left if all_kept is None else ops.where(all_kept, 0.0, left)
     nothing = left <= 0
     log_left = -infinite_where(ops, nothing, -ops.log(ops.where(nothing, 1.0, left)))
     return ops.concatenate(log_probs, nan_unless(ops, left >= -slack, log_left), axis)

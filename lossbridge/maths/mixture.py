@@ -14,8 +14,10 @@ its row-wide rounding taken out: Σ t (e^(−δ) − 1) is 0, so what is left of
    log(o/m) = d − log1p(w), or −log(b + (1 − b) e^(−d)) where w ≥ 1.
 5. ∂G/∂o = log(o/m) / (1 − b), ∂G/∂q = log(q/m) / b. By logits: T o_j (∂G/∂o_j − Σ o ∂G/∂o), and likewise of q.
 6. A constant of the row may be taken from these derivatives, and that of the class k with the largest share is: classes
-   whose derivatives are nearly the same would else leave rounding. With s = d_j − d_k, of ∂G/∂q it leaves
-   −log1p(b y)/b, y = (e^s − 1) e^(d_k) / μ_k, and of ∂G/∂o −log1p((1 − b) y)/(1 − b), y = (e^(−s) − 1) / μ_k.
+   whose derivatives are nearly the same would else leave rounding. Of ∂G/∂q it leaves −log1p(b y)/b, and of ∂G/∂o
+   −log1p((1 − b) y)/(1 − b), with y = (e^(d_j) − e^(d_k)) / μ_k, and (e^(−d_j) − e^(−d_k)) / (b + (1 − b) e^(−d_k)).
+   They are nearly the same where s = d_j − d_k is small, and y is of e^s − 1 there; and where both exponentials are
+   small, because the other side nearly lacks both classes.
 7. Total variation: ½ Σ |t − p|, t − p = −t (e^(−δ) − 1) near each other. By logits, with the signs s of t − p:
    ½ T t_j (s_j − Σ t s), where 1 − Σ t s is Σ t of the others twice over.
 """
@@ -175,17 +177,23 @@ def _chosen(ops: Ops, first: Any, these: tuple[Any, ...], those: tuple[Any, ...]
 def _less_leading(
     ops: Ops, b: Number, sides: tuple[Array, Array, Array], axis: int
 ) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
-    """∂G/∂q less that of the largest q, and ∂G/∂o less that of the largest o (6): where d is near theirs, and what."""
+    """∂G/∂q less that of the largest q, and ∂G/∂o less that of the largest o (6): where (6) has it, and what."""
     q, o, d = sides
     most, found = _largest_exponent(ops, d), []
-    for share, sign in ((q, 1), (o, -1)):
+    for share, sign, part, rest in ((q, 1, b, 1 - b), (o, -1, 1 - b, b)):
         leading = at_most(ops, share, d, axis)
         mu = 1 + b * ops.expm1(ops.where(leading > most, most, leading))
         s = d - leading
         near = ops.abs(s) < 1
         step = ops.expm1(sign * ops.where(near, s, 0.0))
-        by = ops.exp(leading) / mu * step if sign == 1 else step / mu
-        found.append((near, -by * _log1p_over(ops, (b if sign == 1 else 1 - b) * by)))
+        of_leading = ops.exp(sign * leading)  # at most C, because the leading share is at least 1/C
+        y = of_leading / mu * step if sign == 1 else step / mu
+        below = sign * d < 1
+        nu = rest + part * of_leading
+        apart = (ops.exp(ops.where(below, sign * d, 0.0)) - of_leading) / ops.where(nu > 0, nu, 1.0)
+        alike = below & (nu > 0) & (ops.abs(part * apart) < 0.6)
+        y = ops.where(near, y, ops.where(alike, apart, 0.0))
+        found.append((near | alike, -y * _log1p_over(ops, part * y)))
     return found[0], found[1]
 
 

@@ -661,25 +661,36 @@ def causal_lm_loss(
         raise TypeError("pass outputs, which hold the logits; or hidden= and weight=, without outputs")
     if hidden is None and bias is not None:
         raise TypeError("bias is of the head that hidden= goes through, and outputs hold its logits; leave it out")
-    if not isinstance(labels, Tensor):
-        found = None if labels is None else type(labels).__name__
-        raise TypeError(f"labels is {found}; pass a tensor of the token ids, with -100 where none is to be predicted")
-    pred = _logits_of(outputs) if hidden is None else hidden
+    labels = _tensor("labels", labels, "a tensor of the token ids, with -100 where none is to be predicted")
+    if hidden is None:
+        pred = _tensor("outputs", _logits_of(outputs), "logits, a tuple that starts with them, or what holds logits")
+    else:
+        pred = _tensor("hidden", hidden, "a tensor")
     errors.floating(dtype(pred), "outputs" if hidden is None else "hidden", "labels")
     if isinstance(num_items_in_batch, Tensor):
         # With several devices in one process Trainer passes the same count once per device.
         num_items_in_batch = num_items_in_batch.reshape(-1)[0].to(pred.device)
     # The labels are shifted, not the logits: slicing the logits would copy them, and pad their gradient.
-    shifted = nn.functional.pad(labels[..., 1:], (0, 1), value=-100).to(pred.device)
+    if not labels.dtype.is_signed and labels.dtype != torch.bool:
+        labels = labels.long()  # −100 has to be one of its values
+    shifted = nn.functional.pad(labels, (0, 1), value=-100)[..., 1:].to(pred.device)
     given = {"ignore_class": -100, "normalizer": num_items_in_batch, "logit_scale": logit_scale, "softcap": softcap}
     if hidden is not None:
         return losses.linear_crossentropy(shifted, hidden, weight, bias=bias, **given)
     return losses.sparse_categorical_crossentropy(shifted, pred, from_logits=True, **given)
 
 
-def _logits_of(outputs: Any) -> Tensor:
-    if isinstance(outputs, Tensor):
-        return outputs
+def _tensor(name: str, x: Any, words: str) -> Tensor:
+    if not isinstance(x, Tensor):
+        kind = "None" if x is None else f"{type(x).__module__}.{type(x).__qualname__}"
+        raise TypeError(f"{name} is {kind}; pass {words}")
+    return x
+
+
+def _logits_of(outputs: Any) -> Any:
+    """The logits; `outputs` where it holds none."""
     if isinstance(outputs, Mapping):
-        return outputs["logits"]
-    return outputs.logits if hasattr(outputs, "logits") else outputs[0]
+        return outputs.get("logits", outputs)
+    if isinstance(outputs, tuple | list) and outputs and not hasattr(outputs, "logits"):
+        return outputs[0]
+    return getattr(outputs, "logits", outputs)

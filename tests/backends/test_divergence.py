@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import lossbridge as lb
+from lossbridge import reference
 
 BETAS = (0.0, 1e-30, 1e-6, 0.25, 0.5, 0.9, 1 - 1e-6, 1.0)
 KINDS = [
@@ -27,6 +28,8 @@ PAIRS = {
     **{f"{distance:g} apart": (_Z, _Z + distance * _STEP) for distance in (1e-5, 1e-3, 0.1, 1.0, 20.0)},
     "confident": (30 * np.eye(1, 7) + _Z, 25 * np.eye(1, 7) + _Z),
     "confidently different": (30 * np.eye(1, 7), 30 * np.eye(1, 7, 3)),
+    "independently confident": (20 * _Z, 20 * _STEP),
+    "confident of other classes": (50 * np.eye(1, 7, 2) + 20 * _Z, 50 * np.eye(1, 7, 4) + 20 * _STEP),
     "the student lacks a class": (_Z, _Z + 0.1 * _STEP + _ABSENT),
     "the teacher lacks a class": (_Z + _ABSENT, _Z + 0.1 * _STEP),
     "both lack a class": (_Z + _ABSENT, _Z + 1e-3 * _STEP + _ABSENT),
@@ -157,3 +160,22 @@ def test_masks_and_dtypes(lib, options) -> None:
 def test_what_is_refused(lib, options, words) -> None:
     with pytest.raises(ValueError, match=words):
         lb.divergence(lib.array(_Z), lib.array(_STEP), **options)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "student", "temperature"),
+    [
+        ([0.5, 0.25], [1e10, 1e10], 3.0),
+        ([1.5, -1.25, 1.5], [1e11, 1e11, 1e11], 0.75),
+        ([1.0, -2.0, 0.5], [0.0, 1e21, 0.0], 0.1),
+        ([0.0, 1e21, -0.5], [1e21, 1e21, 1e21], 3.0),
+        ([3.0, 1.0, 2.0], [1e7, 1e7 + 1, 5.0], 0.7),
+    ],
+)
+def test_leading_logits_far_above_the_temperature(lib, teacher, student, temperature) -> None:
+    """z/T may lose whole units there, which no correction of its exponential gives back."""
+    y_true, y_pred = (np.array([x], np.float32) for x in (teacher, student))
+    right = reference.distillation_loss(y_true, y_pred, temperature=temperature)
+    value, gradient = lib.value_and_grad("distillation_loss", y_true, y_pred, temperature=temperature)
+    np.testing.assert_allclose(value, right.value, rtol=1e-5)
+    np.testing.assert_allclose(gradient, right.gradient, rtol=1e-5, atol=1e-5 * np.abs(right.gradient).max())

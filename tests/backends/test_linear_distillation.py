@@ -171,10 +171,14 @@ def test_the_path_is_in_blocks_unless_the_teacher_learns(lib, monkeypatch) -> No
         ),
         ({"teacher_bias": np.zeros(3)}, ValueError, r"teacher_bias has shape \(3,\) and teacher_weight"),
         ({"student_hidden": np.zeros((N, OF_STUDENT), np.int32)}, TypeError, "student_hidden has dtype int32"),
+        *(
+            ({name: None}, TypeError, f"{name} is None; pass an array")
+            for name in ("teacher_hidden", "teacher_weight", "student_weight")
+        ),
     ],
 )
 def test_what_is_refused(lib, changes, error, words) -> None:
-    arrays = {name: lib.array(x) for name, x in {**problem(), **changes}.items()}
+    arrays = {name: x if x is None else lib.array(x) for name, x in {**problem(), **changes}.items()}
     with pytest.raises(error, match=words):
         lb.linear_distillation(**arrays)
 

@@ -29,6 +29,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "bias, mask": {"bias": BIAS, "mask": MASK},
     "smoothing, class weights": {"label_smoothing": 0.1, "class_weight": np.linspace(0, 2, C).astype(np.float32)},
     "classes along axis 1": {"classes_axis": 1},
+    "weights, some 0": {"bias": BIAS, "sample_weight": np.where(MASK, 1.5, 0).astype(np.float32)},
 }
 
 
@@ -50,7 +51,7 @@ def expected(options: dict[str, Any]) -> dict[str, np.ndarray]:
         "entropy": p * ((p * z).sum(1, keepdims=True) - z),
         "z_loss": 2 * zeta * lse[:, None] * p,
     }
-    counts = options.get("mask", np.ones(N, bool))
+    counts = options.get("mask", np.ones(N, bool)) & (options.get("sample_weight", 1) != 0)
     slopes = sum(of_z[name] * (UPSTREAM[name] * counts)[:, None] for name in FLOATS) * slope
     prediction = z.argmax(1)
     found |= {"prediction": np.where(counts, prediction, -1), "correct": counts & (prediction == LABELS)}
@@ -135,6 +136,15 @@ def test_shapes(lib, shape) -> None:
     assert lib.b.to_numpy(returned.loss).shape == ()
     for name, x in returned._asdict().items():
         assert name == "loss" or lib.b.to_numpy(x).shape == shape
+
+
+@pytest.mark.parametrize("z_loss", [0.0, 1e-30])
+def test_the_z_loss_of_large_logits(lib, z_loss) -> None:
+    hidden = lib.array(np.array([[1e30, 0], [0, 1]], np.float32))
+    arrays = lib.array(LABELS[:2]), hidden, lib.array(np.eye(C, 2, dtype=np.float32))
+    returned = lb.linear_crossentropy(*arrays, returns=("z_loss",), z_loss=z_loss)
+    lse = np.array([1e30, np.log(np.e + C - 1)])
+    np.testing.assert_allclose(lib.b.to_numpy(returned.z_loss), z_loss * lse * lse, rtol=1e-6, atol=1e-36)
 
 
 def test_half_precision_gives_float32(lib) -> None:

@@ -48,6 +48,18 @@ def test_weights_masks_and_smoothing_of_unknown_sizes(loss, y_true, y_pred, opti
         np.testing.assert_allclose(compiled(*arrays), exact.value, rtol=1e-9)
 
 
+@pytest.mark.parametrize("dtype", ["int32", "int64"])
+@pytest.mark.parametrize("classes", [2, 5])
+def test_kept_classes_of_unknown_sizes(classes, dtype) -> None:
+    """Whether other classes remain is seen when it runs."""
+    log_probs = np.log([[0.5, 0.25], [0.7, 0.1]] if classes > 2 else [[0.4, 0.6], [0.3, 0.7 - 1e-9]])
+    arrays = np.array([[0, 1], [1, 0]], dtype), log_probs, np.random.default_rng(0).normal(size=(2, classes))
+    unknown = [tf.TensorSpec([None, None], x.dtype) for x in arrays]
+    for jit_compile in (False, True):
+        compiled = tf.function(lb.topk_divergence, input_signature=unknown, jit_compile=jit_compile)
+        np.testing.assert_allclose(compiled(*arrays), reference.topk_divergence(*arrays).value, rtol=1e-9)
+
+
 def test_unknown_rank_is_refused() -> None:
     spec = tf.TensorSpec(None, tf.float32)
     with pytest.raises(ValueError, match="unknown rank"):

@@ -566,10 +566,6 @@ def test_no_tensor(name) -> None:
         (lambda: lt.BCELoss(torch.ones(1, 2))(torch.zeros(2), torch.ones(2)), "does not broadcast to input's"),
         (lambda: lt.causal_lm_loss(torch.zeros(1, 3, 5), None), "labels is None"),
         (
-            lambda: lt.causal_lm_loss(torch.zeros(1, 3, 5), [[1, 2, 3]]),
-            "labels is list; pass a tensor",
-        ),
-        (
             lambda: lt.causal_lm_loss(torch.zeros(1, 3, 5), torch.zeros(1, 3).long(), bias=torch.zeros(5)),
             "bias is of the head that hidden= goes through",
         ),
@@ -582,6 +578,13 @@ def test_no_tensor(name) -> None:
             "hidden has shape .* and weight .*pass classes_axis=1",
         ),
         (lambda: lt.causal_lm_loss(torch.zeros(1, 3, 5).long(), torch.zeros(1, 3).long()), "outputs has dtype int64"),
+        (lambda: lt.causal_lm_loss(torch.zeros(1, 3, 5), [[1, 2, 3]]), "labels is builtins.list; pass a tensor of"),
+        (lambda: lt.causal_lm_loss({"loss": 1}, torch.zeros(1, 3).long()), "outputs is builtins.dict; pass logits"),
+        (lambda: lt.causal_lm_loss(3, torch.zeros(1, 3).long()), "outputs is builtins.int; pass logits"),
+        (
+            lambda: lt.causal_lm_loss(labels=torch.zeros(1, 3).long(), hidden=[[[0.0]]] * 3, weight=torch.zeros(5, 1)),
+            "hidden is builtins.list; pass a tensor",
+        ),
         (lambda: lt.KLDivLoss(reduction="average"), "unknown reduction 'average'.*'batchmean'"),
         (lambda: lt.KLDivergence("batchmean"), "PyTorch's name; here it is 'sum_over_batch_size'"),
         (lambda: lt.CategoricalCrossentropy(label_smoothing=1.5), "label_smoothing is 1.5"),
@@ -650,6 +653,15 @@ def test_causal_lm_loss() -> None:
         torch.testing.assert_close(lt.causal_lm_loss(logits, labels, count), expected * 6 / 12)
     parts = [lt.causal_lm_loss(logits[i : i + 1], labels[i : i + 1], num_items_in_batch=6) for i in (0, 1)]
     torch.testing.assert_close(sum(parts), expected)
+
+
+def test_causal_lm_loss_of_unsigned_labels_and_of_no_tokens() -> None:
+    logits, labels = (
+        torch.randn(2, 5, 7, generator=torch.Generator().manual_seed(0)),
+        torch.arange(10).reshape(2, 5) % 7,
+    )
+    torch.testing.assert_close(lt.causal_lm_loss(logits, labels.to(torch.uint8)), lt.causal_lm_loss(logits, labels))
+    assert lt.causal_lm_loss(logits[:, :0], labels[:, :0]) == 0
 
 
 @pytest.mark.parametrize("options", [{}, {"softcap": 3.0, "logit_scale": 0.5}])

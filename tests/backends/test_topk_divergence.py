@@ -89,6 +89,19 @@ def test_values_and_gradients(lib, name, tail) -> None:
     np.testing.assert_allclose(judged.target_gradient, of_teacher, rtol=1e-7, atol=1e-12)
 
 
+@pytest.mark.parametrize("large", [1e5, 1e30, np.inf])
+def test_without_the_bucket_the_other_classes_do_not_matter(lib, large) -> None:
+    indices, log_probs = kept(_NOISE)
+    value, *slopes = found(lib, indices, log_probs, _OTHER, tail=False)
+    logits = _OTHER.copy()
+    others = np.argsort(-_NOISE, axis=-1)[:, -1:]
+    np.put_along_axis(logits, others, large, -1)
+    got, *others_slopes = found(lib, indices, log_probs, logits, tail=False)
+    np.testing.assert_array_equal(got, value)
+    for slope, wanted in zip(others_slopes, slopes, strict=True):
+        np.testing.assert_array_equal(slope, wanted)
+
+
 def test_with_all_classes_it_is_the_divergence(lib) -> None:
     teacher, student = _NOISE, _OTHER
     indices, log_probs = kept(teacher, V)

@@ -65,22 +65,33 @@ template <class V> LOSSBRIDGE_INLINE Difference<V> difference(V a, V b) {
   return {d, (a - (d - back)) - (b + back)};
 }
 
+// Where the logits of a row are counted from, before they are divided by T; and the unit of their exponentials then. Far
+// from 0 that is their maximum: z/T may lose more there than a correction could give back, and what is not near the
+// maximum is 0.
+template <class F> struct Origin {
+  F from;
+  Unit<F> unit;
+  Origin(F top, double T) : from(T != 1 && std::fabs(double(top)) / T >= Numbers<F>::FAR ? top : F(0)),
+                          unit(from == 0 ? F(double(top) / T) : F(0)) {}
+};
+
 // Division by the temperature.
 template <class F> struct Temperature {
   double T;
   F inverse, inverse_low;  // 1/T is their sum
   explicit Temperature(double t) : T(t), inverse(F(1 / t)), inverse_low(F(std::fma(-double(inverse), t, 1.0) / t)) {}
-  template <class V> LOSSBRIDGE_METHOD V exponential(const Unit<F> &unit, V x) const {
-    if (T == 1) return exp_in(unit, x);
-    const V q = x * set(inverse);
-    return exp_in(unit, q, fma(x, set(inverse_low), fma(x, set(inverse), V{} - q)));
+  template <class V> LOSSBRIDGE_METHOD V exponential(const Origin<F> &origin, V x) const {
+    if (T == 1) return exp_in(origin.unit, x);
+    const V z = x - set(origin.from), q = z * set(inverse);
+    return exp_in(origin.unit, q, fma(z, set(inverse_low), fma(z, set(inverse), V{} - q)));
   }
 };
 
-// The logarithm of a unit, less z/T, which may cancel.
-template <class F> static double less(const Unit<F> &unit, F z, double T) {
+// The logarithm of a row's unit, less z/T, which may cancel.
+template <class F> static double less(const Origin<F> &origin, F z, double T) {
   typedef Numbers<double> N;
-  const double q = double(z) / T, low = std::fma(-q, T, double(z)) / T;
+  const double x = double(z) - double(origin.from), q = x / T, low = std::fma(-q, T, x) / T;
+  const Unit<F> &unit = origin.unit;
   return std::fma(unit.exponent, N::LN2_HIGH, double(unit.shift) - q) + std::fma(unit.exponent, N::LN2_LOW, -low);
 }
 
@@ -119,7 +130,7 @@ template <class F> static double divergence_logits(Row<F> &r) {
   const F *const z_row = r.target;
   const Peak<F> top_z = peak(z_row, r.n), top_x = peak(r.x, r.n);
   if (!top_z.finite() || !top_x.finite()) return no_loss(r, NOT_A_NUMBER<double>);
-  const Unit<F> unit_z(F(double(top_z.value) / T)), unit_x(F(double(top_x.value) / T));
+  const Origin<F> origin_z(top_z.value, T), origin_x(top_x.value, T);
   // Where p_k is 0 the divergence is infinite, and any finite number will do for the gradient.
   const int64_t k = top_z.place;
   const F z_k = top_z.value, x_k = r.x[k] == -INF<F> ? z_k : r.x[k];
@@ -132,8 +143,8 @@ template <class F> static double divergence_logits(Row<F> &r) {
   Sum<F> sum_z, sum_x, sum_a;
   each<F, 2, 2>(r.n, -1, {{z_row, r.x}, {-INF<F>, -INF<F>}, {of_z, of_x}},
                 [&](auto &in, auto &out, int u) __attribute__((always_inline)) {
-                  out[0] = over.exponential(unit_z, in[0]);
-                  out[1] = over.exponential(unit_x, in[1]);
+                  out[0] = over.exponential(origin_z, in[0]);
+                  out[1] = over.exponential(origin_x, in[1]);
                   const V a = out[0] * (difference_less(in[0], in[1], from) * scaled);
                   sum_z.part[u] += out[0];
                   sum_x.part[u] += out[1];
@@ -144,7 +155,7 @@ template <class F> static double divergence_logits(Row<F> &r) {
   // a_k is 0, but for what `from` has lost where z_k and x_k have no digit in common.
   const double lost = double(difference_less(set(z_k), set(x_k), from)[0]) * up;
   const double mean = (sum_a.total() - double(of_z[k]) * lost) / (total_z * up);  // μ T
-  const double c = (log_of(total_z * up) + less(unit_z, z_k, T)) - (log_of(total_x * up) + less(unit_x, x_k, T));
+  const double c = (log_of(total_z * up) + less(origin_z, z_k, T)) - (log_of(total_x * up) + less(origin_x, x_k, T));
   const double rough = mean / T - c;
   const bool small = rough < 0.25;
   const double centre = small ? mean : c * T, grown = small ? exp_small(rough) : 1;
