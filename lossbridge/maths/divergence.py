@@ -65,7 +65,7 @@ def kl_of_logits(
     f_minus_m = ops.stop_gradient(ops.where(small, f - ops.sum(first_order, axis, keepdims=True), 0.0))
     kl = f - f_minus_m * f_minus_m * (0.5 - f_minus_m * (1 / 3 - f_minus_m * 0.25))
     kl = ops.where(kl < 0, 0.0, kl)
-    return ops.squeeze(temperature * temperature * kl, axis), (top_t, top_p, lse_t, shift + ops.log1p(f_minus_m), kl)
+    return ops.squeeze(temperature * temperature * kl, axis), (top_t, top_p, lse_t, shift + ops.log1p(f_minus_m))
 
 
 def kl_of_logits_gradients(
@@ -79,8 +79,7 @@ def kl_of_logits_gradients(
     temperature: Number = 1.0,
 ) -> Gradients:
     """(5)"""
-    *rows, _ = residuals
-    t, p, delta = _sides(ops, target, logits, rows, temperature)
+    t, p, delta = _sides(ops, target, logits, residuals, temperature)
     leads = t > 0.5
     of_target = of_logits = None
     if needs_input_grad[0]:
