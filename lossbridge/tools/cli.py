@@ -401,7 +401,7 @@ def bench(
     _print_header()
     for table in bench_report.tables(runs):
         out.print(table.shown())
-        out.print(table.legend, style="dim")
+        out.print(f"{table.legend}\n", style="dim")
     _print_lines(lines)
     if json is not None:
         bench_report.write_json(json, runs, device, quick)
