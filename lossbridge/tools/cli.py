@@ -35,7 +35,7 @@ from lossbridge.tools.parity import parity_report, peers, vectors
 from lossbridge.tools.parity.cases import DTYPES, LOSSES
 from lossbridge.tools.parity.check import Outcome, all_cases
 from lossbridge.tools.parity.files import case_of, load_arrays
-from lossbridge.tools.parity.linear_cases import NAME as LINEAR
+from lossbridge.tools.parity.signatures import FURTHER, SIGNATURES
 from lossbridge.tools.parity.tables import UnusableFile
 from lossbridge.tools.printed_number import is_number
 from lossbridge.tools.processes import BackendRun, installed, run_workers
@@ -282,9 +282,10 @@ class _ParityRequest:
         if self.peers:
             _refuse_unknown("--loss", self.losses, peers.names(), listed=peers.libraries())
         else:
-            if file is not None and LINEAR in self.losses:
-                _refuse(f"--loss {LINEAR} takes a weight too, which FILE does not hold; leave out FILE")
-            _refuse_unknown("--loss", self.losses, (*LOSSES, LINEAR))
+            for loss in (loss for loss in self.losses if file is not None and loss in FURTHER):
+                more = ", ".join(FURTHER[loss].more)
+                _refuse(f"--loss {loss} takes {more} too, which FILE does not hold; leave out FILE")
+            _refuse_unknown("--loss", self.losses, SIGNATURES)
         _refuse_unknown("--dtype", self.dtypes, DTYPES)
         if self.peers and (file is not None or options):
             _refuse("--peers has arrays and options of its own; leave out FILE and what describes it")
@@ -377,7 +378,7 @@ def bench(
     """
     named = backend or []
     _refuse_unknown("--backend", named, FRAMEWORKS)
-    _refuse_unknown("--loss", loss or [], (*LOSSES, LINEAR))
+    _refuse_unknown("--loss", loss or [], dict.fromkeys(form.loss for form in bench_cells.FORMS.values()))
     _refuse_unknown("--dtype", dtype or [], DTYPES)
     _check_timeout(timeout)
     _check_writable(json, html)
@@ -465,8 +466,9 @@ def explain(
     Exit status: 0 if every framework answered, 1 if not, 2 on bad usage.
     """
     named, options = backend or [], _options(locals())
-    if loss == LINEAR:
-        _refuse(f"LOSS {LINEAR} takes a weight too, which no option gives; call lossbridge.explain in Python")
+    if loss in FURTHER:
+        more = ", ".join(FURTHER[loss].more)
+        _refuse(f"LOSS {loss} takes {more} too, which no option gives; call lossbridge.explain in Python")
     _refuse_unknown("LOSS", [loss], LOSSES)
     _refuse_unknown("--backend", named, FRAMEWORKS)
     _refuse_unknown("--dtype", [dtype] if dtype else [], DTYPES)
@@ -666,7 +668,7 @@ def write_or_check_vectors(
     """Write or check the cases with inputs, options and exact results, as JSON for other implementations."""
     if (output is None) == (check is None):
         _refuse("give one of --out FILE.json and --check FILE.json")
-    _refuse_unknown("--loss", loss or [], (*LOSSES, LINEAR))
+    _refuse_unknown("--loss", loss or [], SIGNATURES)
     if check is not None and loss:
         _refuse("--loss chooses what --out writes; --check compares every case of its file")
     if output is not None:

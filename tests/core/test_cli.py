@@ -243,7 +243,8 @@ def children(pid: int) -> list[int]:
         (["--dtype", "float8"], "--dtype float8 is unknown; use one of"),
         (["--epsilon", "0.1"], "--epsilon describes your own arrays"),
         (["own.npz"], "FILE needs one --loss"),
-        (["own.npz", "--loss", "linear_crossentropy"], "--loss linear_crossentropy takes a weight too, which FILE"),
+        (["own.npz", "--loss", "linear_crossentropy"], "--loss linear_crossentropy takes weight too, which FILE"),
+        (["own.npz", "--loss", "linear_distillation"], "takes teacher_weight, student_weight too, which FILE"),
         (["own.npz", "--loss", "log_loss", "--dtype", "float32"], "--dtype chooses among"),
         (["own.npz", "--loss", "log_loss", "--loss", "kl_divergence"], "FILE needs one --loss"),
         (["--json", "nowhere/p.json"], "nowhere/p.json cannot be written: No such file or directory"),
@@ -578,7 +579,7 @@ def test_explain_makes_arrays_for_every_loss(loss) -> None:
     ("arguments", "words"),
     [
         (["crossentropy"], "LOSS crossentropy is unknown; use one of categorical_crossentropy, "),
-        (["linear_crossentropy"], "LOSS linear_crossentropy takes a weight too, which no option gives"),
+        (["linear_crossentropy"], "LOSS linear_crossentropy takes weight too, which no option gives"),
         (["log_loss", "--shape", "4,x"], "--shape is '4,x'; give sizes with commas between, as 4096,1000"),
         (["log_loss", "--shape", "-4"], "--shape is '-4'; give sizes with commas between, as 4096,1000"),
         (["log_loss", "--axis", "2"], "axis 2 is out of range: y_pred has shape (4096, 1000); use -2 to 1"),
