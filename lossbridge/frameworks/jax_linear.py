@@ -40,6 +40,7 @@ class Form(NamedTuple):
     rule: Rule
     columns: tuple[str, ...]
     framework: Any  # on_jax
+    in_arrays: str
     group: Any = None  # the mesh axis that the classes are split over, where they are
 
 
@@ -62,7 +63,7 @@ def _by_blocks(call: Linear) -> Array:
     numbers = tuple((name, x) for name, x in r.options.items() if not isinstance(x, jax.Array))
     rows, group = call.rows(r.pred.shape[0]), None if call.shard is None else r.framework.devices.name
     of_loss = r.loss.name, r.rule, call.columns
-    form = Form(numbers, r.reduction, r.dtype, call.classes_axis, rows, *of_loss, r.framework, group)
+    form = Form(numbers, r.reduction, r.dtype, call.classes_axis, rows, *of_loss, r.framework, r.in_arrays, group)
     teacher = call.teacher or linear_blocks.Layer(None, None)
     arrays = {
         "hidden": r.pred,
@@ -102,6 +103,7 @@ def _request(form: Form, arrays: Arrays) -> Request:
         weight=arrays.get("sample_weight"),
         counted=arrays.get("counted"),
         valid=arrays.get("valid"),
+        in_arrays=form.in_arrays,
     )
 
 
