@@ -180,10 +180,10 @@ def main(folder: Path, steps: int, out: Path) -> None:
     for framework, attempts in ATTEMPTS.items():
         for i in range(1, len(attempts) + 1):
             found = lb.compare(folder / "keras.npz", folder / f"{framework}_{i}.npz", names=("keras", framework))
-            print(textwrap.fill(f"{framework}, attempt {i}: {found.first}", 110, break_long_words=False))
+            print(textwrap.fill(f"{framework}, attempt {i}: {found.first}", 84, subsequent_indent="  "))
     keras, torch = np.load(folder / "keras.npz"), np.load(folder / "torch_3.npz")
     named = lb.diagnose(keras["y_true"], torch["y_pred"], keras["loss"], class_weight=CLASS_WEIGHT)
-    print(f"PyTorch computes Keras' loss by {named.classes[0].calls['torch']}")
+    print(f"PyTorch computes Keras' loss by\n  {named.classes[0].calls['torch']}")
     print(f"{steps} further steps: the last loss, and how far any step's is from Keras', relatively")
     for name, curve in curves.items():
         print(f"  {name:15}  {curve[-1]:.6f}  {difference(curve, curves).max():.0e}")
