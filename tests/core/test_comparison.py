@@ -206,6 +206,12 @@ def test_reductions(step, value, words) -> None:
     assert words in message
 
 
+def test_a_loss_that_is_another_by_a_factor_is_not_called_equal(step) -> None:
+    found = lb.compare(step, step | {"loss": step["losses"].sum()})
+    assert "\n  loss     different by a known relation: a has " in str(found)
+    assert str(found.rows[4]) == "equal"
+
+
 def test_a_reduction_without_values_a_sample(step) -> None:
     short = {name: step[name] for name in ("y_true", "y_pred", "loss")}
     message = first(short, short | {"loss": step["losses"].sum()})

@@ -26,6 +26,7 @@ from lossbridge.tools.comparison.run_losses import (
     sentences,
 )
 from lossbridge.tools.comparison.target_relations import target_relation
+from lossbridge.tools.diagnosis.diagnosis import table
 
 _TOLERANCE = 1e-5
 # What shows whether a difference in a stage matters.
@@ -61,10 +62,11 @@ class Row:
     def verdict(self) -> str:
         """In words."""
         found = self.relation
+        in_another_form = self.stage not in ("losses", "loss")  # a loss has one: a factor makes it another
         texts = {
             "equal": "equal",
             "rounding": f"equal within rounding, {_ulp(found.gap.ulp)}",
-            "related": "equal up to a known relation",
+            "related": "equal up to a known relation" if in_another_form else "different by a known relation",
             "different": "different"
             + (f" by up to {found.gap.absolute:.3g}" if math.isfinite(found.gap.absolute) else ""),
         }
@@ -95,7 +97,7 @@ class Comparison:
         for side in self.losses:
             calls = calls_of(side)
             if calls or side.words not in self.first:
-                lines += [side.sentence(), *(f"  {library}: {call}" for library, call in calls.items())]
+                lines += [side.sentence(), *table(calls)]
         return "\n".join([*lines, *self.notes])
 
     __repr__ = __str__
