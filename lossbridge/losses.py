@@ -34,8 +34,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from lossbridge import distillation, linear, topk
-from lossbridge.errors import axis_of, gradient_buffer, has_classes, is_float
-from lossbridge.request import as_array, framework_of, run
+from lossbridge.errors import gradient_buffer, is_float
+from lossbridge.reduction import reduce
+from lossbridge.request import as_array, framework_of, run, without_target
 from lossbridge.spec import ENTROPY, LOSSES, Kind, Reduction, Scale
 
 
@@ -808,12 +809,8 @@ def entropy_from_logits(
 
     Source: Shannon, A Mathematical Theory of Communication, 1948.
     """
-    ops = framework_of(logits, "logits").ops
-    logits = as_array(ops, "logits", logits)
-    place = axis_of((), ops.shape(logits), axis, ENTROPY.names, at_least=0)
-    has_classes("logits", ops.shape(logits), place)
-    options = {"axis": axis, "logit_scale": logit_scale, "softcap": softcap, "mask": mask, "reduction": "none"}
-    return run(ENTROPY, ops.argmax(logits, place), logits, **{**ENTROPY.options, **options})
+    options = {"axis": axis, "logit_scale": logit_scale, "softcap": softcap, "mask": mask}
+    return reduce(without_target(ENTROPY, logits, {**ENTROPY.options, **options, "reduction": "none"}))
 
 
 def value_and_grad(loss: Callable[..., Any], of: str | tuple[str, ...] | None = None) -> Callable[..., tuple[Any, Any]]:

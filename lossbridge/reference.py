@@ -609,17 +609,22 @@ def divergence(
 def topk_divergence(
     indices: ArrayLike, y_true: ArrayLike, y_pred: ArrayLike, *, tail: bool = True, axis: int = -1,
     sample_weight: MaybeArray = None, mask: MaybeArray = None, normalizer: MaybeArray = None,
-    reduction: str | None = "sum_over_batch_size",
+    reduction: str | None = "sum_over_batch_size", precision: str = "float64",
 ) -> Result:  # fmt: skip
     """KL of k classes and a bucket: sum_k t_k log(t_k / p_k) + T log(T / P).
 
     T = 1 - sum_k t_k, P = the sum of the other p. Without the tail, KL(t / sum t || p / sum p) of the k classes.
     y_true: their log t, (..., k) as indices, k along axis; y_pred: logits, (..., V). By log t_j:
     t_j (log(t_j / p_j) - log(T / P)), or of the normalised t and p t_j (log(t_j / p_j) - KL); by a kept logit
-    p_j - t_j, by another p_j - T p_j / P, or 0.
+    p_j - t_j, by another p_j - T p_j / P, or 0. Precision changes nothing. NaN where an index is out of range or stands
+    twice in a row, and for T < 0.
     """
     z, log_t = (np.moveaxis(np.array(x, dtype=np.float64), axis, -1) for x in (y_pred, y_true))
     places = np.moveaxis(np.asarray(indices), axis, -1)
+    outside = (places < 0) | (places >= z.shape[-1])
+    repeated = np.diff(np.sort(places, axis=-1), axis=-1) == 0
+    wrong = (outside.any(axis=-1) | repeated.any(axis=-1))[..., np.newaxis]
+    places = np.where(outside, 0, places)
     chosen = np.zeros(z.shape, bool)
     np.put_along_axis(chosen, places, True, -1)
     of_kept = np.take_along_axis(z, places, -1)
@@ -632,9 +637,10 @@ def topk_divergence(
     if tail and places.shape[-1] < z.shape[-1]:
         largest = np.arange(log_t.shape[-1]) == np.argmax(log_t, axis=-1)[..., np.newaxis]
         left = -np.where(largest, np.expm1(log_t), np.exp(log_t)).sum(axis=-1, keepdims=True)
+        wrong = wrong | (left < -_ROUNDING.get(np.asarray(y_true).dtype.name, 2.0**-12))
         student = np.concatenate([of_kept, top + np.log(total)], axis=-1)
         teacher = np.concatenate([log_t, np.log(np.maximum(left, 0.0))], axis=-1)
-    samples = _divergence_of_logits(teacher, student)
+    samples = _divergence_of_logits(teacher, np.where(wrong, np.nan, student))
     k = places.shape[-1]
     assert samples.target_gradient is not None
     t = np.exp(log_t - np.log(np.exp(teacher).sum(axis=-1, keepdims=True)))

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from lossbridge import errors
-from lossbridge.frameworks import FRAMEWORKS, numpy_ops
+from lossbridge.frameworks import FRAMEWORKS, is_traced_by_torch, numpy_ops
 from lossbridge.frameworks.framework import ArrayOps, Framework, Unreadable
 from lossbridge.maths.elementary import nan_unless, rounding
 from lossbridge.maths.ops import ANYWHERE, Array, Rule, Shape
@@ -94,6 +94,16 @@ def resolve(loss: Loss, y_true: Any, y_pred: Any, names: Names, given: Mapping[s
     return with_labels(request, y_true, given, names, 0 if axis is None else pred.shape[axis] or 0)
 
 
+def without_target(loss: Loss, y_pred: Any, given: Mapping[str, Any]) -> Request:
+    """Of a loss of labels that does not read them: any labels stand in their place."""
+    ops = framework_of(y_pred, loss.names.pred).ops
+    pred = as_array(ops, loss.names.pred, y_pred)
+    given = {**COMMON, **given}
+    axis = errors.axis_of((), ops.shape(pred), given["axis"], loss.names, at_least=0)
+    errors.has_classes(loss.names.pred, ops.shape(pred), axis)
+    return resolve(loss, ops.argmax(pred, axis), pred, loss.names, given)
+
+
 def checked(given: Mapping[str, Any]) -> Mapping[str, Any]:
     """The options, with Python numbers where they can be read."""
     if given["normalizer"] is None and _are_valid(given):
@@ -164,7 +174,8 @@ def framework_of(x: object, name: str = "y_pred") -> Framework:
         return framework
     for module, load in FRAMEWORKS.items():
         if sys.modules.get(module) is not None and _owns(module, load, x):
-            _framework_of_type[type(x)] = load()
+            if not is_traced_by_torch():  # torch.export warns of what changes, and torch.compile compiles anew for it
+                _framework_of_type[type(x)] = load()
             return load()
     return errors.foreign_array(name, x, sorted(FRAMEWORKS))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from lossbridge import errors
@@ -28,6 +29,10 @@ NAMES = Names("log_probs", "student_logits")
 
 def run(indices: Any, log_probs: Any, student_logits: Any, tail: Any, **given: Any) -> Any:
     """`given`: the options of COMMON."""
+    return reduce(resolve(indices, log_probs, student_logits, tail, given))
+
+
+def resolve(indices: Any, log_probs: Any, student_logits: Any, tail: Any, given: Mapping[str, Any]) -> Request:
     errors.switches({"tail": tail})
     options = checked({**COMMON, **given})
     others = {"indices": indices, "log_probs": log_probs, **arrays_of(options, NAMES)}
@@ -59,7 +64,7 @@ def run(indices: Any, log_probs: Any, student_logits: Any, tail: Any, **given: A
         pred = kept_classes.of_student(ops, student, places, axis, tail=tail)
         all_kept = ops.size(places, axis) == ops.size(student, axis, places) if None in sizes else None
         target = kept_classes.of_teacher(ops, teacher, axis, slack, all_kept) if tail else teacher
-    return reduce(r._replace(target=target, pred=pred))
+    return r._replace(target=target, pred=pred)
 
 
 def _refuse_values(r: Request, indices: Array, tail: Any, slack: float) -> None:

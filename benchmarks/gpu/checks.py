@@ -210,7 +210,9 @@ def check_boundary(
 
     b = FRAMEWORKS["torch"]()
     case = boundary_case(form, name, classes, dtype)
-    y_true, y_pred, arrays, static = check.placed(b, case, card.device)
+    arrays, static = check.placed(b, case, card.device)
+    names = RECORDS[form.loss].names
+    y_true, y_pred = arrays.pop(names.target), arrays.pop(names.pred)
     if form.target == "labels":
         y_true = y_true.to(getattr(torch, label_dtype))
     loss = getattr(lossbridge, form.loss)
@@ -222,7 +224,7 @@ def check_boundary(
             laid_out(y_true, layout), laid_out(y_pred, layout), **static, **arrays
         )
     dtypes = b.ops.dtype(value), b.ops.dtype(gradient)
-    outcome = check.compare(case, "eager", b.to_numpy(value), b.to_numpy(gradient), dtypes, check.expected(case))
+    outcome = check.compare(case, "eager", b.to_numpy(value), [b.to_numpy(gradient)], dtypes, check.expected(case))
     yield with_kernel(judged(case, outcome), taken) if card.triton else judged(case, outcome)
 
 
@@ -270,5 +272,6 @@ def check_huge(card: Card, form: Form, name: str, shape: tuple[int, int]) -> Ite
     )
     case = Case(name, form.loss, y_true, y_pred, options, "bfloat16", usual_tolerance(form.loss, from_logits=True))
     dtypes = b.ops.dtype(value), b.ops.dtype(gradient)
-    record = judged(case, check.compare(case, "eager", some_value, some_gradient, dtypes, check.expected(case))) | about
+    outcome = check.compare(case, "eager", some_value, [some_gradient], dtypes, check.expected(case))
+    record = judged(case, outcome) | about
     yield with_kernel(record, taken) if card.triton else record

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -11,7 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lossbridge.frameworks import torch_linear, torch_operator, torch_ops, torch_rows, torch_shards
+from lossbridge.frameworks import (
+    torch_linear,
+    torch_linear_operator,
+    torch_operator,
+    torch_ops,
+    torch_rows,
+    torch_shards,
+)
 from lossbridge.frameworks.framework import Choice, Path, by_formula, prepared
 from lossbridge.maths.ops import Array
 from lossbridge.native import rows
@@ -206,6 +214,7 @@ def value_and_slopes(r: Request) -> tuple[Tensor, Tensor]:
 
 
 choose_linear = torch_linear.choose
+torch_linear_operator.define(sys.modules[__name__])
 shards = torch_shards
 
 

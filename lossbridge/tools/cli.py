@@ -19,6 +19,7 @@ import numpy as np
 import typer
 from rich.console import Console
 
+from lossbridge.explanation import PREDICTIONS
 from lossbridge.explanation import explain as paths_of
 from lossbridge.frameworks import FRAMEWORKS
 from lossbridge.native import rows
@@ -29,13 +30,13 @@ from lossbridge.tools.bench import cells as bench_cells
 from lossbridge.tools.bench.sections import sections
 from lossbridge.tools.comparison import comparison_page
 from lossbridge.tools.diagnosis import diagnosis_page
-from lossbridge.tools.explain_worker import Found, call_of
+from lossbridge.tools.explain_worker import Call, Found, call_of
 from lossbridge.tools.explain_worker import table as explain_table
 from lossbridge.tools.parity import parity_report, peers, vectors
 from lossbridge.tools.parity.cases import DTYPES, LOSSES
 from lossbridge.tools.parity.check import Outcome, all_cases
 from lossbridge.tools.parity.files import case_of, load_arrays
-from lossbridge.tools.parity.linear_cases import NAME as LINEAR
+from lossbridge.tools.parity.signatures import FURTHER, SIGNATURES
 from lossbridge.tools.parity.tables import UnusableFile
 from lossbridge.tools.printed_number import is_number
 from lossbridge.tools.processes import BackendRun, installed, run_workers
@@ -282,9 +283,10 @@ class _ParityRequest:
         if self.peers:
             _refuse_unknown("--loss", self.losses, peers.names(), listed=peers.libraries())
         else:
-            if file is not None and LINEAR in self.losses:
-                _refuse(f"--loss {LINEAR} takes a weight too, which FILE does not hold; leave out FILE")
-            _refuse_unknown("--loss", self.losses, (*LOSSES, LINEAR))
+            for loss in (loss for loss in self.losses if file is not None and loss in FURTHER):
+                more = ", ".join(FURTHER[loss].more)
+                _refuse(f"--loss {loss} takes {more} too, which FILE does not hold; leave out FILE")
+            _refuse_unknown("--loss", self.losses, SIGNATURES)
         _refuse_unknown("--dtype", self.dtypes, DTYPES)
         if self.peers and (file is not None or options):
             _refuse("--peers has arrays and options of its own; leave out FILE and what describes it")
@@ -377,7 +379,7 @@ def bench(
     """
     named = backend or []
     _refuse_unknown("--backend", named, FRAMEWORKS)
-    _refuse_unknown("--loss", loss or [], (*LOSSES, LINEAR))
+    _refuse_unknown("--loss", loss or [], dict.fromkeys(form.loss for form in bench_cells.FORMS.values()))
     _refuse_unknown("--dtype", dtype or [], DTYPES)
     _check_timeout(timeout)
     _check_writable(json, html)
@@ -401,7 +403,7 @@ def bench(
     _print_header()
     for table in bench_report.tables(runs):
         out.print(table.shown())
-        out.print(table.legend, style="dim")
+        out.print(f"{table.legend}\n", style="dim")
     _print_lines(lines)
     if json is not None:
         bench_report.write_json(json, runs, device, quick)
@@ -439,7 +441,14 @@ def _run_bench(
 def explain(
     loss: Annotated[str, typer.Argument(help="The loss that is called.")],
     file: OwnFile = None,
-    shape: Annotated[str | None, typer.Option(help="Without FILE: y_pred's, by default 4096,1000.")] = None,
+    shape: Annotated[
+        str | None,
+        typer.Option(help="Without FILE: that of y_pred, of logits or of hidden states, by default 4096,1000."),
+    ] = None,
+    classes: Annotated[
+        int | None,
+        typer.Option(parser=whole_number, help="Of a linear layer, by default 32768; or kept by topk_divergence, 64."),
+    ] = None,
     dtype: Annotated[str | None, typer.Option(help="Without FILE: y_pred's, by default float32.")] = None,
     backend: Backends = None,
     device: Device = "cpu",
@@ -465,37 +474,47 @@ def explain(
     Exit status: 0 if every framework answered, 1 if not, 2 on bad usage.
     """
     named, options = backend or [], _options(locals())
-    if loss == LINEAR:
-        _refuse(f"LOSS {LINEAR} takes a weight too, which no option gives; call lossbridge.explain in Python")
-    _refuse_unknown("LOSS", [loss], LOSSES)
+    _refuse_unknown("LOSS", [loss], PREDICTIONS)
     _refuse_unknown("--backend", named, FRAMEWORKS)
     _refuse_unknown("--dtype", [dtype] if dtype else [], DTYPES)
     _check_timeout(timeout)
-    if file is not None and (shape or dtype):
-        _refuse("FILE has a shape and a dtype of its own; leave out --shape and --dtype")
-    sizes = _sizes(shape or "4096,1000")
-    request: dict[str, Any] = {"loss": loss, "shape": sizes, "dtype": dtype or "float32", "options": options}
-    request |= {"device": device, "file": None if file is None else str(file)}
-    try:
-        call = call_of(request)
-        paths_of(loss, call.y_true, call.y_pred, **{**call.arrays, **options})
-    except (ValueError, TypeError) as error:
-        _refuse(str(error))
+    request, call = _call_to_explain(loss, file, shape, classes, dtype, options)
     runs = run_workers(
         list(dict.fromkeys(named or _all_backends())),
-        request,
+        {**request, "device": device},
         worker="lossbridge.tools.explain_worker",
         outcome=lambda found: Found(**found),
         timeout=timeout,
     )
+    of_pred = f"{call.predictions.shape} of {call.dtype or call.predictions.dtype}"
     given = "".join(f", {name}={option!r}" for name, option in options.items())
     if any(run.outcomes for run in runs):
-        out.print(explain_table(runs, f"{loss}, {call.y_pred.shape} of {call.dtype or call.y_pred.dtype}{given}"))
+        out.print(explain_table(runs, f"{loss}, {of_pred}{given}"))
     _print_lines(*(run.absence(named) for run in runs))
     raise typer.Exit(AGREED if _all_agreed(runs, named) else DISAGREED)
 
 
-def _sizes(shape: str) -> tuple[int, ...]:
+def _call_to_explain(
+    loss: str, file: Path | None, shape: str | None, classes: int | None, dtype: str | None, options: dict[str, Any]
+) -> tuple[dict[str, Any], Call]:
+    """What the workers are asked, and that call on NumPy, which is explained once so that an error is reported once."""
+    if file is not None and (shape or dtype):
+        _refuse("FILE has a shape and a dtype of its own; leave out --shape and --dtype")
+    if file is not None and loss not in LOSSES:
+        _refuse(f"FILE holds y_true and y_pred, and LOSS {loss} takes other arrays; leave out FILE")
+    if classes is not None and not (loss.startswith("linear_") or loss == "topk_divergence"):
+        _refuse(f"--classes is of linear losses and of topk_divergence; --shape holds those of {loss}")
+    request: dict[str, Any] = {"loss": loss, "shape": _sizes(shape or "4096,1000", classes), "classes": classes}
+    request |= {"dtype": dtype or "float32", "options": options, "file": None if file is None else str(file)}
+    try:
+        call = call_of(request)
+        paths_of(loss, **call.arrays, **options)
+    except (ValueError, TypeError) as error:
+        _refuse(str(error))
+    return request, call
+
+
+def _sizes(shape: str, classes: int | None) -> tuple[int, ...]:
     try:
         sizes = tuple(int(size) for size in shape.split(",") if size)
     except ValueError:
@@ -505,6 +524,8 @@ def _sizes(shape: str) -> tuple[int, ...]:
     entries = math.prod(sizes)
     if entries > MOST_ENTRIES:
         _refuse(f"--shape {shape} has {entries} entries; give at most {MOST_ENTRIES}, above which no path changes")
+    if classes is not None and not 1 <= classes * max(sizes[-1], 1) <= MOST_ENTRIES:
+        _refuse(f"--classes is {classes}; give at least 1, and at most {MOST_ENTRIES // max(sizes[-1], 1)}")
     return sizes
 
 
@@ -666,7 +687,7 @@ def write_or_check_vectors(
     """Write or check the cases with inputs, options and exact results, as JSON for other implementations."""
     if (output is None) == (check is None):
         _refuse("give one of --out FILE.json and --check FILE.json")
-    _refuse_unknown("--loss", loss or [], (*LOSSES, LINEAR))
+    _refuse_unknown("--loss", loss or [], SIGNATURES)
     if check is not None and loss:
         _refuse("--loss chooses what --out writes; --check compares every case of its file")
     if output is not None:

@@ -351,3 +351,19 @@ def test_log_probabilities_of_tokens(lib, options) -> None:
     agree(
         (-lib.b.to_numpy(by_logits), {"logits": -lib.b.to_numpy(of_logits)}), (exact.value, {"logits": exact.gradient})
     )
+
+
+@pytest.mark.parametrize(("option", "number"), [("logit_scale", 0.5), ("label_smoothing", 0.3)])
+def test_a_number_in_an_array_is_not_compiled_in(lib, option, number) -> None:
+    """A compiler traces it, so that no path takes it that takes numbers or an array of one number a class."""
+    given = problem()
+    labels, hidden, weight = (lib.array(given[name]) for name in ("labels", "hidden", "weight"))
+
+    def both(number: Any) -> Any:
+        return lib.b.value_and_grad(lambda h: lb.linear_crossentropy(labels, h, weight, **{option: number}), hidden)
+
+    value, gradient = map(lib.b.to_numpy, both(number))
+    for called in (both, *(compiler(both) for compiler in lib.b.compilers().values())):
+        found = called(lib.array(np.float32(number)))
+        np.testing.assert_allclose(lib.b.to_numpy(found[0]), value, rtol=2e-6)
+        np.testing.assert_allclose(lib.b.to_numpy(found[1]), gradient, rtol=0, atol=2e-6 * np.abs(gradient).max())

@@ -146,6 +146,11 @@ def test_the_path_is_in_blocks_unless_the_teacher_learns(lib, monkeypatch) -> No
     )
     found(lib, problem(), STUDENT)
     assert not taken
+    own = {name: lib.array(x) for name, x in problem().items()}
+    assert lb.explain(lb.linear_distillation, **own).path == "blocks"
+    for under in lib.b.compilers():
+        path = lb.explain(lb.linear_distillation, **own, under=under).path
+        assert path == ("all logits" if lib.b.name == "torch" else "blocks")
     found(lib, problem(), TEACHER)
     assert bool(taken) == (lib.b.name != "jax")
 

@@ -290,6 +290,30 @@ def test_this_path_runs_and_no_other(lib, taken, cell) -> None:
         assert explained(lib, form, how) == expected
 
 
+# Functions that are no losses of the registry: what stands before their predictions, and these.
+FURTHER = {
+    "topk_divergence": ("indices", "log_probs", "logits"),
+    "token_log_probs": ("labels", "logits"),
+    "entropy_from_logits": ("logits",),
+}
+
+
+@pytest.mark.parametrize("name", FURTHER)
+def test_what_is_explained_of_further_functions_runs(lib, taken, name) -> None:
+    logits = np.random.default_rng(0).normal(size=(4, 9)).astype(np.float32)
+    arrays = {"logits": logits, "indices": np.tile([0, 2], (4, 1)), "labels": np.arange(4)}
+    arrays["log_probs"] = np.log(np.full((4, 2), 0.25, np.float32))
+    *before, pred = (lib.array(arrays[x], "int32" if arrays[x].dtype.kind == "i" else None) for x in FURTHER[name])
+
+    def both(pred: Any) -> Any:
+        return lib.b.value_and_grad(lambda pred: getattr(lb, name)(*before, pred), pred)
+
+    for under, compiler in {"": lambda function: function, **lib.b.compilers()}.items():
+        taken.clear()
+        compiler(both)(pred)
+        assert {path for path, _ in taken} == {lb.explain(name, *before, pred, under=under).path}, under
+
+
 def test_no_path_is_left_out(lib) -> None:
     """Triton's, which needs a GPU or its interpreter, is in test_only_torch_triton.py."""
     expected = {path for _, _, path in cells(lib.b.name)}

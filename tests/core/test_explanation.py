@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import lossbridge as lb
+from lossbridge import explanation
 from lossbridge.compat import keras
 from lossbridge.native import rows
 
@@ -38,15 +39,41 @@ def log_loss() -> None:
 
 @pytest.mark.parametrize("loss", ["crossentropy", log_loss, keras.kl_divergence, 3])
 def test_what_is_no_loss(loss) -> None:
-    with pytest.raises(
-        ValueError, match=r"is no function of lossbridge\.losses; pass one of its functions, or a name: "
-    ):
+    with pytest.raises(ValueError, match=r"is no loss of lossbridge\.losses; pass one of its functions, or a name: "):
         lb.explain(loss, T, P)
 
 
-def test_a_loss_that_is_not_known_here() -> None:
-    with pytest.raises(ValueError, match="explain does not know linear_distillation; pass one of its functions, or"):
-        lb.explain(lb.linear_distillation, T, P)
+HIDDEN, WEIGHT, LABELS = np.ones((2, 4), np.float32), np.ones((3, 4), np.float32), np.array([0, 2])
+FURTHER = {
+    "linear_crossentropy": ({"labels": LABELS, "hidden": HIDDEN, "weight": WEIGHT}, "blocks"),
+    "linear_token_log_probs": ({"labels": LABELS, "hidden": HIDDEN, "weight": WEIGHT}, "blocks"),
+    "linear_distillation": (
+        {"teacher_hidden": HIDDEN, "teacher_weight": WEIGHT, "student_hidden": HIDDEN, "student_weight": WEIGHT},
+        "blocks",
+    ),
+    "topk_divergence": ({"indices": [[0], [1]], "log_probs": np.log(P[:, :1]), "student_logits": P}, "rows"),
+    "token_log_probs": ({"labels": LABELS, "logits": P}, "rows"),
+    "entropy_from_logits": ({"logits": P}, "rule"),
+}
+
+
+@pytest.mark.parametrize("name", FURTHER)
+def test_every_loss_is_known_by_position_and_by_name(name) -> None:
+    arguments, path = FURTHER[name]
+    found = lb.explain(getattr(lb, name), *arguments.values())
+    assert found == lb.explain(name, **arguments)
+    assert found.path == ("rule" if path == "rows" and rows.MISSING else path)
+    with pytest.raises(TypeError, match=f"{name} takes no gamma; leave it out"):
+        lb.explain(name, **arguments, gamma=2.0)
+    last = list(arguments)[-1]
+    with pytest.raises(TypeError, match=f"{name} needs {last}; pass {last}="):
+        lb.explain(name, *list(arguments.values())[:-1])
+    with pytest.raises(TypeError, match=f"{name} takes .* by position; {len(arguments) + 1} arguments are given"):
+        lb.explain(name, *arguments.values(), 3)
+
+
+def test_every_function_with_a_loss_is_known() -> None:
+    assert set(explanation.PREDICTIONS) == set(lb.__all__) - {"compare", "diagnose", "explain", "value_and_grad"}
 
 
 @pytest.mark.parametrize(
@@ -78,7 +105,7 @@ def test_the_linear_loss() -> None:
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [
-        ({}, TypeError, "linear_crossentropy needs a weight; pass weight="),
+        ({}, TypeError, "linear_crossentropy needs weight; pass weight="),
         ({"from_logits": True}, TypeError, "linear_crossentropy takes no from_logits; leave it out"),
         ({"weight": np.ones((4, 3))}, ValueError, "pass classes_axis=1"),
         ({"weight": np.ones((3, 4)), "under": "jit"}, ValueError, "numpy has these compilers: none"),

@@ -72,8 +72,8 @@ ALLOWED = {
     "linear": {"maths", "spec", "errors", "reduction", "request", "frameworks", "agreement"},
     "distillation": {"maths", "spec", "errors", "request", "frameworks", "linear"},
     "topk": {"maths", "spec", "errors", "reduction", "request"},
-    "losses": {"spec", "errors", "request", "linear", "distillation", "topk"},
-    "explanation": {"maths", "spec", "request", "frameworks", "linear", "losses"},
+    "losses": {"spec", "errors", "reduction", "request", "linear", "distillation", "topk"},
+    "explanation": {"maths", "spec", "request", "frameworks", "linear", "distillation", "topk", "losses"},
 }
 
 

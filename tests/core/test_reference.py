@@ -438,6 +438,76 @@ def test_fifty_thousand_classes():
         assert relative_error(got[i], want) <= 1e-15
 
 
+# ------------------------------------------------------------------------------------ of layers, of kept classes
+
+
+def assert_derivative(value, x, gradient):
+    """By central differences in float64, which have ten digits."""
+    wanted = np.empty(x.shape)
+    for i in np.ndindex(x.shape):
+        up, down = x.copy(), x.copy()
+        up[i], down[i] = x[i] + 1e-6, x[i] - 1e-6
+        wanted[i] = (value(up) - value(down)) / 2e-6
+    np.testing.assert_allclose(gradient, wanted, rtol=1e-7, atol=1e-8)
+
+
+@pytest.mark.parametrize("classes_axis", [0, 1])
+def test_linear_losses_are_the_losses_of_their_logits(classes_axis):
+    rng = np.random.default_rng(8)
+    of_teacher, w_teacher, b_teacher, h, w, b = (
+        rng.normal(size=size) for size in ((2, 3, 4), (6, 4), (6,), (2, 3, 5), (6, 5), (6,))
+    )
+    labels, options = rng.integers(0, 6, (2, 3)), {"sample_weight": rng.uniform(0, 2, (2, 3)), "reduction": "mean"}
+    sides = [np.moveaxis(x, 0, classes_axis) for x in (w_teacher, w)]
+
+    def crossentropy(h, w, b, **more):
+        return reference.linear_crossentropy(labels, h, w, bias=b, classes_axis=classes_axis, **options, **more)
+
+    def distillation(h, w, b, teacher=of_teacher):
+        return reference.linear_distillation(
+            teacher, sides[0], h, w, teacher_bias=b_teacher, student_bias=b, classes_axis=classes_axis,
+            kind="jensen_shannon", temperature=2.0, **options,
+        )  # fmt: skip
+
+    z, z_teacher = h @ w.T + b, of_teacher @ w_teacher.T + b_teacher
+    found = crossentropy(h, sides[1], b, softcap=2.0)
+    wanted = reference.sparse_categorical_crossentropy(labels, z, from_logits=True, softcap=2.0, **options)
+    assert found.value == approx(wanted.value, rel=1e-14)
+    found = distillation(h, sides[1], b)
+    wanted = reference.divergence(z_teacher, z, kind="jensen_shannon", temperature=2.0, **options)
+    assert found.value == approx(wanted.value, rel=1e-14)
+    assert_derivative(lambda x: distillation(h, sides[1], b, x).value, of_teacher, found.target_gradient)
+    for loss in (crossentropy, distillation):
+        found = loss(h, sides[1], b)
+        assert_derivative(lambda x, loss=loss: loss(x, sides[1], b).value, h, found.gradient)
+        assert_derivative(lambda x, loss=loss: loss(h, x, b).value, sides[1], found.weight_gradient)
+        assert_derivative(lambda x, loss=loss: loss(h, sides[1], x).value, b, found.bias_gradient)
+
+
+@pytest.mark.parametrize("tail", [True, False])
+def test_kept_classes(tail):
+    """That it has its digits is compared with mpmath in tests/backends/test_topk_divergence.py."""
+    rng = np.random.default_rng(9)
+    indices, log_t = np.array([[2, 0], [4, 3]]), np.log([[0.5, 0.2], [0.1, 0.7]])
+    z = rng.normal(size=(2, 5))
+    t, p = np.exp(log_t), np.take_along_axis(np.exp(z) / np.exp(z).sum(-1, keepdims=True), indices, -1)
+    left, others = 1 - t.sum(-1, keepdims=True), 1 - p.sum(-1, keepdims=True)
+    t, p = (np.concatenate(x, -1) if tail else x[0] / x[0].sum(-1, keepdims=True) for x in ((t, left), (p, others)))
+    found = reference.topk_divergence(indices, log_t, z, tail=tail)
+    assert found.value == approx((t * np.log(t / p)).sum(-1).mean(), rel=1e-12)
+    assert_derivative(lambda x: reference.topk_divergence(indices, log_t, x, tail=tail).value, z, found.gradient)
+    assert_derivative(lambda x: reference.topk_divergence(indices, x, z, tail=tail).value, log_t, found.target_gradient)
+
+
+def test_kept_classes_that_are_none():
+    z, log_t = np.zeros((4, 5)), np.log([[0.5, 0.2], [0.1, 0.7], [0.1, 0.2], [0.9, 0.7]])
+    indices = [[0, 5], [-1, 2], [3, 3], [0, 1]]
+    assert np.isnan(reference.topk_divergence(indices, log_t, z, reduction="none").value).all()
+    masked = reference.topk_divergence(indices, log_t, z, mask=np.zeros(4, bool))
+    assert masked.value == 0
+    assert not masked.gradient.any()
+
+
 # --------------------------------------------------------------------------------- worked by hand (numerics.md, 2)
 
 P = [[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.2, 0.2, 0.6]]

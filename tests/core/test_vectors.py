@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from lossbridge.tools.cli import app
 from lossbridge.tools.parity import vectors
-from lossbridge.tools.parity.check import all_cases, expected, layer_of
+from lossbridge.tools.parity.check import all_cases, compared, expected
 
 SOME = tuple(case for case in all_cases() if case.y_pred.size < 1000)
 
@@ -45,17 +45,26 @@ def test_numbers_are_exact(file) -> None:
             ("y_true", case.y_true),
             ("y_pred", case.y_pred),
             ("value", exact.value),
-            ("gradient", exact.gradient),
-            *((f"{name}_gradient", getattr(exact, f"{name}_gradient")) for name in layer_of(case)),
+            *((name, getattr(exact, name)) for name in compared(case).values()),
         ):
             read = np.array([float(x) for x in entry[name]["data"]]).reshape(entry[name]["shape"])
             np.testing.assert_array_equal(read, truth)
 
 
-@pytest.mark.parametrize(("case", "name"), [(3, "value"), (3, "gradient"), (-1, "weight_gradient")])
-def test_a_changed_number_is_found(file, case, name) -> None:
+@pytest.mark.parametrize(
+    ("loss", "name"),
+    [
+        ("categorical_crossentropy", "value"),
+        ("categorical_crossentropy", "gradient"),
+        ("linear_crossentropy", "weight_gradient"),
+        ("linear_distillation", "bias_gradient"),
+        ("topk_divergence", "gradient"),
+    ],
+)
+def test_a_changed_number_is_found(file, loss, name) -> None:
     content = json.loads(file.read_text())
-    content["cases"][case][name]["data"][0] = "0.5"
+    case = next(case for case in content["cases"] if case["loss"] == loss and name in case)
+    case[name]["data"][0] = "0.5"
     file.write_text(json.dumps(content))
     result = invoke("--check", file)
     assert result.exit_code == 1

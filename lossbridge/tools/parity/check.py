@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -16,7 +16,9 @@ import numpy as np
 from lossbridge import losses, reference
 from lossbridge.frameworks.framework import Framework
 from lossbridge.tools.parity.cases import Case, cases
-from lossbridge.tools.parity.linear_cases import LAYER, linear_cases
+from lossbridge.tools.parity.linear_cases import linear_cases
+from lossbridge.tools.parity.signatures import SIGNATURES
+from lossbridge.tools.parity.topk_cases import topk_cases
 
 # Explicit mantissa bits and smallest normal exponent of each dtype.
 _FORMATS = {"float16": (10, -14), "bfloat16": (7, -126), "float32": (23, -126), "float64": (52, -1022)}
@@ -56,33 +58,37 @@ def spacing(x: np.ndarray, dtype: str) -> np.ndarray:
 
 @functools.cache
 def all_cases() -> tuple[Case, ...]:
-    """Those of the registry's losses, and of the linear one."""
-    return (*cases(), *linear_cases())
+    """Those of the registry's losses, and of the functions that are not in it."""
+    return (*cases(), *linear_cases(), *topk_cases())
 
 
 def expected(case: Case) -> reference.Result:
     """The value and gradients of the reference."""
-    options = {name: option for name, option in case.options.items() if name != "memory"}  # which changes no result
-    return getattr(reference, case.loss)(case.y_true, case.y_pred, **options, precision=case.compute_dtype)
+    signature = SIGNATURES[case.loss]
+    options = signature.arguments(case)
+    options.pop("memory", None)  # which changes no result
+    positional = [options.pop(name) for name in signature.positional]
+    return getattr(reference, case.loss)(*positional, **options, precision=case.compute_dtype)
 
 
-def layer_of(case: Case) -> tuple[str, ...]:
-    """The options whose gradients are compared too: weight and bias of the linear loss."""
-    return tuple(name for name in LAYER if name in case.options)
+def compared(case: Case) -> dict[str, str]:
+    """The arguments whose gradients are compared, y_pred's first, and what the reference calls each gradient."""
+    return SIGNATURES[case.loss].gradients(case)
 
 
-def placed(b: Framework, case: Case, device: str) -> tuple[Any, Any, dict[str, Any], dict[str, Any]]:
-    """The case on the backend: y_true, y_pred, the options that are arrays, and the options that are not."""
-    label_dtype = "int32" if case.y_true.dtype.kind in "iu" else case.dtype
+def placed(b: Framework, case: Case, device: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The case's arguments by name: those that are arrays, on the backend, and those that are not."""
+    signature = SIGNATURES[case.loss]
+    inputs = {signature.target, signature.pred, *signature.layers}
     arrays, static = {}, {}
-    for name, option in case.options.items():
-        if isinstance(option, np.ndarray | np.generic):
-            x = np.asarray(option)
-            dtype = case.dtype if name in LAYER else case.compute_dtype
-            arrays[name] = b.place(x, "bool" if x.dtype == bool else dtype, device)
+    for name, argument in signature.arguments(case).items():
+        if isinstance(argument, np.ndarray | np.generic):
+            x = np.asarray(argument)
+            floats = case.dtype if name in inputs else case.compute_dtype
+            arrays[name] = b.place(x, {"i": "int32", "b": "bool"}.get(x.dtype.kind, floats), device)
         else:
-            static[name] = option
-    return b.place(case.y_true, label_dtype, device), b.place(case.y_pred, case.dtype, device), arrays, static
+            static[name] = argument
+    return arrays, static
 
 
 class Runner:
@@ -98,23 +104,19 @@ class Runner:
 
     def run(self, case: Case, mode: str) -> Outcome:
         with self.b.scope(case.dtype, self.device):
-            y_true, y_pred, arrays, static = placed(self.b, case, self.device)
-            function = self._function(case, mode, static, tuple(arrays))
+            arrays, static = placed(self.b, case, self.device)
+            function = self._function(case, mode, static)
             try:
-                value, gradient = function(y_true, y_pred, **arrays)
+                value, gradients = function(**arrays)
             except ValueError:
                 if case.refused and mode == EAGER:
                     return Outcome(case.loss, case.name, mode, case.dtype)
                 raise
-            gradient, *of_layer = gradient if layer_of(case) else (gradient,)
-            dtypes = self.b.dtype(self.b.asarray(value)), self.b.dtype(gradient)
-            layer_dtypes = tuple(map(self.b.dtype, of_layer))
-            value, gradient, *of_layer = map(self.b.to_numpy, (value, gradient, *of_layer))
-        exact = expected(case)
-        outcome = compare(case, mode, value, gradient, dtypes, exact)
-        if of_layer and not outcome.fault:
-            outcome = compare_layer(outcome, case, of_layer, layer_dtypes, exact)
-        return replace(outcome, digest=digest(value, gradient, *of_layer))
+            results = self.b.asarray(value), *gradients
+            dtypes = tuple(map(self.b.dtype, results))
+            value, *gradients = map(self.b.to_numpy, results)
+        outcome = compare(case, mode, value, gradients, dtypes, expected(case))
+        return replace(outcome, digest=digest(value, *gradients))
 
     def outcome(self, case: Case, mode: str) -> Outcome:
         """As `run`, but an exception becomes the outcome's fault."""
@@ -124,9 +126,8 @@ class Runner:
             first_line = f"{type(error).__name__}: {error}".splitlines()[0]
             return Outcome(case.loss, case.name, mode, case.dtype, fault=first_line)
 
-    def _function(self, case: Case, mode: str, static: dict[str, Any], arrays: tuple[str, ...]) -> Callable[..., Any]:
-        loss, layer = getattr(losses, case.loss), layer_of(case)
-        both = losses.value_and_grad(loss, of=("hidden", *layer) if layer else None)
+    def _function(self, case: Case, mode: str, static: dict[str, Any]) -> Callable[..., Any]:
+        both = losses.value_and_grad(getattr(losses, case.loss), of=tuple(compared(case)))
         function = functools.partial(both, **static)
         if mode == EAGER:
             return function
@@ -165,59 +166,52 @@ def compare(
     case: Case,
     mode: str,
     value: np.ndarray,
-    gradient: np.ndarray,
-    dtypes: tuple[str, str],
+    gradients: Sequence[np.ndarray],
+    dtypes: tuple[str, ...],
     exact: reference.Result,
 ) -> Outcome:
-    """Compares a value and a gradient of the given dtypes with the exact ones, within the case's tolerance."""
+    """Compares a value and gradients of the given dtypes with the exact ones, within the case's tolerance."""
     outcome = functools.partial(Outcome, case.loss, case.name, mode, case.dtype)
-    exact_value, exact_gradient = np.asarray(exact.value), np.asarray(exact.gradient)
-    if dtypes != (case.compute_dtype, case.dtype):
-        return outcome(fault=f"value and gradient are {dtypes}, expected {(case.compute_dtype, case.dtype)}")
-    if value.shape != exact_value.shape or gradient.shape != case.y_pred.shape:
-        return outcome(fault=f"value and gradient have shapes {value.shape} and {gradient.shape}")
+    names, truths = compared(case), (np.asarray(exact.value), *(getattr(exact, x) for x in compared(case).values()))
+    for name, x, dtype, truth in zip(("value", *names), (value, *gradients), dtypes, truths, strict=True):
+        wanted = case.compute_dtype if name == "value" else case.dtype
+        if dtype != wanted or x.shape != truth.shape:
+            where = name if name == "value" else f"gradient of {name}"
+            return outcome(fault=f"{where} is {dtype} of shape {x.shape}, expected {wanted} of {truth.shape}")
 
-    value_error = _error(value, exact_value, np.maximum(np.abs(exact_value), case.tolerance.scale), case.compute_dtype)
-    comparable = _in_finite_rows(exact_value, exact_gradient.shape, case.axis)
-    exact_gradient, gradient = np.where(comparable, exact_gradient, 0), np.where(comparable, gradient, 0)
-    largest = np.abs(exact_gradient)
-    if largest.size:
-        row = -1 if case.axis is None else case.axis
-        largest = np.broadcast_to(largest.max(row, keepdims=True), largest.shape)
-    gradient_error = _error(gradient, exact_gradient, largest, case.dtype)
-
-    faults = []
-    if not value_error.ulp <= case.tolerance.value:
-        faults.append(f"value {value_error.where}")
-    if not gradient_error.ulp <= case.tolerance.gradient:
-        faults.append(f"gradient {gradient_error.where}")
+    exact_value, *exact_gradients = truths
+    scale = np.maximum(np.abs(exact_value), case.tolerance.scale)
+    value_error = _error(value, exact_value, scale, case.compute_dtype)
+    faults = [] if value_error.ulp <= case.tolerance.value else [f"value {value_error.where}"]
+    errors = [_gradient_error(case, exact_value, gradients[0], exact_gradients[0])]
+    errors += [_layer_error(case, *pair) for pair in zip(gradients[1:], exact_gradients[1:], strict=True)]
+    for name, error in zip(names, errors, strict=True):
+        if not error.ulp <= case.tolerance.gradient:
+            faults.append(f"gradient of {name} {error.where}")
     return outcome(
         value_error.ulp,
         value_error.relative,
-        gradient_error.ulp,
-        gradient_error.relative,
+        max(error.ulp for error in errors),
+        max(error.relative for error in errors),
         result=float(value) if value.ndim == 0 and np.isfinite(value) else None,
         fault="; ".join(faults),
     )
 
 
-def compare_layer(
-    outcome: Outcome, case: Case, gradients: list[np.ndarray], dtypes: tuple[str, ...], exact: reference.Result
-) -> Outcome:
-    """With the errors of the gradients for the layer's arrays, at the largest entry of each."""
-    for name, gradient, dtype in zip(layer_of(case), gradients, dtypes, strict=True):
-        truth = getattr(exact, f"{name}_gradient")
-        if dtype != case.dtype or gradient.shape != truth.shape:
-            return replace(outcome, fault=f"the gradient of {name} is {dtype} of shape {gradient.shape}")
-        error = _error(gradient, truth, np.full(truth.shape, np.abs(truth).max(initial=0.0)), case.dtype)
-        outcome = replace(
-            outcome,
-            gradient_ulp=max(outcome.gradient_ulp, error.ulp),
-            gradient_relative=max(outcome.gradient_relative, error.relative),
-        )
-        if not error.ulp <= case.tolerance.gradient:
-            return replace(outcome, fault=f"gradient of {name} {error.where}")
-    return outcome
+def _gradient_error(case: Case, exact_value: np.ndarray, gradient: np.ndarray, exact: np.ndarray) -> _Error:
+    """Of y_pred's gradient, at the largest entry of each row whose loss is finite."""
+    comparable = _in_finite_rows(exact_value, exact.shape, case.axis)
+    exact, gradient = np.where(comparable, exact, 0), np.where(comparable, gradient, 0)
+    largest = np.abs(exact)
+    if largest.size:
+        row = -1 if case.axis is None else case.axis
+        largest = np.broadcast_to(largest.max(row, keepdims=True), largest.shape)
+    return _error(gradient, exact, largest, case.dtype)
+
+
+def _layer_error(case: Case, gradient: np.ndarray, exact: np.ndarray) -> _Error:
+    """Of a weight's or a bias' gradient, at its largest entry."""
+    return _error(gradient, exact, np.full(exact.shape, np.abs(exact).max(initial=0.0)), case.dtype)
 
 
 def _in_finite_rows(values: np.ndarray, shape: tuple[int, ...], axis: int | None) -> np.ndarray:

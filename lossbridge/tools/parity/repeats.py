@@ -11,8 +11,11 @@ import functools
 from collections import Counter
 from typing import Any
 
+import numpy as np
+
 from lossbridge.tools.parity.cases import Case
 from lossbridge.tools.parity.check import all_cases, compile_key
+from lossbridge.tools.parity.signatures import SIGNATURES
 
 Kind = tuple[Any, ...]
 Options = frozenset[str]
@@ -41,7 +44,9 @@ def _kind(case: Case) -> Kind:
 
 
 def _options(case: Case) -> Options:
-    return frozenset(case.options) - {"from_logits", "weight"}  # which a linear loss always has
+    """The names of its options; of a number in an array, which a compiler does not know, another name."""
+    names = (f"{name} in an array" if isinstance(x, np.generic) else name for name, x in case.options.items())
+    return frozenset(names) - {"from_logits", *SIGNATURES[case.loss].more}
 
 
 def _function(case: Case) -> Kind:

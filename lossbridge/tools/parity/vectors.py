@@ -10,7 +10,7 @@ import numpy as np
 
 from lossbridge import reference
 from lossbridge.tools.parity.cases import Case, Tolerance
-from lossbridge.tools.parity.check import expected, layer_of
+from lossbridge.tools.parity.check import compared, expected
 
 FORMAT = "lossbridge-vectors"
 VERSION = 1
@@ -52,7 +52,7 @@ def check(path: Path) -> tuple[int, list[str]]:
         try:
             case = _from_json(entry)
             exact = expected(case)
-            names = ["value", "gradient", *(f"{name}_gradient" for name in layer_of(case))]
+            names = ["value", *compared(case).values()]
             found = {name: _decode(entry[name]) for name in names}
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UnusableVectors(f"{path}: case {i} cannot be read ({type(error).__name__}: {error})") from None
@@ -81,8 +81,7 @@ def _as_json(case: Case) -> dict[str, Any]:
         "y_true": _encode(case.y_true),
         "y_pred": _encode(case.y_pred),
         "value": _encode(np.asarray(exact.value)),
-        "gradient": _encode(np.asarray(exact.gradient)),
-        **{f"{name}_gradient": _encode(getattr(exact, f"{name}_gradient")) for name in layer_of(case)},
+        **{name: _encode(getattr(exact, name)) for name in compared(case).values()},
         "tolerance": {
             "value_ulp": case.tolerance.value,
             "gradient_ulp": case.tolerance.gradient,
