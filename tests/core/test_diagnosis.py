@@ -613,6 +613,13 @@ def test_no_logarithm_of_one_hot_rows_is_printed() -> None:
     assert found.classes[0].calls["lossbridge"] == "lb.categorical_crossentropy(y_true, y_pred, from_logits=True)"
 
 
+def test_what_is_changed_is_not_said_to_be_as_it_was() -> None:
+    """γ = 2 is of MONAI's FocalLoss, which alone takes labels for the outcomes of all classes; here γ = 0."""
+    number = lb.binary_crossentropy(ONE_HOT, LOGITS, from_logits=True)
+    words = lb.diagnose(LABELS, LOGITS, f"{number:.6f}").classes[0].explanations[0].words
+    assert words == f"MONAI's `FocalLoss`: divided by the number of elements, N·C = {LOGITS.size}; and γ = 0"
+
+
 def test_no_warning_where_nothing_is_wrong() -> None:
     import ml_dtypes
 
