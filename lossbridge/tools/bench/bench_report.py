@@ -110,7 +110,7 @@ def ratio_table(runs: Sequence[Run]) -> Table:
 
     def row(r: Ratio) -> tuple[str, ...]:
         ours, peer = r.ours, r.peer
-        library = "–" if peer is None else peer.name.split(".")[0]
+        library = "–" if peer is None else {"F": "torch"}.get(first := peer.name.split(".")[0], first)
         times = _ms(ours.ms), _ms(ours.cpu_ms), _count(ours.faults)
         return _short(r.cell), r.way, *times, _number(r.wall), _number(r.cpu), _number(r.memory), library
 
