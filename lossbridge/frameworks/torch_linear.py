@@ -106,7 +106,7 @@ def _value_and_slopes(
     found: tuple[Tensor, Tensor]
     if not differentiated:
         found = linear_blocks.of_logits(part, columns, z), z
-    elif columns:
+    elif columns or part.target is None:
         found = part.framework.value_and_grad(functools.partial(linear_blocks.of_logits, part, columns), z)
     else:
         found = part.framework.value_and_slopes(part._replace(pred=z))
