@@ -60,10 +60,8 @@ def resolve(teacher: Side, student: Side, layout: tuple[Any, Any], given: Mappin
     target = held_to(ops, NAMES.target, own[NAMES.target], hidden, None, list(range(axis)))
     dtype = compute_dtype(ops, hidden)
     given = divided(given, dtype)
-    # KL(p ‖ t) is the end of the Jensen-Shannon divergence at β = 1, which needs no exchange of the sides.
-    rule = OF.kinds["jensen_shannon" if given["kind"] == "reverse" else given["kind"]]
-    end = {"beta": 1.0, "scale": "divergence"} if given["kind"] == "reverse" else {}
-    options = options_of(ops, OF, rule, {**given, **end}, (own["student_weight"], classes_axis, dtype), NAMES)
+    rule, exchanged = OF.kinds[given["kind"]], given["kind"] == "reverse"
+    options = options_of(ops, OF, rule, given, (own["student_weight"], classes_axis, dtype), NAMES)
     pred = held_to_ranges(ops, hidden, dtype, options)
     r = Request(OF, rule, framework, target, pred, axis, dtype, options, given["reduction"])
     r = with_weights(r._replace(in_arrays=in_arrays(options)), given, NAMES)
@@ -73,7 +71,8 @@ def resolve(teacher: Side, student: Side, layout: tuple[Any, Any], given: Mappin
     request = request._replace(target=flat(ops, target, of_teacher[1], request.valid))
     layer = Layer(own["teacher_weight"], own.get("teacher_bias"))
     weight, bias = own["student_weight"], own.get("student_bias")
-    return with_divisor(Linear(request, weight, bias, classes_axis, classes, memory, teacher=layer)), like
+    call = Linear(request, weight, bias, classes_axis, classes, memory, teacher=layer, exchanged=exchanged)
+    return with_divisor(call), like
 
 
 def _sizes(ops: ArrayOps, own: Mapping[str, Array], side: str, classes_axis: int) -> tuple[int, int]:

@@ -39,6 +39,7 @@ class Form(NamedTuple):
     loss: str
     rule: Rule
     columns: tuple[str, ...]
+    exchanged: bool
     framework: Any  # on_jax
     in_arrays: str
     group: Any = None  # the mesh axis that the classes are split over, where they are
@@ -61,9 +62,20 @@ def _refuses_blocks(call: Linear) -> str:
 def _by_blocks(call: Linear) -> Array:
     r = call.request
     numbers = tuple((name, x) for name, x in r.options.items() if not isinstance(x, jax.Array))
-    rows, group = call.rows(r.pred.shape[0]), None if call.shard is None else r.framework.devices.name
-    of_loss = r.loss.name, r.rule, call.columns
-    form = Form(numbers, r.reduction, r.dtype, call.classes_axis, rows, *of_loss, r.framework, r.in_arrays, group)
+    form = Form(
+        options=numbers,
+        reduction=r.reduction,
+        dtype=r.dtype,
+        classes_axis=call.classes_axis,
+        rows=call.rows(r.pred.shape[0]),
+        loss=r.loss.name,
+        rule=r.rule,
+        columns=call.columns,
+        exchanged=call.exchanged,
+        framework=r.framework,
+        in_arrays=r.in_arrays,
+        group=None if call.shard is None else r.framework.devices.name,
+    )
     teacher = call.teacher or linear_blocks.Layer(None, None)
     arrays = {
         "hidden": r.pred,
@@ -86,14 +98,11 @@ BLOCKS = linear_blocks.in_blocks(_by_blocks)
 
 def _request(form: Form, arrays: Arrays) -> Request:
     """Of the rows of these arrays, without their logits."""
-    target = arrays["target"]
-    if "teacher_weight" in arrays:
-        target = _logits(form, target, arrays["teacher_weight"], arrays.get("teacher_bias"))
-    return Request(
+    request = Request(
         loss=LOSSES[form.loss],
         rule=form.rule,
         framework=form.framework,
-        target=target,
+        target=arrays["target"],
         pred=None,
         axis=1,
         dtype=form.dtype,
@@ -105,6 +114,10 @@ def _request(form: Form, arrays: Arrays) -> Request:
         valid=arrays.get("valid"),
         in_arrays=form.in_arrays,
     )
+    if "teacher_weight" not in arrays:
+        return request
+    of_teacher = _logits(form, request.target, arrays["teacher_weight"], arrays.get("teacher_bias"))
+    return linear_blocks.beside(request, of_teacher, form.exchanged)
 
 
 def _logits(form: Form, hidden: Array, weight: Array, bias: Array | None) -> Array:

@@ -50,6 +50,7 @@ class Linear(NamedTuple):
     memory: int | None  # bytes for the logits of a block
     shard: Shard | None = None  # where classes are split over devices: weight and bias are of these alone
     teacher: Layer | None = None  # whose hidden states, (N, H'), are the request's target: of a block its logits are
+    exchanged: bool = False  # the teacher's logits are the loss's predictions, and the student's its target
     columns: tuple[str, ...] = ()  # the result is (N, K): of every row its loss and of BESIDE what these name
 
     def shape(self, count: int) -> tuple[int, ...]:
@@ -120,8 +121,18 @@ def logits(r: Request, hidden: Array, layer: Layer, call: Linear) -> Array:
 
 
 def with_teacher(call: Linear, r: Request) -> Request:
-    """The request of some rows, whose target is the teacher's logits if there is a teacher."""
-    return r if call.teacher is None else r._replace(target=logits(r, r.target, call.teacher, call))
+    """The request of some rows with the teacher's logits on their side, if there is a teacher."""
+    return r if call.teacher is None else beside(r, logits(r, r.target, call.teacher, call), call.exchanged)
+
+
+def beside(r: Request, of_teacher: Array, exchanged: bool) -> Request:
+    """The request with the teacher's logits; that side lacks an array which the student's belong on."""
+    return r._replace(target=None, pred=of_teacher) if exchanged else r._replace(target=of_teacher, pred=None)
+
+
+def with_logits(r: Request, z: Array) -> Request:
+    """The request of these logits of a layer: a student's may be the loss's target."""
+    return r._replace(target=z) if r.target is None else r._replace(pred=z)
 
 
 def of_teacher(call: Linear) -> tuple[Array, ...]:
@@ -134,8 +145,8 @@ def of_teacher(call: Linear) -> tuple[Array, ...]:
 def of_logits(r: Request, columns: tuple[str, ...], z: Array) -> Array:
     """The loss of these logits, or of each row the columns; of a sum the columns' sum, each by its own weights."""
     if not columns:
-        return reduce(r._replace(pred=z))
-    found = [reduce(_of_column(r, which, name)._replace(pred=z)) for which, name in enumerate(columns)]
+        return reduce(with_logits(r, z))
+    found = [reduce(with_logits(_of_column(r, which, name), z)) for which, name in enumerate(columns)]
     return r.framework.ops.stack(found) if r.reduction in PER_SAMPLE else sum(found[1:], start=found[0])
 
 

@@ -101,7 +101,8 @@ def _value_and_slopes(
     value = functools.partial(linear_blocks.of_logits, part, columns)
     if not differentiated:
         return value(z), None
-    found: tuple[Array, Any] = part.framework.value_and_grad(value, z, None if columns else z)
+    buffer = None if columns or part.target is None else z  # the rows write over predictions, and over no target
+    found: tuple[Array, Any] = part.framework.value_and_grad(value, z, buffer)
     return found
 
 

@@ -57,7 +57,7 @@ def _by_blocks(
         z = _logits(hidden[block], layer, room[: len(hidden[block])])
         part = linear_blocks.of_rows(r, block)
         if of_teacher is not None and teacher is not None:
-            part = part._replace(target=_logits(of_teacher[block], teacher, torch.empty_like(z)))
+            part = linear_blocks.beside(part, _logits(of_teacher[block], teacher, torch.empty_like(z)), call.exchanged)
         value, slopes = _value_and_slopes(part, call.columns, z, any(needs))
         if losses is not None:
             losses[block] = value
@@ -131,7 +131,7 @@ def _value_and_slopes(
     found: tuple[Tensor, Tensor]
     if not differentiated:
         found = linear_blocks.of_logits(part, columns, z), z
-    elif columns:
+    elif columns or part.target is None:
         found = part.framework.value_and_grad(functools.partial(linear_blocks.of_logits, part, columns), z)
     else:
         found = part.framework.value_and_slopes(part._replace(pred=z))

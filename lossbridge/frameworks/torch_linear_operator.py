@@ -19,9 +19,9 @@ from lossbridge.spec import CHOICES, LOSSES, PER_SAMPLE, Request
 
 _LOSSES = (linear_blocks.OF, LOSSES["divergence"])
 _RULES = {rule.name: (loss, rule) for loss in _LOSSES for rule in (loss.kinds or loss.rules["logits"]).values()}
-# words: of the rule, the reduction and the columns. plan: the axis of the classes, the memory or −1, and which of the
-# inputs need their gradients. options: those of the rule, in order; NaN for one that is not given, or is the tensor
-# `per_class`, and ∞ for the next of `numbers`, those that are tensors.
+# words: of the rule, the reduction and the columns. plan: the axis of the classes, the memory or −1, whether the sides
+# are exchanged, and which of the inputs need their gradients. options: those of the rule, in order; NaN for one that is
+# not given, or is the tensor `per_class`, and ∞ for the next of `numbers`, those that are tensors.
 _INPUTS = "Tensor hidden, Tensor weight, Tensor? bias"
 _OTHERS = (
     "Tensor target, Tensor? sample_weight, Tensor? valid, Tensor? normalizer, Tensor? per_class, Tensor? numbers, "
@@ -53,7 +53,7 @@ def computed(call: Linear) -> Tensor:
     words = [r.rule.name, "none" if r.reduction in PER_SAMPLE else r.reduction, *call.columns]
     recorded = torch.is_grad_enabled() and words[1] != "none"
     needs = [int(recorded and x is not None and x.requires_grad) for x in inputs]
-    plan = [call.classes_axis, -1 if call.memory is None else call.memory, *needs]
+    plan = [call.classes_axis, -1 if call.memory is None else call.memory, int(call.exchanged), *needs]
     found: Tensor = torch.ops.lossbridge.linear_value(*arrays, words, plan, options)[0]
     return found
 
@@ -89,8 +89,17 @@ def _call(framework: Any, arguments: tuple[Any, ...]) -> tuple[Linear, tuple[Ten
         in_arrays="" if numbers is None else "options are arrays",
     )
     layer = None if teacher[0] is None else Layer(*teacher)
-    memory, columns = None if plan[1] < 0 else plan[1], tuple(words[2:])
-    call = Linear(request, None, None, plan[0], weight.shape[plan[0]], memory, teacher=layer, columns=columns)
+    call = Linear(
+        request=request,
+        weight=None,
+        bias=None,
+        classes_axis=plan[0],
+        classes=weight.shape[plan[0]],
+        memory=None if plan[1] < 0 else plan[1],
+        teacher=layer,
+        exchanged=bool(plan[2]),
+        columns=tuple(words[2:]),
+    )
     return call, (hidden, weight, bias)
 
 
@@ -115,7 +124,7 @@ def _fake_gradients(inputs: tuple[Any, ...], needs: list[int]) -> tuple[Tensor, 
 
 def _value(framework: Any, *arguments: Any) -> tuple[Tensor, ...]:
     call, inputs = _call(framework, arguments)
-    needs = tuple(bool(need) for need in arguments[-2][2:])
+    needs = tuple(bool(need) for need in arguments[-2][3:])
     with ops.recording():  # a block's loss may be differentiated by it
         found, gradients = torch_blocks.computed(call, call.request, inputs, needs)
     return found, *_filled(gradients, arguments[0])
@@ -125,7 +134,7 @@ def _fake_value(*arguments: Any) -> tuple[Tensor, ...]:
     hidden, words, plan = arguments[0], *arguments[_COUNT : _COUNT + 2]
     columns = (len(words) - 2,) if words[2:] else ()
     shape = (hidden.shape[0], *columns) if words[1] == "none" else ()
-    return hidden.new_empty(shape, dtype=_dtype(hidden)), *_fake_gradients(arguments[:3], plan[2:])
+    return hidden.new_empty(shape, dtype=_dtype(hidden)), *_fake_gradients(arguments[:3], plan[3:])
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -144,7 +153,7 @@ def _value_backward(framework: Any, ctx: Any, upstream: Tensor, *_: Any) -> tupl
         call, inputs = _call(framework, (*arrays, *ctx.rest))
         found = torch_blocks.by_whole(call, inputs, upstream, needs)
     elif words[1] == "none":
-        plan = [*plan[:2], *(int(need) for need in needs)]
+        plan = [*plan[:3], *(int(need) for need in needs)]
         found = torch.ops.lossbridge.linear_gradients(upstream, *arrays, words, plan, options)
     else:
         found = tuple(x * upstream if need else None for x, need in zip(gradients, needs, strict=True))
@@ -157,7 +166,7 @@ def _value_backward(framework: Any, ctx: Any, upstream: Tensor, *_: Any) -> tupl
 
 def _gradients(framework: Any, upstream: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     call, inputs = _call(framework, arguments)
-    needs = tuple(bool(need) for need in arguments[-2][2:])
+    needs = tuple(bool(need) for need in arguments[-2][3:])
     request = linear_blocks.pulled_back(call.request, upstream)
     with ops.recording():
         gradients = torch_blocks.computed(call, request, inputs, needs)[1]
@@ -178,7 +187,7 @@ def define(framework: Any) -> None:
 
     for name, compute, fake, backward in (
         ("value", _value, _fake_value, of_framework(_value_backward)),
-        ("gradients", _gradients, lambda _, *x: _fake_gradients(x[:3], x[-2][2:]), _gradients_backward),
+        ("gradients", _gradients, lambda _, *x: _fake_gradients(x[:3], x[-2][3:]), _gradients_backward),
     ):
         name = f"lossbridge::linear_{name}"
         torch.library.impl(name, "default", of_framework(compute), lib=_LIBRARY)

@@ -8,6 +8,7 @@ import pytest
 import lossbridge as lb
 from lossbridge import reference
 from lossbridge.frameworks import linear_blocks
+from lossbridge.native import rows
 
 N, C, OF_TEACHER, OF_STUDENT = 13, 11, 7, 5
 BLOCKS = 5 * C * 8  # bytes: three blocks in float32, of both sides
@@ -153,6 +154,21 @@ def test_the_path_is_in_blocks_unless_the_teacher_learns(lib, monkeypatch) -> No
         assert path == ("all logits" if lib.b.name == "torch" else "blocks")
     found(lib, problem(), TEACHER)
     assert bool(taken) == (lib.b.name != "jax")
+
+
+@pytest.mark.skipif(bool(rows.MISSING), reason=rows.MISSING)
+def test_the_reverse_divergence_of_a_block_is_that_of_the_native_rows(lib, monkeypatch) -> None:
+    """Its sides are exchanged, so that the rows' gradient is that of their target."""
+    taken, choose = set(), lib.framework.choose
+
+    def watched(r, **more):
+        found = choose(r, **more)
+        taken.add(found.path.name)
+        return found
+
+    monkeypatch.setattr(lib.framework, "choose", watched)
+    found(lib, problem(), STUDENT, kind="reverse")
+    assert taken == {"rule" if lib.b.name == "tensorflow" else "rows"}
 
 
 @pytest.mark.parametrize(
