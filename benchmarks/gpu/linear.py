@@ -26,6 +26,7 @@ SIZES = (
     (2048, 2048, 32_768, "float32"),
 )
 REHEARSED = ((64, 16, 300, "float32"), (64, 16, 300, "bfloat16"))
+COMPILED = 5  # cases, of every dtype: each is compiled for itself
 BLOCK = 1 << 26  # logits of float64 at a time
 
 
@@ -36,6 +37,9 @@ def jobs(card: Card) -> Iterator[Job]:
     for case in [*every_case()][:: 5 if card.rehearsal else 1]:
         run = functools.partial(lambda case: [judged(case, runner.run(case, "eager"))], case)
         yield Job(f"{case.loss}/{case.name}", run, case.dtype, case.y_pred.shape)
+    for case in linear_cases()[: 1 if card.rehearsal else COMPILED]:
+        run = functools.partial(lambda case: [judged(case, runner.run(case, "compile"))], case)
+        yield Job(f"compile of {case.loss}/{case.name}", run, case.dtype, case.y_pred.shape)
     for rows, units, classes, dtype in REHEARSED if card.rehearsal else SIZES:
         cell = Cell(LINEAR, rows, classes, dtype=dtype)
         name = f"linear CE, {rows}×{units}×{classes} {dtype}"

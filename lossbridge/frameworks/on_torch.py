@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from lossbridge.frameworks import (
-    torch_linear,
     torch_linear_operator,
     torch_operator,
     torch_ops,
@@ -213,7 +212,7 @@ def value_and_slopes(r: Request) -> tuple[Tensor, Tensor]:
     return value_and_grad(lambda z: reduce(r._replace(pred=z)), r.pred)
 
 
-choose_linear = torch_linear.choose
+choose_linear = torch_shards.choose
 torch_linear_operator.define(sys.modules[__name__])
 shards = torch_shards
 

@@ -158,7 +158,9 @@ def _value_backward(framework: Any, ctx: Any, upstream: Tensor, *_: Any) -> tupl
     else:
         found = tuple(x * upstream if need else None for x, need in zip(gradients, needs, strict=True))
     each = zip(found, arrays[:3], needs, strict=True)
-    return *(x.to(like.dtype) if need and x is not None else None for x, like, need in each), *[None] * (_COUNT)
+    return *(x.to(like.dtype) if need and x is not None else None for x, like, need in each), *[None] * len(
+        ctx.needs_input_grad[3:]
+    )
 
 
 # The gradients of losses of rows.

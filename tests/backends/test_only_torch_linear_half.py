@@ -134,8 +134,9 @@ def test_no_weight_meets_slopes_of_float16(reduction, size) -> None:
 
 @HALF
 @pytest.mark.usefixtures("products")
-@pytest.mark.parametrize("weights", [torch.zeros(512), torch.tensor([torch.inf, *[1.0] * 511])])
+@pytest.mark.parametrize("weights", [[0.0], [1.0, -1.0], [torch.inf, *[1.0] * 511]], ids=["0", "sum 0", "infinite"])
 def test_weights_that_are_no_unit(dtype, weights) -> None:
+    weights = torch.tensor(weights).repeat(512 // len(weights))
     labels, inputs = large(dtype)
     loss = lb.linear_crossentropy(labels, *inputs, sample_weight=weights, reduction="mean_with_sample_weight")
     wide = [x.detach().float().requires_grad_() for x in inputs]
