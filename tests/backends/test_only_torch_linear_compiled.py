@@ -302,7 +302,7 @@ def test_operators_by_hand() -> None:
     inputs = leaves(*INPUTS)
     for reduction in ("sum", "none"):
         needs = [0, 0, 0] if reduction == "none" else [1, 1, 1]
-        rest = (["softmax of labels", reduction], [0, of_rows(5), *needs], 5 * [torch.nan])
+        rest = (["softmax of labels", reduction], [0, of_rows(5), 0, *needs], 5 * [torch.nan])
         arguments = (*inputs, LABELS, *[None] * 7, *rest)
         tests = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
         torch.library.opcheck(torch.ops.lossbridge.linear_value, arguments, test_utils=tests)
@@ -312,7 +312,7 @@ def test_operators_by_hand() -> None:
                 (HIDDEN,),
                 (HIDDEN,),
             )
-    rest[1][2:] = [1, 0, 1]
+    rest[1][3:] = [1, 0, 1]
     arguments = (torch.ones(N), *inputs, LABELS, *[None] * 7, *rest)
     found = torch.ops.lossbridge.linear_gradients(*arguments)
     assert [x.shape for x in found] == [HIDDEN.shape, (0,), (C,)]
