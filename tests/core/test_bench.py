@@ -81,7 +81,7 @@ def test_the_registry(backend, quick) -> None:
 
 
 def test_every_loss_and_every_target_is_measured() -> None:
-    assert {form.loss for form in cells.FORMS.values()} == {*LOSSES, "linear_crossentropy"}
+    assert {form.loss for form in cells.FORMS.values()} == {*LOSSES, "linear_crossentropy", "linear_distillation"}
     assert set(textbook.VALUES) == set(cells.NAMED_FORMS)
     assert set(cells.ITEM_BYTES) == set(DTYPES)
     everything = sections.sections({backend: cells.cells(backend) for backend in FRAMEWORKS}, "cpu")
@@ -141,7 +141,7 @@ def test_a_cell_of_every_form(form, backward) -> None:
 def test_every_kind_of_data(form) -> None:
     """Ours is right with all of them, and so is the peer where it has the option."""
     kinds = data_kinds.kinds(cells.FORMS[form])
-    assert len(kinds) > 3
+    assert len(kinds) > (1 if form == cells.LINEAR_KL else 3)  # most are of logits
     for data in kinds:
         outcome = measure.outcome(NUMPY, Cell(form, 12, 40, sweep="data", data=data), BUDGET)
         assert not outcome.fault, data
@@ -185,6 +185,20 @@ def test_the_linear_loss_is_held_to_the_reference(monkeypatch, kind, block) -> N
     assert found.errors(NUMPY, exact.value, (exact.gradient, exact.weight_gradient))[1] < 1e-9
 
 
+@pytest.mark.parametrize("block", [1, measure.BLOCK])
+@pytest.mark.parametrize("kind", data_kinds.kinds(cells.FORMS[cells.LINEAR_KL]))
+def test_linear_distillation_is_held_to_the_reference(monkeypatch, kind, block) -> None:
+    monkeypatch.setattr(measure, "BLOCK", block)
+    cell = Cell(cells.LINEAR_KL, 9, 700, data=kind)
+    data = data_kinds.made(cells.FORMS[cells.LINEAR_KL], (9, 700), kind)
+    teacher, student = measure.placed(NUMPY, cell, data, "cpu")
+    exact = reference.linear_distillation(*teacher, *student, **data.options)
+    found = measure.exact(NUMPY, cell, data, teacher, student)
+    assert found.value == pytest.approx(exact.value, rel=1e-12)
+    for (rows, some), whole in zip(found.gradients, (exact.gradient, exact.weight_gradient), strict=True):
+        np.testing.assert_allclose(some, whole[rows], rtol=1e-9, atol=1e-15)
+
+
 @pytest.mark.parametrize("which", [0, 1])
 def test_either_gradient_of_the_linear_loss_may_be_the_wrong_one(which) -> None:
     def wrong(t, pred):
@@ -195,23 +209,24 @@ def test_either_gradient_of_the_linear_loss_may_be_the_wrong_one(which) -> None:
     assert "gradient has a relative error of 1.0e-02: not timed" in outcome.fault
 
 
+@pytest.mark.parametrize("form", [cells.LINEAR, cells.LINEAR_KL])
 @pytest.mark.parametrize("backend", FRAMEWORKS)
-def test_the_linear_loss_on_every_framework(monkeypatch, tmp_path, backend) -> None:
+def test_the_linear_losses_on_every_framework(monkeypatch, tmp_path, backend, form) -> None:
     """Selected by its name, differentiated by both, beside the loss of all logits."""
     ways = "compiled" if backend in ("jax", "tensorflow") else "eager"
     some = [
         Cell("CE, labels", 8, 5),
-        *(Cell(cells.LINEAR, 8, 5, backward=backward, ways=ways) for backward in (False, True)),
+        *(Cell(form, 8, 5, backward=backward, ways=ways) for backward in (False, True)),
     ]
     monkeypatch.setattr(cells, "cells", lambda backend, quick=False: some)
     monkeypatch.setattr(cells, "FULL", BUDGET)
-    result = run("--backend", backend, "--loss", "linear_crossentropy", "--json", tmp_path / "b.json")
+    result = run("--backend", backend, "--loss", cells.FORMS[form].loss, "--json", tmp_path / "b.json")
     assert "2 cells, 0 contenders not timed" in result.stdout
     (found,) = json.loads((tmp_path / "b.json").read_text())["backends"]
     for cell in found["cells"]:
         names = {m["name"] for m in cell["measurements"]}
         assert any(name.endswith(" of all logits") or name == "textbook" for name in names)
-        assert ("F.linear_cross_entropy" in names) == (backend == "torch")
+        assert ("F.linear_cross_entropy" in names) == (backend == "torch" and form == cells.LINEAR)
 
 
 def test_targets_of_the_linear_loss() -> None:

@@ -21,7 +21,7 @@ ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
 
 _LOGITS = {"from_logits": True}
-LINEAR, UNITS = "linear CE", 512  # of hidden states and a weight
+LINEAR, LINEAR_KL, UNITS = "linear CE", "linear distillation", 512  # of hidden states and a weight
 # The forms that textbook.py and most peers have too, by their names in the results.
 NAMED_FORMS: Mapping[str, Form] = {
     "CE, labels": Form("sparse_categorical_crossentropy", _LOGITS),
@@ -35,6 +35,7 @@ NAMED_FORMS: Mapping[str, Form] = {
     "focal": Form("categorical_focal_crossentropy", _LOGITS),
     "binary focal": Form("binary_focal_crossentropy", _LOGITS),
     LINEAR: Form("linear_crossentropy", units=UNITS),
+    LINEAR_KL: Form("linear_distillation", units=UNITS),
 }
 
 
@@ -192,6 +193,7 @@ def _full(backend: str) -> Iterator[Cell]:
             yield Cell(form, rows, 2048, ways=main, sweep="N")
     for classes in (512, 2048, 8192, 32768, 65536):
         yield Cell(LINEAR, 1024, classes, ways=main, sweep="V")  # with fewer rows the logits are not much of the memory
+    yield Cell(LINEAR_KL, *LM_DENSE, ways=main)
     yield from _data(backend, data_kinds.KINDS, DATA_SHAPE)
     yield from _two_threads(backend, SWEPT)
 

@@ -1,9 +1,9 @@
 """The contenders: lossbridge and every installed peer, each a function of a framework's own arrays. Measures nothing.
 
 A function takes target and pred, of shape (rows, classes), or labels (rows,), and options that are arrays by name; it
-returns the mean. Of the linear loss pred is a pair of hidden states and weight. Whatever varies from batch to batch is
-an argument: a compiler folds what it knows. Every function is written out, because torch.compile keeps one cache per
-code object, and contenders would share it.
+returns the mean. Of the linear losses pred is a pair of hidden states and weight, and so is a teacher. Whatever varies
+from batch to batch is an argument: a compiler folds what it knows. Every function is written out, because torch.compile
+keeps one cache per code object, and contenders would share it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from lossbridge.compat import torch as compat_torch
 from lossbridge.frameworks import FRAMEWORKS
 from lossbridge.frameworks.framework import Framework
 from lossbridge.tools.bench import option_peers, textbook
-from lossbridge.tools.bench.cells import FORMS, LINEAR, NAMED_FORMS, Cell
+from lossbridge.tools.bench.cells import FORMS, LINEAR, LINEAR_KL, NAMED_FORMS, Cell
 from lossbridge.tools.bench.data_kinds import PADDED, RANDOM
 from lossbridge.tools.processes import installed
 
@@ -66,6 +66,13 @@ def contenders(backend: str, cell: Cell, device: str = "cpu", options: Options |
 def _ours(cell: Cell, given: Options) -> Contender:
     form = FORMS[cell.form]
     function, options = getattr(losses, form.loss), {**form.options, **given}
+    if cell.form == LINEAR_KL:
+        of_student = losses.value_and_grad(function, of=("student_hidden", "student_weight"))
+        return Contender(
+            OURS,
+            lambda target, pred, **arrays: function(*target, *pred, **options, **arrays),
+            lambda target, pred, **arrays: of_student(*target, *pred, **options, **arrays),
+        )
     if form.units:
         of_layer = losses.value_and_grad(function, of=("hidden", "weight"))
         return Contender(
@@ -148,24 +155,20 @@ def _out(cell: Cell) -> Contender:
 def _torch(cell: Cell, device: str) -> Iterator[Contender]:
     import torch.nn.functional as F
 
+    def kl(s: Any, z: Any) -> Any:
+        return F.kl_div(F.log_softmax(z, -1), F.log_softmax(s, -1), log_target=True, reduction="batchmean")
+
     own: dict[str, tuple[str, Loss]] = {
         "CE, labels": ("F.cross_entropy", lambda t, z: F.cross_entropy(z, t)),
         "CE, dense": ("F.cross_entropy", lambda t, z: F.cross_entropy(z, t)),
-        "KL of logits": (
-            "F.kl_div",
-            lambda s, z: F.kl_div(F.log_softmax(z, -1), F.log_softmax(s, -1), log_target=True, reduction="batchmean"),
-        ),
+        "KL of logits": ("F.kl_div", kl),
         "KL of probabilities": ("F.kl_div", lambda t, p: F.kl_div(p.log(), t, reduction="batchmean")),
-        "distillation": (
-            "F.kl_div",
-            lambda s, z: (
-                4 * F.kl_div(F.log_softmax(z / 2, -1), F.log_softmax(s / 2, -1), log_target=True, reduction="batchmean")
-            ),
-        ),
+        "distillation": ("F.kl_div", lambda s, z: 4 * kl(s / 2, z / 2)),
         "BCE of logits": ("F.binary_cross_entropy_with_logits", lambda t, z: F.binary_cross_entropy_with_logits(z, t)),
         "BCE of probabilities": ("F.binary_cross_entropy", lambda t, p: F.binary_cross_entropy(p, t)),
         "log loss": ("F.nll_loss", lambda t, p: F.nll_loss(p.log(), t)),
         LINEAR: ("F.cross_entropy of all logits", lambda t, p: F.cross_entropy(F.linear(*p), t)),
+        LINEAR_KL: ("F.kl_div of all logits", lambda s, p: kl(F.linear(*s), F.linear(*p))),
     }
     if cell.form in own:
         yield Contender(*own[cell.form])
@@ -238,6 +241,10 @@ def _tensorflow(cell: Cell, device: str) -> Iterator[Contender]:
                 tf.nn.sparse_softmax_cross_entropy_with_logits(t, tf.linalg.matmul(*p, transpose_b=True))
             ),
         ),
+        LINEAR_KL: (
+            "tf.nn.log_softmax of all logits",
+            lambda s, p: kl(tf.linalg.matmul(*s, transpose_b=True), tf.linalg.matmul(*p, transpose_b=True)),
+        ),
     }
     if cell.form in own:
         yield Contender(*own[cell.form])
@@ -250,23 +257,21 @@ def _jax(cell: Cell, device: str) -> Iterator[Contender]:
         import optax
         from jax.nn import log_softmax
 
+        def kl(s: Any, z: Any) -> Any:
+            return optax.losses.kl_divergence_with_log_targets(log_softmax(z), log_softmax(s)).mean()
+
+        def logits(layer: Any) -> Any:
+            return jnp.matmul(layer[0], layer[1].T, preferred_element_type="float32")
+
         own: dict[str, tuple[str, Loss]] = {
             "CE, labels": (
                 "optax.softmax_cross_entropy_with_integer_labels",
                 lambda t, z: optax.softmax_cross_entropy_with_integer_labels(z, t).mean(),
             ),
             "CE, dense": ("optax.softmax_cross_entropy", lambda t, z: optax.softmax_cross_entropy(z, t).mean()),
-            "KL of logits": (
-                "optax.kl_divergence_with_log_targets",
-                lambda s, z: optax.losses.kl_divergence_with_log_targets(log_softmax(z), log_softmax(s)).mean(),
-            ),
+            "KL of logits": ("optax.kl_divergence_with_log_targets", kl),
             "KL of probabilities": ("optax.kl_divergence", lambda t, p: optax.kl_divergence(jnp.log(p), t).mean()),
-            "distillation": (
-                "optax.kl_divergence_with_log_targets",
-                lambda s, z: (
-                    4 * optax.losses.kl_divergence_with_log_targets(log_softmax(z / 2), log_softmax(s / 2)).mean()
-                ),
-            ),
+            "distillation": ("optax.kl_divergence_with_log_targets", lambda s, z: 4 * kl(s / 2, z / 2)),
             "BCE of logits": (
                 "optax.sigmoid_binary_cross_entropy",
                 lambda t, z: optax.sigmoid_binary_cross_entropy(z, t).mean(),
@@ -274,9 +279,11 @@ def _jax(cell: Cell, device: str) -> Iterator[Contender]:
             "binary focal": ("optax.sigmoid_focal_loss", lambda t, z: optax.sigmoid_focal_loss(z, t).mean()),
             LINEAR: (
                 "optax.softmax_cross_entropy_with_integer_labels of all logits",
-                lambda t, p: optax.softmax_cross_entropy_with_integer_labels(
-                    jnp.matmul(p[0], p[1].T, preferred_element_type="float32"), t
-                ).mean(),
+                lambda t, p: optax.softmax_cross_entropy_with_integer_labels(logits(p), t).mean(),
+            ),
+            LINEAR_KL: (
+                "optax.kl_divergence_with_log_targets of all logits",
+                lambda s, p: kl(logits(s), logits(p)),
             ),
         }
         if cell.form in own:

@@ -1,8 +1,8 @@
 """Kinds of data: what models give a loss while they are trained, beside random numbers. Plain NumPy, seeded.
 
 A kind changes random arrays, and names the options of the loss that it needs. Which kinds a form has is decided here;
-which cells are measured, in cells.py. Predictions are an array, or, of the linear loss, a tuple: hidden states of shape
-(rows, units), and the weight of a layer, (classes, units).
+which cells are measured, in cells.py. Predictions are an array, or, of the linear losses, a tuple: hidden states of
+shape (rows, units), and the weight of a layer, (classes, units); so is a target that is a teacher.
 """
 
 from __future__ import annotations
@@ -14,12 +14,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lossbridge import distillation
 from lossbridge.frameworks import linear_blocks
 from lossbridge.spec import LOSSES, Loss, Target
 
 Array = np.ndarray
 RANDOM, IGNORED_ROWS, PADDED = "random", "a third ignored", "−∞ padding"
 IGNORE, SMOOTHING = -100, 0.1
+
+
+_OF_LAYERS: Mapping[str, Loss] = {"linear_crossentropy": linear_blocks.OF, "linear_distillation": distillation.OF}
 
 
 class Form(NamedTuple):
@@ -31,8 +35,8 @@ class Form(NamedTuple):
 
     @property
     def record(self) -> Loss:
-        """Of the linear loss that of its logits' loss, whose options it has."""
-        return linear_blocks.OF if self.units else LOSSES[self.loss]
+        """Of a linear loss that of its logits' loss, whose options it has."""
+        return _OF_LAYERS.get(self.loss) or LOSSES[self.loss]
 
     @property
     def from_logits(self) -> bool:
@@ -48,7 +52,7 @@ class Form(NamedTuple):
 class Data:
     """The arrays of a call. `pred`, if it is an array, and a target of logits hold logits until the kind is applied."""
 
-    target: Array
+    target: Any
     pred: Any
     options: dict[str, Any] = field(default_factory=dict)
 
@@ -82,17 +86,24 @@ def made(form: Form, shape: tuple[int, int], kind: str = RANDOM) -> Data:
     return data
 
 
-def _random(rng: np.random.Generator, form: Form, shape: tuple[int, int]) -> tuple[Array, Any]:
+def _random(rng: np.random.Generator, form: Form, shape: tuple[int, int]) -> tuple[Any, Any]:
+    if form.units and form.target == "logits":
+        return _layer(rng, form, shape), _layer(rng, form, shape)
     target = _targets(rng, form, shape)
     if form.units:
-        hidden, weight = (rng.standard_normal((size, form.units), np.float32) for size in shape)
-        weight /= np.float32(form.units**0.5)  # the logits have a variance of 1
-        return target, (hidden, weight)
+        return target, _layer(rng, form, shape)
     if form.from_logits:
         return target, rng.standard_normal(shape, np.float32)
     if form.target == "outcomes":
         return target, rng.uniform(0.05, 0.95, shape).astype(np.float32)
     return target, _distributions(rng, shape)
+
+
+def _layer(rng: np.random.Generator, form: Form, shape: tuple[int, int]) -> tuple[Array, Array]:
+    """Hidden states, and a weight with which the logits have a variance of 1."""
+    hidden, weight = (rng.standard_normal((size, form.units), np.float32) for size in shape)
+    weight /= np.float32(form.units**0.5)
+    return hidden, weight
 
 
 def _targets(rng: np.random.Generator, form: Form, shape: tuple[int, int]) -> Array:
@@ -152,7 +163,7 @@ def _near(scale: float, noise: float, rng: np.random.Generator, form: Form, data
 
 def _ignored(rng: np.random.Generator, form: Form, data: Data) -> None:
     """By ignore_class where the loss has it, else by a mask. The first row counts."""
-    mask = rng.random(len(data.target)) < 2 / 3
+    mask = rng.random(len(data.pred[0] if form.units else data.target)) < 2 / 3
     mask[0] = True
     if "ignore_class" in form.record.options:
         data.target[~mask] = IGNORE

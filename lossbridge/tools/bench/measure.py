@@ -116,8 +116,11 @@ def _measured(
 def placed(b: Framework, cell: Cell, data: Data, device: str) -> tuple[Any, Any]:
     """Target and predictions as arrays of the framework."""
     labels = "int64" if b.name == "torch" else "int32"
-    target = b.place(data.target, labels if data.target.dtype.kind == "i" else cell.dtype, device)
-    return target, each(lambda x: b.place(x, cell.dtype, device), data.pred)
+
+    def place(x: Array) -> Any:
+        return b.place(x, labels if x.dtype.kind == "i" else cell.dtype, device)
+
+    return each(place, data.target), each(place, data.pred)
 
 
 @contextlib.contextmanager
@@ -134,15 +137,15 @@ def _busy_process() -> Iterator[None]:
 
 def exact(b: Framework, cell: Cell, data: Data, target: Any, pred: Any) -> Exact:
     """For the arrays as the framework has rounded them."""
-    labels = data.target.dtype.kind == "i"
-    return Exact(cell, data.target if labels else b.to_numpy(target), each(b.to_numpy, pred), data.options)
+    labels = FORMS[cell.form].target == "labels"
+    return Exact(cell, data.target if labels else each(b.to_numpy, target), each(b.to_numpy, pred), data.options)
 
 
 class Exact:
     """The exact value, and the exact gradient of a few rows of each array of predictions, for the inputs as rounded to
     the cell's dtype."""
 
-    def __init__(self, cell: Cell, target: Array, pred: Any, options: Mapping[str, Any]) -> None:
+    def __init__(self, cell: Cell, target: Any, pred: Any, options: Mapping[str, Any]) -> None:
         form = FORMS[cell.form]
         # What one entry can add to a mean, and to its gradient: for peers that have no digits of less than that.
         elements = cell.rows * cell.classes if form.target == "outcomes" else cell.rows
@@ -151,7 +154,8 @@ class Exact:
         count = cell.rows if counted is None else int(counted.sum())
         rows = _some(cell.rows)
         if form.units:
-            some = rows, [target[0], *_some(cell.classes)]  # also a class that is a label
+            labels = [target[0]] if form.target == "labels" else []  # also a class that is a label
+            some = rows, [*labels, *_some(cell.classes)]
             total, gradients = _of_layer(form, target, pred, {**form.options, **options}, some)
             self.value = total / count
         else:
@@ -207,20 +211,23 @@ def _sum_of_rows(oracle: Callable[..., Any], target: Array, pred: Array, mask: A
 
 
 def _of_layer(
-    form: Form, target: Array, pred: tuple[Array, Array], options: Mapping[str, Any], some: tuple[list[int], list[int]]
+    form: Form, target: Any, pred: tuple[Array, Array], options: Mapping[str, Any], some: tuple[list[int], list[int]]
 ) -> tuple[float, tuple[tuple[list[int], Array], ...]]:
     """The sum of the losses, and its gradients for some rows of hidden states and of weight, in blocks of rows.
 
     They are G W and Gᵀ h of the reference's gradient G for the logits of a block.
     """
-    oracle = functools.partial(getattr(reference, form.record.name), from_logits=True, reduction="sum", **options)
+    given = _without_mask(options) | ({"from_logits": True} if "from_logits" in form.record.options else {})
+    oracle = functools.partial(getattr(reference, form.record.name), reduction="sum", **given)
     hidden, weight = (x.astype(np.float64) for x in pred)
+    teacher = tuple(x.astype(np.float64) for x in target) if form.target == "logits" else ()
     rows, classes = some
     step, total = max(1, BLOCK // len(weight)), 0.0
     of_hidden, of_weight = np.zeros((len(rows), form.units)), np.zeros((len(classes), form.units))
     for start in range(0, len(hidden), step):
-        h = hidden[start : start + step]
-        found = oracle(target[start : start + step], h @ weight.T)
+        these = slice(start, start + step)
+        h, mask = hidden[these], options["mask"][these] if "mask" in options else None
+        found = oracle(teacher[0][these] @ teacher[1].T if teacher else target[these], h @ weight.T, mask=mask)
         total += float(found.value)
         of_weight += found.gradient[:, classes].T @ h
         for i, row in enumerate(rows):

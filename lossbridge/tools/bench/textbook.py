@@ -1,8 +1,8 @@
 """The losses as a textbook writes them, in NumPy: peers on NumPy, and in float64 the exact value for every contender.
 
-Means over (rows, classes) arrays, without any care for boundaries; of the linear loss predictions are a pair of hidden
-states and weight. Shares no code with the losses that it is compared with. NumPy does not differentiate, so most losses
-have a function that returns the gradient too.
+Means over (rows, classes) arrays, without any care for boundaries; of the linear losses predictions are a pair of
+hidden states and weight, and so is a teacher. Shares no code with the losses that it is compared with. NumPy does not
+differentiate, so most losses have a function that returns the gradient too.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 Array = np.ndarray
-Loss = Callable[[Array, Array], Any]
+Loss = Callable[[Any, Any], Any]
 
 
 def _log_softmax(z: Array) -> Array:
@@ -82,6 +82,11 @@ def linear_cross_entropy(labels: Array, pred: Array) -> Any:
     return sparse_cross_entropy(labels, hidden @ weight.T)
 
 
+def linear_distillation(teacher: tuple[Array, Array], student: tuple[Array, Array]) -> Any:
+    (of_teacher, by_teacher), (hidden, weight) = teacher, student
+    return kl_of_logits(of_teacher @ by_teacher.T, hidden @ weight.T)
+
+
 def _sparse_cross_entropy_and_gradient(labels: Array, z: Array) -> tuple[Any, Array]:
     log_p = _log_softmax(z)
     gradient = np.exp(log_p)
@@ -104,6 +109,14 @@ def _kl_of_logits_and_gradient(s: Array, z: Array) -> tuple[Any, Array]:
     log_t, log_p = _log_softmax(s), _log_softmax(z)
     t = np.exp(log_t)
     return (t * (log_t - log_p)).sum(1).mean(), (np.exp(log_p) - t) / len(z)
+
+
+def _linear_distillation_and_gradients(
+    teacher: tuple[Array, Array], student: tuple[Array, Array]
+) -> tuple[Any, tuple[Array, Array]]:
+    (of_teacher, by_teacher), (hidden, weight) = teacher, student
+    value, gradient = _kl_of_logits_and_gradient(of_teacher @ by_teacher.T, hidden @ weight.T)
+    return value, (gradient @ weight, gradient.T @ hidden)
 
 
 def _distillation_and_gradient(s: Array, z: Array, temperature: float = 2.0) -> tuple[Any, Array]:
@@ -142,6 +155,7 @@ VALUES: Mapping[str, Loss] = {
     "focal": focal,
     "binary focal": binary_focal,
     "linear CE": linear_cross_entropy,
+    "linear distillation": linear_distillation,
 }
 WITH_GRADIENTS: Mapping[str, Loss] = {
     "CE, labels": _sparse_cross_entropy_and_gradient,
@@ -153,6 +167,7 @@ WITH_GRADIENTS: Mapping[str, Loss] = {
     "BCE of probabilities": _bce_and_gradient,
     "log loss": _log_loss_and_gradient,
     "linear CE": _linear_cross_entropy_and_gradients,
+    "linear distillation": _linear_distillation_and_gradients,
 }
 
 
