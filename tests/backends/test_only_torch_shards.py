@@ -338,7 +338,7 @@ def rows_of_hidden_states(p: Process, options: dict[str, Any], beside: str) -> N
     for name in INPUTS:
         if name in laid:
             laid[name] = laid[name].detach().requires_grad_()
-    assert lb.explain("linear_crossentropy", **by_name(laid), **given).path == "blocks of a shard"
+    assert lb.explain("linear_crossentropy", **laid, **given).path == "blocks of a shard"
     value = lb.linear_crossentropy(**laid, **given, memory=2 * C * 4)
     assert value.placements == (Shard(0) if options.get("reduction") == "none" else Replicate(),)
     value.sum().backward()
@@ -387,14 +387,15 @@ def rows_of_a_student(p: Process) -> None:
         for name, x in arrays.items()
     }
     names = ("student_hidden", "student_weight")
-    results = []
-    for each in (arrays, laid):
-        each = {name: x.detach().requires_grad_(name in names) for name, x in each.items()}
-        loss = lb.linear_distillation(**each, kind="jensen_shannon", memory=2 * C * 8)
-        found = (loss, *torch.autograd.grad(loss, [each[name] for name in names]))
-        results.append([whole(x) for x in found])
-    for x, y in zip(*results, strict=True):
-        torch.testing.assert_close(x, y)
+    for kind in ("reverse", "jensen_shannon"):
+        results = []
+        for each in (arrays, laid):
+            each = {name: x.detach().requires_grad_(name in names) for name, x in each.items()}
+            loss = lb.linear_distillation(**each, kind=kind, memory=2 * C * 8)
+            found = (loss, *torch.autograd.grad(loss, [each[name] for name in names]))
+            results.append([whole(x) for x in found])
+        for x, y in zip(*results, strict=True):
+            torch.testing.assert_close(x, y)
 
 
 def rows_are_joined_by_one_sum(p: Process) -> None:
@@ -419,11 +420,6 @@ def rows_are_joined_by_one_sum(p: Process) -> None:
         collectives_of_dtensor.all_reduce = original
     assert sorted(counted) == [1, bias.numel(), weight.numel()], counted
     assert weight.grad.placements == bias.grad.placements == (Replicate(),)
-
-
-def by_name(laid: dict[str, Any]) -> dict[str, Any]:
-    """As `lb.explain` calls the arguments."""
-    return {{"labels": "y_true", "hidden": "y_pred"}.get(name, name): x for name, x in laid.items()}
 
 
 # Of rank 0 or of all: what is changed; what the error says there, and what on the other ranks.
