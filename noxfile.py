@@ -179,6 +179,14 @@ def train(session: nox.Session) -> None:
 
 
 @nox.session
+def examples(session: nox.Session) -> None:
+    """Runs the examples of docs/examples.md, and draws their pictures."""
+    install(session, "frameworks")
+    for name in ("port_a_model", "finetune_small_lm", "which_loss_was_it"):
+        session.run("python", f"examples/{name}.py", "--out", f"docs/figures/{name}.png")
+
+
+@nox.session
 def transformers(session: nox.Session) -> None:
     """The example of Hugging Face's Trainer, with the newest of its libraries, which nothing else needs."""
     install(session, "frameworks")

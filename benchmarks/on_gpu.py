@@ -67,14 +67,15 @@ class Section:
 # What we most want to know first.
 SECTIONS = (
     Section("environment", "environment", None, 20, "device, bandwidth of a copy", 90.0),
-    Section("boundaries", "boundaries", True, 55, "V from 1 to 128 256, layouts, masks, with Triton's kernels"),
+    Section("boundaries", "boundaries", True, 45, "V from 1 to 128 256, layouts, masks, with Triton's kernels"),
     Section("parity", "parity", True, 55, "every case of the registry, eager, with Triton's kernels"),
     Section("times", "times", True, 55, "beside the framework's own, with Triton's kernels", 120.0),
-    Section("times-formula", "times", False, 50, "beside the framework's own, without Triton", 120.0),
+    Section("times-formula", "times", False, 40, "beside the framework's own, without Triton", 120.0),
     Section("parity-formula", "parity", False, 25, "every case of the registry, eager, without Triton"),
     Section("compiled", "compiled", True, 40, "cases under torch.compile, with Triton's kernels", 120.0),
     Section("compiled-formula", "compiled", False, 35, "cases under torch.compile, without Triton", 120.0),
     Section("linear", "linear", True, 40, "the linear cross-entropy: cases, time and memory", 120.0),
+    Section("split", "split", None, 20, "the linear cross-entropy, its classes split over two processes", 120.0),
     Section("jax", "jax", None, 30, "JAX: cases and times under jit", 90.0),
     Section("transformers", "transformers", True, 15, "causal_lm_loss beside Hugging Face's own", 90.0),
 )

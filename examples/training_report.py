@@ -4,15 +4,12 @@ import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import matplotlib as mpl
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
+from pictures import BLUE, GREEN, GREY, ORANGE, STYLE, plt, save
 from rich import box
 from rich.table import Table
-
-mpl.use("Agg")
-
-import matplotlib.pyplot as plt
 
 NAMES = {"numpy": "NumPy", "torch": "PyTorch", "tensorflow": "TensorFlow", "jax": "JAX"}
 
@@ -97,38 +94,23 @@ def write_json(path: Path, runs: list[Run], wrong: list[str]) -> None:
     path.write_text(json.dumps({"runs": [asdict(run) for run in runs], "wrong": wrong}) + "\n", encoding="utf-8")
 
 
-# Okabe and Ito's palette stays distinct under the common colour deficiencies; (lossbridge's loss, the framework's own).
+# Of lossbridge's loss, and of the framework's own; further colours of the same palette.
 COLOURS = {
-    "numpy": ("#BBBBBB", ""),
-    "torch": ("#D55E00", "#E69F00"),
-    "tensorflow": ("#0072B2", "#56B4E9"),
-    "jax": ("#009E73", "#CC79A7"),
-}
-STYLE = {
-    "figure.dpi": 150,
-    "font.family": "DejaVu Sans",  # ships with matplotlib: the same picture on every machine
-    "font.size": 11,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "axes.grid": True,
-    "grid.color": "#E4E4E4",
-    "axes.titlesize": 11,
-    "legend.edgecolor": "none",
-    "legend.framealpha": 1,
+    "numpy": (GREY, ""),
+    "torch": (ORANGE, "#E69F00"),
+    "tensorflow": (BLUE, "#56B4E9"),
+    "jax": (GREEN, "#CC79A7"),
 }
 
 
 def draw(runs: list[Run], path: Path) -> None:
     """The losses, and below them their differences to NumPy's, as they are: neither clipped nor smoothed."""
-    with mpl.rc_context(STYLE):
+    with rc_context(STYLE):
         figure, (above, below) = plt.subplots(2, 1, figsize=(9, 6.4), sharex=True, layout="constrained")
         if runs:
             draw_losses(above, runs)
             draw_differences(below, runs)
-        # matplotlib writes its own version into a PNG unless told not to: the file would change with each release.
-        figure.savefig(path, format="png", metadata={"Software": None})
-        plt.close(figure)
+        save(figure, path)
 
 
 def draw_losses(axes: Axes, runs: list[Run]) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lossbridge import agreement, errors
+from lossbridge.frameworks import is_traced_by_torch
 from lossbridge.frameworks.framework import ArrayOps
 from lossbridge.frameworks.linear_blocks import OF, Linear, with_divisor
 from lossbridge.maths.ops import Array
@@ -88,9 +89,12 @@ _RECORDS: dict[tuple[str, ...], Any] = {}
 
 def _record(names: tuple[str, ...]) -> Any:
     """The type of what is returned: one for the same names, or JAX would compile anew."""
-    if names not in _RECORDS:  # no functools.cache, of which torch.compile warns
-        _RECORDS[names] = namedtuple("LinearCrossentropy", names)
-    return _RECORDS[names]
+    if names in _RECORDS:  # no functools.cache, of which torch.compile warns
+        return _RECORDS[names]
+    made = namedtuple("LinearCrossentropy", names)  # type: ignore[misc]
+    if not is_traced_by_torch():
+        _RECORDS[names] = made
+    return made
 
 
 def _beside(call: Linear, target: Array, names: tuple[str, ...], columns: tuple[str, ...]) -> list[Array]:

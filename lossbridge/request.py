@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from lossbridge import errors
-from lossbridge.frameworks import FRAMEWORKS, numpy_ops
+from lossbridge.frameworks import FRAMEWORKS, is_traced_by_torch, numpy_ops
 from lossbridge.frameworks.framework import ArrayOps, Framework, Unreadable
 from lossbridge.maths.elementary import nan_unless, rounding
 from lossbridge.maths.ops import ANYWHERE, Array, Rule, Shape
@@ -174,7 +174,8 @@ def framework_of(x: object, name: str = "y_pred") -> Framework:
         return framework
     for module, load in FRAMEWORKS.items():
         if sys.modules.get(module) is not None and _owns(module, load, x):
-            _framework_of_type[type(x)] = load()
+            if not is_traced_by_torch():  # torch.export warns of what changes, and torch.compile compiles anew for it
+                _framework_of_type[type(x)] = load()
             return load()
     return errors.foreign_array(name, x, sorted(FRAMEWORKS))
 

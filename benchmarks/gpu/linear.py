@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Iterator
 from typing import Any
@@ -13,6 +14,7 @@ from lossbridge.frameworks import FRAMEWORKS
 from lossbridge.tools.bench import contenders, memory, steps
 from lossbridge.tools.bench.cells import LINEAR, Cell
 from lossbridge.tools.parity import check
+from lossbridge.tools.parity.cases import Case
 from lossbridge.tools.parity.linear_cases import linear_cases
 
 Layer = tuple[Any, Any]  # hidden states (rows, units) and weight (classes, units)
@@ -20,9 +22,11 @@ Layer = tuple[Any, Any]  # hidden states (rows, units) and weight (classes, unit
 SIZES = (
     (4096, 4096, 128_256, "bfloat16"),
     (2048, 2048, 32_768, "bfloat16"),
+    (2048, 2048, 32_768, "float16"),
     (2048, 2048, 32_768, "float32"),
 )
-REHEARSED = ((64, 16, 300, "float32"),)
+REHEARSED = ((64, 16, 300, "float32"), (64, 16, 300, "bfloat16"))
+COMPILED = 5  # cases, of every dtype: each is compiled for itself
 BLOCK = 1 << 26  # logits of float64 at a time
 
 
@@ -30,13 +34,23 @@ def jobs(card: Card) -> Iterator[Job]:
     """Cases first, which take a second each at most."""
     times.without_keras()
     runner = check.Runner(FRAMEWORKS["torch"](), card.device)
-    for case in linear_cases()[:: 5 if card.rehearsal else 1]:
+    for case in [*every_case()][:: 5 if card.rehearsal else 1]:
         run = functools.partial(lambda case: [judged(case, runner.run(case, "eager"))], case)
         yield Job(f"{case.loss}/{case.name}", run, case.dtype, case.y_pred.shape)
+    for case in linear_cases()[: 1 if card.rehearsal else COMPILED]:
+        run = functools.partial(lambda case: [judged(case, runner.run(case, "compile"))], case)
+        yield Job(f"compile of {case.loss}/{case.name}", run, case.dtype, case.y_pred.shape)
     for rows, units, classes, dtype in REHEARSED if card.rehearsal else SIZES:
         cell = Cell(LINEAR, rows, classes, dtype=dtype)
         name = f"linear CE, {rows}×{units}×{classes} {dtype}"
         yield Job(name, functools.partial(race, card, cell, units, name), dtype, (rows, units, classes))
+
+
+def every_case() -> Iterator[Case]:
+    """Those of float32 also in half precision, which has their numbers, and whose products are others on the card."""
+    yield from linear_cases()
+    for dtype in ("bfloat16", "float16"):
+        yield from (dataclasses.replace(case, dtype=dtype) for case in linear_cases() if case.dtype == "float32")
 
 
 def race(card: Card, cell: Cell, units: int, name: str) -> Iterator[Record]:

@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from gpu import checks, linear, times
+from gpu import checks, linear, split, times
 from gpu.job import Card, Job, Record, words_of
 from lossbridge.frameworks import FRAMEWORKS
 
@@ -39,6 +39,7 @@ SECTIONS: dict[str, tuple[Callable[[Card], Iterator[Job]], str]] = {
     "times": (times.torch_times, "torch"),
     "compiled": (checks.compiled, "torch"),
     "linear": (linear.jobs, "torch"),
+    "split": (split.jobs, "torch"),
     "jax": (jax_jobs, "jax"),
     "transformers": (times.transformers_times, "transformers"),
 }

@@ -26,6 +26,7 @@ OTHERS = {
     "benchmarks/README.md": "benchmarks/README.md",
     "benchmarks/results/cpu.html": "benchmarks/results/cpu.html",
 }
+PICTURES = "benchmarks/results/cpu"
 README = ROOT / "README.md"  # of which a section is a page, command.md
 # The pages of the reference.
 MODULES = ["losses", "torch", "keras", "information", "reference"]
@@ -40,13 +41,15 @@ TOOLS = [
     "lossbridge.explanation.Explanation",
 ]
 
-LINK = re.compile(r"(?<!!)\[([^\]]+)\]\((?!\w+:|#)([^)#\s]+)(#[^)\s]*)?\)")
+LINK = re.compile(r"\[([^\]]+)\]\((?!\w+:|#)([^)#\s]+)(#[^)\s]*)?\)")
 FENCE = re.compile(r"^```python\n(?=>>> )", re.MULTILINE)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     for uri, path in OTHERS.items():
         files.append(File.generated(config, uri, abs_src_path=str(ROOT / path)))
+    for path in sorted((ROOT / PICTURES).glob("*.png")):
+        files.append(File.generated(config, f"{PICTURES}/{path.name}", abs_src_path=str(path)))
     command = README.read_text(encoding="utf-8").split("\n## The command\n")[1].split("\n## ")[0]
     files.append(File.generated(config, "command.md", content=f"# The command\n{command}"))
     for name in MODULES:

@@ -6,6 +6,7 @@ torch.compile can trace a literal import, and not importlib.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 
 from lossbridge.frameworks.framework import Framework
@@ -43,3 +44,9 @@ FRAMEWORKS: Mapping[str, Callable[[], Framework]] = {
     "tensorflow": _tensorflow,
     "jax": _jax,
 }
+
+
+def is_traced_by_torch() -> bool:
+    """Whether torch.compile or torch.export reads what Python does: what it changes then is part of their program."""
+    compiler = getattr(sys.modules.get("torch"), "compiler", None)
+    return compiler is not None and compiler.is_compiling()

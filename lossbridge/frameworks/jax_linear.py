@@ -124,9 +124,22 @@ def _logits(form: Form, hidden: Array, weight: Array, bias: Array | None) -> Arr
     """z = W h + b of some rows, which a product of halves gives in float32."""
     if hidden.dtype != weight.dtype:
         hidden, weight = hidden.astype(form.dtype), weight.astype(form.dtype)
-    summed = (((1,), (1 - form.classes_axis,)), ((), ()))
-    z = lax.dot_general(hidden, weight, summed, preferred_element_type=jnp.dtype(form.dtype))
+    z = _product(form, hidden, weight, 1, 1 - form.classes_axis)
     return z if bias is None else z + bias.astype(form.dtype)
+
+
+def _product(form: Form, x: Array, y: Array, of_x: int, of_y: int) -> Array:
+    """Summed over these axes, in the dtype of the computation."""
+    return lax.dot_general(x, y, (((of_x,), (of_y,)), ((), ())), preferred_element_type=jnp.dtype(form.dtype))
+
+
+def _times_weight(form: Form, slopes: Array, weight: Array) -> Array:
+    """A bfloat16 weight is not cast as a whole: slopes have its range, and two bfloat16 numbers have their digits."""
+    if weight.dtype == slopes.dtype:
+        return _product(form, slopes, weight, 1, form.classes_axis)
+    high = lax.reduce_precision(slopes, exponent_bits=8, mantissa_bits=7)  # XLA may leave out a cast there and back
+    parts = (_product(form, x.astype(weight.dtype), weight, 1, form.classes_axis) for x in (high, slopes - high))
+    return sum(parts, start=jnp.zeros((), form.dtype))
 
 
 def _in_blocks(form: Form, arrays: Arrays) -> dict[str, Array]:
@@ -166,9 +179,8 @@ def _value_and_gradients(form: Form, needs: tuple[str, ...], arrays: Arrays) -> 
     """A ratio, and its gradients in the dtype of the computation."""
     leaves, structure = jax.tree.flatten(arrays)
     arrays = jax.tree.unflatten(structure, jax_rows.equally_varying(leaves, but=form.group))
-    weight = arrays["weight"].astype(form.dtype)
-    if jax.default_backend() == "cpu":  # which has no products of halves: it would cast once more
-        arrays = {**arrays, "weight": weight}
+    if arrays["weight"].dtype != jnp.bfloat16:
+        arrays = {**arrays, "weight": arrays["weight"].astype(form.dtype)}
     sums = {name: jnp.zeros_like(arrays[name], form.dtype) for name in needs if name != "hidden"}
 
     def of_block(sums: dict[str, Array], block: Arrays) -> Any:
@@ -181,11 +193,11 @@ def _value_and_gradients(form: Form, needs: tuple[str, ...], arrays: Arrays) -> 
         value, slopes = jax.value_and_grad(of_logits)(_logits(form, hidden, part["weight"], part.get("bias")))
         of_hidden: tuple[Array, ...] = ()
         if "hidden" in needs:
-            of_hidden = (slopes @ (weight if form.classes_axis == 0 else weight.T),)
+            of_hidden = (_times_weight(form, slopes, part["weight"]),)
         more = dict(sums)
         if "weight" in needs:
-            rows = hidden.astype(form.dtype)
-            more["weight"] += slopes.T @ rows if form.classes_axis == 0 else rows.T @ slopes
+            sides = slopes, hidden.astype(form.dtype)
+            more["weight"] += _product(form, *(sides if form.classes_axis == 0 else sides[::-1]), 0, 0)
         if "bias" in needs:
             more["bias"] += ops.sum(slopes, 0)
         return more, (value, *of_hidden)

@@ -101,14 +101,17 @@ def whole(call: Linear) -> Array:
 WHOLE = Path("all logits", whole, "by all logits at once, and their loss", "through the array of all logits")
 
 
-def over_devices(choice: Choice) -> Choice:
-    """The same path, named as what it is where classes are split over devices."""
+OVER_CLASSES = "; maxima and sums over the classes are joined over the devices"
+OVER_ROWS = "; sums over the rows are joined over the devices"
+
+
+def over_devices(choice: Choice, joined: str = OVER_CLASSES) -> Choice:
+    """The same path, named as what it is where classes or rows are split over devices."""
 
     def named(name: str) -> str:
         return f"{name} of a shard"
 
     path, why_not = choice
-    joined = "; maxima and sums over the classes are joined over the devices"
     path = path._replace(name=named(path.name), value_words=path.value_words + joined)
     return Choice(path, tuple((named(name), reason) for name, reason in why_not))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -11,7 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lossbridge.frameworks import torch_linear, torch_operator, torch_ops, torch_rows, torch_shards
+from lossbridge.frameworks import (
+    torch_linear_operator,
+    torch_operator,
+    torch_ops,
+    torch_rows,
+    torch_shards,
+)
 from lossbridge.frameworks.framework import Choice, Path, by_formula, prepared
 from lossbridge.maths.ops import Array
 from lossbridge.native import rows
@@ -205,7 +212,8 @@ def value_and_slopes(r: Request) -> tuple[Tensor, Tensor]:
     return value_and_grad(lambda z: reduce(r._replace(pred=z)), r.pred)
 
 
-choose_linear = torch_linear.choose
+choose_linear = torch_shards.choose
+torch_linear_operator.define(sys.modules[__name__])
 shards = torch_shards
 
 

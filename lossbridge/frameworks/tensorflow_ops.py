@@ -15,7 +15,7 @@ from tensorflow.python.eager import record
 from tensorflow.python.eager.forwardprop_util import pack_tangents
 from tensorflow.python.framework.ops import EagerTensor
 
-from lossbridge.frameworks.framework import host_array
+from lossbridge.frameworks.framework import Unreadable, host_array
 from lossbridge.maths.ops import Array, Shape
 
 # ---- Private interfaces of TensorFlow, tried with 2.21; test_only_tensorflow.py tests the positive answer. ----
@@ -55,6 +55,9 @@ quiet = nullcontext
 SMALL = 2**14
 
 
+OF_UNKNOWN_RANK = "has an unknown rank; say how many axes it has, as with tf.ensure_shape(x, [None, None]) for two"
+
+
 # Conversion and inspection of arrays.
 
 
@@ -64,6 +67,8 @@ def owns(x: object) -> bool:
 
 def asarray(x: Any, like: Array | None = None) -> Array:
     if isinstance(x, tf.Tensor | tf.Variable):
+        if x.shape.rank is None:
+            raise Unreadable(ValueError, OF_UNKNOWN_RANK)
         return tf.convert_to_tensor(x)
     return tf.convert_to_tensor(host_array(x))  # through NumPy, so that Python floats keep their 53 bits
 
@@ -77,13 +82,13 @@ def concrete(x: Any) -> np.ndarray | None:
 
 
 def constant(x: Any) -> np.ndarray | None:
-    x = asarray(x)
+    x = tf.convert_to_tensor(x) if owns(x) else asarray(x)
     return None if is_recorded([x]) or in_forward_mode(x) else concrete(x)
 
 
 def shape(x: Array) -> Shape:
     if x.shape.rank is None:
-        raise ValueError("found a TensorFlow tensor of unknown rank; give it its rank with set_shape or ensure_shape")
+        raise ValueError(f"a TensorFlow tensor {OF_UNKNOWN_RANK}")
     return tuple(x.shape)
 
 

@@ -80,6 +80,13 @@ raw_saved_tensors = operator.attrgetter("_raw_saved_tensors")
 graph_is_kept = torch._C._autograd._get_current_graph_task_keep_graph
 
 
+def recording() -> Any:
+    """A context in which autograd is at work inside an operator too, which PyTorch calls below it."""
+    included, excluded = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
+    recorded = excluded.remove(torch._C.DispatchKey.AutogradFunctionality)
+    return torch._C._ForceDispatchKeyGuard(included, recorded)
+
+
 # ---- End of the private interfaces. ----
 
 TYPES = (torch.Tensor, torch.nn.Parameter)

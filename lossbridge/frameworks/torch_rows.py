@@ -128,9 +128,9 @@ def _samples(job: Job, pred: Tensor) -> tuple[int, ...]:
     return shape if axis is None else shape[:axis] + shape[axis + 1 :]
 
 
-def fresh(like: Tensor) -> Tensor:
+def fresh(like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Memory for a gradient, in C order."""
-    x = torch.empty_like(like, memory_format=torch.contiguous_format)
+    x = torch.empty_like(like, dtype=dtype, memory_format=torch.contiguous_format)
     if x.nbytes >= HUGE:
         rows.advise(x.data_ptr(), x.nbytes)
     return x

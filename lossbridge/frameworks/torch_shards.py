@@ -19,11 +19,11 @@ from torch import Tensor, distributed
 from lossbridge.frameworks import linear_blocks, shards, torch_linear
 from lossbridge.frameworks import torch_ops as ops
 from lossbridge.frameworks.framework import Choice, Path
-from lossbridge.frameworks.linear_blocks import Linear
+from lossbridge.frameworks.linear_blocks import Layer, Linear
 from lossbridge.frameworks.shards import Shard, ShardedOps
 from lossbridge.maths.ops import Array
 from lossbridge.reduction import neutralise, reduced
-from lossbridge.spec import Request
+from lossbridge.spec import PER_SAMPLE, Request
 
 
 class Group(NamedTuple):
@@ -230,12 +230,88 @@ def _own(x: Any) -> Any:
     return x.to_local() if ops.is_distributed(x) else x
 
 
+# Hidden states as DTensors, whose placements split the rows.
+
+
+def choose(call: Linear, under: str = "") -> Choice:
+    """The path of a call; where DTensors split its rows over processes, that of this process's rows."""
+    if under or _is_traced() or ops.is_transformed() or not _splits_rows(call):
+        return torch_linear.choose(call, under)
+    own = _own_rows(call)
+    path, why_not = linear_blocks.over_devices(torch_linear.choose(own), linear_blocks.OVER_ROWS)
+    compute = path.losses
+    return Choice(path._replace(losses=lambda call: _of_all_rows(call.request, compute(own))), why_not)
+
+
+def _is_traced() -> bool:
+    return bool(torch.compiler.is_compiling() or torch.jit.is_tracing() or ops.dispatch_modes())
+
+
+def _splits_rows(call: Linear) -> bool:
+    """Along one axis of the mesh of hidden states, and all processes have the layers."""
+    hidden = call.request.pred
+    if not ops.is_distributed(hidden):
+        return False
+    split = [placed for placed in hidden.placements if not placed.is_replicate()]
+    layers = (call.weight, call.bias, *(call.teacher or ()))
+    return len(split) == 1 and bool(split[0].is_shard(0)) and all(x is None or _is_whole(x) for x in layers)
+
+
+def _own_rows(call: Linear) -> Linear:
+    """The call of this process's rows, whose results add up to those of all: what a mean divides by is known."""
+    from torch.distributed.tensor import Replicate
+
+    r = call.request
+    mesh, placements = r.pred.device_mesh, r.pred.placements
+    partial, replicated = _partial(r), [Replicate()] * mesh.ndim
+
+    def rows(x: Any) -> Any:
+        return None if x is None else x.redistribute(mesh, placements).to_local()
+
+    def whole(x: Any) -> Any:
+        """What all rows share gets a gradient from those of each process."""
+        if not ops.is_distributed(x):
+            return x
+        return x.redistribute(mesh, replicated).to_local(grad_placements=partial)
+
+    teacher = None if call.teacher is None else Layer(*map(whole, call.teacher))
+    request = r._replace(
+        target=rows(r.target),
+        pred=rows(r.pred),
+        weight=rows(r.weight),
+        counted=rows(r.counted),
+        valid=rows(r.valid),
+        normalizer=whole(r.normalizer),
+        options={name: whole(x) for name, x in r.options.items()},
+    )
+    return call._replace(request=request, weight=whole(call.weight), bias=whole(call.bias), teacher=teacher)
+
+
+def _partial(r: Request) -> list[Any]:
+    """The placements of what is a sum over the processes' rows."""
+    from torch.distributed.tensor import Partial, Replicate
+
+    return [Partial() if placed.is_shard() else Replicate() for placed in r.pred.placements]
+
+
+def _of_all_rows(r: Request, found: Tensor) -> Any:
+    """The losses of all rows, split as these are, or their sum on every process."""
+    from torch.distributed.tensor import DTensor
+
+    mesh = r.pred.device_mesh
+    if r.reduction not in PER_SAMPLE:
+        return ops.summed_over_devices(DTensor.from_local(found, mesh, _partial(r), run_check=False))
+    shape = torch.Size((len(r.pred), *found.shape[1:]))
+    stride = torch.empty(shape, device="meta").stride()
+    return DTensor.from_local(found, mesh, r.pred.placements, run_check=False, shape=shape, stride=stride)
+
+
 # How the processes meet before they compute.
 
 
 def meeting(split: tuple[Any, Any, Any], hidden: Tensor) -> Meeting:
     group, _, reduce_hidden = split
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or ops.dispatch_modes():
+    if _is_traced():
         raise NotImplementedError("group= is not traced; under torch.compile call torch.compiler.disable(the loss)")
     if ops.is_transformed():
         raise NotImplementedError("group= has neither torch.func nor forward mode; use backward() or torch.autograd")

@@ -403,7 +403,7 @@ def bench(
     _print_header()
     for table in bench_report.tables(runs):
         out.print(table.shown())
-        out.print(table.legend, style="dim")
+        out.print(f"{table.legend}\n", style="dim")
     _print_lines(lines)
     if json is not None:
         bench_report.write_json(json, runs, device, quick)
@@ -608,7 +608,7 @@ def diagnose(
     except (ValueError, TypeError) as error:
         place = re.match(r"further batch (\d+): ", str(error))
         _refuse(f"{files[int(place[1]) if place else 0]}: {str(error)[place.end() if place else 0 :]}")
-    _print_lines([str(found)])
+    _print_lines([found.text(command=True)])
     _write_probe(probe, found)
     if html is not None:
         diagnosis_page.write_html(html, found, expected)

@@ -32,10 +32,8 @@ def progress(console: Console) -> Iterator[Progress]:
 
 
 def _say(console: Console, bars: Progress, ended: threading.Event) -> None:
-    """At the end too."""
-    began, over = time.monotonic(), False
-    while not over:
-        over = ended.wait(SECONDS)
+    began = time.monotonic()
+    while not ended.wait(SECONDS):
         done = [
             f"{task.description} {task.percentage:.0f} %" if task.total else f"{task.description} starts"
             for task in bars.tasks

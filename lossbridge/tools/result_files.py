@@ -79,6 +79,7 @@ td {{ font-variant-numeric: tabular-nums }}
 td.wrong {{ background: #ffebe9; color: #82071e }}
 td.none {{ color: #6e7781 }}
 small, p.legend {{ color: #57606a }}
+p.legend {{ white-space: pre-line }}
 svg {{ max-width: 100%; height: auto }}
 p {{ overflow-wrap: anywhere }}
 table.words td {{ white-space: normal; overflow-wrap: anywhere }}

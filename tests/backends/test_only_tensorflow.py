@@ -60,12 +60,6 @@ def test_kept_classes_of_unknown_sizes(classes, dtype) -> None:
         np.testing.assert_allclose(compiled(*arrays), reference.topk_divergence(*arrays).value, rtol=1e-9)
 
 
-def test_unknown_rank_is_refused() -> None:
-    spec = tf.TensorSpec(None, tf.float32)
-    with pytest.raises(ValueError, match="unknown rank"):
-        tf.function(lb.categorical_crossentropy, input_signature=[spec, spec]).get_concrete_function()
-
-
 @pytest.mark.parametrize("jit_compile", [False, True])
 @pytest.mark.parametrize(
     ("y_true", "y_pred", "options"),

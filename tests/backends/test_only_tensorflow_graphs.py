@@ -135,3 +135,56 @@ def test_check_numerics_would_find_a_bad_label() -> None:
     compiled(tf.constant([0, 1]))
     with pytest.raises(tf.errors.InvalidArgumentError, match="NaN"):
         compiled(tf.constant([0, 3]))
+
+
+# An unknown rank.
+
+RANKLESS = "; say how many axes it has, as with tf.ensure_shape"
+
+
+def refusal(loss, arguments: dict, name: str) -> str:
+    """The one line that a call raises in which nothing is known of the shape of the argument `name`."""
+    arguments = {key: x if x is None else tf.convert_to_tensor(x) for key, x in arguments.items()}
+
+    @tf.autograph.experimental.do_not_convert
+    def call(x: tf.Tensor) -> tf.Tensor:
+        return loss(**{**arguments, name: x})
+
+    with pytest.raises(ValueError, match=r"has an unknown rank") as raised:
+        tf.function(call).get_concrete_function(tf.TensorSpec(None, arguments[name].dtype))
+    return str(raised.value)
+
+
+@each
+def test_what_has_an_unknown_rank_is_named(loss, y_true, y_pred, given) -> None:
+    y, x = arrays(y_true, y_pred)
+    names = LOSSES[loss].names
+    options = with_options(loss, given)
+    per_class = [name for name in ("class_weight", "pos_weight", "alpha") if isinstance(options.get(name), np.ndarray)]
+    options |= {name: tf.constant(options[name], "float32") for name in per_class}
+    options |= {"sample_weight": tf.ones(3), "mask": tf.ones(3, tf.bool), "normalizer": tf.constant(2.0)}
+    given_by_name = {names.target: y, names.pred: x, **options}
+    for name in (names.target, names.pred, "sample_weight", "mask", "normalizer", *per_class):
+        whole = {key: v for key, v in given_by_name.items() if isinstance(v, tf.Tensor)}
+        rest = {key: v for key, v in given_by_name.items() if key not in whole}
+        found = refusal(lambda rest=rest, **more: getattr(lb, loss)(**rest, **more), whole, name)
+        assert found.startswith(f"{name} has an unknown rank{RANKLESS}")
+        assert "\n" not in found
+
+
+def test_what_has_an_unknown_rank_is_named_in_linear_losses_and_others() -> None:
+    labels, hidden, weight = tf.zeros(3, tf.int32), tf.ones((3, 4)), tf.ones((5, 4))
+    student = {"student_hidden": hidden, "student_weight": weight}
+    teacher = {"teacher_hidden": hidden, "teacher_weight": weight}
+    for loss, arguments in (
+        (lb.linear_crossentropy, {"labels": labels, "hidden": hidden, "weight": weight, "bias": tf.ones(5)}),
+        (lb.linear_token_log_probs, {"labels": labels, "hidden": hidden, "weight": weight}),
+        (lb.linear_distillation, {**teacher, **student}),
+        (lb.token_log_probs, {"labels": labels, "logits": hidden}),
+        (lb.entropy_from_logits, {"logits": hidden}),
+        (lb.topk_divergence, {"indices": labels[:, None], "log_probs": hidden[:, :1], "student_logits": hidden}),
+    ):
+        for name in arguments:
+            found = refusal(loss, arguments, name)
+            assert found.startswith(f"{name} has an unknown rank{RANKLESS}"), loss
+            assert "\n" not in found

@@ -289,6 +289,19 @@ def test_private_answers_while_compiling(compiler, transform, once, nested, tran
     assert compiled(torch.zeros(2, 3)).unique().item() == once + 2 * nested + 4 * transformed
 
 
+def test_private_recording_in_an_operator() -> None:
+    @torch.library.custom_op("lossbridge_test::ask", mutates_args=())
+    def ask(x: torch.Tensor) -> torch.Tensor:
+        leaf = x.detach().requires_grad_()
+        with torch.enable_grad():
+            assert not (leaf * leaf).requires_grad
+            with ops.recording():
+                return torch.autograd.grad((leaf * leaf).sum(), leaf)[0]
+
+    ask.register_autograd(lambda ctx, upstream: upstream)
+    assert ask(torch.tensor([3.0], requires_grad=True)).item() == 6
+
+
 def test_private_knowledge_of_sizes() -> None:
     """A size is known until a second one comes; then a question about it compiles nothing anew."""
     programs = []

@@ -723,3 +723,31 @@ def test_an_exported_program_needs_no_lossbridge(strict) -> None:
     program = torch.export.export(Loss(), (y, z), dynamic_shapes=(sizes, sizes), strict=strict)
     assert not [node for node in program.graph.nodes if "lossbridge" in str(node.target)]
     torch.testing.assert_close(program.module()(y[:5], z[:5]), Loss()(y[:5], z[:5]))
+
+
+FIRST_CALL = """
+import torch, lossbridge as lb
+class Loss(torch.nn.Module):
+    def forward(self, y, z):
+        both = lb.linear_crossentropy(y, z, z[:5], returns=("nll", "entropy"))
+        return lb.sparse_categorical_crossentropy(y, z, from_logits=True) + both.nll + both.entropy
+call = torch.zeros(12, dtype=torch.int64), torch.randn(12, 4)
+"""
+EXPORTED = "torch.export.export(Loss(), call, strict=STRICT)"
+COMPILED = """
+from torch._dynamo.testing import CompileCounterWithBackend
+counter = CompileCounterWithBackend("eager")
+loss = torch.compile(Loss(), backend=counter)
+loss(*call), loss(*call)
+assert counter.frame_count == 1, counter.frame_count
+"""
+
+
+HOW = {"compiled": COMPILED, "exported": EXPORTED.replace("STRICT", "False")}
+HOW["exported strictly"] = EXPORTED.replace("STRICT", "True")
+
+
+@pytest.mark.parametrize("how", HOW.values(), ids=HOW)
+def test_the_first_call_of_a_process_is_traced(how) -> None:
+    """What it remembers is no part of a program: no warning, and nothing is compiled twice."""
+    subprocess.run([sys.executable, "-W", "error", "-c", FIRST_CALL + how], check=True, timeout=300)

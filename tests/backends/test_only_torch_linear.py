@@ -10,7 +10,7 @@ import torch
 from test_linear import BIAS, OPTIONS, C, agree, expected, of_rows, problem
 
 import lossbridge as lb
-from lossbridge.frameworks import torch_linear
+from lossbridge.frameworks import torch_blocks, torch_linear
 
 LABELS = torch.from_numpy(problem()["labels"])
 HIDDEN, WEIGHT = (torch.from_numpy(problem()[name]).double() for name in ("hidden", "weight"))
@@ -73,8 +73,8 @@ def test_backward_twice_gives_the_same() -> None:
 )
 def test_only_what_is_needed_is_computed(needed, monkeypatch) -> None:
     seen = []
-    computed = torch_linear.computed
-    monkeypatch.setattr(torch_linear, "computed", lambda *a: seen.append(a[3]) or computed(*a))
+    computed = torch_blocks.computed
+    monkeypatch.setattr(torch_blocks, "computed", lambda *a: seen.append(a[3]) or computed(*a))
     inputs = [x.clone().requires_grad_(need) for x, need in zip(INPUTS, needed, strict=True)]
     loss("plain", *inputs).backward()
     exact = expected(problem(), {"bias": BIAS})[1]

@@ -16,7 +16,8 @@ import pytest
 import torch
 from test_linear import BIAS, CLASS_WEIGHT, INPUTS, MASK, OPTIONS, SAMPLE_WEIGHT, C, N, agree, expected, problem
 from torch import distributed
-from torch.distributed.tensor import Replicate, Shard, distribute_tensor, init_device_mesh
+from torch.distributed import _functional_collectives as collectives_of_dtensor
+from torch.distributed.tensor import DeviceMesh, DTensor, Replicate, Shard, distribute_tensor, init_device_mesh
 
 import lossbridge as lb
 from lossbridge.frameworks import torch_ops, torch_shards
@@ -312,6 +313,119 @@ def placements(p: Process) -> None:
             lb.linear_crossentropy(labels, hidden, weight, **{**options, **change})
 
 
+@functools.cache
+def mesh_of(world: int) -> DeviceMesh:
+    return init_device_mesh("cpu", (world,))
+
+
+def whole(x: torch.Tensor) -> torch.Tensor:
+    return x.full_tensor() if isinstance(x, DTensor) else x
+
+
+def rows_of_hidden_states(p: Process, options: dict[str, Any], beside: str) -> None:
+    """Split over the processes, beside a weight that each of them has: plain tensors, or DTensors."""
+    mesh, arguments, given = mesh_of(p.world), problem(), tensors(options)
+    split, on_all = [Shard(0)], [Replicate()]
+    laid = {
+        "labels": distribute_tensor(torch.tensor(arguments["labels"]), mesh, split if beside == "DTensors" else on_all),
+        "hidden": distribute_tensor(torch.tensor(arguments["hidden"]), mesh, split),
+        "weight": distribute_tensor(torch.tensor(arguments["weight"]), mesh, on_all),
+    }
+    bias = given.pop("bias", None)
+    laid |= {} if bias is None else {"bias": distribute_tensor(bias, mesh, on_all)}
+    if beside == "tensors":
+        laid |= {name: x.full_tensor() for name, x in laid.items() if name != "hidden"}
+    for name in INPUTS:
+        if name in laid:
+            laid[name] = laid[name].detach().requires_grad_()
+    assert lb.explain("linear_crossentropy", **by_name(laid), **given).path == "blocks of a shard"
+    value = lb.linear_crossentropy(**laid, **given, memory=2 * C * 4)
+    assert value.placements == (Shard(0) if options.get("reduction") == "none" else Replicate(),)
+    value.sum().backward()
+    assert laid["hidden"].grad.placements == laid["hidden"].placements
+    found = {name: laid[name].grad for name in INPUTS if name in laid}
+    found = {name: whole(x) for name, x in found.items()}
+    exact, gradients = expected(arguments, options)
+    agree((value.full_tensor().detach().numpy(), {name: x.numpy() for name, x in found.items()}), (exact, gradients))
+
+
+def rows_of_sequences(p: Process) -> None:
+    """Two derivatives, of all arrays, and what else is returned, are those of one device; on a mesh of two axes too."""
+    arguments = problem((2 * p.world, 3))
+    labels, hidden, weight = (torch.tensor(x) for x in arguments.values())
+    more = {"sample_weight": torch.linspace(0.5, 2, 2 * p.world), "class_weight": torch.tensor(CLASS_WEIGHT)}
+    leaves = {"hidden": hidden, "weight": weight, **more}
+
+    def derivatives(**arrays: Any) -> list[torch.Tensor]:
+        given = {name: x.detach().requires_grad_() for name, x in arrays.items()}
+        loss = lb.linear_crossentropy(labels, **given, reduction="mean_with_sample_weight", z_loss=0.1, memory=88)
+        first = torch.autograd.grad(loss, given.values(), create_graph=True)
+        size = sum((whole(x) ** 2).sum() for x in first)
+        second = torch.autograd.grad(size, [given[name] for name in ("hidden", "weight")])
+        return [x.detach() for x in (loss, *first, *second)]
+
+    exact = derivatives(**leaves)
+    found = lb.linear_crossentropy(labels, hidden, weight, returns=RETURNS)
+    for mesh, placements in (
+        (mesh_of(p.world), [Shard(0)]),
+        (init_device_mesh("cpu", (1, p.world)), [Replicate(), Shard(0)]),
+    ):
+        laid = {**leaves, "hidden": distribute_tensor(hidden, mesh, placements)}
+        for x, right in zip(derivatives(**laid), exact, strict=True):
+            torch.testing.assert_close(whole(x), right, rtol=1e-5, atol=1e-6)
+        of_rows = lb.linear_crossentropy(labels, laid["hidden"], weight, returns=RETURNS)
+        for x, right in zip(of_rows, found, strict=True):
+            torch.testing.assert_close(x.full_tensor(), right)
+
+
+def rows_of_a_student(p: Process) -> None:
+    g = torch.Generator().manual_seed(0)
+    shapes = {"teacher_hidden": (5, 4), "teacher_weight": (C, 4), "student_hidden": (5, 3), "student_weight": (C, 3)}
+    arrays = {name: torch.randn(shape, generator=g) for name, shape in shapes.items()}
+    laid = {
+        name: distribute_tensor(x, mesh_of(p.world), [Shard(0)]) if "hidden" in name else x
+        for name, x in arrays.items()
+    }
+    names = ("student_hidden", "student_weight")
+    results = []
+    for each in (arrays, laid):
+        each = {name: x.detach().requires_grad_(name in names) for name, x in each.items()}
+        loss = lb.linear_distillation(**each, kind="jensen_shannon", memory=2 * C * 8)
+        found = (loss, *torch.autograd.grad(loss, [each[name] for name in names]))
+        results.append([whole(x) for x in found])
+    for x, y in zip(*results, strict=True):
+        torch.testing.assert_close(x, y)
+
+
+def rows_are_joined_by_one_sum(p: Process) -> None:
+    """A number of the losses, and in the backward pass one gradient each of weight and bias."""
+    labels, hidden, weight = (torch.tensor(x) for x in problem().values())
+    hidden = distribute_tensor(hidden, mesh_of(p.world), [Shard(0)]).requires_grad_()
+    weight, bias = (
+        distribute_tensor(x, mesh_of(p.world), [Replicate()]).requires_grad_() for x in (weight, torch.tensor(BIAS))
+    )
+    counted, original = [], collectives_of_dtensor.all_reduce
+
+    def all_reduce(x: torch.Tensor, *more: Any, **options: Any) -> Any:
+        counted.append(x.numel())
+        return original(x, *more, **options)
+
+    collectives_of_dtensor.all_reduce = all_reduce
+    try:
+        loss = lb.linear_crossentropy(labels, hidden, weight, bias=bias)
+        assert counted == [1], counted
+        loss.backward()
+    finally:
+        collectives_of_dtensor.all_reduce = original
+    assert sorted(counted) == [1, bias.numel(), weight.numel()], counted
+    assert weight.grad.placements == bias.grad.placements == (Replicate(),)
+
+
+def by_name(laid: dict[str, Any]) -> dict[str, Any]:
+    """As `lb.explain` calls the arguments."""
+    return {{"labels": "y_true", "hidden": "y_pred"}.get(name, name): x for name, x in laid.items()}
+
+
 # Of rank 0 or of all: what is changed; what the error says there, and what on the other ranks.
 DIFFERS = "; all but weight, bias and classes= are alike on every rank"
 ONE_REFUSED = r"rank 0 of the group refused the arguments of this call; the error there says why"
@@ -393,6 +507,9 @@ def checks(world: int) -> dict[str, Check]:
             found[f"{name}, {dtype}"] = functools.partial(
                 against_the_reference, options=OPTIONS[name], axis=0, rows=4, dtype=dtype
             )
+    for name, options in OPTIONS.items():
+        for beside in ("tensors", "DTensors"):
+            found[f"rows, {name}, {beside}"] = functools.partial(rows_of_hidden_states, options=options, beside=beside)
     options = ("sample_weight", "normalizer", "class_weight", "logit_scale", "softcap", "z_loss", "label_smoothing")
     for name, function, names in (
         ("second derivatives", mean, INPUTS),
@@ -402,7 +519,7 @@ def checks(world: int) -> dict[str, Check]:
         found[name] = functools.partial(as_one_device, function=function, names=names)
     more = (
         what_else_is_returned, hidden_left_to_the_caller, in_the_order_of_the_ranks, infinities,
-        rows_that_do_not_count_may_hold_anything,
+        rows_that_do_not_count_may_hold_anything, rows_of_sequences, rows_of_a_student, rows_are_joined_by_one_sum,
         no_rows, collectives, asked_once_off_the_cpu, value_and_grad, without_all_logits, explained, placements,
     )  # fmt: skip
     found |= {function.__name__: function for function in more}

@@ -17,6 +17,7 @@ import mpmath
 import numpy as np
 import pytest
 import torch
+from test_only_torch_linear_half import multiply_as_cuda
 
 import lossbridge as lb
 from lossbridge.frameworks import on_torch
@@ -585,6 +586,31 @@ def interpreted_gradients_of_targets_and_class_weights(name: str) -> None:
 
     got, exact = slopes(target, z, *others), slopes(*map(doubles, (target, z, *others)))
     torch.testing.assert_close(got, exact, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def interpreted_blocks_of_the_linear_loss(monkeypatch, fast, dtype: torch.dtype, reduction: str) -> None:
+    """Slopes in float32 by the kernels, of logits that are the product of matrices in half precision."""
+    products = multiply_as_cuda(monkeypatch)
+    monkeypatch.setattr(on_torch, "_refuses_rows", lambda r, compiled: "the tensors are as on CUDA")
+    g = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(n, 8, generator=g).to(dtype).requires_grad_() for n in (12, 300)]
+    labels = torch.randint(0, 300, (12,), generator=g)
+
+    def gradients(arrays: list[torch.Tensor]) -> list[torch.Tensor]:
+        loss = lb.linear_crossentropy(labels, *arrays, reduction=reduction, ignore_class=3, memory=5 * 1200)
+        return [loss.detach(), *torch.autograd.grad(loss.mean() * 10, arrays)]
+
+    found = gradients(inputs)
+    assert fast.accepted == (3 if reduction == "mean" else 6)  # the losses of rows first, then their gradients
+    assert products
+    fast.accepted = 0
+    exact = gradients([x.detach().double().requires_grad_() for x in inputs])
+    assert not fast.accepted
+    torch.testing.assert_close(found[0].double(), exact[0], rtol=1e-6, atol=1e-6)
+    for x, right in zip(found[1:], exact[1:], strict=True):
+        assert (x - right).norm() < torch.finfo(dtype).eps / 2 * right.norm()
 
 
 @losses

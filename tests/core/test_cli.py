@@ -353,7 +353,6 @@ def test_diagnose(keras_example, tmp_path, save) -> None:
     result = run("diagnose", keras_example, "--observed", "1.1769392")
     assert result.stdout.startswith("1.1769392: Keras' `CategoricalCrossentropy`\n")
     assert "sklearn.metrics.log_loss(y_true, y_pred)" in result.stdout
-    assert "comparing conventions" in result.stderr
     probe = tmp_path / "probe.npz"
     y_true, y_pred = np.float32([[0.2, 0.7, 0.1], [0.3, 0.3, 0.4]]), np.float32([[0.1, 0.6, 0.3], [0.5, 0.2, 0.3]])
     number = f"{(y_true * np.log(y_true / y_pred)).sum() / 6:.6f}"
@@ -365,7 +364,12 @@ def test_diagnose(keras_example, tmp_path, save) -> None:
     with np.load(probe) as arrays:
         assert arrays["y_true"].shape == arrays["y_pred"].shape
         assert arrays["y_pred"].shape[1] == 3
-    assert "nothing fits" in run("diagnose", keras_example, "--observed", "77777.777", code=1).stdout
+    assert "(--probe FILE writes a batch that can)" in result.stdout
+    missed = run("diagnose", keras_example, "--observed", "77777.777", code=1).stdout
+    assert "nothing fits" in missed
+    assert "--temperature, --label-smoothing, " in missed
+    assert "a second file with its --observed." in missed
+    assert "=," not in missed, "an argument of the function, which the command does not have"
 
 
 def test_diagnose_what_the_file_holds(save) -> None:

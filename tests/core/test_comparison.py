@@ -206,6 +206,12 @@ def test_reductions(step, value, words) -> None:
     assert words in message
 
 
+def test_a_loss_that_is_another_by_a_factor_is_not_called_equal(step) -> None:
+    found = lb.compare(step, step | {"loss": step["losses"].sum()})
+    assert "\n  loss     different by a known relation: a has " in str(found)
+    assert str(found.rows[4]) == "equal"
+
+
 def test_a_reduction_without_values_a_sample(step) -> None:
     short = {name: step[name] for name in ("y_true", "y_pred", "loss")}
     message = first(short, short | {"loss": step["losses"].sum()})
@@ -231,6 +237,26 @@ def test_a_loss_that_nothing_explains(step) -> None:
     short = {name: step[name] for name in ("y_true", "y_pred", "loss")}
     message = first(short, short | {"loss": 7777.777})
     assert re.search(r"torch computes nothing that is known \(nothing fits, of \d+ conventions\);", message), message
+
+
+def test_what_holds_of_both_losses_is_said_once(step) -> None:
+    short = {name: step[name] for name in ("y_true", "y_pred")}
+    for mine, other in ((short, "nothing that is known (nothing fits, of "), ({}, "a loss that cannot be explained")):
+        found = lb.compare(mine | {"loss": 13.123}, mine | {"loss": 7777.777}, names=("keras", "torch"))
+        assert f"; keras and torch compute {other}" in found.first
+        assert str(found).count(other) == 1
+
+
+def test_a_mean_that_divides_by_the_class_weights_of_the_labels(step) -> None:
+    """PyTorch's cross_entropy(weight=) does; Keras divides by the samples."""
+    weight = np.arange(1.0, C + 1)
+    total = weight[step["y_true"]].sum()
+    losses = step["losses"] * weight[step["y_true"]]
+    keras = step | {"class_weight": weight, "losses": losses, "loss": losses.mean()}
+    words = f"torch's is the sum of its losses ÷ {total:.7g}, the sum of the labels' class weights."
+    assert first(keras, keras | {"loss": losses.sum() / total}).endswith(f"keras' is the mean of its losses, {words}")
+    one_hot = {"y_true": np.eye(C)[step["y_true"]]}
+    assert first(keras | one_hot, keras | one_hot | {"loss": losses.sum() / total}).endswith(words)
 
 
 # Parameters.

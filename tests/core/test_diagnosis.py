@@ -597,9 +597,27 @@ def test_an_epsilon_of_your_own() -> None:
     ],
 )
 def test_warnings(y_true, y_pred, words) -> None:
-    found = lb.diagnose(y_true, y_pred, 1.0)
+    found = lb.diagnose(y_true, y_pred, 7777.777)
     assert any(words in warning for warning in found.warnings), found.warnings
     assert f"Warning: {found.warnings[0]}" in str(found)
+
+
+def test_logits_are_no_surprise_where_they_explain_the_number() -> None:
+    words = "y_pred holds values outside [0, 1]"
+    assert words not in str(lb.diagnose(LABELS, LOGITS, lb.log_loss(LABELS, LOGITS, from_logits=True)))
+    assert words in str(lb.diagnose(LABELS, LOGITS, 7777.777))
+
+
+def test_no_logarithm_of_one_hot_rows_is_printed() -> None:
+    found = lb.diagnose(ONE_HOT, LOGITS, lb.categorical_crossentropy(ONE_HOT, LOGITS, from_logits=True))
+    assert found.classes[0].calls["lossbridge"] == "lb.categorical_crossentropy(y_true, y_pred, from_logits=True)"
+
+
+def test_what_is_changed_is_not_said_to_be_as_it_was() -> None:
+    """γ = 2 is of MONAI's FocalLoss, which alone takes labels for the outcomes of all classes; here γ = 0."""
+    number = lb.binary_crossentropy(ONE_HOT, LOGITS, from_logits=True)
+    words = lb.diagnose(LABELS, LOGITS, f"{number:.6f}").classes[0].explanations[0].words
+    assert words == f"MONAI's `FocalLoss`: divided by the number of elements, N·C = {LOGITS.size}; and γ = 0"
 
 
 def test_no_warning_where_nothing_is_wrong() -> None:

@@ -1,5 +1,5 @@
 """The example that trains one model in four frameworks keeps its limits, and says so where they are broken; the one
-that ports a model finds its three mistakes; those of the linear loss learn as they do with logits.
+that ports a model finds its four mistakes; logs are explained; those of the linear loss learn as they do with logits.
 
 Faults are put into a framework's process by a sitecustomize module, which Python imports at its start.
 """
@@ -189,34 +189,76 @@ def run(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     )
 
 
-def port(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return run("port_a_model.py", *arguments)
+def shown(name: str) -> str:
+    """What docs/examples.md shows of an example's output."""
+    page = (ROOT / "docs" / "examples.md").read_text(encoding="utf-8")
+    return page.split(f"(../examples/{name})")[1].split("```text\n")[1].split("```")[0]
 
 
-def test_the_mistakes_of_a_port_are_found_one_after_the_other(tmp_path) -> None:
-    result = port("--folder", tmp_path)
+NUMBER = r"\d+(?:\.\d+)?(?:e[+-]\d+)?"
+
+
+def words(text: str) -> str:
+    """Without the numbers, and without the breaks of lines."""
+    return " ".join(re.sub(NUMBER, "#", text).split())
+
+
+def is_a_picture(path: Path) -> bool:
+    content = path.read_bytes()
+    return content.startswith(b"\x89PNG\r\n\x1a\n") and b"atplotlib" not in content
+
+
+def test_the_mistakes_of_a_port_are_found_and_the_curves_stay_together(tmp_path) -> None:
+    (tmp_path / "runs").mkdir()
+    result = run("port_a_model.py", "--folder", tmp_path / "runs", "--out", tmp_path / "port.png")
     assert result.returncode == 0, result.stdout
-    attempts = [line for line in result.stdout.splitlines() if ", attempt " in line]
-    for line, words in zip(
-        attempts,
-        [
-            "torch, attempt 1: They part at param_hidden: not transposed, as the other matrices are: transpose it.",
-            "softmax applied to y_pred, which holds probabilities already",
-            "torch, attempt 3: Nothing parts: the largest difference is ",
-            "128 = the number of samples; keras' is the mean of its losses, jax's is the sum of its losses.",
-            "jax, attempt 2: Nothing parts: the largest difference is ",
-        ],
-        strict=True,
+    printed, _ = result.stdout.split("picture: ")
+    assert words(printed) == words(shown("port_a_model.py"))
+    for found in (
+        "torch, attempt 1: They part at param_hidden: not transposed, as the other matrices are: transpose it.",
+        "torch, attempt 2: They part at losses: torch computes PyTorch's `cross_entropy(weight=class_weight, "
+        "reduction='none')` of log(y_pred), but softmax applied to y_pred, which holds probabilities already;",
+        "torch's is the sum of its losses ÷ 148, the sum of the labels' class weights.",
+        "torch, attempt 4: Nothing parts: the largest difference is ",
+        "128 = the number of samples; keras' is the mean of its losses, jax's is the sum of its losses.",
+        "jax, attempt 2: Nothing parts: the largest difference is ",
+        "PyTorch computes Keras' loss by F.cross_entropy(y_pred, y_true.long(), weight=class_weight, reduction='sum') "
+        "/ 128",
     ):
-        assert words in line
-    files = {"keras.npz", *(f"torch_{i}.npz" for i in (1, 2, 3)), "jax_1.npz", "jax_2.npz"}
-    assert {path.name for path in tmp_path.iterdir()} == files
+        assert found in " ".join(printed.split())
+    line = r"^  (keras|torch|torch, own loss|jax) +(\S+)  (\S+)$"
+    curves, expected = (
+        {name: (float(loss), float(off)) for name, loss, off in re.findall(line, text, re.M)}
+        for text in (printed, shown("port_a_model.py"))
+    )
+    assert curves["torch"][1] < 1e-5
+    assert curves["jax"][1] < 1e-5
+    assert curves["torch, own loss"][1] > 0.1
+    for name, (loss, _) in expected.items():
+        assert curves[name][0] == pytest.approx(loss, rel=1e-3)
+    files = {"keras.npz", *(f"torch_{i}.npz" for i in (1, 2, 3, 4)), "jax_1.npz", "jax_2.npz"}
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == files
+    assert is_a_picture(tmp_path / "port.png")
 
 
 def test_a_folder_that_is_none_is_refused(tmp_path) -> None:
-    result = port("--folder", tmp_path / "nowhere")
+    result = run("port_a_model.py", "--folder", tmp_path / "nowhere")
     assert result.returncode == 2
     assert "is no folder; name one that exists" in result.stdout
+
+
+# Logs are explained.
+
+
+def test_the_losses_behind_logs_are_found(tmp_path) -> None:
+    result = run("which_loss_was_it.py", "--out", tmp_path / "logs.png")
+    assert result.returncode == 0, result.stdout
+    printed, _ = result.stdout.split("picture: ")
+    page = shown("which_loss_was_it.py")
+    assert words(printed) == words(page)
+    found, expected = (np.array(re.findall(NUMBER, text), float) for text in (printed, page))
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    assert is_a_picture(tmp_path / "logs.png")
 
 
 # Hidden states in place of logits.
@@ -230,6 +272,23 @@ def test_accumulated_gradients_without_logits_are_those_of_the_batch() -> None:
     assert by_mean > 0.1
     first, last = (float(x) for x in re.findall(r"step +\d+: loss (\S+)", result.stdout))
     assert last < first / 10
+
+
+def test_a_language_model_is_fine_tuned_without_logits_as_with_them(tmp_path) -> None:
+    result = run("finetune_small_lm.py", "--quick", "--out", tmp_path / "lm.png")
+    assert result.returncode == 0, result.stdout
+    printed, _ = result.stdout.split("picture: ")
+    page = shown("finetune_small_lm.py")
+    assert {words(line) for line in printed.splitlines()} == {words(line) for line in page.splitlines()}
+    for text in (printed, page):
+        assert float(re.findall(r"difference of a step's loss: (\S+)", text)[0]) < 1e-5
+        rows = re.findall(r"^ +(\d+) tokens +(\d+) with logits +(\d+) without$", text, re.M)
+        tokens, with_logits, without = np.array(rows, float).T
+        assert (with_logits > without).all()
+        # Logits, and their log-softmax or its gradient: twice their bytes; without them a small part of that.
+        assert (np.diff(with_logits) > 2 * 4 * 50257 * np.diff(tokens) / 2**20).all()
+        assert (np.diff(without) < np.diff(with_logits) / 3).all()
+    assert is_a_picture(tmp_path / "lm.png")
 
 
 def test_flax_learns_without_logits_as_with_them() -> None:

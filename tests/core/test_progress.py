@@ -63,6 +63,13 @@ def test_lines_where_there_is_no_terminal(monkeypatch) -> None:
     assert all(line.count("s: torch") == 1 for line in lines)
 
 
+def test_what_is_short_says_nothing() -> None:
+    said = io.StringIO()
+    with progress.progress(Console(file=said, width=40)) as bars:
+        bars.advance(bars.add_task("torch", total=1), 1)
+    assert said.getvalue() == ""
+
+
 def test_bars_in_a_terminal(monkeypatch) -> None:
     monkeypatch.setattr(progress, "SECONDS", 0.0)
     said = io.StringIO()

@@ -110,19 +110,19 @@ def ratio_table(runs: Sequence[Run]) -> Table:
 
     def row(r: Ratio) -> tuple[str, ...]:
         ours, peer = r.ours, r.peer
-        library = "–" if peer is None else peer.name.split(".")[0]
+        library = "–" if peer is None else {"F": "torch"}.get(first := peer.name.split(".")[0], first)
         times = _ms(ours.ms), _ms(ours.cpu_ms), _count(ours.faults)
         return _short(r.cell), r.way, *times, _number(r.wall), _number(r.cpu), _number(r.memory), library
 
     return _in_sections(
         "lossbridge and the best peer",
-        ("cell", "way", "ms", "CPU", "faults", "ms", "CPU", "MiB", "fastest"),
+        ("cell", "way", "ms", "CPU", "faults", "ms ×", "CPU ×", "MiB ×", "peer"),
         [(r.backend, row(r), None if r.peer is None else r not in missed) for r in found if r.cell.sweep != "data"],
-        "ms, CPU: our times of a call by the clock, and of all cores together; faults: page faults of a call. "
-        "Then the ratios of medians, ours over a peer's that "
-        "runs in the same way: times over the fastest peer's, extra memory over the least. Forward and backward, "
-        "float32, random data and one thread unless it says otherwise. Red: memory, or CPU time (with two threads the "
-        f"clock's), above {targets.NEVER_ABOVE}.",
+        "ms, CPU: our times of a call by the clock, and of all cores together; faults: page faults of a call.\n"
+        "×: ratios of medians, ours over a peer's that runs in the same way: times over the fastest peer's, which is "
+        "named, extra memory over the least.\n"
+        "Forward and backward, float32, random data and one thread unless a cell says otherwise.\n"
+        f"Red: memory, or CPU time (with two threads the clock's), above {targets.NEVER_ABOVE}.",
     )
 
 
@@ -151,7 +151,9 @@ def data_table(runs: Sequence[Run]) -> Table:
 
 def target_table(runs: Sequence[Run]) -> Table:
     rows: list[tuple[str, tuple[str, ...], bool | None]] = []
-    for judged in targets.judge(runs):
+    every = targets.judge(runs)
+    measured = [judged for judged in every if judged.words != targets.NOT_MEASURED]
+    for judged in measured:
         t, first = judged.target, judged.target.case
         for limit in judged.limits:
             reached = None if judged.words else limit.reached
@@ -160,11 +162,13 @@ def target_table(runs: Sequence[Run]) -> Table:
             rows.append((t.backend, entries, reached))
             first = ""
     rows += _general(runs)
+    left_out = len(every) - len(measured)
     return _in_sections(
         "Targets",
         ("ours / peer", "", "found", "≤", ""),
         rows,
-        "Ratios, unless there is a unit: of CPU time on one thread; of the clock's where there are two.",
+        "Ratios, unless there is a unit: of CPU time on one thread; of the clock's where there are two."
+        + (f" {left_out} more targets have cells that this run left out." if left_out else ""),
     )
 
 

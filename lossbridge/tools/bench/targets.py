@@ -162,6 +162,7 @@ def _threads() -> Iterator[Target]:
         yield Target("CE 4096×1000, two threads / one, busy machine", backend, two, ours, ours, 1.1, peer_cell=one)
 
 
+NOT_MEASURED = "not measured"
 TARGETS = (*_torch(), *_torch_with_huge_pages(), *_others(), *_linear(), *_threads())
 
 
@@ -209,7 +210,7 @@ def _measured(run: Run, cell: Cell, who: Who) -> tuple[Measurement | None, str]:
     found = next((m for o in outcomes if (m := o.get(*who))), None)
     if found is not None:
         return found, ""
-    return None, f"lacks {', '.join(who)}" if outcomes else "not measured"
+    return None, f"lacks {', '.join(who)}" if outcomes else NOT_MEASURED
 
 
 def _limits(target: Target, ours: Measurement | None, peer: Measurement | None) -> Iterator[Limit]:

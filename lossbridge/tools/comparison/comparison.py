@@ -23,8 +23,10 @@ from lossbridge.tools.comparison.run_losses import (
     reductions_differ,
     remedy,
     run_loss,
+    sentences,
 )
 from lossbridge.tools.comparison.target_relations import target_relation
+from lossbridge.tools.diagnosis.diagnosis import table
 
 _TOLERANCE = 1e-5
 # What shows whether a difference in a stage matters.
@@ -60,10 +62,11 @@ class Row:
     def verdict(self) -> str:
         """In words."""
         found = self.relation
+        in_another_form = self.stage not in ("losses", "loss")  # a loss has one: a factor makes it another
         texts = {
             "equal": "equal",
             "rounding": f"equal within rounding, {_ulp(found.gap.ulp)}",
-            "related": "equal up to a known relation",
+            "related": "equal up to a known relation" if in_another_form else "different by a known relation",
             "different": "different"
             + (f" by up to {found.gap.absolute:.3g}" if math.isfinite(found.gap.absolute) else ""),
         }
@@ -92,8 +95,9 @@ class Comparison:
         width = max(len(row.quantity) for row in self.rows) if self.rows else 0
         lines = [self.first, *(f"  {row.quantity:<{width}}  {row}" for row in self.rows)]
         for side in self.losses:
-            lines.append(f"{side.run.name} computes {side.words}")
-            lines += [f"  {library}: {call}" for library, call in calls_of(side).items()]
+            calls = calls_of(side)
+            if calls or side.words not in self.first:
+                lines += [side.sentence(), *table(calls)]
         return "\n".join([*lines, *self.notes])
 
     __repr__ = __str__
@@ -283,7 +287,7 @@ def _first_words(rows: Sequence[Row], place: int | None, losses: tuple[RunLoss, 
     if row.stage in ("losses", "loss"):
         words = _loss_words(rows, place, losses)
     elif row.relation.activation:
-        words = "; ".join([words, *(side.sentence() for side in losses)])
+        words = "; ".join([words, *sentences(losses)])
     elif row.relation.verdict == "different":
         advice = _after_equal_models(rows) if row.stage == "predictions" else _ADVICE[row.stage]
         words = "; ".join(filter(None, (words, advice)))
@@ -302,7 +306,7 @@ def _loss_words(rows: Sequence[Row], place: int, losses: tuple[RunLoss, ...]) ->
     explained = all(side.explanation is not None for side in sides)
     numbers = [] if explained and rows[place].relation.verdict == "different" else [words]
     same_arrays = all(row.relation.agrees for row in rows if row.stage in ("targets", "predictions"))
-    return "; ".join([*numbers, *(side.sentence() for side in sides), *(remedy(*sides) if same_arrays else [])])
+    return "; ".join([*numbers, *sentences(sides), *(remedy(*sides) if same_arrays else [])])
 
 
 def _after_equal_models(rows: Sequence[Row]) -> str:
@@ -322,7 +326,7 @@ def _after_equal_models(rows: Sequence[Row]) -> str:
 
 def _nothing_parts(rows: Sequence[Row], losses: tuple[RunLoss, ...]) -> str:
     if not rows:
-        return f"Nothing was compared: {'; '.join(side.sentence() for side in losses)}."
+        return f"Nothing was compared: {'; '.join(sentences(losses))}."
     related = [row.quantity for row in rows if row.relation.verdict == "related"]
     but = f" (up to a known relation: {', '.join(related)})" if related else ""
     worst = max(rows, key=lambda row: row.relation.gap.ulp if math.isfinite(row.relation.gap.ulp) else -1.0)

@@ -78,7 +78,9 @@ class Run:
         """What losses are divided by, in words."""
         arrays = self.arrays
         pred = arrays.get("y_pred", arrays.get("logits"))
-        true, mask, weight = (arrays.get(name) for name in ("y_true", "mask", "sample_weight"))
+        true, mask, weight, of_class = (
+            arrays.get(name) for name in ("y_true", "mask", "sample_weight", "class_weight")
+        )
         found: dict[str, float] = {}
         if pred is not None and pred.ndim:
             samples = pred.shape[:-1] if pred.ndim > 1 else pred.shape
@@ -94,7 +96,17 @@ class Run:
             found["the number of samples that the mask counts"] = float(mask.sum())
         if weight is not None:
             found["the sum of the weights"] = float(weight.sum())
+        if true is not None and pred is not None and of_class is not None and of_class.shape == pred.shape[-1:]:
+            found["the sum of the labels' class weights"] = _weight_of(true, of_class, true.shape == pred.shape)
         return {words: x for words, x in found.items() if x > 0}
+
+
+def _weight_of(true: Array, class_weight: Array, dense: bool) -> float:
+    """Of all labels together, or of all rows: Σ w_c t_c."""
+    if dense:
+        return float((true * class_weight).sum())
+    labels = true[(true >= 0) & (true < len(class_weight))].astype(np.int64)
+    return float(class_weight[labels].sum())
 
 
 def _read(given: Mapping[str, Any], side: str) -> Iterator[tuple[str, Any]]:

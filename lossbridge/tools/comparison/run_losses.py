@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -51,6 +51,13 @@ class RunLoss:
 
     def sentence(self) -> str:
         return f"{self.run.name} computes {self.words}"
+
+
+def sentences(sides: Sequence[RunLoss]) -> list[str]:
+    """What each side computes, and once where that is the same and nothing explains it."""
+    if len(sides) == 2 and sides[0].explanation is None and sides[0].words == sides[1].words:
+        return [f"{' and '.join(side.run.name for side in sides)} compute {sides[0].words}"]
+    return [side.sentence() for side in sides]
 
 
 def run_loss(run: Run, *, reduced: bool = False) -> RunLoss:

@@ -310,6 +310,8 @@ def _target(
         options |= option(texts[c.target_activation])
         return operations
     conversion = _CONVERSIONS.get((own.target_activation, c.target_activation))
+    if conversion == ("log",) and setting.hard:
+        return None  # −∞ wherever the target is 0, and NumPy warns of it
     return None if conversion is None else (*operations, *((name, {}) for name in conversion))
 
 

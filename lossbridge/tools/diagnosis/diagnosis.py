@@ -29,6 +29,12 @@ _TO_TRY = (
     "Pass what was used, if you know it: temperature=, label_smoothing=, epsilon=, pos_weight=, gamma=, alpha=, "
     "logit_scale=, softcap=, z_loss=, class_weight=, sample_weight=, mask=; or a second batch with its number, more=."
 )
+# The same to the command's user.
+_TO_TRY_THERE = (
+    "Pass what was used, if you know it: --temperature, --label-smoothing, --epsilon, --pos-weight, --gamma, --alpha, "
+    "--logit-scale, --softcap, --z-loss; class_weight, sample_weight or mask in the file; or a second file with its "
+    "--observed."
+)
 _SATURATED = (
     "y_pred is saturated, exactly 0 or 1 where the target is not. If a sigmoid or softmax layer made it, Keras on "
     "TensorFlow takes the loss of the logits behind it, which these probabilities do not hold: pass the logits"
@@ -153,11 +159,20 @@ class Diagnosis:
         return first
 
     def __str__(self) -> str:
-        lines = self._found() if self.fits else self._missed()
-        lines += self.meant.splitlines()
-        return "\n".join([*lines, *(f"Warning: {warning}" for warning in self.warnings)])
+        return self.text()
 
-    def _found(self) -> list[str]:
+    def text(self, *, command: bool = False) -> str:
+        """What is printed. `command`: it names the options of the command, not the arguments of `diagnose`."""
+        lines = self._found(command) if self.fits else self._missed(command)
+        lines += self.meant.splitlines()
+        return "\n".join([*lines, *(f"Warning: {warning}" for warning in self.warnings if self._matters(warning))])
+
+    def _matters(self, warning: str) -> bool:
+        """Not that y_pred looks like logits, where what explains the number takes it for logits."""
+        activation = self.classes[0].explanations[0].convention.activation if self.fits else "none"
+        return activation == "none" or reading.OUTSIDE not in warning
+
+    def _found(self, command: bool) -> list[str]:
         first, *others = self.classes
         of = f"{self.reading}: " if self.reading else ""
         lines = [f"{self.shown}: {of}{first.explanations[0].words}"]
@@ -166,17 +181,18 @@ class Diagnosis:
             lines.append(f"  where {made}")
         if first.calls and first.quantity == "gradient":
             lines.append("  the gradient for y_pred of")
-        lines += _table(first.calls)
+        lines += table(first.calls)
         alike, different = wording.alike([e.parts for e in first.explanations])
         if alike:
             lines.append(f"The same: {', '.join(alike[:_SHOWN])}{_and_more(len(alike) - _SHOWN)}")
         if different:
-            hint = "probe() gives a batch that can" if self.probe() else "nor can a small batch of the kind"
+            can = "--probe FILE writes a batch that can" if command else "probe() gives a batch that can"
+            hint = can if self.probe() else "nor can a small batch of the kind"
             lines.append(f"This data cannot tell it from {len(different)} more ({hint}), such as")
             lines += [f"  {words}" for words in different[:_SHOWN]]
         if self.by_chance >= 0.1:
             lines.append(
-                f"So few digits say little: about {self.by_chance:.2g} conventions as simple fit one by chance"
+                f"So few digits say little: about {self.by_chance:.2g} conventions as simple fit a number by chance"
             )
         if others:
             lines.append("Further explanations:")
@@ -186,13 +202,14 @@ class Diagnosis:
                 lines.append(f"  and {len(others) - 3} more")
         return lines
 
-    def _missed(self) -> list[str]:
+    def _missed(self, command: bool) -> list[str]:
         tried = f"{self.shown}: nothing fits, of {self.tried} conventions"
         if holds(self.batches[0].y_pred) == "probabilities" and reading.saturated(self.batches[0]):
             return [f"{tried}: {_SATURATED}"]
         if not self.nearest:
             return [f"{tried}, none of which gives a finite number for this data"]
-        return [f"{tried}. The functions that come nearest:", *(f"  {words}" for words in self.nearest), _TO_TRY]
+        near, to_try = (f"  {words}" for words in self.nearest), _TO_TRY_THERE if command else _TO_TRY
+        return [f"{tried}. The functions that come nearest:", *near, to_try]
 
     __repr__ = __str__
 
@@ -481,10 +498,11 @@ def _meant(expected: str, batch: Batch, setting: Setting) -> str:
     assert c is not None
     options = f" with {', '.join(more)}" if more else ""
     gives = f", which gives {float(whole(batch, c, 'scalar')[0]):.9g}" if setting.quantity == "scalar" else ""
-    return "\n".join([f"Meant: {wording.name(preset)}{options}{gives}", *_table(_calls([c], batch, setting))])
+    return "\n".join([f"Meant: {wording.name(preset)}{options}{gives}", *table(_calls([c], batch, setting))])
 
 
-def _table(texts: dict[str, str]) -> list[str]:
+def table(texts: Mapping[str, str]) -> list[str]:
+    """A line for each library, with its call."""
     width = max((len(library) for library in texts), default=0)
     return [f"  {library:<{width}}  {text}" for library, text in texts.items()]
 

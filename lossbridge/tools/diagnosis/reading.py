@@ -15,6 +15,7 @@ from lossbridge.tools.diagnosis.batch import Array, Batch, Quantity
 from lossbridge.tools.printed_number import is_number
 
 ALONG_AXIS_0 = "classes read along axis 0, and moved to the end"
+OUTSIDE = "y_pred holds values outside [0, 1]"
 _LARGEST_LABEL = 2**53  # float64 does not represent every larger integer
 
 
@@ -210,7 +211,7 @@ def _warn_of_predictions(pred: Array, rounding: float, warnings: list[str]) -> N
         finite = pred[np.isfinite(pred)]
         kind = "log-probabilities, or logits" if (pred <= 0).all() else "logits?"
         span = f", from {finite.min():.4g} to {finite.max():.4g}" if finite.size else ""
-        warnings.append(f"y_pred holds values outside [0, 1]{span}: {kind}")
+        warnings.append(f"{OUTSIDE}{span}: {kind}")
         if pred.dtype == np.float16 and finite.size and np.abs(finite).max() > 11:
             warnings.append("exp of more than 11.09 overflows in float16")
         return

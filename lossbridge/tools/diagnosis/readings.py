@@ -128,7 +128,10 @@ def _shifted(batch: Batch) -> Iterator[Reading]:
             shifted = np.roll(labels, step, axis)
             words = f"each prediction is compared with the {which} label along axis {axis} (a shift of labels in time)"
             given = _made(batch, y_true=f"np.roll({{}}, {step}, {axis})")
-            yield Reading(words, shifted, batch.y_pred, given, mask=kept, alternatives=_SOME if labels.ndim < 2 else 1)
+            # A language model's, whose sum may be divided by the tokens of several batches.
+            depth: Depth = "all" if step < 0 and 0 < axis == labels.ndim - 1 else "plain"
+            some = _SOME if labels.ndim < 2 else 1
+            yield Reading(words, shifted, batch.y_pred, given, mask=kept, depth=depth, alternatives=some)
 
 
 def _turned(batch: Batch) -> Iterator[Reading]:

@@ -147,12 +147,19 @@ def words(h: Hypothesis, batch: Batch, quantity: Quantity) -> Words:
     if peer.is_further:
         plain = Convention(activation=h.own.activation, target_activation=h.own.target_activation)
         without: dict[str, Cost] = {"jensen-shannon": "divergence", "squared": "cross-entropy"}
-        rules = differences(replace(plain, cost=without.get(h.own.cost, h.own.cost)), h.own, batch)
+        plain = replace(plain, cost=without.get(h.own.cost, h.own.cost))
+        rules = differences(plain, _unchanged(h.own, h.convention, plain), batch)
         phrases += [f": {'; '.join(rules)}"] if rules else []
     differing = differences(h.own, h.convention, batch)
     if differing:
         phrases.append(("; and " if phrases else ", but ") + "; ".join(differing))
     return Words(function, "".join(phrases))
+
+
+def _unchanged(own: Convention, new: Convention, plain: Convention) -> Convention:
+    """`own`, but as `plain` in what `new` changes: that is said of `new`."""
+    changed = [f.name for f in fields(Convention) if getattr(own, f.name) != getattr(new, f.name)]
+    return replace(own, **{name: getattr(plain, name) for name in changed})
 
 
 def alike(explanations: Sequence[Words]) -> tuple[list[str], list[str]]:

@@ -135,18 +135,21 @@ class About:
 
 
 CASES = About(
-    "Worst error against the reference: units in the last place, relative",
-    "Eager and compiled (of cases with the same code one; with --all, all). Units of float32 or float64 for values, at "
-    "the exact value, or at 1 where probabilities go in; of the input's dtype for gradients, at the row's largest "
-    "entry. Relative to the same, in float32 and float64. Each case states its own tolerance; in float16 and bfloat16 "
-    "the reference gets the rounded inputs. Bits: whether eager values and gradients are the same on all backends, as "
-    "where native rows compute them; or in how many cases they differ.",
+    "Worst error against the reference: units in the last place (ULP), then relative",
+    """\
+Cases: each runs eagerly; of those with the same code one is compiled, with --all every one.
+Values: ULP of float32 or float64 at the exact value, or at 1 where probabilities go in.
+Gradients: ULP of the input's dtype at the row's largest entry.
+Relative: to the same number, in float32 and float64 alone.
+Wrong: above the tolerance that the case itself states.
+Bits: whether eager values and gradients are the same on all backends, or in how many cases they differ.""",
 )
 PEERS = About(
-    "lossbridge.compat compared with the libraries' own functions: units in the last place, relative",
-    "Value above, gradient below, in float32; units as for the losses. Ours is within "
-    f"{peers.ULPS} of the library's result, or nearer than that to the library's result in float64, the distance from "
-    "which then counts. Known deviations: docs/conventions.md.",
+    "lossbridge.compat compared with the libraries' own functions: units in the last place (ULP), then relative",
+    f"""\
+Cells: the value above, the gradient below, in float32; ULP as for the losses.
+Wrong: ours is neither within {peers.ULPS} ULP of the library's result nor nearer to its result in float64 than that is.
+Known deviations: docs/conventions.md.""",
 )
 
 
