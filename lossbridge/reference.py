@@ -257,7 +257,8 @@ def _jensen_shannon(a: Array, b: Array, beta: float, temperature: float) -> _Sam
     """T^2 (beta sum p log(p/m) + (1 - beta) sum q log(q/m)), m = beta p + (1 - beta) q, p and q as above.
 
     beta (p - m) + (1 - beta) (q - m) = 0, so every entry may be p beta R(log m/p) + q (1 - beta) R(log m/q) with
-    R(u) = exp(u) - 1 - u >= 0. By p the derivative is beta log(p/m), by q (1 - beta) log(q/m).
+    R(u) = exp(u) - 1 - u >= 0. By p the derivative is beta log(p/m), by q (1 - beta) log(q/m); a constant may be taken
+    from these before those by logits, and that of the largest share is: where q lacks p's classes all are nearly alike.
     """
     p, q, u = _two_softmaxes(a, b, temperature)
 
@@ -266,14 +267,23 @@ def _jensen_shannon(a: Array, b: Array, beta: float, temperature: float) -> _Sam
         direct = np.where(more > -0.5, np.log1p(more), np.log(share + rest * np.exp(u)))
         return np.where(u > 700.0, np.logaddexp(math.log(share), math.log(rest) + u), direct)
 
-    def side(p: Array, log_ratio: Array, share: float) -> tuple[Array, Array]:
+    def less_leading(p: Array, share: float, rest: float, u: Array, log_ratio: Array) -> Array:
+        k = np.argmax(p, axis=-1)[..., np.newaxis]
+        top, step = np.take_along_axis(u, k, -1), u - np.take_along_axis(u, k, -1)
+        apart = np.where(np.abs(step) < 1.0, np.exp(top) * np.expm1(step), np.exp(u) - np.exp(top))
+        ratio = rest * apart / (share + rest * np.exp(top))  # m/p of each class over that of the largest, less 1
+        return np.where(np.abs(ratio) < 0.5, np.log1p(ratio), log_ratio - np.take_along_axis(log_ratio, k, -1))
+
+    def side(p: Array, share: float, rest: float, u: Array) -> tuple[Array, Array]:
+        log_ratio = log_of_mixture(share, rest, u)
         near = np.abs(log_ratio) <= 1.0
         terms = np.where(near, p * _exp_remainder(np.where(near, log_ratio, 0.0)), (m - p) - _times(p, log_ratio))
-        return share * terms.sum(axis=-1), temperature * _by_logits(p, -share * log_ratio)
+        by_p = -share * less_leading(p, share, rest, u, log_ratio)
+        return share * terms.sum(axis=-1), temperature * _by_logits(p, by_p)
 
     m = beta * p + (1.0 - beta) * q
-    of_p, p_gradient = side(p, log_of_mixture(beta, 1.0 - beta, u), beta)
-    of_q, q_gradient = side(q, log_of_mixture(1.0 - beta, beta, -u), 1.0 - beta)
+    of_p, p_gradient = side(p, beta, 1.0 - beta, u)
+    of_q, q_gradient = side(q, 1.0 - beta, beta, -u)
     return _Samples(temperature**2 * (of_p + of_q), q_gradient, p_gradient)
 
 

@@ -438,6 +438,23 @@ def test_fifty_thousand_classes():
         assert relative_error(got[i], want) <= 1e-15
 
 
+@pytest.mark.parametrize("beta", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+def test_jensen_shannon_of_disjoint_rows_has_a_gradient_with_digits(scale, beta):
+    """Where each side nearly lacks the other's classes, all its derivatives are nearly the same."""
+    rng = np.random.default_rng(10)
+    teacher, student = (scale * rng.normal(size=(2, 12, 40))).astype(np.float32)
+    p, q = softmax(exact(teacher)), softmax(exact(student))
+    b = MP.mpf(beta)
+    m = b * p + (1 - b) * q
+    found = reference.divergence(teacher, student, kind="jensen_shannon", beta=beta, reduction="none")
+    for share, factor, gradient in ((p, b, found.target_gradient), (q, 1 - b, found.gradient)):
+        terms = share * log(share / m)
+        wanted = (factor * (terms - share * terms.sum(axis=-1, keepdims=True))).astype(float)
+        largest = np.abs(wanted).max(axis=-1, keepdims=True)
+        assert (np.abs(gradient - wanted) <= 1e-12 * largest).all()
+
+
 # ------------------------------------------------------------------------------------ of layers, of kept classes
 
 

@@ -29,6 +29,7 @@ NAMED_FORMS: Mapping[str, Form] = {
     "KL of logits": Form("kl_divergence", _LOGITS),
     "KL of probabilities": Form("kl_divergence"),
     "distillation": Form("distillation_loss", {"temperature": 2.0}),
+    "Jensen-Shannon": Form("divergence", {"kind": "jensen_shannon"}),
     "BCE of logits": Form("binary_crossentropy", _LOGITS),
     "BCE of probabilities": Form("binary_crossentropy"),
     "log loss": Form("log_loss"),

@@ -8,6 +8,7 @@ keeps one cache per code object, and contenders would share it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -27,6 +28,7 @@ from lossbridge.tools.processes import installed
 
 Loss = Callable[..., Any]
 Options = Mapping[str, Any]
+LOG_2 = math.log(2)
 OURS, IN_PLACE, OUT = "lossbridge", "lossbridge, inplace_gradient", "lossbridge, out="
 
 
@@ -153,10 +155,17 @@ def _out(cell: Cell) -> Contender:
 
 
 def _torch(cell: Cell, device: str) -> Iterator[Contender]:
+    import torch
     import torch.nn.functional as F
 
     def kl(s: Any, z: Any) -> Any:
         return F.kl_div(F.log_softmax(z, -1), F.log_softmax(s, -1), log_target=True, reduction="batchmean")
+
+    def jensen_shannon(s: Any, z: Any) -> Any:
+        log_t, log_p = F.log_softmax(s, -1), F.log_softmax(z, -1)
+        log_m = torch.logaddexp(log_t, log_p) - LOG_2
+        of_t, of_p = (F.kl_div(log_m, x, log_target=True, reduction="batchmean") for x in (log_t, log_p))
+        return (of_t + of_p) / 2
 
     own: dict[str, tuple[str, Loss]] = {
         "CE, labels": ("F.cross_entropy", lambda t, z: F.cross_entropy(z, t)),
@@ -164,6 +173,7 @@ def _torch(cell: Cell, device: str) -> Iterator[Contender]:
         "KL of logits": ("F.kl_div", kl),
         "KL of probabilities": ("F.kl_div", lambda t, p: F.kl_div(p.log(), t, reduction="batchmean")),
         "distillation": ("F.kl_div", lambda s, z: 4 * kl(s / 2, z / 2)),
+        "Jensen-Shannon": ("F.kl_div", jensen_shannon),
         "BCE of logits": ("F.binary_cross_entropy_with_logits", lambda t, z: F.binary_cross_entropy_with_logits(z, t)),
         "BCE of probabilities": ("F.binary_cross_entropy", lambda t, p: F.binary_cross_entropy(p, t)),
         "log loss": ("F.nll_loss", lambda t, p: F.nll_loss(p.log(), t)),
@@ -220,6 +230,12 @@ def _tensorflow(cell: Cell, device: str) -> Iterator[Contender]:
         log_t = tf.nn.log_softmax(s)
         return tf.reduce_mean(tf.reduce_sum(tf.exp(log_t) * (log_t - tf.nn.log_softmax(z)), -1))
 
+    def jensen_shannon(s: Any, z: Any) -> Any:
+        log_t, log_p = tf.nn.log_softmax(s), tf.nn.log_softmax(z)
+        log_m = tf.experimental.numpy.logaddexp(log_t, log_p) - LOG_2
+        terms = tf.exp(log_t) * (log_t - log_m) + tf.exp(log_p) * (log_p - log_m)
+        return tf.reduce_mean(tf.reduce_sum(terms, -1)) / 2
+
     own: dict[str, tuple[str, Loss]] = {
         "CE, labels": (
             "tf.nn.sparse_softmax_cross_entropy",
@@ -231,6 +247,7 @@ def _tensorflow(cell: Cell, device: str) -> Iterator[Contender]:
         ),
         "KL of logits": ("tf.nn.log_softmax", kl),
         "distillation": ("tf.nn.log_softmax", lambda s, z: 4 * kl(s / 2, z / 2)),
+        "Jensen-Shannon": ("tf.nn.log_softmax", jensen_shannon),
         "BCE of logits": (
             "tf.nn.sigmoid_cross_entropy",
             lambda t, z: tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(t, z)),
@@ -260,6 +277,12 @@ def _jax(cell: Cell, device: str) -> Iterator[Contender]:
         def kl(s: Any, z: Any) -> Any:
             return optax.losses.kl_divergence_with_log_targets(log_softmax(z), log_softmax(s)).mean()
 
+        def jensen_shannon(s: Any, z: Any) -> Any:
+            log_t, log_p = log_softmax(s), log_softmax(z)
+            log_m = jnp.logaddexp(log_t, log_p) - LOG_2
+            of_t, of_p = (optax.losses.kl_divergence_with_log_targets(log_m, x).mean() for x in (log_t, log_p))
+            return (of_t + of_p) / 2
+
         def logits(layer: Any) -> Any:
             return jnp.matmul(layer[0], layer[1].T, preferred_element_type="float32")
 
@@ -272,6 +295,7 @@ def _jax(cell: Cell, device: str) -> Iterator[Contender]:
             "KL of logits": ("optax.kl_divergence_with_log_targets", kl),
             "KL of probabilities": ("optax.kl_divergence", lambda t, p: optax.kl_divergence(jnp.log(p), t).mean()),
             "distillation": ("optax.kl_divergence_with_log_targets", lambda s, z: 4 * kl(s / 2, z / 2)),
+            "Jensen-Shannon": ("optax.kl_divergence_with_log_targets", jensen_shannon),
             "BCE of logits": (
                 "optax.sigmoid_binary_cross_entropy",
                 lambda t, z: optax.sigmoid_binary_cross_entropy(z, t).mean(),

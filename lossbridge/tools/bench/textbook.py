@@ -54,6 +54,10 @@ def distillation(s: Array, z: Array, temperature: float = 2.0) -> Any:
     return temperature**2 * kl_of_logits(s / temperature, z / temperature)
 
 
+def jensen_shannon(s: Array, z: Array) -> Any:
+    return _jensen_shannon_and_gradient(s, z)[0]
+
+
 def bce_of_logits(t: Array, z: Array) -> Any:
     return (_softplus(z) - t * z).mean()
 
@@ -124,6 +128,15 @@ def _distillation_and_gradient(s: Array, z: Array, temperature: float = 2.0) -> 
     return temperature**2 * value, temperature * gradient
 
 
+def _jensen_shannon_and_gradient(s: Array, z: Array) -> tuple[Any, Array]:
+    log_t, log_p = _log_softmax(s), _log_softmax(z)
+    t, p = np.exp(log_t), np.exp(log_p)
+    log_m = np.logaddexp(log_t, log_p) - np.log(np.float32(2))
+    of_p = p * (log_p - log_m)
+    total = of_p.sum(1, keepdims=True)
+    return (t * (log_t - log_m) + of_p).sum(1).mean() / 2, (of_p - p * total) / 2 / len(z)
+
+
 def _bce_of_logits_and_gradient(t: Array, z: Array) -> tuple[Any, Array]:
     return bce_of_logits(t, z), (_sigmoid(z) - t) / z.size
 
@@ -149,6 +162,7 @@ VALUES: Mapping[str, Loss] = {
     "KL of logits": kl_of_logits,
     "KL of probabilities": kl,
     "distillation": distillation,
+    "Jensen-Shannon": jensen_shannon,
     "BCE of logits": bce_of_logits,
     "BCE of probabilities": bce,
     "log loss": log_loss,
@@ -163,6 +177,7 @@ WITH_GRADIENTS: Mapping[str, Loss] = {
     "KL of logits": _kl_of_logits_and_gradient,
     "KL of probabilities": _kl_and_gradient,
     "distillation": _distillation_and_gradient,
+    "Jensen-Shannon": _jensen_shannon_and_gradient,
     "BCE of logits": _bce_of_logits_and_gradient,
     "BCE of probabilities": _bce_and_gradient,
     "log loss": _log_loss_and_gradient,
