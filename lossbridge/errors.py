@@ -261,7 +261,7 @@ def layer_shapes(shapes: Mapping[str, Shape], classes_axis: int, side: str = "",
     if not agree((hidden[-1],), (weight[1 - classes_axis],)):
         hint = "make them equal"
         if agree((hidden[-1],), (weight[classes_axis],)):
-            hint = f"its classes lie along the other axis: pass classes_axis={1 - classes_axis}"
+            hint = f"its classes lie along the other axis: pass classes_axis={1 - classes_axis}, or {of}weight.T"
         raise ValueError(
             f"{of}hidden has shape {text(hidden)}, with {hidden[-1]} units, and {of}weight {text(weight)}, with "
             f"{weight[1 - classes_axis]} along axis {1 - classes_axis}; {hint}"
