@@ -471,6 +471,7 @@ def _divergence_boundaries(loss: str, given: Callable[..., Case], from_logits: b
         leads = np.array([[12, 1e5], [60, 61], [10, 11], [16, 16.1], [18, 19], [25, 24], [40, 80], [3, 2.9]])
         teacher, student = (lead[:, np.newaxis] * _one_hot() for lead in leads.T)
         yield given("both lead", teacher, student)
+        yield given("each side nearly lacks the other's classes", 20 * z, 20 * step)
         if loss == "distillation_loss":
             yield given("near rows at 100, temperature 3", 100 + z, 100 + z + 1e-3 * step, temperature=3.0)
         for name, logits in _boundary_logits():
