@@ -67,7 +67,8 @@ def test_divergences_differentiated_automatically(lib, path, kind) -> None:
     for case in SMALL_CASES:
         if case.options.get("kind") != kind or case.dtype != "float32" or case.refused or not case.y_pred.size:
             continue
-        y_true, y_pred, arrays, static = check.placed(lib.b, case, "cpu")
+        arrays, static = check.placed(lib.b, case, "cpu")
+        y_true, y_pred = arrays.pop("teacher_logits"), arrays.pop("student_logits")
         _, gradient = lb.value_and_grad(lb.divergence)(y_true, y_pred, **static, **arrays)
         right = torch.tensor(check.expected(case).gradient)
         finite = torch.isfinite(right).all(case.axis, keepdim=True)
