@@ -138,8 +138,8 @@ def _times_weight(form: Form, slopes: Array, weight: Array) -> Array:
     if weight.dtype == slopes.dtype:
         return _product(form, slopes, weight, 1, form.classes_axis)
     high = lax.reduce_precision(slopes, exponent_bits=8, mantissa_bits=7)  # XLA may leave out a cast there and back
-    parts = (_product(form, x.astype(weight.dtype), weight, 1, form.classes_axis) for x in (high, slopes - high))
-    return sum(parts, start=jnp.zeros((), form.dtype))
+    first, rest = (_product(form, x.astype(weight.dtype), weight, 1, form.classes_axis) for x in (high, slopes - high))
+    return first + rest
 
 
 def _in_blocks(form: Form, arrays: Arrays) -> dict[str, Array]:

@@ -162,6 +162,11 @@ def summed_over_devices(x: Array) -> Array:
     return x.redistribute(placements=[Replicate() if laid.is_partial() else laid for laid in x.placements])
 
 
+def is_traced() -> bool:
+    """Whether what is called is written down, by a compiler, a tracer, or a mode that sees every operation."""
+    return bool(torch.compiler.is_compiling() or torch.jit.is_tracing() or dispatch_modes())
+
+
 def concrete(x: Any) -> np.ndarray | None:
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return None
@@ -179,7 +184,7 @@ def concrete(x: Any) -> np.ndarray | None:
 def constant(x: Any) -> np.ndarray | None:
     if not isinstance(x, torch.Tensor):
         return concrete(x)
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or dispatch_modes() or is_transformed():
+    if is_traced() or is_transformed():
         return None
     differentiated = x.requires_grad and torch.is_grad_enabled()
     # item() also of bfloat16, which NumPy does not know.

@@ -235,16 +235,12 @@ def _own(x: Any) -> Any:
 
 def choose(call: Linear, under: str = "") -> Choice:
     """The path of a call; where DTensors split its rows over processes, that of this process's rows."""
-    if under or _is_traced() or ops.is_transformed() or not _splits_rows(call):
+    if under or ops.is_traced() or ops.is_transformed() or not _splits_rows(call):
         return torch_linear.choose(call, under)
     own = _own_rows(call)
     path, why_not = linear_blocks.over_devices(torch_linear.choose(own), linear_blocks.OVER_ROWS)
     compute = path.losses
     return Choice(path._replace(losses=lambda call: _of_all_rows(call.request, compute(own))), why_not)
-
-
-def _is_traced() -> bool:
-    return bool(torch.compiler.is_compiling() or torch.jit.is_tracing() or ops.dispatch_modes())
 
 
 def _splits_rows(call: Linear) -> bool:
@@ -311,7 +307,7 @@ def _of_all_rows(r: Request, found: Tensor) -> Any:
 
 def meeting(split: tuple[Any, Any, Any], hidden: Tensor) -> Meeting:
     group, _, reduce_hidden = split
-    if _is_traced():
+    if ops.is_traced():
         raise NotImplementedError("group= is not traced; under torch.compile call torch.compiler.disable(the loss)")
     if ops.is_transformed():
         raise NotImplementedError("group= has neither torch.func nor forward mode; use backward() or torch.autograd")

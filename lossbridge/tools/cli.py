@@ -360,7 +360,7 @@ def bench(
     loss: Losses = None,
     dtype: Annotated[list[str] | None, typer.Option(help="Only cells of this dtype; may be repeated.")] = None,
     device: Device = "cpu",
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer cells and rounds: 11 minutes on 2 cores.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer cells and rounds.")] = False,
     json: Annotated[Path | None, typer.Option(help="Write every measurement to this JSON file.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write the tables and plots to this HTML page.")] = None,
     plots_in: Annotated[

@@ -104,13 +104,19 @@ def _in_sections(
     return Table(title, head, shown, good, legend)
 
 
+def _library(name: str) -> str:
+    """Of a peer: "torch" of F.cross_entropy."""
+    first = name.split(".")[0]
+    return "torch" if first == "F" else first
+
+
 def ratio_table(runs: Sequence[Run]) -> Table:
     found = ratios(runs)
     missed = targets.above(found)
 
     def row(r: Ratio) -> tuple[str, ...]:
         ours, peer = r.ours, r.peer
-        library = "–" if peer is None else {"F": "torch"}.get(first := peer.name.split(".")[0], first)
+        library = "–" if peer is None else _library(peer.name)
         times = _ms(ours.ms), _ms(ours.cpu_ms), _count(ours.faults)
         return _short(r.cell), r.way, *times, _number(r.wall), _number(r.cpu), _number(r.memory), library
 

@@ -328,6 +328,7 @@ def _with_another_reading(found: Diagnosis, request: _Request, given: _Given) ->
             continue  # weights, or an observed array, do not fit the shapes of this reading
         if again.fits:
             batch = other.of(again.batches[0])
+            # With a mask it is a shift of labels, whose words say what is compared.
             own_words = other.depth == "plain" or other.library or other.mask is not None
             reading_of = other.words if own_words else again.reading
             return replace(
