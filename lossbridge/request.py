@@ -63,7 +63,7 @@ def resolve(loss: Loss, y_true: Any, y_pred: Any, names: Names, given: Mapping[s
     ops = framework.ops
     pred = as_array(ops, names.pred, y_pred)
     target = as_array(ops, names.target, y_true, pred)
-    kind, rule = _rule(loss, given, len(target.shape) != len(pred.shape))
+    kind, rule = rule_of(loss, given, len(target.shape) != len(pred.shape))
     axis = None if kind in loss.elementwise else _axis(loss, target, pred, given["axis"], names)
     _check_target(ops, loss, kind, (target, pred), (axis, given["axis"]), names)
     target = held_to(ops, names.target, target, pred, axis if kind == "labels" else None)
@@ -304,7 +304,7 @@ def divided(given: Mapping[str, Any], dtype: str) -> Mapping[str, Any]:
 # The loss, its axis, and whether the target fits.
 
 
-def _rule(loss: Loss, given: Mapping[str, Any], other_rank: bool) -> tuple[Target, Rule]:
+def rule_of(loss: Loss, given: Mapping[str, Any], other_rank: bool) -> tuple[Target, Rule]:
     """The kind of target and its rule. Where a loss takes labels and outcomes, labels have one axis less."""
     from_logits = given.get("from_logits") or "probabilities" not in loss.rules
     rules = loss.rules["logits" if from_logits else "probabilities"]

@@ -85,7 +85,7 @@ OwnFile = Annotated[
     ),
 ]
 Everything = Annotated[
-    bool, typer.Option("--all", help="Compile every case, also where another case's compiled function is the same.")
+    bool, typer.Option("--all", help="Compile every case, also those that compile again what another one does.")
 ]
 Peers = Annotated[
     bool, typer.Option("--peers", help="Compare lossbridge.compat with the libraries' own functions, where installed.")
@@ -250,7 +250,7 @@ def parity(
 ) -> None:
     """Compare values and gradients of every backend with the reference, eager and compiled.
 
-    Every case runs eagerly. Of the cases that compile to the same function one is compiled, with --all every one.
+    Every case runs eagerly. Of the cases that compile the same code one is compiled, with --all every one.
 
     With --peers, compare lossbridge.compat with the libraries themselves; --loss is then torch, or torch.kl_div.
 
@@ -305,12 +305,16 @@ class _ParityRequest:
                 _refuse(str(error))
 
 
+# How many workers share a backend's cases: torch.compile works on one core, and for longer than the others together.
+_WORKERS = {"torch": 2}
+
+
 def _run_parity(backends: list[str], request: _ParityRequest, timeout: float) -> list[BackendRun[Outcome]]:
     """All backends side by side."""
     with progress(err) as bars:
         tasks = {name: bars.add_task(name, total=None) for name in backends if installed(name)}
         return run_workers(
-            backends,
+            {name: _WORKERS.get(name, 1) if request.file is None else 1 for name in backends},
             {**vars(request), "file": None if request.file is None else str(request.file)},
             worker="lossbridge.tools.parity.parity_worker",
             outcome=lambda found: Outcome(**found),
@@ -426,7 +430,7 @@ def _run_bench(
         tasks = {name: bars.add_task(name, total=total) for name, total in totals.items() if installed(name)}
         for section in todo:
             runs[section.label] += run_workers(
-                [section.backend],
+                {section.backend: 1},
                 {"device": device, "cells": [cell.as_dict() for cell in section.cells], "budget": asdict(budget)},
                 worker="lossbridge.tools.bench.bench_worker",
                 outcome=results.Outcome.of_dict,
@@ -480,7 +484,7 @@ def explain(
     _check_timeout(timeout)
     request, call = _call_to_explain(loss, file, shape, classes, dtype, options)
     runs = run_workers(
-        list(dict.fromkeys(named or _all_backends())),
+        dict.fromkeys(named or _all_backends(), 1),
         {**request, "device": device},
         worker="lossbridge.tools.explain_worker",
         outcome=lambda found: Found(**found),
@@ -542,7 +546,7 @@ def doctor(backend: Backends = None, device: Device = "cpu", timeout: Timeout = 
     _check_timeout(timeout)
     _print_lines(doctor_worker.lines())
     runs = run_workers(
-        list(dict.fromkeys(named or _all_backends())),
+        dict.fromkeys(named or _all_backends(), 1),
         {"device": device},
         worker="lossbridge.tools.doctor_worker",
         outcome=lambda found: doctor_worker.Found(**found),

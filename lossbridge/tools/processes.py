@@ -1,4 +1,4 @@
-"""Worker processes, one per backend, because torch.compile aborts a process that has imported TensorFlow.
+"""Worker processes, one or more per backend, because torch.compile aborts a process that has imported TensorFlow.
 
 `run_workers` starts them, and survives those that crash or hang. `serve` is a worker's main program: it reads a
 request from standard input and writes one line of JSON per event. What is checked or measured is not known here.
@@ -15,14 +15,16 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import IO, Any, Generic, Literal, Protocol, TypeVar
 
 from lossbridge.frameworks import FRAMEWORKS
 from lossbridge.frameworks.framework import Framework
 
 Status = Literal["ran", "missing", "no device", "crashed", "hung"]
+Part = tuple[str, int]  # a backend, and which of its workers
 
 
 class Reported(Protocol):
@@ -74,7 +76,7 @@ def installed(library: str) -> bool:
 
 
 def run_workers(
-    backends: list[str],
+    backends: Mapping[str, int],
     request: dict[str, Any],
     *,
     worker: str,
@@ -84,55 +86,76 @@ def run_workers(
     on_total: Callable[[str, int], None] = lambda backend, total: None,
     on_outcome: Callable[[str, Outcome], None] = lambda backend, outcome: None,
 ) -> list[BackendRun[Outcome]]:
-    """Sends the request to one worker per backend, all at once, and collects their outcomes.
+    """Sends the request to the backends' workers, all at once, and collects their outcomes.
 
-    `worker`: the module to run; `environment`: what is added to this process's for it; `outcome`: makes an outcome from
-    its dict. A worker that is silent for `timeout` seconds is killed and counts as hung.
+    `backends`: among how many workers each one's jobs are divided; `worker`: the module to run; `environment`: what is
+    added to this process's for it; `outcome`: makes an outcome from its dict; `timeout`: after how long a silent
+    worker is killed and counts as hung, in seconds.
     """
-    messages: queue.Queue[tuple[str, dict[str, Any] | None]] = queue.Queue()
-    runs: dict[str, BackendRun[Outcome]] = {name: BackendRun(name, "crashed") for name in backends}
-    workers = {}
+    messages: queue.Queue[tuple[Part, dict[str, Any] | None]] = queue.Queue()
+    runs: dict[Part, BackendRun[Outcome]] = {
+        (name, i): _before(name) for name, count in backends.items() for i in range(count)
+    }
+    workers: dict[Part, _Worker] = {}
+    totals: Counter[str] = Counter()
     try:
-        for name in backends:
-            if installed(name):
-                workers[name] = _Worker(
-                    worker, {**request, "backend": name, "parent": os.getpid()}, messages, environment or {}
-                )
-            else:
-                runs[name] = BackendRun(name, "missing", words=f"not installed: pip install 'lossbridge[{name}]'")
+        for name, i in (key for key, run in runs.items() if run.status != "missing"):
+            part = {"backend": name, "part": [i, backends[name]], "parent": os.getpid()}
+            workers[name, i] = _Worker(worker, {**request, **part}, messages, environment or {})
         while workers:
             try:
-                name, message = messages.get(timeout=1.0)
+                key, message = messages.get(timeout=1.0)
             except queue.Empty:
-                name, message = "", {}
-            heard = workers.get(name)
+                key, message = ("", 0), {}
+            heard = workers.get(key)
             if heard is not None:
-                run = runs[name]
+                name, run = key[0], runs[key]
                 heard.heard = time.monotonic()
                 if message is None:
-                    del workers[name]
+                    del workers[key]
                     _finish(run, heard)
                 elif "outcome" in message:
                     run.outcomes.append(outcome(message["outcome"]))
                     on_outcome(name, run.outcomes[-1])
-                elif "start" in message:
-                    heard.doing = message["start"]
-                elif "total" in message:
-                    run.version, run.facts = message["version"], message["facts"]
-                    on_total(name, message["total"])
-                elif "no_device" in message:
-                    run.version, run.status, run.words = message["version"], "no device", message["no_device"]
-                elif "done" in message:
-                    run.status = "ran"
-            for name, silent in list(workers.items()):
+                else:
+                    _take(message, run, heard)
+                    if "total" in message:
+                        totals[name] += message["total"]
+                        on_total(name, totals[name])
+            for key, silent in list(workers.items()):
                 if time.monotonic() - silent.heard > timeout:
-                    del workers[name]
-                    _give_up(runs[name], silent, timeout)
+                    del workers[key]
+                    _give_up(runs[key], silent, timeout)
     finally:
         for left in workers.values():
             left.process.kill()
             left.close()
-    return list(runs.values())
+    return [joined([run for (name, _), run in runs.items() if name == backend]) for backend in backends]
+
+
+def _before(backend: str) -> BackendRun[Any]:
+    """A run of which nothing has been heard."""
+    if installed(backend):
+        return BackendRun(backend, "crashed")
+    return BackendRun(backend, "missing", words=f"not installed: pip install 'lossbridge[{backend}]'")
+
+
+def joined(parts: Sequence[BackendRun[Outcome]]) -> BackendRun[Outcome]:
+    """Several workers' runs as one: all their outcomes, and the first status that is not "ran", if there is one."""
+    first = next((run for run in parts if run.status != "ran"), parts[0])
+    return replace(first, outcomes=[outcome for run in parts for outcome in run.outcomes])
+
+
+def _take(message: dict[str, Any], run: BackendRun[Any], worker: _Worker) -> None:
+    """What a message says of the run, other than an outcome."""
+    if "start" in message:
+        worker.doing = message["start"]
+    elif "total" in message:
+        run.version, run.facts = message["version"], message["facts"]
+    elif "no_device" in message:
+        run.version, run.status, run.words = message["version"], "no device", message["no_device"]
+    elif "done" in message:
+        run.status = "ran"
 
 
 def _finish(run: BackendRun[Any], worker: _Worker) -> None:
@@ -156,10 +179,10 @@ class _Worker:
         self,
         module: str,
         request: dict[str, Any],
-        messages: queue.Queue[tuple[str, dict[str, Any] | None]],
+        messages: queue.Queue[tuple[Part, dict[str, Any] | None]],
         environment: Mapping[str, str],
     ) -> None:
-        self.backend = request["backend"]
+        self.part: Part = request["backend"], request["part"][0]
         self.doing = "start"
         self.heard = time.monotonic()
         self.errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (closed by close())
@@ -175,7 +198,7 @@ class _Worker:
         self.listener = threading.Thread(target=self._listen, args=(request, messages), daemon=True)
         self.listener.start()
 
-    def _listen(self, request: dict[str, Any], messages: queue.Queue[tuple[str, dict[str, Any] | None]]) -> None:
+    def _listen(self, request: dict[str, Any], messages: queue.Queue[tuple[Part, dict[str, Any] | None]]) -> None:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         try:
@@ -186,10 +209,10 @@ class _Worker:
         with self.process.stdout as lines:
             for line in lines:
                 try:
-                    messages.put((self.backend, json.loads(line)))
+                    messages.put((self.part, json.loads(line)))
                 except json.JSONDecodeError:  # cut off in the middle of a line
                     break
-        messages.put((self.backend, None))
+        messages.put((self.part, None))
 
     def close(self) -> str:
         """Waits until the process has ended; returns the last line of its standard error."""
@@ -207,7 +230,7 @@ Job = tuple[str, Callable[[], Reported]]  # a description, and the work
 
 
 def serve(jobs: Callable[[Framework, dict[str, Any]], tuple[Sequence[Job], Mapping[str, Any]]]) -> None:
-    """A worker's main program. `jobs` makes the request's jobs, and facts to report before the first of them."""
+    """A worker's main program. `jobs` makes the jobs of the request's part, and facts to report before the first."""
     # Frameworks print to standard output: they get standard error instead, and the JSON lines keep the original.
     lines = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
     os.dup2(2, 1)

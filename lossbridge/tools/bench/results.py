@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from lossbridge.tools import processes
 from lossbridge.tools.bench.cells import IMPORT, Cell
 from lossbridge.tools.bench.contenders import OURS
 from lossbridge.tools.bench.data_kinds import IGNORED_ROWS
@@ -75,11 +76,9 @@ Run = BackendRun[Outcome]
 
 def joined(label: str, runs: Sequence[Run]) -> Run:
     """The runs of the sections of this label, which differ in the number of threads, as one."""
-    first = next((run for run in runs if run.status != "ran"), runs[0])
-    outcomes = [outcome for run in runs for outcome in run.outcomes]
     speeds = [run.facts.get("copy_bytes_per_second", {}) for run in runs]
     copies = {threads: speed for found in speeds for threads, speed in found.items()}
-    return replace(first, backend=label, outcomes=outcomes, facts={**runs[0].facts, "copy_bytes_per_second": copies})
+    return replace(processes.joined(runs), backend=label, facts={**runs[0].facts, "copy_bytes_per_second": copies})
 
 
 def bandwidth(run: Run, threads: int = 1) -> float:

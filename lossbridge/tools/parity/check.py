@@ -154,12 +154,17 @@ def compile_key(case: Case) -> tuple[str, ...]:
     return (case.loss, case.dtype, str(case.y_true.ndim), str(case.y_pred.ndim), repr(sorted(options.items())))
 
 
-def in_order(cases: Iterable[Case]) -> list[Case]:
-    """The cases, with those that share a compiled function next to each other, and otherwise in their order."""
+def in_groups(cases: Iterable[Case]) -> list[list[Case]]:
+    """The cases that share a compiled function, for each."""
     groups: dict[tuple[str, ...], list[Case]] = {}
     for case in cases:
         groups.setdefault(compile_key(case), []).append(case)
-    return [case for group in groups.values() for case in group]
+    return list(groups.values())
+
+
+def in_order(cases: Iterable[Case]) -> list[Case]:
+    """The cases, with those that share a compiled function next to each other, and otherwise in their order."""
+    return [case for group in in_groups(cases) for case in group]
 
 
 def compare(

@@ -137,7 +137,7 @@ class About:
 CASES = About(
     "Worst error against the reference: units in the last place (ULP), then relative",
     """\
-Cases: each runs eagerly; of those with the same code one is compiled, with --all every one.
+Cases: each runs eagerly; of those that compile the same code one is compiled, with --all every one.
 Values: ULP of float32 or float64 at the exact value, or at 1 where probabilities go in.
 Gradients: ULP of the input's dtype at the row's largest entry.
 Relative: to the same number, in float32 and float64 alone.

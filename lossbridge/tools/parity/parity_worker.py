@@ -9,7 +9,7 @@ from typing import Any
 from lossbridge.frameworks.framework import Framework
 from lossbridge.tools.parity import peers
 from lossbridge.tools.parity.cases import Case
-from lossbridge.tools.parity.check import EAGER, Runner, all_cases, in_order
+from lossbridge.tools.parity.check import EAGER, Runner, all_cases, in_groups
 from lossbridge.tools.parity.files import case_of
 from lossbridge.tools.parity.repeats import is_repeated
 from lossbridge.tools.processes import Job, serve
@@ -29,17 +29,20 @@ def selected(request: dict[str, Any]) -> list[Case]:
 
 
 def jobs(b: Framework, request: dict[str, Any]) -> tuple[list[Job], dict[str, Any]]:
+    """Of every so many functions to compile, one is of this part."""
+    mine, of = request["part"]
     if request["peers"]:
         checks: list[Job] = [
             (f"{call.peer.name}, {call.name}", partial(peers.outcome, b, call, request["device"]))
             for call in peers.all_calls()
             if peers.selected(call.peer, request["losses"])
         ]
-        return checks, {}
+        return checks[mine::of], {}
     runner = Runner(b, request["device"])
     checks = [
         (f"{case.loss}, {case.name}, {mode}", partial(runner.outcome, case, mode))
-        for case in in_order(selected(request))
+        for group in in_groups(selected(request))[mine::of]
+        for case in group
         for mode in runner.modes()
         if mode == EAGER or request["everything"] or request["file"] or not is_repeated(case)
     ]

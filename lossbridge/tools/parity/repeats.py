@@ -1,8 +1,9 @@
 """Which cases the parity command compiles only with --all: those that compile again what another case has compiled.
 
-Every case is checked eagerly. Of the cases of a loss that differ in nothing but the values of their options and their
+Every case is checked eagerly. Of the cases of a rule that differ in nothing but the values of their options and their
 shapes, one function is compiled: that which most of them share; and none for a lone case with options, if
-another case has those and more.
+another case has those and more. A rule that several losses have counts once. Weights, masks, normalizers and axes count
+once for labels and once for other targets: one code applies them to every rule.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from lossbridge.request import COMMON, rule_of
+from lossbridge.spec import LOSSES
 from lossbridge.tools.parity.cases import Case
 from lossbridge.tools.parity.check import all_cases, compile_key
-from lossbridge.tools.parity.signatures import SIGNATURES
+from lossbridge.tools.parity.signatures import FURTHER, SIGNATURES
 
 Kind = tuple[Any, ...]
 Options = frozenset[str]
@@ -40,12 +43,25 @@ def _functions() -> dict[tuple[Kind, Options], Counter[Kind]]:
 
 
 def _kind(case: Case) -> Kind:
-    return case.loss, case.dtype, case.y_true.ndim, case.y_pred.ndim, case.options.get("from_logits")
+    return what_computes(case), case.dtype, case.y_true.ndim, case.y_pred.ndim
+
+
+def what_computes(case: Case) -> str:
+    """The rule of its loss; of a function outside the registry its name; or that only what all rules share matters."""
+    if case.loss in FURTHER:
+        return case.loss
+    options = _options(case)
+    # Rows of which nothing is reduced are there for their values.
+    if options and options <= {*COMMON} and not (options == {"reduction"} and case.y_pred.ndim <= 2):
+        return f"any rule of {'labels' if case.y_true.dtype.kind == 'i' else 'other targets'}"
+    loss = LOSSES[case.loss]
+    return rule_of(loss, {**loss.options, **case.options}, case.y_true.ndim != case.y_pred.ndim)[1].name
 
 
 def _options(case: Case) -> Options:
     """The names of its options; of a number in an array, which a compiler does not know, another name."""
-    names = (f"{name} in an array" if isinstance(x, np.generic) else name for name, x in case.options.items())
+    arrays = {name for name, x in case.options.items() if isinstance(x, np.generic) and name not in COMMON}
+    names = (f"{name} in an array" if name in arrays else name for name in case.options)
     return frozenset(names) - {"from_logits", *SIGNATURES[case.loss].more}
 
 
