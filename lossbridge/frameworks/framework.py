@@ -103,7 +103,7 @@ class Framework(Arrays, Protocol):
 
     # What the parity command, the benchmark and the tests need to run any framework.
     def compilers(self) -> Mapping[str, Callable[[Callable[..., Any]], Callable[..., Any]]]:
-        """The framework's ways to compile a function, by name."""
+        """The framework's ways to compile a function on this machine, by name."""
         ...
 
     def devices(self) -> list[str]:

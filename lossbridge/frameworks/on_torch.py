@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -284,11 +285,14 @@ def value_and_grad(function: Callable[[Any], Array], x: Any) -> tuple[Array, Any
 
 
 def compilers() -> Mapping[str, Callable[[Callable[..., Any]], Callable[..., Any]]]:
+    """None without a C++ compiler, which PyTorch's own needs."""
+
     def compile(function: Callable[..., Any]) -> Callable[..., Any]:
         torch.compiler.reset()  # every function starts cold: compiled ones that share a line of code would add up
         return torch.compile(function, fullgraph=True)
 
-    return {"compile": compile}
+    usual = {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
+    return {"compile": compile} if shutil.which(os.environ.get("CXX", usual)) else {}
 
 
 def devices() -> list[str]:

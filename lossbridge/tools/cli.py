@@ -328,22 +328,22 @@ def _report_parity(
     runs: list[BackendRun[Outcome]], request: _ParityRequest, named: list[str], json: Path | None, html: Path | None
 ) -> NoReturn:
     """Prints, writes the files, and exits with the status."""
-    about, absent = parity_report.CASES, []
+    about, more = parity_report.CASES, parity_report.compiled(runs)
     agreed = _all_agreed(runs, named)
     if request.peers:
         about, lacking = parity_report.PEERS, peers.missing(request.losses)
         agreed = agreed and not (request.losses and lacking)
-        absent = [f"{library}: not installed, and not compared" for library in lacking]
-        absent += parity_report.by_convention_only(runs)
+        more = [f"{library}: not installed, and not compared" for library in lacking]
+        more += parity_report.by_convention_only(runs)
     _print_header()
     out.print(about.title, highlight=False)
     out.print(parity_report.table(runs), "", sep="\n")
     out.print(about.legend, style="dim")
-    _print_lines(absent, parity_report.closing_lines(runs, named))
+    _print_lines(more, parity_report.closing_lines(runs, named))
     if json is not None:
         parity_report.write_json(json, runs, request.device, agreed)
     if html is not None:
-        parity_report.write_html(html, runs, request.device, named, about, more=absent)
+        parity_report.write_html(html, runs, request.device, named, about, more=more)
     raise typer.Exit(AGREED if agreed else DISAGREED)
 
 

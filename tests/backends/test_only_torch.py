@@ -6,6 +6,7 @@ import functools
 import gc
 import itertools
 import math
+import shutil
 import subprocess
 import sys
 import threading
@@ -23,6 +24,7 @@ from lossbridge.frameworks import torch_ops as ops
 from lossbridge.native import rows
 from lossbridge.spec import LOSSES as RECORDS
 from lossbridge.tools.parity.cases import LOSSES
+from lossbridge.tools.parity.check import Runner
 
 problems = pytest.mark.parametrize(
     ("loss", "y_true", "y_pred", "options"), [p[1:] for p in PROBLEMS], ids=[p[0] for p in PROBLEMS]
@@ -366,6 +368,15 @@ def test_subnormal_gradients_where_pytorch_flushes_them() -> None:
         torch.set_flush_denormal(False)
     assert gradient.tolist() == [[-loss.item(), loss.item()]]
     assert 0 < loss.item() < 1e-38
+
+
+def test_without_a_c_compiler_everything_runs_eagerly(lib, monkeypatch, tmp_path) -> None:
+    assert Runner(lib.b).modes() == ["eager", *(["compile"] if shutil.which("g++") else [])]
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert Runner(lib.b).modes() == ["eager"]
+    monkeypatch.setenv("CXX", sys.executable)  # a program that is there
+    assert Runner(lib.b).modes() == ["eager", "compile"]
 
 
 @pytest.mark.parametrize(

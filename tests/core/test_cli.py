@@ -22,7 +22,7 @@ from lossbridge.native import rows
 from lossbridge.tools import cli, doctor_worker, processes
 from lossbridge.tools.cli import app
 from lossbridge.tools.parity.cases import DTYPES, LOSSES, cases
-from lossbridge.tools.parity.check import all_cases
+from lossbridge.tools.parity.check import Outcome, all_cases
 
 runner = CliRunner()
 
@@ -651,6 +651,14 @@ def test_doctor_says_what_is_there_and_computes_the_example(monkeypatch) -> None
     path = "numpy" if rows.MISSING else "rows"
     assert f"eager: {path}" in result.stdout
     assert "1 of 1 frameworks give 1.1769392" in result.stdout
+
+
+def test_parity_says_what_was_compiled(monkeypatch) -> None:
+    outcomes = [Outcome("log_loss", "a case", mode, "float32") for mode in ("eager", "compile")]
+    for some, words in ((outcomes, "compiled: torch (compile)"), (outcomes[:1], "compiled: nothing")):
+        shown = [processes.BackendRun("torch", "ran", outcomes=some)]
+        monkeypatch.setattr(cli, "run_workers", lambda *_, shown=shown, **__: shown)
+        assert words in run("parity", "--backend", "torch").stdout.splitlines()
 
 
 def test_doctor_says_what_is_missing() -> None:

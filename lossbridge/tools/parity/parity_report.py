@@ -15,7 +15,7 @@ from rich.text import Text
 
 from lossbridge.tools.parity import peers
 from lossbridge.tools.parity.cases import KERAS_EXAMPLE
-from lossbridge.tools.parity.check import Outcome
+from lossbridge.tools.parity.check import EAGER, Outcome
 from lossbridge.tools.processes import BackendRun
 from lossbridge.tools.result_files import facts, page, svg, write_results
 
@@ -84,7 +84,7 @@ def _bits_cell(outcomes: Iterable[Outcome]) -> Cell:
     """Whether eager values and gradients are equal bit for bit, on all backends that computed the case."""
     digests: dict[str, list[str]] = {}
     for outcome in outcomes:
-        if outcome.mode == "eager" and outcome.digest:
+        if outcome.mode == EAGER and outcome.digest:
             digests.setdefault(outcome.case, []).append(outcome.digest)
     compared = [found for found in digests.values() if len(found) > 1]
     if not compared:
@@ -159,6 +159,13 @@ def by_convention_only(runs: Runs) -> list[str]:
     names = dict.fromkeys(outcome.loss for outcome in outcomes)
     what = f"{len(outcomes)} checks, of calls of {', '.join(names)}"
     return [f"compared with the convention only, not with a library's own result: {what}"] if outcomes else []
+
+
+def compiled(runs: Runs) -> list[str]:
+    """One line that says what ran otherwise than eagerly."""
+    modes = {run.backend: [*dict.fromkeys(o.mode for o in run.outcomes if o.mode != EAGER)] for run in runs}
+    named = [f"{backend} ({', '.join(found)})" for backend, found in modes.items() if found]
+    return [f"compiled: {', '.join(named) or 'nothing'}"]
 
 
 def closing_lines(runs: Runs, named: Iterable[str]) -> list[str]:
