@@ -366,7 +366,7 @@ def test_a_rule_that_is_taken_away_is_missed(lib, monkeypatch) -> None:
             continue
         rule = form.rule._replace(gradients=None)
         with monkeypatch.context() as patch:
-            patch.setattr(request, "_rule", lambda loss, given, other_rank, form=form, rule=rule: (form.target, rule))
+            patch.setattr(request, "rule_of", lambda loss, given, other_rank, form=form, rule=rule: (form.target, rule))
             assert explained(lib, form, how) != expected, f"{name}, {situation}"
 
 

@@ -648,7 +648,7 @@ def test_doctor_says_what_is_there_and_computes_the_example(monkeypatch) -> None
     assert "threads: 1\n" in result.stdout
     assert "OMP_NUM_THREADS=1" in result.stdout
     assert "1.1769392" in result.stdout
-    path = "numpy" if rows.MISSING else "rows"
+    path = "rule" if rows.MISSING else "rows"
     assert f"eager: {path}" in result.stdout
     assert "1 of 1 frameworks give 1.1769392" in result.stdout
 

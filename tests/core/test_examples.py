@@ -17,6 +17,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lossbridge.native.rows import MISSING
+
 pytestmark = pytest.mark.xdist_group("train")  # one process trains, for all the tests here
 ROOT = Path(__file__).parents[2]
 LIMITS = {"float64": 1e-9, "float32": 1e-3}
@@ -274,6 +276,8 @@ def test_accumulated_gradients_without_logits_are_those_of_the_batch() -> None:
     assert last < first / 10
 
 
+# Of so few tokens the formulas' own arrays are as large as the logits.
+@pytest.mark.skipif(bool(MISSING), reason=MISSING)
 def test_a_language_model_is_fine_tuned_without_logits_as_with_them(tmp_path) -> None:
     result = run("finetune_small_lm.py", "--quick", "--out", tmp_path / "lm.png")
     assert result.returncode == 0, result.stdout
