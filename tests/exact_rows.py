@@ -161,6 +161,37 @@ def divergence(z: Row, x: Row, temperature: float) -> Truth:
     return Truth(by**2 * kl, [by * (b - a) for a, b in zip(t, p, strict=True)], scale, of_target, scale)
 
 
+def by_logits(share: Row, by_share: Row) -> Row:
+    """r_j (g_j − Σ r g) of derivatives by the shares r."""
+    mean = dot(share, by_share)
+    return [product(r, g - mean) for r, g in zip(share, by_share, strict=True)]
+
+
+def jensen_shannon(z: Row, x: Row, beta: float, temperature: float) -> Truth:
+    """T² (β KL(t ‖ m) + (1 − β) KL(p ‖ m)) / (β (1 − β)), m = β t + (1 − β) p, 0 < β < 1."""
+    by, of_t = number(temperature), number(beta)
+    of_p = 1 - of_t
+    t, p = (log_softmax([a / by for a in side])[0] for side in (z, x))
+    m = [of_t * a + of_p * b for a, b in zip(t, p, strict=True)]
+    sides = []
+    for share, other in ((t, of_p), (p, of_t)):
+        logs = [mp.log(a / b) if a else mp.mpf(0) for a, b in zip(share, m, strict=True)]
+        gradient = [by * g for g in by_logits(share, [log / other for log in logs])]
+        sides.append((dot(share, logs) / other, gradient, [by * a for a in share]))
+    (t_part, *of_target), (p_part, *of_pred) = sides
+    return Truth(by**2 * (t_part + p_part), *of_pred, *of_target)
+
+
+def total_variation(z: Row, x: Row, temperature: float) -> Truth:
+    """T² ½ Σ |t − p|."""
+    by = number(temperature)
+    t, p = (log_softmax([a / by for a in side])[0] for side in (z, x))
+    signs = [mp.sign(a - b) for a, b in zip(t, p, strict=True)]
+    of_target, of_pred = ([sign * by * g / 2 for g in by_logits(r, signs)] for r, sign in ((t, 1), (p, -1)))
+    loss = by**2 * mp.fsum(abs(a - b) for a, b in zip(t, p, strict=True)) / 2
+    return Truth(loss, of_pred, [by * b for b in p], of_target, [by * a for a in t])
+
+
 def divergence_of_probabilities(target: Row, pred: Row, epsilon: Number) -> Truth:
     def clipped(x: Row) -> Row:
         return [min(max(a, epsilon), mp.mpf(1)) for a in x]

@@ -394,7 +394,11 @@ def _attributes(call: Call, given: Sequence[str]) -> dict[str, np.ndarray]:
     )
     defaults = {"label_smoothing": 0.0, "epsilon": 0.0, "temperature": 1.0, "gamma": 0.0}
     defaults |= {"logit_scale": 1.0, "softcap": 0.0, "z_loss": 0.0}
-    numbers = (*(options.get(name, default) for name, default in defaults.items()), per_class)
+    numbers = (
+        *(options.get(name, default) for name, default in defaults.items()),
+        *native.of_mixture(options),
+        per_class,
+    )
     return {"integers": np.array(integers, np.int64), "numbers": np.array(numbers, np.float64)}
 
 

@@ -17,13 +17,14 @@ from lossbridge.frameworks import torch_ops as ops
 from lossbridge.frameworks import torch_rows
 from lossbridge.frameworks.torch_rows import Job
 from lossbridge.native import rows
-from lossbridge.spec import LOSSES, Request
+from lossbridge.spec import CHOICES, LOSSES, Request
 
 _RULES = {rows.RULES[rule.name]: rule for loss in LOSSES.values() for x in loss.rules.values() for rule in x.values()}
+_RULES |= {rows.RULES[rule.name]: rule for loss in LOSSES.values() for rule in loss.kinds.values()}
 _RULES |= {rows.RULES[loss.mass.name]: loss.mass for loss in LOSSES.values() if loss.mass is not None}
 # plan: number of the rule, axis or −1, whether the mean is taken, whether the domain is checked, and, of gradients,
 # whether predictions and target need theirs. options: those of the rule, in order; NaN for one that is not given, or is
-# the tensor `per_class`.
+# the tensor `per_class`, and the number of a word.
 _ARGUMENTS = "Tensor pred, Tensor target, Tensor? valid, Tensor? per_class, int[] plan, float[] options"
 _LIBRARY = torch.library.Library("lossbridge", "DEF")
 _LIBRARY.define(f"rows_value({_ARGUMENTS}) -> Tensor")
@@ -37,10 +38,15 @@ def computed(r: Request, per_class: Tensor | None, averaged: bool) -> Tensor:
         target = ops.cast(target, r.dtype)
     rule = rows.RULES[r.rule.name]
     plan = [rule, -1 if r.axis is None else r.axis, int(averaged), int(r.domain)]
-    given = (r.options.get(name) for name in _RULES[rule].options)
-    options = [math.nan if x is None or isinstance(x, Tensor) else float(x) for x in given]
+    options = [_as_number(name, r.options.get(name)) for name in _RULES[rule].options]
     found: Tensor = torch.ops.lossbridge.rows_value(pred, target, r.valid, per_class, plan, options)
     return found
+
+
+def _as_number(name: str, x: Any) -> float:
+    if name in CHOICES:
+        return float(CHOICES[name].index(x))
+    return math.nan if x is None or isinstance(x, Tensor) else float(x)
 
 
 def _job(pred: Tensor, target: Tensor, has_per_class: bool, plan: list[int], options: list[float]) -> Job:
@@ -50,6 +56,7 @@ def _job(pred: Tensor, target: Tensor, has_per_class: bool, plan: list[int], opt
     given: dict[str, Any] = {name: x for name, x in zip(rule.options, options, strict=True) if not math.isnan(x)}
     if "apply_class_balancing" in given:
         given["apply_class_balancing"] = bool(given["apply_class_balancing"])
+    given |= {name: words[int(given[name])] for name, words in CHOICES.items() if name in given}
     per_class = next(name for name in rule.options if name in rows.PER_CLASS) if has_per_class else ""
     request = Request(
         loss=None,  # type: ignore[arg-type]  # the formula of a job asks for none

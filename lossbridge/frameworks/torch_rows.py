@@ -116,7 +116,7 @@ def _run(job: Job, arrays: Arrays, *, upstream: float = 1.0, upstream_each: int 
         per_class = per_class.resolve_neg().contiguous()
         number, of_classes = (number, per_class.data_ptr()) if per_class.ndim else (per_class.item(), 0)
     rows.compute(
-        *(*call[:7], pred.data_ptr(), target.data_ptr(), *call[9:16], number, of_classes),
+        *(*call[:7], pred.data_ptr(), target.data_ptr(), *call[9:18], number, of_classes),
         *(call.balanced, call.domain, of_counted, of_weight, call.divides, call.divisor, upstream, upstream_each),
         *(written.get("losses", 0), written.get("result", 0)),
         *(written.get("gradient", 0), written.get("target_gradient", 0), torch.get_num_threads()),

@@ -63,7 +63,7 @@ def jensen_shannon(
     terms = ops.where(below, (convex_terms(ops, o, q, low) - second) / (1 - b), o * of_o / (1 - b) - (o - q) * psi)
     if scale == "divergence":
         terms = infinite_where(ops, infinite, terms)
-    factor = temperature * temperature * _scaling(beta, scale)
+    factor = temperature * temperature * scaling(beta, scale)
     return factor * ops.sum(terms, axis), rows
 
 
@@ -86,7 +86,7 @@ def jensen_shannon_gradients(
     by_o = ops.where(below, low - b * k, of_o) / (1 - b)
     if scale == "divergence":
         by_o = infinite_where(ops, infinite, by_o)
-    factor = temperature * _scaling(beta, scale)
+    factor = temperature * scaling(beta, scale)
 
     def of_logits(share: Array, terms: Array) -> Array:
         gradient = terms - share * ops.sum(terms, axis, keepdims=True)
@@ -197,7 +197,7 @@ def _less_leading(
     return found[0], found[1]
 
 
-def _scaling(beta: Number, scale: str) -> Number:
+def scaling(beta: Number, scale: str) -> Number:
     return 1.0 if scale == "divergence" else beta * (1 - beta)
 
 

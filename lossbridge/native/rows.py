@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from lossbridge.maths import bernoulli, divergence, softmax
+from lossbridge.maths import bernoulli, divergence, mixture, softmax
 from lossbridge.maths.ops import Array, Rule
 from lossbridge.reduction import by_weight, has_mass, total_weight
 from lossbridge.spec import PER_SAMPLE, Request
@@ -51,6 +51,8 @@ RULES: Mapping[str, int] = {
             divergence.PROBABILITIES,
             softmax.LABEL_MASS,
             softmax.CLASS_MASS,
+            mixture.JENSEN_SHANNON,
+            mixture.TOTAL_VARIATION,
         )
     )
 }
@@ -70,6 +72,8 @@ WITH_TARGET_GRADIENT = tuple(
         bernoulli.PROBABILITIES,
         divergence.LOGITS,
         divergence.PROBABILITIES,
+        mixture.JENSEN_SHANNON,
+        mixture.TOTAL_VARIATION,
     )
 )
 # The options that hold one number a class, or one for all.
@@ -97,6 +101,8 @@ class Call(NamedTuple):
     logit_scale: float = 1.0
     softcap: float = 0.0
     z_loss: float = 0.0
+    beta: float = 0.5
+    mixture_scaling: float = 1.0
     per_class_number: float = 1.0
     per_class: Memory = 0
     balanced: bool = False
@@ -156,10 +162,17 @@ def call(
         options.get("logit_scale", 1.0),
         options.get("softcap", 0.0),
         options.get("z_loss", 0.0),
+        *of_mixture(options),
         balanced=options.get("apply_class_balancing", False),
         domain=r.domain,
         **more,
     )
+
+
+def of_mixture(options: Mapping[str, Any]) -> tuple[float, float]:
+    """β, and what the divergence that goes to the Kullback-Leibler ones is multiplied by."""
+    beta = options.get("beta", 0.5)
+    return beta, mixture.scaling(beta, options.get("scale", "mixture"))
 
 
 def per_class(options: Mapping[str, Any]) -> tuple[float, Any]:

@@ -328,7 +328,7 @@ def test_xla_declares_its_structs_as_we_do() -> None:
 def test_xla_is_told_what_is_wrong_with_a_call() -> None:
     z = jnp.zeros((2, 3))
     call = jax.ffi.ffi_call(jax_rows.TARGET, jax.ShapeDtypeStruct((2,), "float32"))
-    numbers = np.zeros(8)
+    numbers = np.zeros(10)
     for arrays, integers, words in (
         ((z, z), np.zeros(3, int), "another version"),
         ((z, z), np.array([1, 1, 0, 0, 1, 2, 1]), "other buffers"),

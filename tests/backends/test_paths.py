@@ -32,22 +32,28 @@ class Form:
     target: str
     logits: bool
     smoothed: bool = False
+    kind: str = ""
 
     @property
     def name(self) -> str:
         kind = "logits" if self.logits else "probabilities"
-        return f"{self.loss}, {self.target}, {kind}{', smoothed' if self.smoothed else ''}"
+        return ", ".join(filter(None, (self.loss, self.kind, self.target, kind, "smoothed" * self.smoothed)))
 
     @property
     def rule(self) -> Any:
-        return LOSSES[self.loss].rules["logits" if self.logits else "probabilities"][self.target]
+        loss = LOSSES[self.loss]
+        return (
+            loss.kinds[self.kind]
+            if self.kind
+            else loss.rules["logits" if self.logits else "probabilities"][self.target]
+        )
 
     @property
     def options(self) -> dict[str, Any]:
         options: dict[str, Any] = {"label_smoothing": 0.1} if self.smoothed else {}
         if "from_logits" in LOSSES[self.loss].options:
             options["from_logits"] = self.logits
-        return options
+        return options | ({"kind": self.kind} if self.kind else {})
 
 
 def forms() -> Iterator[Form]:
@@ -55,7 +61,9 @@ def forms() -> Iterator[Form]:
     for loss in LOSSES.values():
         for kind, rules in loss.rules.items():
             for target in rules:
-                yield Form(loss.name, target, kind == "logits")
+                # "reverse" is the rule of "forward" with the sides exchanged, and so with the other's gradients.
+                for of_loss in [x for x in loss.kinds if x != "reverse"] or [""]:
+                    yield Form(loss.name, target, kind == "logits", kind=of_loss)
                 if target == "labels" and "label_smoothing" in loss.options:
                     yield Form(loss.name, target, kind == "logits", smoothed=True)
 
@@ -98,12 +106,14 @@ IN_ROWS = (
     *("Bernoulli of logits", "Bernoulli of probabilities"),
     *("focal Bernoulli of logits", "focal Bernoulli of probabilities"),
     *("divergence of logits", "divergence of probabilities"),
+    *("Jensen-Shannon divergence of logits", "total variation of logits"),
 )
 # What else they compute is no loss, and is missed by tests/core/test_same_bits.py.
 MASSES = "class weight of labels", "class weight of distributions"
 ROWS_DIFFERENTIATE_THE_TARGET = (
     *("softmax of distributions", "Bernoulli of logits", "Bernoulli of probabilities"),
     *("divergence of logits", "divergence of probabilities"),
+    *("Jensen-Shannon divergence of logits", "total variation of logits"),
 )
 
 

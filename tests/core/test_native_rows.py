@@ -24,6 +24,8 @@ pytestmark = pytest.mark.skipif(bool(rows.MISSING), reason=rows.MISSING)
 LABELS, DISTRIBUTIONS = "softmax of labels", "softmax of distributions"
 OF_LABELS = (LABELS, "probabilities of labels", "log loss of labels")
 OF_SHARES = "divergence of probabilities"
+MIXED, VARIATION = "Jensen-Shannon divergence of logits", "total variation of logits"
+OF_LOGITS = ("divergence of logits", MIXED, VARIATION)  # whose target is logits too
 IN_FLOAT = (LABELS, DISTRIBUTIONS, "Bernoulli of logits", "divergence of logits", OF_SHARES)
 FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 # Units in the last place of the loss; relative error of the gradient.
@@ -215,10 +217,8 @@ def test_probabilities(regime, dtype, classes) -> None:
         assert_close([loss[i], gradient[i], None], truth, "log loss")
 
 
-@pytest.mark.parametrize(("dtype", "classes"), SIZES)
-@pytest.mark.parametrize("regime", REGIMES)
-def test_divergence_of_logits(regime, dtype, classes) -> None:
-    """Of rows that have nothing to do with each other, down to rows that differ in the last place of a few logits."""
+def pairs_of_logits(regime: str, dtype: np.dtype[Any], classes: int) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Rows that have nothing to do with each other, down to rows that differ in the last place of a few logits."""
     rng = np.random.default_rng(classes)
     z = logits(regime, 1, classes)[0].astype(dtype)
     noise = rng.normal(size=z.shape)
@@ -232,12 +232,63 @@ def test_divergence_of_logits(regime, dtype, classes) -> None:
         "half": 0.5 * z + 1,
         "opposite": np.where(np.isinf(z), z, -z),
     }
-    for (name, x), temperature in itertools.product(pairs.items(), (1.0, 2.0, 0.7)):
+    for name, x in pairs.items():
+        yield name, z, x.astype(dtype)
+
+
+@pytest.mark.parametrize(("dtype", "classes"), SIZES)
+@pytest.mark.parametrize("regime", REGIMES)
+def test_divergence_of_logits(regime, dtype, classes) -> None:
+    for (name, z, x), temperature in itertools.product(pairs_of_logits(regime, dtype, classes), (1.0, 2.0, 0.7)):
         if np.isinf(z).any() and temperature != 1:
             continue
-        x = x.astype(dtype)
         loss, gradient, of_target = run("divergence of logits", x, z, temperature=temperature, target_gradient=True)
         truth = exact.divergence(exactly(z[0]), exactly(x[0]), temperature)
+        found = [loss[0], gradient[0], of_target[0]]
+        assert_close(found, truth, f"{name}, T = {temperature}", OF_DIVERGENCES[dtype])
+
+
+@pytest.mark.parametrize(("dtype", "classes"), SIZES)
+@pytest.mark.parametrize("regime", REGIMES)
+@pytest.mark.parametrize("beta", [0.5, 0.25, 0.9, 1e-6, 1e-30, 1 - 2.0**-40])
+def test_jensen_shannon(regime, dtype, classes, beta) -> None:
+    for i, (name, z, x) in enumerate(pairs_of_logits(regime, dtype, classes)):
+        temperature = (1.0, 2.0, 0.7)[i % 3]
+        loss, gradient, of_target = run(MIXED, x, z, temperature=temperature, beta=beta, target_gradient=True)
+        truth = exact.jensen_shannon(exactly(z[0]), exactly(x[0]), beta, temperature)
+        found = [loss[0], gradient[0], of_target[0]]
+        assert_close(found, truth, f"{name}, T = {temperature}", OF_DIVERGENCES[dtype])
+
+
+@pytest.mark.parametrize("dtype", [FLOAT32, FLOAT64])
+def test_jensen_shannon_at_the_ends(dtype) -> None:
+    """The Kullback-Leibler divergence, or 0."""
+    for _, z, x in pairs_of_logits("N(0, 1)", dtype, 33):
+        forward = run("divergence of logits", x.astype(float), z.astype(float), temperature=2.0, target_gradient=True)
+        reverse = run("divergence of logits", z.astype(float), x.astype(float), temperature=2.0, target_gradient=True)
+        for beta, expected in ((0.0, forward), (1.0, [reverse[0], *reverse[:0:-1]])):
+            options = {"beta": beta, "temperature": 2.0, "target_gradient": True}
+            found = run(MIXED, x, z, **options)
+            assert_same(found, [y.astype(dtype) for y in expected])
+            assert not any(np.any(y) for y in run(MIXED, x, z, mixture_scaling=0.0, **options))
+
+
+def test_the_scale_of_jensen_shannon() -> None:
+    _, z, x = next(pairs_of_logits("N(0, 1)", FLOAT64, 33))
+    whole, part = (run(MIXED, x, z, mixture_scaling=k, target_gradient=True) for k in (1.0, 0.25))
+    assert_same([4 * y for y in part], whole)
+
+
+@pytest.mark.parametrize(("dtype", "classes"), SIZES)
+@pytest.mark.parametrize("regime", REGIMES)
+def test_total_variation(regime, dtype, classes) -> None:
+    for i, (name, z, x) in enumerate(pairs_of_logits(regime, dtype, classes)):
+        temperature = (1.0, 2.0, 0.7)[i % 3]
+        loss, gradient, of_target = run(VARIATION, x, z, temperature=temperature, target_gradient=True)
+        truth = exact.total_variation(exactly(z[0]), exactly(x[0]), temperature)
+        if truth.loss < 1e-41:  # the signs of t − p are lost
+            assert loss >= 0
+            continue
         found = [loss[0], gradient[0], of_target[0]]
         assert_close(found, truth, f"{name}, T = {temperature}", OF_DIVERGENCES[dtype])
 
@@ -408,11 +459,11 @@ def problem(rule: str, shape: tuple[int, ...], dtype: Any = np.float32) -> tuple
     )
     if rule in OF_LABELS:
         return pred.astype(dtype), rng.integers(0, shape[-1], shape[:-1])
-    target = rng.normal(size=shape) if rule == "divergence of logits" else rng.dirichlet(np.ones(shape[-1]), shape[:-1])
+    target = rng.normal(size=shape) if rule in OF_LOGITS else rng.dirichlet(np.ones(shape[-1]), shape[:-1])
     return pred.astype(dtype), target.astype(dtype)
 
 
-OPTIONS = {"epsilon": 1e-7, "gamma": 2.0, "temperature": 2.0, "label_smoothing": 0.125}
+OPTIONS = {"beta": 0.25, "epsilon": 1e-7, "gamma": 2.0, "temperature": 2.0, "label_smoothing": 0.125}
 every_rule = pytest.mark.parametrize("rule", rows.RULES)
 
 
@@ -533,6 +584,16 @@ INF, NAN = np.inf, np.nan
         ("divergence of logits", [-INF, 0, 0], [5, 0, 0], INF, None),
         ("divergence of logits", [0, 0, 0], [-INF, 0, 0], np.log(1.5), [1 / 3, -1 / 6, -1 / 6]),
         ("divergence of logits", [0, 0, NAN], [0, 0, 0], NAN, [NAN] * 3),
+        (MIXED, [0, -INF, 0], [0, -INF, 0], 0, [0, 0, 0]),
+        (MIXED, [0, -INF, 0], [0, 0, 0], 4 / 3 * np.log(0.8) + 2 / 3 * np.log(2) + 2 * np.log(1.2), [0, 0, 0]),
+        (MIXED, [0, -INF, -INF], [-INF, 0, -INF], 4 * np.log(2), [0, 0, 0]),
+        (MIXED, [0, -INF, 0], [0, NAN, 0], NAN, [NAN] * 3),
+        (MIXED, [-INF, -INF, -INF], [0, 0, 0], NAN, [NAN] * 3),
+        (VARIATION, [0, 0, 0], [1, 1, 1], 0, [0, 0, 0]),
+        (VARIATION, [0, -INF, 0], [0, 0, 0], 1 / 3, [0, 0, 0]),
+        (VARIATION, [0, 0, 0], [-INF, 0, 0], 1 / 3, [2 / 9, -1 / 9, -1 / 9]),
+        (VARIATION, [0, -INF, -INF], [-INF, 0, -INF], 1, [0, 0, 0]),
+        (VARIATION, [0, 0, INF], [0, 0, 0], NAN, [NAN] * 3),
         (OF_SHARES, [1, 0, 0], [1, 0, 0], 0, [-1, 0, 0]),
         (OF_SHARES, [1, 0, 0], [0.5, 0.5, 0], INF, None),
         (OF_SHARES, [0.5, 0.5, NAN], [0.5, 0.5, 0], NAN, [-1, -1, NAN]),

@@ -12,12 +12,13 @@
 
 namespace lossbridge {
 
-constexpr int RULES = 15, FLOATS = 4;
+constexpr int RULES = 17, FLOATS = 4;
 const char *const RULE_NAMES[RULES] = {
     "softmax_labels",          "softmax_distributions", "probabilities_labels", "probabilities_distributions",
     "log_loss",                "softmax_focal",         "probabilities_focal",  "bernoulli_logits",
     "bernoulli_probabilities", "bernoulli_focal_logits", "bernoulli_focal_probabilities", "divergence_logits",
-    "divergence_probabilities", "mass_labels", "mass_distributions"};
+    "divergence_probabilities", "mass_labels", "mass_distributions",
+    "jensen_shannon_logits", "total_variation_logits"};
 const char *const FLOAT_NAMES[FLOATS] = {"float32", "float64", "float16", "bfloat16"};
 
 // Numbers from a seed: SplitMix64 of Steele, Lea and Flood, 2014.
@@ -110,7 +111,8 @@ class Problem {
            std::to_string(c.classes) + "x" + std::to_string(c.inner) + " smoothing " + std::to_string(c.label_smoothing) +
            " epsilon " + std::to_string(c.epsilon) + " temperature " + std::to_string(c.temperature) + " gamma " +
            std::to_string(c.gamma) + " scale " + std::to_string(c.logit_scale) + " cap " + std::to_string(c.softcap) +
-           " z-loss " + std::to_string(c.z_loss) + (c.per_class ? " per_class" : "") + (c.counted ? " counted" : "") +
+           " z-loss " + std::to_string(c.z_loss) + " beta " + std::to_string(c.beta) + " scaling " +
+           std::to_string(c.mixture_scaling) + (c.per_class ? " per_class" : "") + (c.counted ? " counted" : "") +
            (c.weight ? " weight" : "") + (c.upstream_each ? " upstream_each" : "") + " divides " +
            std::to_string(int(c.divides));
   }
@@ -132,10 +134,16 @@ class Problem {
       case Rule::BERNOULLI_LOGITS:
       case Rule::BERNOULLI_FOCAL_LOGITS:
       case Rule::DIVERGENCE_LOGITS:
+      case Rule::JENSEN_SHANNON_LOGITS:
+      case Rule::TOTAL_VARIATION_LOGITS:
         return false;
       default:
         return true;
     }
+  }
+  bool logits_as_target() const {
+    return call.rule == Rule::DIVERGENCE_LOGITS || call.rule == Rule::JENSEN_SHANNON_LOGITS ||
+           call.rule == Rule::TOTAL_VARIATION_LOGITS;
   }
   bool bernoulli() const { return call.rule >= Rule::BERNOULLI_LOGITS && call.rule <= Rule::BERNOULLI_FOCAL_PROBABILITIES; }
   Dtype result_dtype() const { return call.dtype == Dtype::FLOAT64 ? Dtype::FLOAT64 : Dtype::FLOAT32; }
@@ -174,6 +182,7 @@ class Problem {
     const double gammas[] = {0, 2, .5, 5}, numbers[] = {1, .25, 3, 0}, divisors[] = {1, 7, 0, -2};
     const double upstreams[] = {1, -.5, 1024, 0};
     const double scales[] = {1, 1, .5, 30}, caps[] = {0, 0, 2, 30}, z_losses[] = {0, 0, 1e-4, 1};
+    const double betas[] = {.5, .25, .9, 1e-6, 0, 1, 1e-310, 1 - 0x1p-53};
     call.label_smoothing = smoothings[choice(4)];
     call.epsilon = epsilons[choice(4)];
     call.temperature = temperatures[choice(4)];
@@ -181,6 +190,8 @@ class Problem {
     call.logit_scale = scales[choice(4)];
     call.softcap = caps[choice(4)];
     call.z_loss = z_losses[choice(4)];
+    call.beta = betas[choice(8)];
+    call.mixture_scaling = yes() ? 1 : call.beta * (1 - call.beta);
     call.per_class_number = numbers[choice(4)];
     call.balanced = yes();
     call.domain = yes();
@@ -193,7 +204,7 @@ class Problem {
   void fill_inputs() {
     const int values = choice(6), uses = choice(16);
     pred = numbers(call.dtype, entries(call), values, probabilities());
-    target = labels() ? label_numbers() : numbers(call.dtype, entries(call), choice(4), call.rule != Rule::DIVERGENCE_LOGITS);
+    target = labels() ? label_numbers() : numbers(call.dtype, entries(call), choice(4), !logits_as_target());
     call.pred = pred.data();
     call.target = target.data();
     if (uses & 1) call.per_class = (per_class = numbers(result_dtype(), call.classes, 0, true)).data();

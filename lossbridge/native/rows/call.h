@@ -21,6 +21,8 @@ enum class Rule : int32_t {
   DIVERGENCE_PROBABILITIES = 12,
   MASS_LABELS = 13,  // what a sample counts by its class weights: no loss, and its gradient is 0
   MASS_DISTRIBUTIONS = 14,
+  JENSEN_SHANNON_LOGITS = 15,
+  TOTAL_VARIATION_LOGITS = 16,
 };
 
 enum class Dtype : int32_t { FLOAT32 = 0, FLOAT64 = 1, FLOAT16 = 2, BFLOAT16 = 3, INT32 = 4, INT64 = 5 };
@@ -47,6 +49,7 @@ struct Call {
   // The rule's options; those that a rule lacks are ignored.
   double label_smoothing, epsilon, temperature, gamma;
   double logit_scale, softcap, z_loss;  // of softmax of labels and of distributions; softcap 0: none
+  double beta, mixture_scaling;         // of the Jensen-Shannon divergence: β, and what G is multiplied by
   double per_class_number;  // pos_weight or alpha, where it is one number
   const void *per_class;    // class_weight, pos_weight or alpha of each class, of the result; or null
   bool balanced;            // binary focal: alpha counts
@@ -72,7 +75,8 @@ struct Call {
 inline bool has_target_gradient(Rule rule) {
   return rule == Rule::SOFTMAX_DISTRIBUTIONS || rule == Rule::BERNOULLI_LOGITS ||
          rule == Rule::BERNOULLI_PROBABILITIES || rule == Rule::DIVERGENCE_LOGITS ||
-         rule == Rule::DIVERGENCE_PROBABILITIES;
+         rule == Rule::DIVERGENCE_PROBABILITIES || rule == Rule::JENSEN_SHANNON_LOGITS ||
+         rule == Rule::TOTAL_VARIATION_LOGITS;
 }
 
 // Bytes of scratch memory that a thread needs.

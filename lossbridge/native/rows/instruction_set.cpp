@@ -4,6 +4,7 @@
 
 #include "bernoulli.h"
 #include "divergence.h"
+#include "mixture.h"
 #include "samples.h"
 #include "softmax.h"
 #include "units.h"
@@ -19,12 +20,16 @@ static bool in_double(const Call &c) {
     case Rule::BERNOULLI_LOGITS:
     case Rule::DIVERGENCE_LOGITS:
     case Rule::DIVERGENCE_PROBABILITIES: return c.dtype == Dtype::FLOAT64;
-    default: return true;  // of probabilities and focal: logarithms and powers would lose digits in float
+    default: return true;  // the others' logarithms and powers would lose digits in float
   }
 }
 static bool of_labels(const Call &c) { return c.target_dtype == Dtype::INT32 || c.target_dtype == Dtype::INT64; }
 static bool bernoulli(const Call &c) {
   return c.rule >= Rule::BERNOULLI_LOGITS && c.rule <= Rule::BERNOULLI_FOCAL_PROBABILITIES;
+}
+static bool divergence(const Call &c) {
+  return c.rule == Rule::DIVERGENCE_LOGITS || c.rule == Rule::DIVERGENCE_PROBABILITIES ||
+         c.rule == Rule::JENSEN_SHANNON_LOGITS || c.rule == Rule::TOTAL_VARIATION_LOGITS;
 }
 static bool is_scaled(const Call &c) {
   const bool softmax = c.rule == Rule::SOFTMAX_LABELS || c.rule == Rule::SOFTMAX_DISTRIBUTIONS;
@@ -122,6 +127,10 @@ static double compute_sample(Row<double> &r, const double *weights, double *loss
     case Rule::PROBABILITIES_FOCAL: return probabilities(r, weights, bounds);
     case Rule::DIVERGENCE_LOGITS: return divergence_logits(r);
     case Rule::DIVERGENCE_PROBABILITIES: return divergence_probabilities(r, bounds.low);
+    case Rule::JENSEN_SHANNON_LOGITS:
+      return c.dtype == Dtype::FLOAT64 ? jensen_shannon<Long>(r) : jensen_shannon<Short>(r);
+    case Rule::TOTAL_VARIATION_LOGITS:
+      return c.dtype == Dtype::FLOAT64 ? total_variation<Long>(r) : total_variation<Short>(r);
     case Rule::BERNOULLI_LOGITS: bernoulli_logits(r, losses); return 0;
     case Rule::BERNOULLI_PROBABILITIES: bernoulli_probabilities(r, losses, bounds); return 0;
     case Rule::BERNOULLI_FOCAL_LOGITS: bernoulli_focal_logits(r, losses); return 0;
@@ -145,8 +154,7 @@ template <class F> static double computed(Row<F> &r, int64_t sample, F *room) {
     compute_sample(r, nullptr, r.spare[0]);
     return sum(r.spare[0], r.n, -1) / double(r.n);
   }
-  if (c.rule == Rule::DIVERGENCE_LOGITS || c.rule == Rule::DIVERGENCE_PROBABILITIES)
-    return compute_sample(r, nullptr, nullptr);
+  if (divergence(c)) return compute_sample(r, nullptr, nullptr);
   if (of_labels(c)) {
     r.label = label_at(c, sample);
     if (r.label < 0 || r.label >= r.n) return no_loss(r, 0);

@@ -34,7 +34,7 @@ struct Arguments {
   }
 };
 
-constexpr Py_ssize_t ARGUMENTS = 31;
+constexpr Py_ssize_t ARGUMENTS = 33;
 
 Call parse(Arguments a) {
   Call c;
@@ -54,6 +54,8 @@ Call parse(Arguments a) {
   c.logit_scale = a.number();
   c.softcap = a.number();
   c.z_loss = a.number();
+  c.beta = a.number();
+  c.mixture_scaling = a.number();
   c.per_class_number = a.number();
   c.per_class = a.pointer<const void>();
   c.balanced = a.truth();
@@ -111,14 +113,14 @@ PyObject *capsule(PyObject *, PyObject *) {
   return PyCapsule_New(reinterpret_cast<void *>(handler), nullptr, nullptr);
 }
 
-// METH_FASTCALL: a tuple of 31 numbers would be made and thrown away by every call.
+// METH_FASTCALL: a tuple of 33 numbers would be made and thrown away by every call.
 template <class F>
 PyCFunction as_method(F *function) {
   return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function));
 }
 
 PyMethodDef methods[] = {
-    {"run", as_method(run), METH_FASTCALL, "Computes the call that the 31 arguments are."},
+    {"run", as_method(run), METH_FASTCALL, "Computes the call that the 33 arguments are."},
     {"advise", as_method(advise), METH_FASTCALL, "advise(address, bytes): ask for huge pages below a fresh buffer."},
     {"instruction_set", instruction_set, METH_NOARGS, "The name of the instruction set that is used."},
     {"xla_rows", capsule<lossbridge::xla_rows>, METH_NOARGS, "A handler of XLA's foreign functions, in a capsule."},

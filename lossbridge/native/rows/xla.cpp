@@ -18,7 +18,9 @@ using namespace xla;
 // The rows. The attribute `integers`: an array of these.
 enum Integer { RULE, AXIS, BALANCED, DOMAIN, THREADS, ARGUMENTS, RESULTS, INTEGERS };
 // The attribute `numbers`.
-enum Number { LABEL_SMOOTHING, EPSILON, TEMPERATURE, GAMMA, LOGIT_SCALE, SOFTCAP, Z_LOSS, PER_CLASS_NUMBER, NUMBERS };
+enum Number {
+  LABEL_SMOOTHING, EPSILON, TEMPERATURE, GAMMA, LOGIT_SCALE, SOFTCAP, Z_LOSS, BETA, MIXTURE_SCALING, PER_CLASS_NUMBER, NUMBERS
+};
 
 // Which arguments there are besides predictions and target: bits of integers[ARGUMENTS]. They come in this order.
 enum Argument { PER_CLASS = 1, COUNTED = 2, UPSTREAM = 4, EXPECTED = 8 };
@@ -128,6 +130,8 @@ void set_options(Call &c, const Options &options) {
   c.logit_scale = options.numbers[LOGIT_SCALE];
   c.softcap = options.numbers[SOFTCAP];
   c.z_loss = options.numbers[Z_LOSS];
+  c.beta = options.numbers[BETA];
+  c.mixture_scaling = options.numbers[MIXTURE_SCALING];
   c.per_class_number = options.numbers[PER_CLASS_NUMBER];
 }
 
