@@ -182,7 +182,7 @@ def test_functions_and_options_exist_here(peer) -> None:
 
 def test_every_field_of_a_convention_is_changed_by_something() -> None:
     batch = batch_of(LABELS, P, **WEIGHTS, ignore_class=-1)[0]
-    given = {"temperature": 2.0, "pos_weight": 3.0, "z_loss": 1e-3, "softcap": 20.0}
+    given = {"temperature": 2.0, "pos_weight": 3.0, "z_loss": 1e-3, "softcap": 20.0, "beta": 0.3}
     settings = [Setting.of(batch, "scalar", finite=False, given=given), Setting.of(BATCHES["images"], "scalar")]
     tried = {name for setting in settings for change in changes(setting) for name in change.values}
     by_solving = {"rows", "offset"}  # test_diagnosis_kinds.py

@@ -44,8 +44,9 @@ def terms(c: Convention, rows: Rows, pred: Any, memo: dict[Any, Any] | None = No
     if c.cost == "squared":
         return (target - p) * (target - p)
     if c.cost == "jensen-shannon":
-        middle = (target + p) * 0.5
-        return 0.5 * (_x_log_x(target) + _x_log_x(p)) - _x_log_x(middle)
+        return _jensen_shannon(c, target, p, memo)
+    if c.cost == "total variation":
+        return 0.5 * b.abs(target - p)
     if c.cost == "binary":
         return _product(c, positive, cost) + _product(c, negative, complement_cost)
     if c.cost == "binary focal":
@@ -66,6 +67,15 @@ def terms(c: Convention, rows: Rows, pred: Any, memo: dict[Any, Any] | None = No
         if c.cost == "convex divergence":
             result = result + (p - target)
     return result
+
+
+def _jensen_shannon(c: Convention, target: Any, p: Any, memo: dict[Any, Any] | None) -> Any:
+    """β t log t + (1 − β) p log p − m log m, m = β t + (1 − β) p."""
+    of_target = _cached(memo, ("t log t", *_target_key(c)), lambda: _x_log_x(target))
+    of_pred = _cached(memo, ("p log p", *_costs_key(c)), lambda: _x_log_x(p))
+    beta, other = c.beta, 1 - c.beta
+    terms = beta * of_target + other * of_pred - _x_log_x(beta * target + other * p)
+    return terms / (beta * other) if c.scale == "divergence" else terms
 
 
 def row_sums(c: Convention, rows: Rows, memo: dict[Any, Any]) -> Array:
