@@ -102,7 +102,8 @@ def terms(c: Convention, target: Row, pred: Row, class_weight: Row | None, dtype
         if c.cost == "jensen-shannon":
             beta = mpmath.mpf(c.beta)
             scale = beta * (1 - beta) if c.scale == "divergence" else 1
-            middle, sides = beta * t[i] + (1 - beta) * p[i], ((beta, t[i]), (1 - beta, p[i]))
+            of_t, sides = 1 - beta if c.crossed else beta, ((beta, t[i]), (1 - beta, p[i]))
+            middle = of_t * t[i] + (1 - of_t) * p[i]
             found.append([[w * x * log(x / middle) / scale if x else mpmath.mpf(0)] for w, x in sides])
             continue
         if c.cost == "total variation":

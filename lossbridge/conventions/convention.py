@@ -57,6 +57,7 @@ class Convention:
     gamma: float = 0.0
     beta: float = 0.5  # of the Jensen–Shannon divergence …
     scale: Literal["mixture", "divergence"] = "mixture"  # … which is divided by β (1 − β) if it is "divergence"
+    crossed: bool = False  # … and whether its m is (1 − β) t + β p, as in TRL 0.14
     class_weight: bool = False  # whether the given ones are used …
     weighted: Literal["terms", "rows"] = "terms"  # … on the terms, t_c w_c (−log p_c), or on rows, by Σ_c t_c w_c
     sample_weight: bool = False

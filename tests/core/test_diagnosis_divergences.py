@@ -24,14 +24,16 @@ def generalised(t, p, beta):
     return beta * rel_entr(t, m).sum(-1) + (1 - beta) * rel_entr(p, m).sum(-1)
 
 
-def gkd(student, teacher, beta, temperature=1.0):
-    """A value a row: `GKDTrainer.generalized_jsd_loss` of TRL 1.16, line by line."""
+def gkd(student, teacher, beta, temperature=1.0, early=False):
+    """A value a class: `GKDTrainer.generalized_jsd_loss` of TRL 1.16, or of 0.14, line by line."""
     student_log_probs = log_softmax(student / temperature, -1)
     teacher_log_probs = log_softmax(teacher / temperature, -1)
     mixture_log_probs = logsumexp([student_log_probs + np.log1p(-beta), teacher_log_probs + np.log(beta)], axis=0)
+    if early:
+        mixture_log_probs = logsumexp([student_log_probs + np.log(beta), teacher_log_probs + np.log(1 - beta)], axis=0)
     kl_teacher = np.exp(teacher_log_probs) * (teacher_log_probs - mixture_log_probs)
     kl_student = np.exp(student_log_probs) * (student_log_probs - mixture_log_probs)
-    return (beta * kl_teacher + (1 - beta) * kl_student).sum(-1)
+    return beta * kl_teacher + (1 - beta) * kl_student
 
 
 def first(y_true, y_pred, number, words, **used):
@@ -87,8 +89,39 @@ def test_the_definitions_of_others(form) -> None:
     for beta in (0.1, 0.3, 0.9):
         words = f"{JENSEN_SHANNON}.*β = {beta}"
         first(t, p, f"{generalised(T, P, beta).mean():.6f}", words)
-        first(teacher, student, f"{gkd(STUDENT, TEACHER, beta).mean():.6f}", words)
+        first(teacher, student, f"{gkd(STUDENT, TEACHER, beta).sum() / 24:.6f}", words)
         first(t, p, f"{generalised(T, P, beta).mean() / (beta * (1 - beta)):.6f}", f"{words}.*divided by β")
+
+
+@pytest.mark.parametrize("beta", [0.1, 0.3, 0.9])
+def test_the_reductions_of_trl(beta) -> None:
+    """Of sequences: by the positions, by the sequences, or by every class too; and the mixture of early versions."""
+    teacher, student = TEACHER.reshape(4, 6, 6), STUDENT.reshape(4, 6, 6)
+    values, words = gkd(student, teacher, beta), f"{JENSEN_SHANNON}.*β = {beta}"
+    for divisor, says in ((24, ""), (4, r".*batchmean"), (values.size, "N·C")):
+        found = lb.diagnose(teacher, student, f"{values.sum() / divisor:.7g}").classes[0]
+        assert re.search(words, found.explanations[0].words)
+        assert any(says in explanation.words for explanation in found.explanations) or says == ".*batchmean"
+    early = gkd(STUDENT, TEACHER, beta, early=True).sum() / 24
+    found = lb.diagnose(TEACHER, STUDENT, f"{early:.7g}").classes[0]
+    assert re.search(f"{words}.*m = .1 − β. t . β p, as in TRL 0.14", found.explanations[0].words)
+    assert not found.calls
+
+
+def test_without_the_half() -> None:
+    first(T, P, f"{2 * generalised(T, P, 0.5).mean():.6f}", f"{JENSEN_SHANNON}.*multiplied by 2")
+    first(T, P, f"{np.abs(T - P).mean():.6f}", f"{TOTAL_VARIATION}.*multiplied by 2")
+    first(TEACHER, STUDENT, f"{2 * generalised(T, P, 0.5).mean():.6f}", f"{JENSEN_SHANNON}.*multiplied by 2")
+
+
+def test_hard_targets() -> None:
+    """The total variation is then 1 − p of the label."""
+    labels = np.arange(24) % 6
+    one_hot, number = np.eye(6)[labels], f"{1 - P[np.arange(24), labels].mean():.6f}"
+    first(one_hot, P, number, TOTAL_VARIATION)
+    first(labels, P, number, TOTAL_VARIATION)
+    first(one_hot, P, f"{generalised(one_hot, P, 0.5).mean():.6f}", JENSEN_SHANNON)
+    first(one_hot, P, f"{generalised(one_hot, P, 0.1).mean():.6f}", f"{JENSEN_SHANNON}.*β = 0.1", beta=0.1)
 
 
 def test_calls() -> None:
@@ -115,7 +148,7 @@ def test_a_temperature() -> None:
         words = f"{JENSEN_SHANNON}.*T = {temperature:g}, both logits divided by it"
         group = first(TEACHER, STUDENT, number, f"{words}, the result times T²", **used)
         assert f"temperature={temperature})" in group.calls["lossbridge"]
-        first(TEACHER, STUDENT, f"{gkd(STUDENT, TEACHER, beta, temperature).mean():.7g}", words, **used)
+        first(TEACHER, STUDENT, f"{gkd(STUDENT, TEACHER, beta, temperature).sum() / 24:.7g}", words, **used)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])

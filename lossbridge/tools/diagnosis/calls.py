@@ -227,8 +227,10 @@ def _finite(c: Convention, pred: _Steps, target: _Steps, read: Batch) -> tuple[_
     """Without the logarithm of 0, of which NumPy warns: a divergence that is a mixture's needs no more than 1e-30."""
 
     def bounded(operations: _Steps, x: Array) -> _Steps:
-        is_logarithm = c.cost in MIXTURES and operations == (("log", {}),)
-        return (("clip", {"low": 1e-30, "high": 1}), *operations) if is_logarithm and (x == 0).any() else operations
+        *before, last = operations or (("", {}),)
+        if c.cost not in MIXTURES or last[0] != "log" or not (before or (x == 0).any()):
+            return operations
+        return (*before, ("clip", {"low": 1e-30, "high": 1}), last)
 
     return bounded(pred, read.y_pred), bounded(target, read.y_true)
 
@@ -363,7 +365,7 @@ def _set_options(
         outcomes = 2 if c.cost in BINARY else setting.classes
         factor = 1.0 if c.smoothing_over == "K" else outcomes / (outcomes - 1)
         options["label_smoothing"] = round(c.label_smoothing * factor, 10)
-    for name in ("cost", "alpha", "gamma", "beta", "scale", "temperature", "pos_weight", "z_loss", *WEIGHTS):
+    for name in ("cost", "alpha", "gamma", "beta", "scale", "crossed", "temperature", "pos_weight", "z_loss", *WEIGHTS):
         value, texts = getattr(c, name), AS_ARRAYS.get((peer.name, name), peer.options.get(name))
         if value == getattr(own, name):
             continue

@@ -233,6 +233,7 @@ def _options(c: Convention, setting: Setting) -> Convention:
         alpha=alpha,
         beta=c.beta if cost == "jensen-shannon" else 0.5,
         scale=c.scale if cost == "jensen-shannon" else "mixture",
+        crossed=c.crossed and cost == "jensen-shannon" and c.beta != 0.5,
         base=math.e if c.outcome == "perplexity" else c.base,
         dtype=dtype,
     )

@@ -70,11 +70,13 @@ def terms(c: Convention, rows: Rows, pred: Any, memo: dict[Any, Any] | None = No
 
 
 def _jensen_shannon(c: Convention, target: Any, p: Any, memo: dict[Any, Any] | None) -> Any:
-    """β t log t + (1 − β) p log p − m log m, m = β t + (1 − β) p."""
+    """β t log t + (1 − β) p log p − (β t + (1 − β) p) log m."""
     of_target = _cached(memo, ("t log t", *_target_key(c)), lambda: _x_log_x(target))
     of_pred = _cached(memo, ("p log p", *_costs_key(c)), lambda: _x_log_x(p))
     beta, other = c.beta, 1 - c.beta
-    terms = beta * of_target + other * of_pred - _x_log_x(beta * target + other * p)
+    both = beta * target + other * p
+    of_both = _x_log_x(both) if not c.crossed else both * _log_of_positive(other * target + beta * p)
+    terms = beta * of_target + other * of_pred - of_both
     return terms / (beta * other) if c.scale == "divergence" else terms
 
 
@@ -299,7 +301,12 @@ def _product(c: Convention, factor: Any, cost: Any) -> Any:
 
 
 def _x_log_x(x: Any) -> Any:
-    return x * b.log(b.where(x == 0, 1.0, x))
+    return x * _log_of_positive(x)
+
+
+def _log_of_positive(x: Any) -> Any:
+    """log x; of 0 it is 0."""
+    return b.log(b.where(x == 0, 1.0, x))
 
 
 def _target_key(c: Convention) -> tuple[Any, ...]:

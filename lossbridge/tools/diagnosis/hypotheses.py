@@ -18,7 +18,6 @@ from lossbridge.tools.diagnosis.canonical import (
     BINARY,
     DIVERGENCES,
     FOCAL,
-    MIXTURES,
     SMOOTHINGS,
     Holds,
     Setting,
@@ -273,14 +272,19 @@ def _changes_of_any_data(setting: Setting) -> Iterator[Change]:
 
 
 def _changes_to_mixtures(setting: Setting) -> Iterator[Change]:
-    """Other divergences than Kullback's."""
-    for cost in MIXTURES:
-        yield Change("cost", {**JENSEN_SHANNON, "cost": cost}, common=False, costs=("divergence",))
+    """Other divergences than Kullback's; those of hard targets are sought beside the cross-entropy."""
+    total_variation = {**JENSEN_SHANNON, "cost": "total variation"}
+    costs = ("divergence", "cross-entropy") if setting.hard else ("divergence",)
+    yield Change("cost", JENSEN_SHANNON, common=False, costs=("divergence",))
+    yield Change("cost", total_variation, common=False, costs=costs)
     yield Change("cost", {**JENSEN_SHANNON, "scale": "divergence"}, common=False, costs=("divergence",))
     yield Change("cost", {**JENSEN_SHANNON, "base": 2.0}, common=False, weight=2, costs=("divergence",))
-    for beta, scale in product(setting.tried("beta", ()), ("mixture", "divergence")):
-        values = {**JENSEN_SHANNON, "beta": beta, "scale": scale}
-        yield Change("cost", values, costs=("divergence", "jensen-shannon"))
+    for without_half in (JENSEN_SHANNON, total_variation):
+        yield Change("cost", {**without_half, "factor": 2.0}, common=False, costs=("divergence",))
+    for beta in setting.tried("beta", ()):
+        for values in ({}, {"scale": "divergence"}, {"crossed": True}):
+            mixture = {**JENSEN_SHANNON, "beta": beta, **values}
+            yield Change("cost", mixture, costs=(*costs, "jensen-shannon"))
 
 
 def _changes_of_some_data(setting: Setting) -> Iterator[Change]:

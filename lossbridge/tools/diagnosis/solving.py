@@ -121,10 +121,11 @@ def _bases(known: Sequence[Hypothesis], setting: Setting, *, few: bool) -> list[
     outcomes = setting.hard and not setting.labels and not setting.one_hot
 
     def unlikely(h: Hypothesis) -> tuple[bool, bool]:
-        return (h.own.cost in BINARY) != outcomes, h.own.cost in (*FOCAL, *MIXTURES)
+        return (h.own.cost in BINARY) != outcomes, h.own.cost in FOCAL
 
-    every = sorted(found.values(), key=unlikely)[:_MOST_BASES]
-    return [h for h in every if not any(unlikely(h))] if few else every
+    mixtures = [h for h in found.values() if h.own.cost in MIXTURES]
+    every = sorted((h for h in found.values() if h.own.cost not in MIXTURES), key=unlikely)[:_MOST_BASES]
+    return [h for h in every if not any(unlikely(h))] if few else [*every, *mixtures]
 
 
 # Coefficients.
@@ -174,9 +175,12 @@ def _unknowns(c: Convention, setting: Setting) -> Iterator[Unknown]:
 def _betas(c: Convention) -> Iterator[Unknown]:
     """Of a Jensen–Shannon divergence; and in place of Kullback's, where no function here computes the other."""
     unknown = Unknown("beta", 0.01, 0.99, _BETAS, {}, digits=2, doubt=0.3)
+    of_logits = (c.activation, c.target_activation, c.divisor) == ("softmax", "softmax", "samples")
     if c.cost == "jensen-shannon":
         yield unknown
-    elif c.cost == "divergence" and not c.swapped and (c.activation, c.target_activation) != ("softmax", "softmax"):
+        if c.scale == "mixture":
+            yield replace(unknown, also={"crossed": True})
+    elif c.cost == "divergence" and not c.swapped and not of_logits:
         for scale in ("mixture", "divergence"):
             yield replace(unknown, also={**JENSEN_SHANNON, "scale": scale})
 
@@ -199,13 +203,19 @@ class _Bracket(NamedTuple):
 
 def _likelier(bases: Sequence[Hypothesis], batch: Batch) -> Sequence[Hypothesis]:
     """Fewer of them for a large batch."""
-    return bases[: _MOST_BASES // _FEWER] if batch.y_pred.size > _LARGE else bases
+    return bases[: _MOST_BASES // _FEWER] if _is_large(batch) else bases
+
+
+def _is_large(batch: Batch) -> bool:
+    return batch.y_pred.size > _LARGE
 
 
 def _coefficients(
     bases: Sequence[Hypothesis], batch: Batch, setting: Setting, seen: Observation, sure: bool
 ) -> Iterator[tuple[Hypothesis, Convention]]:
     curves = [_Curve(base, unknown) for base in _likelier(bases, batch) for unknown in _unknowns(base.own, setting)]
+    if _is_large(batch):  # β alone, of the one divergence that has it
+        curves += [_Curve(base, x) for base in bases if base.own.cost == "jensen-shannon" for x in _betas(base.own)]
     for curve, root in _roots(curves, batch, seen):
         chance = 1.0 if sure else _LARGEST_CHANCE * curve.unknown.doubt
         value = rounded(root, curve.unknown.usual, chance, curve.unknown.digits)
@@ -277,7 +287,7 @@ def _pairs(
 def _roots(curves: Sequence[_Curve], batch: Batch, seen: Observation) -> Iterator[tuple[_Curve, _Root]]:
     """Where the curves take the observed number: bracketed on a grid, refined by the method of false position."""
     target = float(seen.values)
-    points = _POINTS // _FEWER if batch.y_pred.size > _LARGE else _POINTS
+    points = _POINTS // _FEWER if _is_large(batch) else _POINTS
     grids = [curve.unknown.grid(points) for curve in curves]
     every = [curve.at(x) for curve, grid in zip(curves, grids, strict=True) for x in grid]
     values = scalars(batch, every) - target

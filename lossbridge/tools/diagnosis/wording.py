@@ -242,7 +242,8 @@ def _losses(changed: set[str], new: Convention) -> list[str]:
     """Another loss; and of the Jensen–Shannon divergence β, and its scale."""
     phrases = [_COSTS[new.cost]] if "cost" in changed and new.cost in _COSTS else []
     if "beta" in changed and new.cost == "jensen-shannon":
-        mixture = "β KL(t ‖ m) + (1 − β) KL(p ‖ m), m = β t + (1 − β) p"
+        m = "(1 − β) t + β p, as in TRL 0.14" if new.crossed else "β t + (1 − β) p"
+        mixture = f"β KL(t ‖ m) + (1 − β) KL(p ‖ m), m = {m}"
         phrases = [f"{'the Jensen–Shannon divergence with ' if phrases else ''}β = {new.beta:g}: {mixture}"]
     if "scale" in changed and new.cost == "jensen-shannon":
         divided = "divided by" if new.scale == "divergence" else "not divided by"
