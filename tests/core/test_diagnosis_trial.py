@@ -67,6 +67,10 @@ def test_the_expressions_give_the_losses() -> None:
         (n.ce(n.capped(x, 2), y), lb.sparse_categorical_crossentropy(y, x, softcap=2, **per_sample)),
         (n.ce(x, y) + n.z_loss(x, 0.1), lb.sparse_categorical_crossentropy(y, x, z_loss=0.1, **per_sample)),
         (4 * n.distilled(x, z, 2), lb.distillation_loss(x, z, temperature=2, reduction="none")),
+        (
+            n.mixed(n.softmax(x), n.softmax(z), 0.3),
+            lb.divergence(x, z, kind="jensen_shannon", beta=0.3, reduction=None),
+        ),
     ]
     for mine, theirs in pairs:
         np.testing.assert_allclose(mine, theirs, rtol=1e-9)
