@@ -326,7 +326,7 @@ def kind_17() -> Iterator[Row]:
 
 
 def _mixtures() -> Iterator[Row]:
-    """Of probabilities, and of a teacher's and a student's logits; a sum over all positions divided by the sequences."""
+    """Of probabilities, and of a teacher's and a student's logits; a sum of all positions divided by the sequences."""
     shape: tuple[int, ...]
     row = partial(Row, 17)
     for seed, beta, shape in ((209, 0.1, (5, 3)), (210, 0.3, (32, 10)), (211, 0.9, (4, 6, 5))):
