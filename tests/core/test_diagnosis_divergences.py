@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,9 @@ from scipy.spatial.distance import jensenshannon
 from scipy.special import log_softmax, logsumexp, rel_entr, softmax
 
 import lossbridge as lb
+from lossbridge.tools.diagnosis.canonical import Setting
+from lossbridge.tools.diagnosis.hypotheses import hypotheses
+from lossbridge.tools.diagnosis.reading import batch_of
 
 RNG = np.random.default_rng(0)
 TEACHER, STUDENT = (1.5 * RNG.normal(size=(24, 6)) for _ in range(2))
@@ -210,6 +214,12 @@ def test_an_ordinary_loss_is_named_first(digits) -> None:
             for arrays in ((t, p), (teacher, student)):
                 classes = lb.diagnose(*arrays, f"{number:.{digits}g}").classes
                 assert not classes or "β" not in classes[0].explanations[0].words
+
+
+def test_of_equally_simple_explanations_one_with_a_beta_is_the_last() -> None:
+    plain = replace(hypotheses(Setting.of(batch_of(T, P)[0], "scalar"))[0], changes=1)
+    mixed = replace(plain, convention=plain.convention.but(cost="jensen-shannon", beta=0.3))
+    assert plain.strangeness < mixed.strangeness < replace(plain, changes=2).strangeness
 
 
 def test_what_was_meant() -> None:
