@@ -161,7 +161,7 @@ def _expressions(peer: Peer, c: Convention, batch: Batch, rows: Batch, setting: 
         target = _target(own, c, peer, options, setting)
         if activation in peer.nan_under and _may_be_nan(c, setting, pred or ()):
             continue
-        if own.renormalise != "no" and activation == "none" and _has_infinite_shares(setting):
+        if own.renormalise != "no" and activation == "none" and _has_infinite_shares(peer, setting):
             continue
         if peer.library == "keras" and any(name in _LEAVE_LOGITS for name, _ in pred or ()):
             continue
@@ -244,9 +244,11 @@ def _may_be_nan(c: Convention, setting: Setting, pred: Iterable[Operation]) -> b
     return setting.extreme and not bounded and not clipped
 
 
-def _has_infinite_shares(setting: Setting) -> bool:
-    """Whether a dense function that divides by the sum of a row's predictions computes ∞/∞ for a class of target 0."""
-    return setting.extreme and setting.pred_holds != "probabilities" and not setting.labels
+def _has_infinite_shares(peer: Peer, setting: Setting) -> bool:
+    """Whether a function that divides by the sum of a row's predictions computes ∞/∞ for a class of target 0: a dense
+    one, and on JAX also that of Keras for labels."""
+    dense = not setting.labels or peer.library == "keras"
+    return setting.extreme and setting.pred_holds != "probabilities" and dense
 
 
 def option(text: str) -> dict[str, Any]:
