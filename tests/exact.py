@@ -100,9 +100,14 @@ def terms(c: Convention, target: Row, pred: Row, class_weight: Row | None, dtype
             found.append([[t[i] - p[i], t[i] - p[i]]])
             continue
         if c.cost == "jensen-shannon":
-            middle = (t[i] + p[i]) / 2
-            halves = [x * log(x / middle) / 2 if x else mpmath.mpf(0) for x in (t[i], p[i])]
-            found.append([[half] for half in halves])
+            beta = mpmath.mpf(c.beta)
+            scale = beta * (1 - beta) if c.scale == "divergence" else 1
+            of_t, sides = 1 - beta if c.crossed else beta, ((beta, t[i]), (1 - beta, p[i]))
+            middle = of_t * t[i] + (1 - of_t) * p[i]
+            found.append([[w * x * log(x / middle) / scale if x else mpmath.mpf(0)] for w, x in sides])
+            continue
+        if c.cost == "total variation":
+            found.append([[abs(t[i] - p[i]) / 2]])
             continue
         if c.cost == "entropy":
             found.append([[weighed(c, p[i], cost(p[i]))]])

@@ -90,6 +90,25 @@ _LOSSBRIDGE = (
         Convention("divergence", activation="softmax", target_activation="softmax"),
         {"temperature": "temperature={}", "axis": "axis={}", "divisor": _OURS},
     ),
+    _ours(
+        "divergence",
+        "distributions",
+        Convention("divergence", activation="softmax", target_activation="softmax"),
+        {
+            "cost": {
+                "divergence": "",
+                "jensen-shannon": "kind='jensen_shannon'",
+                "total variation": "kind='total_variation'",
+            },
+            "swapped": {False: "", True: "kind='reverse'"},
+            "beta": "beta={}",
+            "scale": {"mixture": "", "divergence": "scale='divergence'"},
+            "temperature": "temperature={}",
+            "axis": "axis={}",
+            "sample_weight": _SAMPLE_WEIGHT,
+            "divisor": _OURS,
+        },
+    ),
     _ours("categorical_focal_crossentropy", "distributions", _FOCAL, {**_OUR_CATEGORICAL, **_FOCUS}),
     _ours(
         "binary_focal_crossentropy",

@@ -17,7 +17,8 @@ Cost = Literal[
     "poly",  # "cross-entropy" + ε₁ Σ_c t_c (1 − p_c)
     "entropy",  # Σ_c p_c (−log p_c), of the predictions alone
     "squared",  # Σ_c (t_c − p_c)², the Brier score
-    "jensen-shannon",  # Σ_c ½ t_c log(t_c / m_c) + ½ p_c log(p_c / m_c), m = (t + p)/2
+    "jensen-shannon",  # Σ_c β t_c log(t_c / m_c) + (1 − β) p_c log(p_c / m_c), m = β t + (1 − β) p
+    "total variation",  # ½ Σ_c |t_c − p_c|
 ]
 # The function that makes an array probabilities. "exp": it holds their logarithms.
 Activation = Literal["none", "softmax", "sigmoid", "exp", "softmax twice", "sigmoid twice"]
@@ -54,6 +55,9 @@ class Convention:
     pos_weight: float = 1.0  # of the term −t log p of outcomes
     alpha: float | None = None
     gamma: float = 0.0
+    beta: float = 0.5  # of the Jensen–Shannon divergence …
+    scale: Literal["mixture", "divergence"] = "mixture"  # … which is divided by β (1 − β) if it is "divergence"
+    crossed: bool = False  # … and whether its m is (1 − β) t + β p, as in TRL 0.14
     class_weight: bool = False  # whether the given ones are used …
     weighted: Literal["terms", "rows"] = "terms"  # … on the terms, t_c w_c (−log p_c), or on rows, by Σ_c t_c w_c
     sample_weight: bool = False

@@ -576,6 +576,7 @@ def diagnose(
     pos_weight: MayBe = None,
     gamma: MayBe = None,
     alpha: MayBe = None,
+    beta: MayBe = None,
     logit_scale: MayBe = None,
     softcap: MayBeUsual = None,
     z_loss: MayBeUsual = None,
@@ -590,7 +591,7 @@ def diagnose(
     _check_writable(probe, html)
     y_true, y_pred, number, options = batches[0]
     used = {"label_smoothing": label_smoothing, "epsilon": epsilon, "temperature": temperature}
-    used |= {"pos_weight": pos_weight, "gamma": gamma, "alpha": alpha}
+    used |= {"pos_weight": pos_weight, "gamma": gamma, "alpha": alpha, "beta": beta}
     used |= {"logit_scale": logit_scale, "softcap": softcap, "z_loss": z_loss}
     try:
         with progress(err) as bars:

@@ -12,7 +12,7 @@ import pytest
 from lossbridge.conventions import Convention
 from lossbridge.tools.diagnosis.batch import Batch, Quantity
 from lossbridge.tools.diagnosis.calls import as_rows, texts
-from lossbridge.tools.diagnosis.canonical import Setting
+from lossbridge.tools.diagnosis.canonical import MIXTURES, Setting
 from lossbridge.tools.diagnosis.evaluate import whole
 from lossbridge.tools.diagnosis.hypotheses import hypotheses
 from lossbridge.tools.diagnosis.reading import batch_of
@@ -42,6 +42,7 @@ BATCHES = {
     "distributions": batch_of(SOFT, P, **WEIGHTS)[0],
     "distributions, halves": batch_of(SOFT, P.astype(np.float16))[0],
     "distributions, logits": batch_of(SOFT, LOGITS)[0],
+    "teacher and student": batch_of(LOGITS[::-1].copy(), LOGITS, sample_weight=WEIGHTS["sample_weight"])[0],
     "distributions, log-probabilities": batch_of(SOFT, np.log(P))[0],
     "distributions of sequences": batch_of(SOFT.reshape(2, 3, C), SEQUENCES)[0],
     "outcomes": batch_of((SOFT[:, 0] > 0.3).astype(np.float32), P[:, 0])[0],
@@ -67,6 +68,7 @@ ARRAYS: list[tuple[str, Quantity]] = [
     ("labels of sequences", "samples"),
     ("distributions", "samples"),
     ("distributions, logits", "elements"),
+    ("teacher and student", "samples"),
     ("distributions, logits", "gradient"),
     ("outcomes", "samples"),
 ]
@@ -136,6 +138,22 @@ def test_calls_with_options_of_logits(lib, kind: str) -> None:
     found = found_calls(lib, batch, setting, added[::5])
     assert {library for library, calls in found.items() if calls} <= {"lossbridge"}
     assert found.get("lossbridge") or lib.b.name != "numpy"
+
+
+@pytest.mark.parametrize("kind", ["teacher and student", "distributions", "distributions, certain", "one-hot, certain"])
+def test_calls_of_divergences(lib, kind: str) -> None:
+    """Of Jensen–Shannon's and of the total variation lossbridge's alone, which are given logits, so sums of 1."""
+    batch = BATCHES[kind]
+    setting = Setting.of(batch, "scalar", given={"beta": 0.3, "temperature": 2.0})
+    if lib.b.name != "numpy":
+        pytest.skip("lossbridge's calls are made on NumPy")
+    conventions = [h.convention for h in hypotheses(setting) if h.convention.cost in MIXTURES]
+    found = found_calls(lib, batch, setting, conventions[::2])["lossbridge"]
+    assert all("lb.divergence(" in text for text in found)
+    kinds = {text.split("kind='")[1].split("'")[0] for text in found}
+    assert kinds == {"jensen_shannon"} | (set() if kind == "distributions, certain" else {"total_variation"})
+    assert any("beta=0.3, scale='divergence'" in text for text in found)
+    assert any("temperature=2.0" in text for text in found) is (kind == "teacher and student")
 
 
 def found_calls(lib, batch: Batch, setting: Setting, conventions: list[Convention]) -> dict[str, dict[str, Any]]:

@@ -631,7 +631,7 @@ def test_diagnose_takes_what_was_used(save, arrays) -> None:
     number = lossbridge.sparse_categorical_crossentropy(arrays["y_true"], arrays["y_pred"], **capped)
     result = run("diagnose", path, "--observed", f"{number:.6f}", "--softcap", 2.37, "--z-loss", 0.033)
     assert "softcap c = 2.37, the logits z taken as c·tanh(z / c); z-loss ζ = 0.033" in result.output
-    coefficients = ("--pos-weight", "--gamma", "--alpha", "--label-smoothing", "--epsilon")
+    coefficients = ("--pos-weight", "--gamma", "--alpha", "--beta", "--label-smoothing", "--epsilon")
     for option in (*coefficients, "--logit-scale", "--softcap", "--z-loss"):
         result = run("diagnose", path, "--observed", "1.0", option, -1, code=2)
         assert f"{option[2:].replace('-', '_')} is -1.0; pass a number between 0 and" in result.stderr

@@ -35,6 +35,7 @@ BATCHES = {
     "labels, logits": batch_of(LABELS, LOGITS, **WEIGHTS, ignore_class=-1)[0],
     "distributions": batch_of(SOFT, P, **WEIGHTS, mask=MASK)[0],
     "distributions, logits": batch_of(SOFT, LOGITS)[0],
+    "teacher and student": batch_of(np.roll(LOGITS, 1, axis=0), LOGITS)[0],
     "distributions, float64": batch_of(SOFT, P.astype(np.float64))[0],
     "one-hot": batch_of(np.eye(C)[LABELS % C], P)[0],
     "outcomes": batch_of([1.0, 0, 0, 1, 1], P[:, 0], mask=MASK)[0],
@@ -113,7 +114,44 @@ def test_samples_and_gradients_of_capped_logits_and_z_losses(kind, quantity) -> 
         np.testing.assert_allclose(value, sign * truth.astype(float), rtol=1e-9, atol=1e-12, err_msg=str(c))
 
 
-@pytest.mark.parametrize("kind", [kind for kind in BATCHES if "logits" not in kind])
+@pytest.mark.parametrize("kind", ["distributions", "distributions, logits", "one-hot"])
+@pytest.mark.parametrize("quantity", ["scalar", "samples", "elements", "gradient"])
+def test_jensen_shannon_divergences_at_a_beta(kind, quantity) -> None:
+    batch = BATCHES[kind]
+    if quantity == "gradient":
+        batch = replace(batch, y_pred=np.where(batch.y_pred == 0, np.float32(0.01), batch.y_pred))
+    found = [c for c in some(batch, quantity, 1, beta=0.3) if c.beta != 0.5]
+    assert {(c.scale, c.crossed) for c in found} == {("mixture", False), ("divergence", False), ("mixture", True)}
+    for c in found[::5]:
+        if c.swapped or (quantity == "elements" and (c.sample_weight or c.left_out == "removed")):
+            continue
+        problem, sign = exact(replace(c, outcome="loss"), batch), -1 if c.outcome == "negated" else 1
+        if quantity == "scalar":
+            value, truth, sign = scalars(batch, [c])[0], exact(c, batch).value()[()], 1
+        else:
+            value = arrays(batch, c, quantity, slice(None)) * scale(c, batch, quantity)
+            truth = problem.gradient()[0] if quantity == "gradient" else problem.value(quantity)
+        if quantity == "elements":
+            truth = truth * exact(replace(c, divisor="one"), batch).factor("scalar")
+        truth = np.asarray(truth).astype(float)
+        defined = np.isfinite(truth)
+        np.testing.assert_allclose(
+            np.asarray(value)[defined], sign * truth[defined], rtol=1e-9, atol=1e-12, err_msg=str(c)
+        )
+
+
+def test_mixtures_are_merged_with_their_mirror_images() -> None:
+    batch = BATCHES["teacher and student"]
+    setting = Setting.of(batch, "scalar")
+    plain = Convention("jensen-shannon", activation="softmax", target_activation="softmax", swapped=True, beta=0.3)
+    for c in (plain, replace(plain, scale="divergence"), replace(plain, crossed=True)):
+        same = canonical(c, setting)
+        assert same is not None
+        assert (same.swapped, same.beta) == (False, 0.7)
+        assert scalars(batch, [c])[0] == pytest.approx(scalars(batch, [same])[0], rel=1e-12)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in BATCHES if "logits" not in kind and "student" not in kind])
 def test_only_logits_are_capped(kind) -> None:
     """And only logits have a log-sum-exp: of probabilities, outcomes and elements these are no options."""
     for quantity in ("scalar", "elements"):
@@ -182,7 +220,7 @@ def test_functions_and_options_exist_here(peer) -> None:
 
 def test_every_field_of_a_convention_is_changed_by_something() -> None:
     batch = batch_of(LABELS, P, **WEIGHTS, ignore_class=-1)[0]
-    given = {"temperature": 2.0, "pos_weight": 3.0, "z_loss": 1e-3, "softcap": 20.0}
+    given = {"temperature": 2.0, "pos_weight": 3.0, "z_loss": 1e-3, "softcap": 20.0, "beta": 0.3}
     settings = [Setting.of(batch, "scalar", finite=False, given=given), Setting.of(BATCHES["images"], "scalar")]
     tried = {name for setting in settings for change in changes(setting) for name in change.values}
     by_solving = {"rows", "offset"}  # test_diagnosis_kinds.py

@@ -55,6 +55,7 @@ def test_the_expressions_give_the_losses() -> None:
     soft, _ = n.soft(0, 6, 4)
     x, z, soft = (np.float64(a) for a in (x, z, soft))
     per_sample = {"from_logits": True, "reduction": "none"}
+    mixture = {"kind": "jensen_shannon", "beta": 0.3}
     pairs = [
         (n.ce(x, y), lb.sparse_categorical_crossentropy(y, x, **per_sample)),
         (n.nll(n.softmax(x), y), lb.log_loss(y, n.softmax(x), epsilon=0, reduction="none")),
@@ -67,6 +68,7 @@ def test_the_expressions_give_the_losses() -> None:
         (n.ce(n.capped(x, 2), y), lb.sparse_categorical_crossentropy(y, x, softcap=2, **per_sample)),
         (n.ce(x, y) + n.z_loss(x, 0.1), lb.sparse_categorical_crossentropy(y, x, z_loss=0.1, **per_sample)),
         (4 * n.distilled(x, z, 2), lb.distillation_loss(x, z, temperature=2, reduction="none")),
+        (n.mixed(n.softmax(x), n.softmax(z), 0.3), lb.divergence(x, z, **mixture, reduction="none")),
     ]
     for mine, theirs in pairs:
         np.testing.assert_allclose(mine, theirs, rtol=1e-9)

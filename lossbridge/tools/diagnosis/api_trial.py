@@ -22,10 +22,12 @@ from lossbridge.tools.diagnosis.rows.row import (
     DIVERGENCE,
     EPSILON,
     GAMMA,
+    MIXTURE,
     POSITIVE,
     SMOOTHING,
     SOFTCAP,
     TEMPERATURE,
+    TOTAL_VARIATION,
     Z_LOSS,
     Row,
     either,
@@ -50,6 +52,8 @@ _WEIGHT = n.weights(300, N)
 _CLASS_WEIGHT = n.weights(301, C)
 _MASK = np.arange(N) % 5 != 2
 
+_MIXED = {"kind": "jensen_shannon"}
+
 UNUSUAL: Mapping[str, tuple[Unusual, ...]] = {
     "temperature": (Unusual(2.5, equals(TEMPERATURE, 2.5)),),
     "pos_weight": (Unusual(3.0, equals(POSITIVE, 3)),),
@@ -71,10 +75,13 @@ UNUSUAL: Mapping[str, tuple[Unusual, ...]] = {
     "logit_scale": (Unusual(2.5, equals(TEMPERATURE, 0.4)), Unusual(3.0, r"temperature T = 0\.333333 = 1/3\b")),
     "softcap": (Unusual(15.0, equals(SOFTCAP, 15)),),
     "z_loss": (Unusual(1e-4, equals(Z_LOSS, 1e-4)),),
-    # `diagnose` does not look for these yet.
-    "kind": (),
-    "beta": (),
-    "scale": (),
+    "kind": (
+        Unusual("reverse", "reverse|swapped"),
+        Unusual("jensen_shannon", MIXTURE),
+        Unusual("total_variation", TOTAL_VARIATION),
+    ),
+    "beta": tuple(Unusual(beta, equals("β", beta), also=_MIXED) for beta in (0.1, 0.3, 0.9)),
+    "scale": (Unusual("divergence", r"scale='divergence'|divided by β \(1 − β\)", also=_MIXED),),
     # What they hold says which form of the loss is meant; both forms are tried with every option.
     "from_logits": (),
     "inplace_gradient": (),

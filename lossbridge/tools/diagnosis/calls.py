@@ -17,11 +17,12 @@ import numpy as np
 
 from lossbridge.conventions import PEERS, Convention, Peer
 from lossbridge.tools.diagnosis.batch import WEIGHTS, Array, Batch
-from lossbridge.tools.diagnosis.canonical import BINARY, DIVERGENCES, FOCAL, Setting
+from lossbridge.tools.diagnosis.canonical import BINARY, DIVERGENCES, FOCAL, MIXTURES, Setting
 from lossbridge.tools.diagnosis.evaluate import as_read, divisor, whole
 from lossbridge.tools.diagnosis.expression import AS_ARRAYS, Expression, Operation
 from lossbridge.tools.diagnosis.weightings import ALL, WEIGHTS_APART
 
+_Steps = tuple[Operation, ...]
 _RTOL, _ATOL = 2e-5, 2e-6  # of a result in float32
 
 # (the activation that the function applies, the convention's): the operations to apply to the argument first.
@@ -33,6 +34,7 @@ _CONVERSIONS: dict[tuple[str, str], tuple[str, ...]] = {
     ("none", "sigmoid twice"): ("sigmoid", "sigmoid"),
     ("softmax", "softmax twice"): ("softmax",),
     ("softmax", "none"): ("log",),
+    ("softmax", "exp"): (),
     ("sigmoid", "sigmoid twice"): ("sigmoid",),
     ("exp", "none"): ("log",),
     ("exp", "softmax"): ("log_softmax",),
@@ -147,22 +149,8 @@ def _expressions(peer: Peer, c: Convention, batch: Batch, rows: Batch, setting: 
     They take `rows`, which `setting` describes; the divisor is that of `batch`.
     """
     own = peer.convention.resolved(setting.machine_epsilon)
-    costs = {own.cost, "cross-entropy"} if own.cost == "divergence" and setting.hard else {own.cost}
-    if own.cost in FOCAL:
-        costs.add("cross-entropy" if own.cost == "focal" else "binary")
-    if c.cost not in costs or c.axis != -1 or c.dtype in ("float16", "bfloat16", "float32") or c.undefined != "zero":
+    if not _may_give(peer, c, setting):
         return
-    if setting.labels and not {"labels", "distributions"} & set(peer.targets):
-        return
-    if not setting.labels and (peer.targets == ("labels",) or (peer.targets == ("none",) and c.cost != "entropy")):
-        return
-    if setting.events_only and (c.cost not in BINARY or "softmax" in c.activation):
-        return
-    outcomes = setting.pred_holds if c.swapped else setting.true_holds
-    if peer.library == "keras" and c.cost in BINARY and outcomes != "probabilities":
-        return  # on PyTorch, Keras refuses such targets
-    if peer.library == "optax" and c.cost in FOCAL and outcomes != "probabilities":
-        return  # a power of a number below 0
     activations = peer.options.get("activation", {})
     for activation in dict.fromkeys([own.activation, *(activations if isinstance(activations, Mapping) else ())]):
         options: dict[str, Any] = {}
@@ -173,12 +161,13 @@ def _expressions(peer: Peer, c: Convention, batch: Batch, rows: Batch, setting: 
         target = _target(own, c, peer, options, setting)
         if activation in peer.nan_under and _may_be_nan(c, setting, pred or ()):
             continue
-        if own.renormalise != "no" and activation == "none" and _has_infinite_shares(setting):
+        if own.renormalise != "no" and activation == "none" and _has_infinite_shares(peer, setting):
             continue
         if peer.library == "keras" and any(name in _LEAVE_LOGITS for name, _ in pred or ()):
             continue
         if pred is None or target is None or not _set_options(options, peer, own, c, rows, setting):
             continue
+        pred, target = _finite(c, pred, target, as_read(c, rows))
         if c.dtype != "exact":
             cast = ("cast", {"dtype": c.dtype.split()[0]})
             if cast[1]["dtype"] == "bfloat16" and peer.library in ("lossbridge", "sklearn", "scipy"):
@@ -195,12 +184,55 @@ def _expressions(peer: Peer, c: Convention, batch: Batch, rows: Batch, setting: 
             result = _reduce_to_values(peer, own, c, setting, options)
         if result is None:
             continue
-        result["divisor"] = result.get("divisor", 1.0) / c.factor
+        squared = float(options.get("temperature", 1.0)) ** 2  # by which the function multiplies
+        result["divisor"] = result.get("divisor", 1.0) * squared / c.factor
         result["base"] = c.base
         if "base" in peer.options and c.base != math.e:
             options["base"] = c.base
             result["base"] = math.e
         yield Expression(peer, target, pred, c.swapped, options, outcome=c.outcome, offset=c.offset, **result)
+
+
+def _may_give(peer: Peer, c: Convention, setting: Setting) -> bool:
+    """Whether the function computes such a loss of such arrays."""
+    if c.cost not in _costs(peer, setting) or c.axis != -1 or c.undefined != "zero":
+        return False
+    if c.dtype in ("float16", "bfloat16", "float32"):
+        return False
+    if setting.labels and not {"labels", "distributions"} & set(peer.targets):
+        return False
+    if not setting.labels and (peer.targets == ("labels",) or (peer.targets == ("none",) and c.cost != "entropy")):
+        return False
+    if setting.events_only and (c.cost not in BINARY or "softmax" in c.activation):
+        return False
+    outcomes = setting.pred_holds if c.swapped else setting.true_holds
+    if peer.library == "keras" and c.cost in BINARY and outcomes != "probabilities":
+        return False  # on PyTorch, Keras refuses such targets
+    # A power of a number below 0.
+    return not (peer.library == "optax" and c.cost in FOCAL and outcomes != "probabilities")
+
+
+def _costs(peer: Peer, setting: Setting) -> set[str]:
+    """Those that the function computes: by an option, of hard targets, or with γ = 0."""
+    cost = peer.convention.cost
+    costs = {cost, *peer.options.get("cost", {})}
+    if cost == "divergence" and setting.hard:
+        costs.add("cross-entropy")
+    if cost in FOCAL:
+        costs.add("cross-entropy" if cost == "focal" else "binary")
+    return costs
+
+
+def _finite(c: Convention, pred: _Steps, target: _Steps, read: Batch) -> tuple[_Steps, _Steps]:
+    """Without the logarithm of 0, of which NumPy warns: a divergence that is a mixture's needs no more than 1e-30."""
+
+    def bounded(operations: _Steps, x: Array) -> _Steps:
+        *before, last = operations or (("", {}),)
+        if c.cost not in MIXTURES or last[0] != "log" or not (before or (x == 0).any()):
+            return operations
+        return (*before, ("clip", {"low": 1e-30, "high": 1}), last)
+
+    return bounded(pred, read.y_pred), bounded(target, read.y_true)
 
 
 def _may_be_nan(c: Convention, setting: Setting, pred: Iterable[Operation]) -> bool:
@@ -212,9 +244,11 @@ def _may_be_nan(c: Convention, setting: Setting, pred: Iterable[Operation]) -> b
     return setting.extreme and not bounded and not clipped
 
 
-def _has_infinite_shares(setting: Setting) -> bool:
-    """Whether a dense function that divides by the sum of a row's predictions computes ∞/∞ for a class of target 0."""
-    return setting.extreme and setting.pred_holds != "probabilities" and not setting.labels
+def _has_infinite_shares(peer: Peer, setting: Setting) -> bool:
+    """Whether a function that divides by the sum of a row's predictions computes ∞/∞ for a class of target 0: a dense
+    one, and on JAX also that of Keras for labels."""
+    dense = not setting.labels or peer.library == "keras"
+    return setting.extreme and setting.pred_holds != "probabilities" and dense
 
 
 def option(text: str) -> dict[str, Any]:
@@ -241,8 +275,8 @@ def _pred(own: Convention, c: Convention, peer: Peer, options: dict[str, Any]) -
         if conversion is None:
             return None
         operations = tuple((name, {}) for name in conversion)
-        if own.activation == "softmax":  # softmax of logarithms renormalises
-            own = replace(own, renormalise="predictions")
+        if own.activation == "softmax":  # softmax of logarithms renormalises, which of most rows changes nothing
+            own = replace(own, renormalise=c.renormalise if c.cost in MIXTURES else "predictions")
     if _same_clip(own, c):
         return operations
     clips = peer.options.get("clip", {})
@@ -272,8 +306,7 @@ def _scaled(own: Convention, c: Convention, peer: Peer, options: dict[str, Any])
     """The operations where the logits are divided by a temperature, then capped, before the last softmax or sigmoid."""
     operations = _pred(own, replace(c, temperature=1.0, softcap=None), peer, options)
     if "temperature" in peer.options:
-        options["temperature"] = c.temperature
-        return operations
+        return operations  # see _set_options
     if operations is None or not c.activation.startswith(("softmax", "sigmoid")):
         return None
     first = 1 if c.activation.endswith("twice") else 0
@@ -310,7 +343,7 @@ def _target(
         options |= option(texts[c.target_activation])
         return operations
     conversion = _CONVERSIONS.get((own.target_activation, c.target_activation))
-    if conversion == ("log",) and setting.hard:
+    if conversion == ("log",) and setting.hard and c.cost not in MIXTURES:
         return None  # −∞ wherever the target is 0, and NumPy warns of it
     return None if conversion is None else (*operations, *((name, {}) for name in conversion))
 
@@ -334,7 +367,7 @@ def _set_options(
         outcomes = 2 if c.cost in BINARY else setting.classes
         factor = 1.0 if c.smoothing_over == "K" else outcomes / (outcomes - 1)
         options["label_smoothing"] = round(c.label_smoothing * factor, 10)
-    for name in ("alpha", "gamma", "pos_weight", "z_loss", *WEIGHTS):
+    for name in ("cost", "alpha", "gamma", "beta", "scale", "crossed", "temperature", "pos_weight", "z_loss", *WEIGHTS):
         value, texts = getattr(c, name), AS_ARRAYS.get((peer.name, name), peer.options.get(name))
         if value == getattr(own, name):
             continue
@@ -344,7 +377,7 @@ def _set_options(
             options |= {**option(texts[0.25]), "alpha": value}
         elif isinstance(texts, str):
             options[texts.partition("=")[0]] = 1.0 if value is None else value
-        else:
+        elif name not in ("cost", "temperature"):  # which the function computes of such targets, or its arguments have
             return False
     return True
 

@@ -19,9 +19,10 @@ from lossbridge.tools.diagnosis.weightings import ALL
 
 BINARY = ("binary", "binary focal")
 FOCAL = ("focal", "binary focal")
-DIVERGENCES = ("divergence", "convex divergence")
+MIXTURES = ("jensen-shannon", "total variation")  # in which both sides count alike
+DIVERGENCES = ("divergence", "convex divergence", *MIXTURES)
 SMOOTHINGS = (0.1, 0.05, 0.2, 0.01)
-_WITHOUT_LOGARITHM = ("squared", "jensen-shannon")  # or with none that is changed
+_WITHOUT_LOGARITHM = ("squared", *MIXTURES)  # or with none that is changed
 Holds = Literal["probabilities", "logits", "log-probabilities"]
 _SOFTMAX = ("softmax", "softmax twice")
 _CLIPS = ("both", "lower")
@@ -176,7 +177,7 @@ def _sensible(c: Convention, setting: Setting) -> bool:
         return False
     if c.cost in _WITHOUT_LOGARITHM and (c.clip != "none" or c.logarithm != "once" or c.class_weight):
         return False
-    if c.cost == "squared" and (c.base != math.e or c.outcome == "perplexity"):
+    if c.cost in ("squared", "total variation") and (c.base != math.e or c.outcome == "perplexity"):
         return False
     if setting.events_only and (c.cost not in (*BINARY, "squared") or c.smoothing_over == "C"):
         return False
@@ -230,6 +231,9 @@ def _options(c: Convention, setting: Setting) -> Convention:
         undefined=c.undefined if _may_be_infinite(c, setting) and clip == "none" else "zero",
         gamma=gamma,
         alpha=alpha,
+        beta=c.beta if cost == "jensen-shannon" else 0.5,
+        scale=c.scale if cost == "jensen-shannon" else "mixture",
+        crossed=c.crossed and cost == "jensen-shannon" and c.beta != 0.5,
         base=math.e if c.outcome == "perplexity" else c.base,
         dtype=dtype,
     )
@@ -278,6 +282,8 @@ def _costs(c: Convention, setting: Setting) -> Convention:
         c = c.but(activation="exp", logarithm="once")
     if c.cost == "divergence" and setting.hard and not other_target and renormalise != "both" and c.clip not in _CLIPS:
         c = c.but(cost="cross-entropy")  # t log t = 0
+    if c.cost in MIXTURES and c.activation == c.target_activation and c.renormalise != "predictions" and c.swapped:
+        c = c.but(swapped=False, beta=round(1 - c.beta, 12))
     product = c.activation == "exp" if c.cost == "cross-entropy" else c.logarithm == "missing" and c.cost == "binary"
     targets_unchanged = c.target_activation == "none" and not c.label_smoothing and not c.class_weight
     if product and unclipped and targets_unchanged and c.activation in ("exp", "none"):

@@ -27,13 +27,14 @@ _SHOWN = 4  # how many indistinguishable explanations are printed
 _FEW_DIGITS = 1e-4  # a relative tolerance that many numbers meet by chance
 _TO_TRY = (
     "Pass what was used, if you know it: temperature=, label_smoothing=, epsilon=, pos_weight=, gamma=, alpha=, "
-    "logit_scale=, softcap=, z_loss=, class_weight=, sample_weight=, mask=; or a second batch with its number, more=."
+    "beta=, logit_scale=, softcap=, z_loss=, class_weight=, sample_weight=, mask=; or a second batch with its number, "
+    "more=."
 )
 # The same to the command's user.
 _TO_TRY_THERE = (
     "Pass what was used, if you know it: --temperature, --label-smoothing, --epsilon, --pos-weight, --gamma, --alpha, "
-    "--logit-scale, --softcap, --z-loss; class_weight, sample_weight or mask in the file; or a second file with its "
-    "--observed."
+    "--beta, --logit-scale, --softcap, --z-loss; class_weight, sample_weight or mask in the file; or a second file "
+    "with its --observed."
 )
 _SATURATED = (
     "y_pred is saturated, exactly 0 or 1 where the target is not. If a sigmoid or softmax layer made it, Keras on "
@@ -255,6 +256,7 @@ def diagnose(
     pos_weight: float | None = None,
     gamma: float | None = None,
     alpha: float | None = None,
+    beta: float | None = None,
     logit_scale: float | None = None,
     softcap: float | None = None,
     z_loss: float | None = None,
@@ -271,8 +273,8 @@ def diagnose(
         expected: what you meant, such as "keras.categorical_crossentropy" or "torch.kl_div(reduction='batchmean')".
         quantity: "gradient" or "value", where an array could be either.
         class_weight, sample_weight, mask, ignore_class: those that may have been used; all are tried with and without.
-        label_smoothing, epsilon, temperature, pos_weight, gamma, alpha, logit_scale: may have been used; round ones are
-            found too. softcap, z_loss: likewise, of logits; usual ones are found too, as 30 and 1e-4.
+        label_smoothing, epsilon, temperature, pos_weight, gamma, alpha, beta, logit_scale: may have been used; round
+            ones are found too. softcap, z_loss: likewise, of logits; usual ones are found too, as 30 and 1e-4.
         more: further batches (y_true, y_pred, observed), which narrow the explanations down; optionally with a fourth
             entry, a dict with sample_weight, mask or both.
         advance: called with the fraction of the work that each step did, for a progress bar.
@@ -290,12 +292,10 @@ def diagnose(
 
     Source: the conventions of `lossbridge.conventions`; the table in docs/conventions.md.
     """
-    if quantity not in (None, "gradient", "value"):
-        raise ValueError(f"quantity is {quantity!r}; use 'gradient' or 'value'")
-    used = {"label_smoothing": label_smoothing, "epsilon": epsilon, "temperature": temperature}
-    used |= {"pos_weight": pos_weight, "gamma": gamma, "alpha": alpha}
-    used |= {"logit_scale": logit_scale, "softcap": softcap, "z_loss": z_loss}
-    request = _Request(expected, quantity, class_weight, ignore_class, _coefficients(used))
+    used = {"label_smoothing": label_smoothing, "epsilon": epsilon, "pos_weight": pos_weight, "softcap": softcap}
+    used |= {"temperature": temperature, "logit_scale": logit_scale, "z_loss": z_loss}
+    used |= {"gamma": gamma, "alpha": alpha, "beta": beta}
+    request = _Request(expected, _quantity(quantity), class_weight, ignore_class, _coefficients(used))
     batches = [(y_true, y_pred, observed, {"sample_weight": sample_weight, "mask": mask}), *_further(more)]
     return _in_any_way(request, batches, advance)
 
@@ -434,7 +434,14 @@ def _read(request: _Request, given: Sequence[_Given], moved: bool) -> _Data:
     return _Data(batches, numbers, quantities, warnings)
 
 
-_ENDS = {"label_smoothing": 1.0, "epsilon": 0.5, "alpha": 1.0}
+def _quantity(name: str | None) -> str | None:
+    """Itself. Raises ValueError for one that is unknown."""
+    if name not in (None, "gradient", "value"):
+        raise ValueError(f"quantity is {name!r}; use 'gradient' or 'value'")
+    return name
+
+
+_ENDS = {"label_smoothing": 1.0, "epsilon": 0.5, "alpha": 1.0, "beta": 1.0}
 
 
 def _coefficients(numbers: Mapping[str, Any]) -> dict[str, float]:

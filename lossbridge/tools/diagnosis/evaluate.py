@@ -44,8 +44,9 @@ def terms(c: Convention, rows: Rows, pred: Any, memo: dict[Any, Any] | None = No
     if c.cost == "squared":
         return (target - p) * (target - p)
     if c.cost == "jensen-shannon":
-        middle = (target + p) * 0.5
-        return 0.5 * (_x_log_x(target) + _x_log_x(p)) - _x_log_x(middle)
+        return _jensen_shannon(c, target, p, memo)
+    if c.cost == "total variation":
+        return 0.5 * b.abs(target - p)
     if c.cost == "binary":
         return _product(c, positive, cost) + _product(c, negative, complement_cost)
     if c.cost == "binary focal":
@@ -66,6 +67,17 @@ def terms(c: Convention, rows: Rows, pred: Any, memo: dict[Any, Any] | None = No
         if c.cost == "convex divergence":
             result = result + (p - target)
     return result
+
+
+def _jensen_shannon(c: Convention, target: Any, p: Any, memo: dict[Any, Any] | None) -> Any:
+    """β t log t + (1 − β) p log p − (β t + (1 − β) p) log m."""
+    of_target = _cached(memo, ("t log t", *_target_key(c)), lambda: _x_log_x(target))
+    of_pred = _cached(memo, ("p log p", *_costs_key(c)), lambda: _x_log_x(p))
+    beta, other = c.beta, 1 - c.beta
+    both = beta * target + other * p
+    of_both = _x_log_x(both) if not c.crossed else both * _log_of_positive(other * target + beta * p)
+    terms = beta * of_target + other * of_pred - of_both
+    return terms / (beta * other) if c.scale == "divergence" else terms
 
 
 def row_sums(c: Convention, rows: Rows, memo: dict[Any, Any]) -> Array:
@@ -289,7 +301,12 @@ def _product(c: Convention, factor: Any, cost: Any) -> Any:
 
 
 def _x_log_x(x: Any) -> Any:
-    return x * b.log(b.where(x == 0, 1.0, x))
+    return x * _log_of_positive(x)
+
+
+def _log_of_positive(x: Any) -> Any:
+    """log x; of 0 it is 0."""
+    return b.log(b.where(x == 0, 1.0, x))
 
 
 def _target_key(c: Convention) -> tuple[Any, ...]:

@@ -67,6 +67,8 @@ _RANGES: Mapping[str, Callable[[Any], bool]] = {
     "softcap": lambda x: x > 0,
     "logit_scale": lambda x: x > 0,
     "alpha": lambda x: True,
+    "beta": lambda x: 0 < x < 1,
+    "temperature": lambda x: x > 0,
     "base": lambda x: x > 0 and x != 1,
     "axis": lambda x: isinstance(x, int),
 }
@@ -199,6 +201,8 @@ def _with_options(c: Convention, options: Mapping[str, str], peer: Peer, batch: 
             raise ValueError(f"expected names {name}={value}, which {peer.name} does not take; correct it")
         elif field == "logit_scale":
             changed["temperature"] = 1 / key
+        elif field == "temperature":
+            changed |= {field: key, "factor": key * key}
         else:
             changed[field] = key
     return replace(c, **changed)

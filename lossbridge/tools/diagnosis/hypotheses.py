@@ -14,7 +14,15 @@ from typing import Any
 
 from lossbridge.conventions import FURTHER, PEERS, Convention, Peer
 from lossbridge.tools.diagnosis.batch import WEIGHTS
-from lossbridge.tools.diagnosis.canonical import BINARY, DIVERGENCES, FOCAL, SMOOTHINGS, Holds, Setting, canonical
+from lossbridge.tools.diagnosis.canonical import (
+    BINARY,
+    DIVERGENCES,
+    FOCAL,
+    SMOOTHINGS,
+    Holds,
+    Setting,
+    canonical,
+)
 from lossbridge.tools.diagnosis.evaluate import FLOAT16_DTYPES
 from lossbridge.tools.diagnosis.weightings import WEIGHTS_APART
 
@@ -49,11 +57,11 @@ class Hypothesis:
     @property
     def strangeness(self) -> tuple[int, bool, bool]:
         """The order of hypotheses: the number of changes and its rarity; then whether it assumes log-probabilities for
-        a function that takes none; of equals the better known."""
+        a function that takes none; of equals the better known, and last those with a β, which fits most numbers."""
         c = self.convention
         log_probabilities = c.activation == "exp" or c.logarithm == "missing"
         strange = log_probabilities and self.preset.peer.convention.activation != "exp"
-        return self.changes + self.rarity, strange, self.rarity > 0
+        return self.changes + self.rarity, strange, self.rarity > 0 or c.beta != 0.5
 
 
 def presets(setting: Setting) -> list[Preset]:
@@ -112,12 +120,14 @@ def _variants(peer: Peer) -> Iterator[Convention]:
         divisors = ("elements", "one", "samples")
     elif peer.returns == "samples" and peer.convention.divisor == "elements":
         divisors = ("elements", "classes")
-    names = ["target_activation", "class_weight", "sample_weight"]
+    names = ["cost", "scale", "target_activation", "class_weight", "sample_weight"]
     names += ["alpha"] if peer.convention.cost == "binary focal" else []  # balanced or not
     for activation in _values(peer, "activation"):
         c = peer.convention.activated(activation)
         for divisor, *values in product(divisors or _values(peer, "divisor"), *(_values(peer, name) for name in names)):
-            yield replace(c, divisor=divisor, **dict(zip(names, values, strict=True)))
+            variant = replace(c, divisor=divisor, **dict(zip(names, values, strict=True)))
+            if variant.cost == "jensen-shannon" or variant.scale == "mixture":
+                yield variant
 
 
 # (what an array holds, the activation that the function applies): the argument to pass, and the activation of both
@@ -187,6 +197,7 @@ class Change:
 
 
 _SQUARED = ("cross-entropy", "binary")
+JENSEN_SHANNON: Mapping[str, Any] = {"cost": "jensen-shannon", "clip": "none", "epsilon": 0.0}
 _CATEGORICAL = ("cross-entropy", "focal", "poly", "divergence", "convex divergence", "entropy")
 _EPSILONS: Mapping[str, tuple[float | str, ...]] = {
     "both": (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-10, 1e-12, 1e-15, "machine"),
@@ -235,9 +246,7 @@ def _changes_of_any_data(setting: Setting) -> Iterator[Change]:
     for divisor in ("samples", "elements", "weights", "nonzero weights", "classes", "axis 0", "one"):
         yield Change("divisor", {"divisor": divisor}, common=divisor != "nonzero weights")
     yield Change("cost", {"cost": "squared", "clip": "none", "epsilon": 0.0}, common=False, costs=_SQUARED)
-    yield Change(
-        "cost", {"cost": "jensen-shannon", "clip": "none", "epsilon": 0.0}, common=False, costs=("divergence",)
-    )
+    yield from _changes_to_mixtures(setting)
     if setting.sample_weight and setting.classes > 1:
         by_weight = {"sample_weight": True, "divisor": "weights", "factor": 1 / setting.classes}
         yield Change("sample_weight", by_weight, common=False, costs=BINARY)
@@ -260,6 +269,22 @@ def _changes_of_any_data(setting: Setting) -> Iterator[Change]:
         yield Change("alpha", {"alpha": alpha}, common=bool(setting.tried("alpha", ())), costs=FOCAL)
     for alpha in (1.0, -1.0):
         yield Change("alpha", {"alpha": alpha}, common=False, costs=("poly",))
+
+
+def _changes_to_mixtures(setting: Setting) -> Iterator[Change]:
+    """Other divergences than Kullback's; those of hard targets are sought beside the cross-entropy."""
+    total_variation = {**JENSEN_SHANNON, "cost": "total variation"}
+    costs = ("divergence", "cross-entropy") if setting.hard else ("divergence",)
+    yield Change("cost", JENSEN_SHANNON, common=False, costs=("divergence",))
+    yield Change("cost", total_variation, common=False, costs=costs)
+    yield Change("cost", {**JENSEN_SHANNON, "scale": "divergence"}, common=False, costs=("divergence",))
+    yield Change("cost", {**JENSEN_SHANNON, "base": 2.0}, common=False, weight=2, costs=("divergence",))
+    for without_half in (JENSEN_SHANNON, total_variation):
+        yield Change("cost", {**without_half, "factor": 2.0}, common=False, costs=("divergence",))
+    for beta in setting.tried("beta", ()):
+        for values in ({}, {"scale": "divergence"}, {"crossed": True}):
+            mixture = {**JENSEN_SHANNON, "beta": beta, **values}
+            yield Change("cost", mixture, costs=(*costs, "jensen-shannon"))
 
 
 def _changes_of_some_data(setting: Setting) -> Iterator[Change]:
@@ -310,7 +335,7 @@ def hypotheses(setting: Setting, *, plain: bool = False) -> tuple[Hypothesis, ..
             continue
         own = canonical(preset.convention, setting)
         if own is not None and own not in starts:
-            of_divergence = preset.peer.convention.cost in (*DIVERGENCES, "entropy")
+            of_divergence = preset.peer.convention.cost in ("divergence", "convex divergence", "entropy")
             other = of_divergence and (setting.labels or setting.one_hot)
             starts[own] = Hypothesis(own, preset, own, 0, len(starts), other)
             add(own, starts[own], 0)
@@ -333,6 +358,6 @@ def hypotheses(setting: Setting, *, plain: bool = False) -> tuple[Hypothesis, ..
             continue
         for i, first in enumerate(common):
             for second in common[i + 1 :]:
-                if first.group != second.group:
+                if first.group != second.group and not first.values.keys() & second.values.keys():
                     add(own.but(**first.values, **second.values), start, 2)
     return tuple(sorted(found.values(), key=lambda h: (h.changes, h.place)))

@@ -15,9 +15,9 @@ import numpy as np
 
 from lossbridge.conventions import Convention
 from lossbridge.tools.diagnosis.batch import Array, Batch
-from lossbridge.tools.diagnosis.canonical import BINARY, DIVERGENCES, FOCAL, Setting, canonical
+from lossbridge.tools.diagnosis.canonical import BINARY, DIVERGENCES, FOCAL, MIXTURES, Setting, canonical
 from lossbridge.tools.diagnosis.evaluate import scalars
-from lossbridge.tools.diagnosis.hypotheses import Hypothesis
+from lossbridge.tools.diagnosis.hypotheses import JENSEN_SHANNON, Hypothesis
 from lossbridge.tools.diagnosis.search import MANY_DIGITS, Observation
 from lossbridge.tools.diagnosis.weightings import FIRST_ROWS, LAST_ROWS, WEIGHTS_APART
 
@@ -111,9 +111,9 @@ def _bases(known: Sequence[Hypothesis], setting: Setting, *, few: bool) -> list[
         c, of_hard = h.own, setting.hard and h.preset.peer.convention.cost in DIVERGENCES
         if h.changes or h.rarity or of_hard or c.undefined == "nan" or c.axis != -1:
             continue
-        if c.divisor in ("one", "classes") or c.cost not in ("cross-entropy", "divergence", *BINARY, *FOCAL):
+        if c.divisor in ("one", "classes") or c.cost not in ("cross-entropy", "divergence", *BINARY, *FOCAL, *MIXTURES):
             continue
-        key = c.cost, c.activation, c.target_activation, c.alpha, c.divisor, c.sample_weight, c.class_weight
+        key = c.cost, c.scale, c.activation, c.target_activation, c.alpha, c.divisor, c.sample_weight, c.class_weight
         found.setdefault(key, h)
     for h in list(found.values()):
         if h.own.cost == "divergence" and h.own.target_activation == "softmax":  # the student's from the teacher's
@@ -123,8 +123,9 @@ def _bases(known: Sequence[Hypothesis], setting: Setting, *, few: bool) -> list[
     def unlikely(h: Hypothesis) -> tuple[bool, bool]:
         return (h.own.cost in BINARY) != outcomes, h.own.cost in FOCAL
 
-    every = sorted(found.values(), key=unlikely)[:_MOST_BASES]
-    return [h for h in every if not any(unlikely(h))] if few else every
+    mixtures = [h for h in found.values() if h.own.cost in MIXTURES]
+    every = sorted((h for h in found.values() if h.own.cost not in MIXTURES), key=unlikely)[:_MOST_BASES]
+    return [h for h in every if not any(unlikely(h))] if few else [*every, *mixtures]
 
 
 # Coefficients.
@@ -135,6 +136,7 @@ _SMOOTHINGS = (0.01, 0.02, 0.03, 0.05, 0.08, 0.1, 0.12, 0.15, 0.2, 0.25, 0.3, 0.
 _GAMMAS = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0)
 _ALPHAS = (0.1, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.9)
 _POS_WEIGHTS = (0.5, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 20.0)
+_BETAS = (0.1, 0.2, 0.25, 0.3, 0.7, 0.75, 0.8, 0.9)
 _POWERS = tuple(10.0**-k for k in range(1, 21))
 
 
@@ -144,6 +146,7 @@ def _unknowns(c: Convention, setting: Setting) -> Iterator[Unknown]:
         if logits and c.target_activation == "softmax":
             yield Unknown("temperature", 0.1, 100, _TEMPERATURES, {}, lambda x: {"factor": x * x})
             yield Unknown("temperature", 0.1, 100, _TEMPERATURES, {})
+        yield from _betas(c)
         return
     if c.cost in FOCAL:
         yield Unknown("gamma", 0.05, 20, _GAMMAS, {})
@@ -169,6 +172,19 @@ def _unknowns(c: Convention, setting: Setting) -> Iterator[Unknown]:
             yield Unknown("epsilon", 1e-20, 0.2, _POWERS, {"clip": clip}, digits=1)
 
 
+def _betas(c: Convention) -> Iterator[Unknown]:
+    """Of a Jensen–Shannon divergence; and in place of Kullback's, where no function here computes the other."""
+    unknown = Unknown("beta", 0.01, 0.99, _BETAS, {}, digits=2, doubt=0.3)
+    of_logits = (c.activation, c.target_activation, c.divisor) == ("softmax", "softmax", "samples")
+    if c.cost == "jensen-shannon":
+        yield unknown
+        if c.scale == "mixture":
+            yield replace(unknown, also={"crossed": True})
+    elif c.cost == "divergence" and not c.swapped and not of_logits:
+        for scale in ("mixture", "divergence"):
+            yield replace(unknown, also={**JENSEN_SHANNON, "scale": scale})
+
+
 class _Curve(NamedTuple):
     """What a base gives for an unknown coefficient."""
 
@@ -187,13 +203,19 @@ class _Bracket(NamedTuple):
 
 def _likelier(bases: Sequence[Hypothesis], batch: Batch) -> Sequence[Hypothesis]:
     """Fewer of them for a large batch."""
-    return bases[: _MOST_BASES // _FEWER] if batch.y_pred.size > _LARGE else bases
+    return bases[: _MOST_BASES // _FEWER] if _is_large(batch) else bases
+
+
+def _is_large(batch: Batch) -> bool:
+    return batch.y_pred.size > _LARGE
 
 
 def _coefficients(
     bases: Sequence[Hypothesis], batch: Batch, setting: Setting, seen: Observation, sure: bool
 ) -> Iterator[tuple[Hypothesis, Convention]]:
     curves = [_Curve(base, unknown) for base in _likelier(bases, batch) for unknown in _unknowns(base.own, setting)]
+    if _is_large(batch):  # β alone, of the one divergence that has it
+        curves += [_Curve(base, x) for base in bases if base.own.cost == "jensen-shannon" for x in _betas(base.own)]
     for curve, root in _roots(curves, batch, seen):
         chance = 1.0 if sure else _LARGEST_CHANCE * curve.unknown.doubt
         value = rounded(root, curve.unknown.usual, chance, curve.unknown.digits)
@@ -265,7 +287,7 @@ def _pairs(
 def _roots(curves: Sequence[_Curve], batch: Batch, seen: Observation) -> Iterator[tuple[_Curve, _Root]]:
     """Where the curves take the observed number: bracketed on a grid, refined by the method of false position."""
     target = float(seen.values)
-    points = _POINTS // _FEWER if batch.y_pred.size > _LARGE else _POINTS
+    points = _POINTS // _FEWER if _is_large(batch) else _POINTS
     grids = [curve.unknown.grid(points) for curve in curves]
     every = [curve.at(x) for curve, grid in zip(curves, grids, strict=True) for x in grid]
     values = scalars(batch, every) - target

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from lossbridge.conventions import Convention, Cost, Peer
 from lossbridge.tools.diagnosis.batch import Batch, Quantity
-from lossbridge.tools.diagnosis.canonical import BINARY, DIVERGENCES, holds
+from lossbridge.tools.diagnosis.canonical import BINARY, DIVERGENCES, MIXTURES, holds
 from lossbridge.tools.diagnosis.evaluate import as_read, divisor
 from lossbridge.tools.diagnosis.hypotheses import Hypothesis, Preset
 from lossbridge.tools.diagnosis.solving import counts
@@ -73,6 +73,7 @@ _MISTAKES = {
 _COSTS = {
     "squared": "the squared error (t − p)², as the Brier score, instead of logarithms",
     "jensen-shannon": "the Jensen–Shannon divergence: half the divergence of each from their mean",
+    "total variation": "the total variation: half the sum of |t − p|",
 }
 _OUTCOMES = {"loss": "", "negated": "with the sign turned", "perplexity": "exp of it, the perplexity"}
 _LEFT_OUT = {
@@ -146,7 +147,7 @@ def words(h: Hypothesis, batch: Batch, quantity: Quantity) -> Words:
         phrases.append(f": what is left out is {counted}")
     if peer.is_further:
         plain = Convention(activation=h.own.activation, target_activation=h.own.target_activation)
-        without: dict[str, Cost] = {"jensen-shannon": "divergence", "squared": "cross-entropy"}
+        without: dict[str, Cost] = {**dict.fromkeys(MIXTURES, "divergence"), "squared": "cross-entropy"}
         plain = replace(plain, cost=without.get(h.own.cost, h.own.cost))
         rules = differences(plain, _unchanged(h.own, h.convention, plain), batch)
         phrases += [f": {'; '.join(rules)}"] if rules else []
@@ -183,8 +184,8 @@ def differences(old: Convention, new: Convention, batch: Batch) -> list[str]:
     changed = {f.name for f in fields(Convention) if getattr(old, f.name) != getattr(new, f.name)}
     if new.activation != old.activation and old.activated(new.activation).clip == new.clip:
         changed -= {"clip", "epsilon", "renormalise"}  # these follow from the activation: logits are not clipped
-    phrases = [_COSTS[new.cost]] if "cost" in changed and new.cost in _COSTS else []
-    if phrases:
+    phrases = _losses(changed, new)
+    if "cost" in changed and new.cost in _COSTS:
         changed -= {"clip", "epsilon", "renormalise"}  # there is no logarithm to be finite
     if "swapped" in changed:
         phrases.append("the arguments swapped: y_pred read as targets, y_true as predictions")
@@ -234,6 +235,19 @@ def differences(old: Convention, new: Convention, batch: Batch) -> list[str]:
     if "undefined" in changed:
         left = "left undefined" if new.undefined == "nan" else "taken as 0"
         phrases.append(f"0·∞, and a mean over nothing, {left}")
+    return phrases
+
+
+def _losses(changed: set[str], new: Convention) -> list[str]:
+    """Another loss; and of the Jensen–Shannon divergence β, and its scale."""
+    phrases = [_COSTS[new.cost]] if "cost" in changed and new.cost in _COSTS else []
+    if "beta" in changed and new.cost == "jensen-shannon":
+        m = "(1 − β) t + β p, as in TRL 0.14" if new.crossed else "β t + (1 − β) p"
+        mixture = f"β KL(t ‖ m) + (1 − β) KL(p ‖ m), m = {m}"
+        phrases = [f"{'the Jensen–Shannon divergence with ' if phrases else ''}β = {new.beta:g}: {mixture}"]
+    if "scale" in changed and new.cost == "jensen-shannon":
+        divided = "divided by" if new.scale == "divergence" else "not divided by"
+        phrases.append(f"{divided} β (1 − β) = {new.beta * (1 - new.beta):g}")
     return phrases
 
 

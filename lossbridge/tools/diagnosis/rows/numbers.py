@@ -95,6 +95,12 @@ def kl(t: Array, p: Array) -> Array:
     return t * np.log(np.where(t > 0, t, 1) / np.where(t > 0, p, 1))
 
 
+def mixed(t: Array, p: Array, beta: float) -> Array:
+    """The generalised Jensen–Shannon divergence, a sample each."""
+    middle = beta * np.float64(t) + (1 - beta) * np.float64(p)
+    return beta * kl(t, middle).sum(-1) + (1 - beta) * kl(p, middle).sum(-1)
+
+
 def distilled(teacher: Array, student: Array, temperature: float) -> Array:
     """KL of the softened distributions, a sample each, without T²."""
     return kl(softmax(teacher / np.float64(temperature)), softmax(student / np.float64(temperature))).sum(-1)

@@ -12,6 +12,8 @@ from lossbridge.tools.diagnosis.rows.numbers import Array
 from lossbridge.tools.diagnosis.rows.row import (
     CROSS_ENTROPY,
     EPSILON,
+    MIXTURE,
+    TOTAL_VARIATION,
     Row,
     either,
     equals,
@@ -320,6 +322,24 @@ def kind_17() -> Iterator[Row]:
         middle = (np.float64(t) + p) / 2
         value = (n.kl(t, middle) + n.kl(p, middle)).sum(-1).mean() / 2
         yield row(f"Jensen–Shannon {shape}", t, p, value, "jensen|JS")
+    yield from _mixtures()
+
+
+def _mixtures() -> Iterator[Row]:
+    """Of probabilities, and of a teacher's and a student's logits; a sum of all positions divided by the sequences."""
+    shape: tuple[int, ...]
+    row = partial(Row, 17)
+    for seed, beta, shape in ((209, 0.1, (5, 3)), (210, 0.3, (32, 10)), (211, 0.9, (4, 6, 5))):
+        teacher, student = n.soft(seed, *shape)[1], n.labels(seed + 10, *shape)[1]
+        t, p = n.f32(n.softmax(teacher)), n.f32(n.softmax(student))
+        says = every(MIXTURE, equals("β", beta))
+        losses = n.mixed(n.softmax(teacher), n.softmax(student), beta)
+        yield row(f"Jensen–Shannon of probabilities, β = {beta}", t, p, n.mixed(t, p, beta).mean(), says)
+        yield row(f"Jensen–Shannon of logits, β = {beta}", teacher, student, losses.mean(), says)
+        scaled = every(says, r"scale|β \(1 − β\)")
+        yield row(f"÷ β (1 − β), β = {beta}", teacher, student, losses.mean() / (beta * (1 - beta)), scaled)
+        yield row(f"total variation {shape}", t, p, np.abs(t - np.float64(p)).sum(-1).mean() / 2, TOTAL_VARIATION, 5)
+    yield row("Jensen–Shannon ÷ sequences, β = 0.9", teacher, student, losses.sum() / 4, says)
 
 
 def rows() -> Iterator[Row]:

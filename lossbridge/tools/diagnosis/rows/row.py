@@ -120,6 +120,7 @@ def every(*patterns: str) -> str:
 # The names of the libraries' functions for one loss.
 CROSS_ENTROPY = r"cross_?entropy|log_loss|nll_loss"
 DIVERGENCE = r"kl_?div|rel_entr|`entropy"
+MIXTURE, TOTAL_VARIATION = r"jensen.shannon|\bJS", r"total.variation"
 TEMPERATURE = r"temperature(?: T)?|\bT"
 SMOOTHING = r"label[_ ]smoothing(?: s)?|smoothed|\bs"
 POSITIVE = r"pos_weight|positives?(?: weigh\w*| outcomes)?|weight of (?:the )?(?:positives|outcomes 1)"
