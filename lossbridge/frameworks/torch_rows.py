@@ -131,7 +131,7 @@ def _samples(job: Job, pred: Tensor) -> tuple[int, ...]:
 def fresh(like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Memory for a gradient, in C order."""
     x = torch.empty_like(like, dtype=dtype, memory_format=torch.contiguous_format)
-    if x.nbytes >= HUGE:
+    if x.nbytes >= HUGE and x.is_cpu and not rows.MISSING:
         rows.advise(x.data_ptr(), x.nbytes)
     return x
 

@@ -117,6 +117,14 @@ def assert_right(got, exact, dtype=torch.float32) -> None:
     assert ((gradient.double() - exact[1]).abs() <= tolerance * largest).all()
 
 
+def test_a_large_buffer_without_native_rows(monkeypatch) -> None:
+    """Nothing is asked of the module that is not there."""
+    monkeypatch.setattr(rows, "MISSING", "the native rows are not built")
+    monkeypatch.delattr(rows, "_rows", raising=False)
+    like = torch.empty(torch_rows.HUGE // 4)
+    assert torch_rows.fresh(like).shape == like.shape
+
+
 @pytest.mark.parametrize("loss", LOGITS)
 @pytest.mark.parametrize("classes", [2, 3, 31, 32, 33, 1000, 32_768, 50_257, 128_256])
 def test_sizes(loss, classes, path, monkeypatch) -> None:

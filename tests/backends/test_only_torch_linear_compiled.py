@@ -17,8 +17,9 @@ from torch.utils.checkpoint import checkpoint
 
 import lossbridge as lb
 import lossbridge.torch as lt
-from lossbridge.frameworks import torch_blocks
+from lossbridge.frameworks import on_torch, torch_blocks
 
+pytestmark = pytest.mark.skipif(not on_torch.compilers(), reason="PyTorch compiles with a C++ compiler")
 N = 13
 LABELS, HIDDEN, WEIGHT = (torch.from_numpy(x) for x in problem().values())
 INPUTS = (HIDDEN, WEIGHT, torch.from_numpy(BIAS))
