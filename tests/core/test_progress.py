@@ -16,6 +16,7 @@ from lossbridge.tools.parity import parity_worker
 from lossbridge.tools.parity.cases import KERAS_EXAMPLE
 from lossbridge.tools.parity.check import all_cases, compile_key, in_groups
 from lossbridge.tools.parity.repeats import is_repeated, what_computes
+from lossbridge.tools.parity.signatures import SIGNATURES
 
 WHAT = tuple(dict.fromkeys(map(what_computes, all_cases())))
 
@@ -24,10 +25,13 @@ WHAT = tuple(dict.fromkeys(map(what_computes, all_cases())))
 def test_no_dtype_rank_or_option_is_left_out(what) -> None:
     every = [case for case in all_cases() if what_computes(case) == what]
     compiled = [case for case in every if not is_repeated(case)]
-    assert {case.dtype for case in compiled} == {case.dtype for case in every}
+    dtypes = {case.dtype for case in every}
+    assert {case.dtype for case in compiled} in (dtypes, dtypes - {"bfloat16"})
+    assert dtypes == {case.dtype for case in compiled} or not what.startswith("linear")
     assert {case.y_pred.ndim for case in compiled} == {case.y_pred.ndim for case in every}
     options, left = ({name for case in some for name in case.options} for some in (every, compiled))
-    assert options - left <= {"from_logits"}  # which another loss of the rule does not take
+    # Which another function with this code does not take.
+    assert options - left <= {"from_logits", *(name for case in every for name in SIGNATURES[case.loss].more)}
 
 
 def test_every_loss_has_a_compiled_case_of_its_own_or_of_its_rule() -> None:

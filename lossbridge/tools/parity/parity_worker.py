@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -50,4 +51,5 @@ def jobs(b: Framework, request: dict[str, Any]) -> tuple[list[Job], dict[str, An
 
 
 if __name__ == "__main__":
+    gc.set_threshold(50_000, 20, 100)  # compilers make many objects, and looking through them takes a tenth of the time
     serve(jobs)

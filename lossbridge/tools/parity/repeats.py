@@ -1,9 +1,14 @@
 """Which cases the parity command compiles only with --all: those that compile again what another case has compiled.
 
-Every case is checked eagerly. Of the cases of a rule that differ in nothing but the values of their options and their
-shapes, one function is compiled: that which most of them share; and none for a lone case with options, if
-another case has those and more. A rule that several losses have counts once. Weights, masks, normalizers and axes count
-once for labels and once for other targets: one code applies them to every rule.
+Every case is checked eagerly. One function is compiled, that which most cases share, of the cases that have in common
+
+- what computes them: a rule, whichever loss has it; or, of weights, masks, normalizers and axes, the one code that
+  applies them to every rule, for labels, for other targets, and in blocks;
+- the rank and the dtype; float16 stands for bfloat16 where nothing is multiplied in it;
+- the options, whatever their values; another dtype is other casts of the same code, and a rule's own options are
+  compiled in float32 alone.
+
+None is compiled for a lone case with options, if another case has those and more.
 """
 
 from __future__ import annotations
@@ -43,17 +48,23 @@ def _functions() -> dict[tuple[Kind, Options], Counter[Kind]]:
 
 
 def _kind(case: Case) -> Kind:
-    return what_computes(case), case.dtype, case.y_true.ndim, case.y_pred.ndim
+    what = what_computes(case)
+    dtype = "float16" if case.dtype == "bfloat16" and what not in _IN_BLOCKS else case.dtype
+    return what, dtype, case.y_pred.ndim
+
+
+_IN_BLOCKS = ("linear_crossentropy", "linear_distillation")
 
 
 def what_computes(case: Case) -> str:
-    """The rule of its loss; of a function outside the registry its name; or that only what all rules share matters."""
-    if case.loss in FURTHER:
-        return case.loss
+    """The rule of its loss, or a function outside the registry; or that any will do, as only the options matter."""
     options = _options(case)
     # Rows of which nothing is reduced are there for their values.
-    if options and options <= {*COMMON} and not (options == {"reduction"} and case.y_pred.ndim <= 2):
-        return f"any rule of {'labels' if case.y_true.dtype.kind == 'i' else 'other targets'}"
+    if options and options <= {*COMMON} and not (options == {"reduction"} and case.y_pred.ndim == 2):
+        labels = "labels" if case.y_true.dtype.kind == "i" else "other targets"
+        return f"any of {'blocks' if case.loss in _IN_BLOCKS else labels}"
+    if case.loss in FURTHER:
+        return case.loss
     loss = LOSSES[case.loss]
     return rule_of(loss, {**loss.options, **case.options}, case.y_true.ndim != case.y_pred.ndim)[1].name
 
@@ -61,8 +72,9 @@ def what_computes(case: Case) -> str:
 def _options(case: Case) -> Options:
     """The names of its options; of a number in an array, which a compiler does not know, another name."""
     arrays = {name for name, x in case.options.items() if isinstance(x, np.generic) and name not in COMMON}
-    names = (f"{name} in an array" if name in arrays else name for name in case.options)
-    return frozenset(names) - {"from_logits", *SIGNATURES[case.loss].more}
+    given = [name for name in case.options if case.dtype == "float32" or name in COMMON]
+    names = (f"{name} in an array" if name in arrays else name for name in given)
+    return frozenset(names) - {"from_logits", "memory", *SIGNATURES[case.loss].more}
 
 
 def _function(case: Case) -> Kind:
