@@ -30,8 +30,8 @@ def test_no_dtype_rank_or_option_is_left_out(what) -> None:
     assert dtypes == {case.dtype for case in compiled} or not what.startswith("linear")
     assert {case.y_pred.ndim for case in compiled} == {case.y_pred.ndim for case in every}
     options, left = ({name for case in some for name in case.options} for some in (every, compiled))
-    # Which another function with this code does not take.
-    assert options - left <= {"from_logits", *(name for case in every for name in SIGNATURES[case.loss].more)}
+    # Which another function with this code does not take, or is of the code that applies it to every rule.
+    assert options - left <= {"from_logits", *COMMON, *(name for case in every for name in SIGNATURES[case.loss].more)}
 
 
 def test_every_loss_has_a_compiled_case_of_its_own_or_of_its_rule() -> None:

@@ -5,8 +5,7 @@ Every case is checked eagerly. One function is compiled, that which most cases s
 - what computes them: a rule, whichever loss has it; or, of weights, masks, normalizers and axes, the one code that
   applies them to every rule, for labels, for other targets, and in blocks;
 - the rank and the dtype; float16 stands for bfloat16 where nothing is multiplied in it;
-- the options, whatever their values; another dtype is other casts of the same code, and a rule's own options are
-  compiled in float32 alone.
+- the options of the rule, whatever their values, in float32: another dtype is other casts of the same code.
 
 None is compiled for a lone case with options, if another case has those and more.
 """
@@ -70,11 +69,14 @@ def what_computes(case: Case) -> str:
 
 
 def _options(case: Case) -> Options:
-    """The names of its options; of a number in an array, which a compiler does not know, another name."""
-    arrays = {name for name, x in case.options.items() if isinstance(x, np.generic) and name not in COMMON}
-    given = [name for name in case.options if case.dtype == "float32" or name in COMMON]
-    names = (f"{name} in an array" if name in arrays else name for name in given)
-    return frozenset(names) - {"from_logits", "memory", *SIGNATURES[case.loss].more}
+    """The names of its own options, or if it has none, of those of all losses.
+
+    Of a number in an array, which a compiler does not know, another name.
+    """
+    given = case.options.keys() - {"from_logits", "memory", *SIGNATURES[case.loss].more}
+    own = given - COMMON.keys() if case.dtype == "float32" else set()
+    arrays = {name for name in own if isinstance(case.options[name], np.generic)}
+    return frozenset(f"{name} in an array" if name in arrays else name for name in own or given & COMMON.keys())
 
 
 def _function(case: Case) -> Kind:
