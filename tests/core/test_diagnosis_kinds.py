@@ -126,6 +126,17 @@ def test_few_digits_say_how_many_fit_by_chance() -> None:
     assert lb.diagnose(Y, X, "0.860913").by_chance == 0
 
 
+@pytest.mark.parametrize("digits", [5, 6, 9])
+def test_a_temperature_near_which_the_loss_is_largest(digits) -> None:
+    """T² KL takes such a number twice, at temperatures near each other."""
+    rng = np.random.default_rng(5)
+    teacher, student = rng.normal(size=(2, 6, 9))
+    loss = {t: float(lb.distillation_loss(teacher, student, temperature=t)) for t in (1.5, 2.0, 3.0)}
+    assert loss[2.0] > max(loss[1.5], loss[3.0])
+    words = lb.diagnose(teacher, student, f"{loss[2.0]:.{digits}f}").classes[0].explanations[0].words
+    assert "temperature T = 2, both logits divided by it, the result times T²" in words
+
+
 def test_a_coefficient_that_is_named() -> None:
     number = lb.sparse_categorical_crossentropy(Y, X / 1.737, from_logits=True, reduction="sum")
     words = lb.diagnose(Y, X, number, temperature=1.737).classes[0].explanations[0].words

@@ -292,19 +292,50 @@ def _roots(curves: Sequence[_Curve], batch: Batch, seen: Observation) -> Iterato
     every = [curve.at(x) for curve, grid in zip(curves, grids, strict=True) for x in grid]
     values = scalars(batch, every) - target
     brackets: list[_Bracket] = []
+    touching: list[tuple[_Curve, float]] = []
     for i, (curve, grid) in enumerate(zip(curves, grids, strict=True)):
         misfits = values[i * points : (i + 1) * points]
+        touching += [(curve, x) for x in _usual_at_extrema(curve.unknown, grid, misfits)]
         for k in range(points - 1):
             if np.isfinite(misfits[k : k + 2]).all() and misfits[k] * misfits[k + 1] < 0:
                 brackets.append(_Bracket(curve, (grid[k], grid[k + 1]), (float(misfits[k]), float(misfits[k + 1]))))
     for _ in range(_ROUNDS):
         brackets = _narrowed(brackets, batch, target, _NEAR * seen.tight)
-    found = [low - below * (high - low) / (above - below) for _, (low, high), (below, above) in brackets]
-    beside = [bracket.curve.at(x + step) for bracket, x in zip(brackets, found, strict=True) for step in (0, _STEP)]
+    yield from _touched(touching, batch, seen)
+    found = [(curve, low - below * (high - low) / (above - below)) for curve, (low, high), (below, above) in brackets]
+    beside = [curve.at(x + step) for curve, x in found for step in (0, _STEP)]
     slopes = np.abs(np.diff(scalars(batch, beside).reshape(-1, 2))[:, 0]) / _STEP if beside else np.zeros(0)
-    for bracket, value, slope in zip(brackets, found, slopes, strict=True):
+    for (curve, value), slope in zip(found, slopes, strict=True):
         uncertainty = math.exp(value) * seen.tight / float(slope) if slope else math.inf
-        yield bracket.curve, _Root(math.exp(value), uncertainty)
+        yield curve, _Root(math.exp(value), uncertainty)
+
+
+def _touched(
+    touching: Sequence[tuple[_Curve, float]], batch: Batch, seen: Observation
+) -> Iterator[tuple[_Curve, _Root]]:
+    """Usual values that give the number where no slope says how well it tells them from others."""
+    values = scalars(batch, [curve.at(x) for curve, x in touching]) if touching else ()
+    for (curve, x), value in zip(touching, values, strict=True):
+        if abs(value - float(seen.values)) <= seen.tight:
+            # So that what is believed is as rarely chance as a usual value of `_usual_values`.
+            chance = 2 * len(curve.unknown.usual) * seen.tight / abs(float(seen.values))
+            yield curve, _Root(math.exp(x), math.exp(x) * chance * _USUAL / _LARGEST_CHANCE)
+
+
+def _usual_at_extrema(unknown: Unknown, grid: Sequence[float], misfits: Array) -> Iterator[float]:
+    """Logarithms of usual values near an extremum, where a curve takes a number twice between two points of the grid.
+
+    Such as T² KL of logits divided by T, which is largest at a T of about 2.
+    """
+    near = [
+        k
+        for k in range(1, len(grid) - 1)
+        if (misfits[k - 1 : k + 2] > 0).all() or (misfits[k - 1 : k + 2] < 0).all()
+        if abs(misfits[k]) <= abs(misfits[k - 1 : k + 2]).min()
+    ]
+    for x in map(math.log, unknown.usual):
+        if any(grid[k - 1] < x < grid[k + 1] for k in near):
+            yield x
 
 
 def _narrowed(brackets: Sequence[_Bracket], batch: Batch, target: float, near_enough: float) -> list[_Bracket]:
