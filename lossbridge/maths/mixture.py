@@ -160,7 +160,7 @@ def _ordered(ops: Ops, beta: Number, sides: tuple[Array, Array, Array]) -> tuple
     first = beta <= 0.5
     b, q, o, d = _chosen(ops, first, (beta, p, t, delta), (1 - beta, t, p, -delta))
     absent = is_infinite(d)
-    infinite = absent & (d > 0) & (b == 0)
+    (infinite,) = _chosen(ops, b == 0, (absent & (d > 0),), (d < d,))  # else nowhere
     return b, q, o, ops.where(absent, ops.where(d > 0, _ABSENT, -_ABSENT + 0 * o), d), infinite
 
 

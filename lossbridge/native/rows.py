@@ -170,9 +170,10 @@ def call(
 
 
 def of_mixture(options: Mapping[str, Any]) -> tuple[float, float]:
-    """β, and what the divergence that goes to the Kullback-Leibler ones is multiplied by."""
-    beta = options.get("beta", 0.5)
-    return beta, mixture.scaling(beta, options.get("scale", "mixture"))
+    """β, and what the divergence that goes to the Kullback-Leibler ones is multiplied by; of another rule, anything."""
+    if "beta" not in options:
+        return 0.5, 1.0
+    return options["beta"], mixture.scaling(options["beta"], options["scale"])
 
 
 def per_class(options: Mapping[str, Any]) -> tuple[float, Any]:
