@@ -17,7 +17,6 @@ PARALLEL = ("-n", "2", "--dist", "loadgroup")
 BRIEFLY = ("-m", "not exhaustive")
 # A package without the native rows would pass most tests too, and so hide an error in their sources.
 HAS_ROWS = "from lossbridge.native import rows; assert not rows.MISSING, rows.MISSING"
-CXX = any(map(shutil.which, ("c++", "g++", "clang++", "cl")))  # without a compiler there are none
 # From npm: they draw the site's formulas, and let its search run from file://.
 SITE_SCRIPTS = ("katex@0.19.1", "iframe-worker@1.0.4")
 PROJECT = nox.project.load_toml("pyproject.toml")
@@ -33,7 +32,12 @@ def install(session: nox.Session, *groups: str, extras: str = "all") -> None:
 
 def install_for_tests(session: nox.Session, *groups: str, extras: str = "all") -> None:
     install(session, *groups, extras=extras)
-    if CXX:
+    check_rows(session)
+
+
+def check_rows(session: nox.Session) -> None:
+    """That the native rows are there, where a compiler is."""
+    if any(map(shutil.which, ("c++", "g++", "clang++", "cl"))):
         session.run("python", "-c", HAS_ROWS)
 
 
@@ -97,8 +101,7 @@ def newest(session: nox.Session) -> None:
     pinned = ("torch=", "triton=")
     newest = [x if x.startswith(pinned) else re.split("[=<>]", x)[0] for group in groups for x in group]
     session.install("--upgrade", *newest, "-e", ".[all]")
-    if CXX:
-        session.run("python", "-c", HAS_ROWS)
+    check_rows(session)
     # Both distributions hold the package keras.
     session.run("python", "-m", "pip", "uninstall", "--yes", "keras", "keras-nightly")
     session.install("--no-deps", "--pre", "keras-nightly")

@@ -370,7 +370,7 @@ def test_subnormal_gradients_where_pytorch_flushes_them() -> None:
     assert 0 < loss.item() < 1e-38
 
 
-def test_without_a_c_compiler_everything_runs_eagerly(lib, monkeypatch, tmp_path) -> None:
+def test_without_a_cpp_compiler_everything_runs_eagerly(lib, monkeypatch, tmp_path) -> None:
     assert Runner(lib.b).modes() == ["eager", *(["compile"] if shutil.which("g++") else [])]
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))

@@ -14,15 +14,7 @@ from typing import Any
 
 from lossbridge.conventions import FURTHER, PEERS, Convention, Peer
 from lossbridge.tools.diagnosis.batch import WEIGHTS
-from lossbridge.tools.diagnosis.canonical import (
-    BINARY,
-    DIVERGENCES,
-    FOCAL,
-    SMOOTHINGS,
-    Holds,
-    Setting,
-    canonical,
-)
+from lossbridge.tools.diagnosis.canonical import BINARY, DIVERGENCES, FOCAL, SMOOTHINGS, Holds, Setting, canonical
 from lossbridge.tools.diagnosis.evaluate import FLOAT16_DTYPES
 from lossbridge.tools.diagnosis.weightings import WEIGHTS_APART
 

@@ -26,6 +26,7 @@ from lossbridge.tools.parity.signatures import FURTHER, SIGNATURES
 
 Kind = tuple[Any, ...]
 Options = frozenset[str]
+_IN_BLOCKS = ("linear_crossentropy", "linear_distillation")
 
 
 def is_repeated(case: Case) -> bool:
@@ -50,9 +51,6 @@ def _kind(case: Case) -> Kind:
     what = what_computes(case)
     dtype = "float16" if case.dtype == "bfloat16" and what not in _IN_BLOCKS else case.dtype
     return what, dtype, case.y_pred.ndim
-
-
-_IN_BLOCKS = ("linear_crossentropy", "linear_distillation")
 
 
 def what_computes(case: Case) -> str:
