@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.autograph.core import config as autograph
 from tensorflow.python.eager import record
 from tensorflow.python.eager.forwardprop_util import pack_tangents
 from tensorflow.python.framework.ops import EagerTensor
@@ -40,6 +41,16 @@ def from_numpy(x: np.ndarray, like: Array) -> Array:
 def in_branch_of_cond() -> bool:
     """In such a branch the gradient does not see what was passed to a compiled function."""
     return type(tf.compat.v1.get_default_graph()).__name__ == "CondBranchFuncGraph"
+
+
+# AutoGraph rewrites no function of lossbridge: none branches on a tensor, and rewriting those of a call takes seconds.
+autograph.CONVERSION_RULES = (autograph.DoNotConvert("lossbridge"), *autograph.CONVERSION_RULES)
+
+
+def rewritten(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of lossbridge that calls one of the user's, which AutoGraph is to rewrite where it is at work."""
+    now = tf.__internal__.autograph.control_status_ctx()
+    return tf.__internal__.autograph.tf_convert(function, now, user_requested=True)
 
 
 # ---- End of the private interfaces. ----

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import tensorflow as tf
 from problems import EDGES, PROBLEMS
 
 import lossbridge as lb
-from lossbridge import reference
+from lossbridge import reference, request
 from lossbridge.frameworks import tensorflow_ops as ops
 
 problems = pytest.mark.parametrize(
@@ -216,3 +217,33 @@ def test_private_branch_of_a_condition() -> None:
 
     ask(tf.constant(1.0))
     assert answers == {"outside": False, "inside": True}
+
+
+def test_private_rules_of_autograph(monkeypatch) -> None:
+    callers, as_array = set(), request.as_array
+
+    def spy(*arguments):
+        callers.add(sys._getframe(1).f_code.co_filename)
+        return as_array(*arguments)
+
+    monkeypatch.setattr(request, "as_array", spy)
+    for loss in (lb.categorical_crossentropy, lb.value_and_grad(lb.categorical_crossentropy)):
+        tf.function(lambda y, z, loss=loss: loss(y, z))(tf.eye(3), tf.eye(3))
+    assert callers == {request.__file__}  # and no file of AutoGraph's
+
+
+def test_autograph_rewrites_the_users_loss_inside_value_and_grad() -> None:
+    def loss(y, z):
+        if tf.reduce_sum(z) > 0:
+            return lb.categorical_crossentropy(y, z, from_logits=True)
+        else:
+            return 2 * lb.categorical_crossentropy(y, z, from_logits=True)
+
+    y, z = tf.eye(3), tf.constant(np.random.default_rng(0).normal(1, 1, (3, 3)), tf.float32)
+    for of in (None, "z", ("z",)):
+        for function in (lb.value_and_grad(loss, of), lambda y, z, of=of: lb.value_and_grad(loss, of)(y, z)):
+            for x, times in ((z, 1), (-z, 2)):
+                value, gradient = tf.function(function)(y, x)
+                exact, exact_gradient = lb.value_and_grad(lb.categorical_crossentropy)(y, x, from_logits=True)
+                np.testing.assert_allclose(value, times * exact, rtol=1e-6)
+                np.testing.assert_allclose(tf.reshape(gradient, [3, 3]), times * exact_gradient, rtol=1e-6)
