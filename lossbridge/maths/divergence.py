@@ -15,7 +15,7 @@ Of logits z (target) and x, t = softmax(z/T), p = softmax(x/T):
    give F − M = e^(−η) − 1, because Σ t = Σ p = 1. So KL = M − η = F − g(F − M) with g(x) = x − log1p(x) ≈ x²/2: η does
    not count to first order.
 5. gradient = T (p − t), where near each other T t (e^(−δ) − 1), with η taken out of δ̂; for the target T t (δ − KL), of
-   δ less that of the largest t, so that equal δ leave no rounding. A row sums to 0, so a class with t > 1/2 gets minus
+   δ less that of the largest t, so that equal δ leave no rounding. A row sums to 0, so a class with t > 0.6 gets minus
    the sum of the others, which does not cancel.
 """
 
@@ -80,16 +80,15 @@ def kl_of_logits_gradients(
 ) -> Gradients:
     """(5)"""
     t, p, delta = _sides(ops, target, logits, residuals, temperature)
-    leads = t > 0.5
     of_target = of_logits = None
     if needs_input_grad[0]:
         first_order = t * (delta - at_most(ops, t, delta, axis))
         gradient = first_order - t * ops.sum(first_order, axis, keepdims=True)
-        of_target = summing_to_zero(ops, temperature * gradient, leads, axis)
+        of_target = summing_to_zero(ops, temperature * gradient, t, axis)
     if needs_input_grad[1]:
         near = (ops.abs(delta) < 1) & (t > 0)
         of_logits = ops.where(near, t * ops.expm1(-ops.where(near, delta, 0.0)), p - t)
-        of_logits = summing_to_zero(ops, temperature * of_logits, leads, axis)
+        of_logits = summing_to_zero(ops, temperature * of_logits, t, axis)
     return of_target, of_logits
 
 
@@ -137,7 +136,9 @@ def at_most(ops: Ops, share: Array, x: Array, axis: int) -> Array:
     return ops.expand_dims(ops.take(x, ops.argmax(share, axis), axis), axis)
 
 
-def summing_to_zero(ops: Ops, gradient: Array, leads: Array, axis: int) -> Array:
+def summing_to_zero(ops: Ops, gradient: Array, share: Array, axis: int) -> Array:
+    """The gradient, that of a class with most of the row as minus the sum of the others."""
+    leads = share > 0.6  # and not 1/2, which rounding may give to two classes
     others = ops.sum(ops.where(leads, 0.0, gradient), axis, keepdims=True)
     return ops.where(leads, -others, gradient)
 

@@ -90,7 +90,7 @@ def jensen_shannon_gradients(
 
     def of_logits(share: Array, terms: Array) -> Array:
         gradient = terms - share * ops.sum(terms, axis, keepdims=True)
-        return factor * summing_to_zero(ops, gradient, share > 0.5, axis)
+        return factor * summing_to_zero(ops, gradient, share, axis)
 
     grown = -(o - q) * psi
     by_q = ops.where(below, -k, 0.0) + ops.where(below, 0.0, grown) / ops.where(q > 0, q, 1.0)

@@ -8,7 +8,7 @@ import pytest
 from lossbridge import reference
 from lossbridge.maths.ops import Rule
 from lossbridge.spec import LOSSES
-from lossbridge.tools.parity.cases import Case, cases
+from lossbridge.tools.parity.cases import Case, Tolerance, cases
 
 OF_SAMPLES = ("sample_weight", "mask", "normalizer", "ignore_class", "reduction")
 
@@ -91,6 +91,9 @@ def test_every_case(lib, case: Case) -> None:
     assert_right(lib, case)
 
 
+KINDS = ["forward", "jensen_shannon", "total_variation"]
+
+
 @pytest.mark.parametrize("loss", ["kl_divergence", "distillation_loss"])
 @pytest.mark.parametrize("spread", [0.1, 3.0])
 def test_divergences_of_rows_at_any_distance(lib, loss, spread) -> None:
@@ -101,6 +104,18 @@ def test_divergences_of_rows_at_any_distance(lib, loss, spread) -> None:
     options = {"from_logits": True} if loss == "kl_divergence" else {"temperature": 2.0}
     z, x = z.astype(np.float32), x.astype(np.float32)
     assert_right(lib, Case("any distance", loss, z, x, options | {"reduction": "none"}, "float32", template.tolerance))
+
+
+@pytest.mark.parametrize("options", [{"kind": kind} for kind in KINDS], ids=KINDS)
+def test_divergences_of_two_classes_that_share_a_row(lib, options) -> None:
+    """Each has a half, and rounding may give both more."""
+    rng = np.random.default_rng(3)
+    z = rng.uniform(0.1, 20, (400, 1)) * rng.normal(size=(400, 4))
+    halves = rng.normal(size=(400, 1)) + [0, 0, -60, -90]
+    of_xla = Tolerance(value=256, gradient=128)  # whose log1p of float64 is off by 100 units
+    for name, y_true, y_pred in (("student", z, halves), ("teacher", halves, z)):
+        options = options | {"reduction": "none"}
+        assert_right(lib, Case(name, "divergence", y_true, y_pred, options, "float64", of_xla))
 
 
 def test_divergences_of_probabilities_at_any_distance(lib) -> None:
