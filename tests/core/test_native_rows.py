@@ -231,6 +231,8 @@ def pairs_of_logits(regime: str, dtype: np.dtype[Any], classes: int) -> Iterator
         "last place": np.where(rng.random(z.shape) < 0.3, np.nextafter(z, dtype.type(1e9)), z),
         "half": 0.5 * z + 1,
         "opposite": np.where(np.isinf(z), z, -z),
+        "far": noise + 1e10,
+        "farther": 1e-3 * noise - 1e22,
     }
     for name, x in pairs.items():
         yield name, z, x.astype(dtype)

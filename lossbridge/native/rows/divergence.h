@@ -8,25 +8,27 @@
 //    But for any centre b, F(b) = Σ t f(a/T − b) = e^(b − c) − 1 + μ − b with μ = Σ t a/T: a sum of terms ≥ 0. At b = μ,
 //    F = e^KL − 1, and its derivative by b is F itself: the rounding of μ does not count. So KL = log1p(F(μ)).
 // 3. A term is t f(δ) by the series of f where |δ| < 1, else t δ + (p e^(b − c) − t). Where KL, which is about μ − c, is
-//    above 1/4, b = c does as well, KL = F(c), and no exponential overflows.
+//    above 1/4, b = c does as well, KL = F(c), no exponential overflows, and no term needs the series.
 // 4. gradient = T (p − t). With h = t (f(δ) − δ), or p e^(b − c) − t: p − t = (h − F t) / (1 + F) for b = μ, h for b = c.
 //    For the target T t (a/T − μ). KL is multiplied by T².
 //
 // 5. The leading class is computed by itself, in double. Where t_k > 1/2 its p − t would cancel, and is minus the sum of the
 //    others.
+// 6. z_k − x_k, c and μ are added in doubles. A side that lies so far from 0 that they would lose what counts is counted
+//    from its logit of k first, and for the exponentials from its maximum.
 //
 // Of probabilities, in double, t and p clipped to [ε, 1]:
 //
-// 6. Σ t log(t/p). Where p lies between t/2 and 2 t, δ = −log1p((p − t)/t) and t log(t/p) = t f(δ) + (t − p), whose
+// 7. Σ t log(t/p). Where p lies between t/2 and 2 t, δ = −log1p((p − t)/t) and t log(t/p) = t f(δ) + (t − p), whose
 //    difference is exact. gradient = −t/p, for the target log(t/p) + 1; 0 where clipped, and where t = 0.
 //
 // Of probabilities in float, all of them in [0, 1], both multiplied with 2^80, so that none is subnormal:
 //
-// 7. KL = Σ t f(δ) + Σ (t − p) of all entries. The terms of the first sum are ≥ 0, the second is taken in double. With
+// 8. KL = Σ t f(δ) + Σ (t − p) of all entries. The terms of the first sum are ≥ 0, the second is taken in double. With
 //    s = (t − p)/(t + p), log(t/p) = 2 artanh s = 2 (s + s³ H(s²)), H(z) = 1/3 + z/5 + z²/7 + …. Where p lies between t/2
 //    and 2 t, t − p is exact and t f(δ) = (t − p) s (1 + (1 + s) s H(s²)). Elsewhere s is that of t/2^e, which is near p,
 //    δ = e log 2 + 2 artanh s, and t f(δ) = t δ − (t − p), of the same rounded difference as in the other sum.
-// 8. Where the sums cancel by more than a quarter, the loss is that of (6). So is the gradient for the target, whose
+// 9. Where the sums cancel by more than a quarter, the loss is that of (7). So is the gradient for the target, whose
 //    log(t/p) + 1 cancels near t/p = 1/e, and all of a row with a number outside [0, 1].
 #pragma once
 #include "softmax.h"
@@ -65,34 +67,34 @@ template <class V> LOSSBRIDGE_INLINE Difference<V> difference(V a, V b) {
   return {d, (a - (d - back)) - (b + back)};
 }
 
-// Where the logits of a row are counted from, before they are divided by T; and the unit of their exponentials then. Far
-// from 0 that is their maximum: z/T may lose more there than a correction could give back, and what is not near the
-// maximum is 0.
-template <class F> struct Origin {
-  F from;
-  Unit<F> unit;
-  Origin(F top, double T) : from(T != 1 && std::fabs(double(top)) / T >= Numbers<F>::FAR ? top : F(0)),
-                          unit(from == 0 ? F(double(top) / T) : F(0)) {}
-};
+// Logits, or where one of them lies far from 0, their distances from it in `room`, and its own, 0 (6). They are exact for
+// all that count beside it, because these lie within a factor 2 of it.
+template <class F> static const F *near_zero(const F *x, F &one, double T, F *room, int64_t n) {
+  if (std::fabs(double(one)) / T < Numbers<F>::FAR) return x;
+  const auto from = set(one);
+  each<F, 1, 1>(n, -1, {{x}, {0}, {room}},
+                [&](auto &in, auto &out, int) __attribute__((always_inline)) { out[0] = in[0] - from; });
+  one = 0;
+  return room;
+}
 
 // Division by the temperature.
 template <class F> struct Temperature {
   double T;
   F inverse, inverse_low;  // 1/T is their sum
   explicit Temperature(double t) : T(t), inverse(F(1 / t)), inverse_low(F(std::fma(-double(inverse), t, 1.0) / t)) {}
-  template <class V> LOSSBRIDGE_METHOD V exponential(const Origin<F> &origin, V x) const {
-    if (T == 1) return exp_in(origin.unit, x);
-    const V z = x - set(origin.from), q = z * set(inverse);
-    return exp_in(origin.unit, q, fma(z, set(inverse_low), fma(z, set(inverse), V{} - q)));
+  template <class V> LOSSBRIDGE_METHOD V exponential(const Unit<F> &unit, V z) const {
+    if (T == 1) return exp_in(unit, z);
+    const V q = z * set(inverse);
+    return exp_in(unit, q, fma(z, set(inverse_low), fma(z, set(inverse), V{} - q)));
   }
 };
 
 // The logarithm of a row's unit, less z/T, which may cancel.
-template <class F> static double less(const Origin<F> &origin, F z, double T) {
+template <class F> static double less(const Unit<F> &unit, double z, double T) {
   typedef Numbers<double> N;
-  const double x = double(z) - double(origin.from), q = x / T, low = std::fma(-q, T, x) / T;
-  const Unit<F> &unit = origin.unit;
-  return std::fma(unit.exponent, N::LN2_HIGH, double(unit.shift) - q) + std::fma(unit.exponent, N::LN2_LOW, -low);
+  const double q = z / T, low = std::fma(-q, T, z) / T;
+  return std::fma(unit.exponent, N::LN2_HIGH, -q) + std::fma(unit.exponent, N::LN2_LOW, -low);
 }
 
 // z − x less a number in two parts. Infinite or NaN where a logit is −∞.
@@ -100,7 +102,7 @@ template <class V> LOSSBRIDGE_INLINE V difference_less(V z, V x, Difference<V> n
   const Difference<V> d = difference(z, x);
   return (d.high - number.high) + (d.low - number.low);
 }
-// offset + centre in two parts.
+// offset + centre in two parts, and the centre that they stand for, which is rounded.
 static Difference<Floats> together(Difference<float> offset, double centre) {
   const double sum = double(offset.high) + double(offset.low) + centre;
   return {set(float(sum)), set(float(sum - double(float(sum))))};
@@ -108,6 +110,9 @@ static Difference<Floats> together(Difference<float> offset, double centre) {
 static Difference<Doubles> together(Difference<double> offset, double centre) {
   const Difference<double> sum = difference(offset.high, -centre);
   return {set(sum.high), set(sum.low + offset.low)};
+}
+template <class V, class F> static double centre_of(Difference<V> both, Difference<F> offset) {
+  return (double(both.high[0]) - double(offset.high)) + (double(both.low[0]) - double(offset.low));
 }
 
 // The leading class, whose a is 0 (5).
@@ -122,29 +127,31 @@ struct Leader {
   }
 };
 
-// (1) to (5)
+// (1) to (6)
 template <class F> static double divergence_logits(Row<F> &r) {
   typedef Vector<F> V;
   const Temperature<F> over(r.call.temperature);
   const double T = over.T;
-  const F *const z_row = r.target;
-  const Peak<F> top_z = peak(z_row, r.n), top_x = peak(r.x, r.n);
+  const Peak<F> top_z = peak(r.target, r.n), top_x = peak(r.x, r.n);
   if (!top_z.finite() || !top_x.finite()) return no_loss(r, NOT_A_NUMBER<double>);
-  const Origin<F> origin_z(top_z.value, T), origin_x(top_x.value, T);
   // Where p_k is 0 the divergence is infinite, and any finite number will do for the gradient.
   const int64_t k = top_z.place;
-  const F z_k = top_z.value, x_k = r.x[k] == -INF<F> ? z_k : r.x[k];
+  F z_k = top_z.value, x_k = r.x[k] == -INF<F> ? z_k : r.x[k], x_top = top_x.value;
+  F *const of_z = r.spare[0], *const of_x = r.spare[1];
+  const F *const below_top = near_zero(r.x, x_top, T, of_x, r.n);
+  const double x_k_below = double(x_k) - double(below_top == r.x ? F(0) : top_x.value);
+  const F *const z = near_zero(r.target, z_k, T, r.spare[3], r.n), *const x = near_zero(r.x, x_k, T, r.spare[4], r.n);
+  const Unit<F> unit_z(F(double(z_k) / T)), unit_x(F(double(x_top) / T));
   const Difference<F> offset = difference(z_k, x_k);
-  const Difference<V> from = together(offset, 0);
+  const Difference<V> from{set(offset.high), set(offset.low)};
   const double up = sizeof(F) == 4 ? 0x1p-60 : 0x1p-500;  // of all exponentials: in a difference of logarithms it cancels
   const V none{}, scaled = set(F(up));
 
-  F *const of_z = r.spare[0], *const of_x = r.spare[1];
   Sum<F> sum_z, sum_x, sum_a;
-  each<F, 2, 2>(r.n, -1, {{z_row, r.x}, {-INF<F>, -INF<F>}, {of_z, of_x}},
+  each<F, 3, 2>(r.n, -1, {{z, x, below_top}, {-INF<F>, -INF<F>, -INF<F>}, {of_z, of_x}},
                 [&](auto &in, auto &out, int u) __attribute__((always_inline)) {
-                  out[0] = over.exponential(origin_z, in[0]);
-                  out[1] = over.exponential(origin_x, in[1]);
+                  out[0] = over.exponential(unit_z, in[0]);
+                  out[1] = over.exponential(unit_x, in[2]);
                   const V a = out[0] * (difference_less(in[0], in[1], from) * scaled);
                   sum_z.part[u] += out[0];
                   sum_x.part[u] += out[1];
@@ -152,10 +159,8 @@ template <class F> static double divergence_logits(Row<F> &r) {
                 },
                 sum_z, sum_x, sum_a);
   const double total_z = sum_z.total(), total_x = sum_x.total();
-  // a_k is 0, but for what `from` has lost where z_k and x_k have no digit in common.
-  const double lost = double(difference_less(set(z_k), set(x_k), from)[0]) * up;
-  const double mean = (sum_a.total() - double(of_z[k]) * lost) / (total_z * up);  // μ T
-  const double c = (log_of(total_z * up) + less(origin_z, z_k, T)) - (log_of(total_x * up) + less(origin_x, x_k, T));
+  const double mean = sum_a.total() / (total_z * up);  // μ T
+  const double c = (log_of(total_z * up) + less(unit_z, z_k, T)) - (log_of(total_x * up) + less(unit_x, x_k_below, T));
   const double rough = mean / T - c;
   const bool small = rough < 0.25;
   const double centre = small ? mean : c * T, grown = small ? exp_small(rough) : 1;
@@ -165,7 +170,7 @@ template <class F> static double divergence_logits(Row<F> &r) {
   if (r.target_gradient) {
     const Difference<V> mean_a = together(offset, mean);
     const V f = set(F(r.factor));
-    each<F, 3, 1>(r.n, -1, {{z_row, r.x, of_z}, {0, 0, 0}, {of_target}},
+    each<F, 3, 1>(r.n, -1, {{z, x, of_z}, {0, 0, 0}, {of_target}},
                   [&](auto &in, auto &out, int) __attribute__((always_inline)) {
                     const V turned = in[2] * share_z * difference_less(in[0], in[1], mean_a) * f;
                     out[0] = in[2] == none ? none : turned;
@@ -173,21 +178,22 @@ template <class F> static double divergence_logits(Row<F> &r) {
   }
   const Difference<V> middle = together(offset, centre);
   const V by = set(F(small ? 1 : r.factor * T));
+  const V nearest = set(F(small ? 1 : 0));
   const double e_z = of_z[k], leader_p = of_x[k] / total_x * grown;
   Sum<F> terms, slopes;
-  each<F, 4, 1>(r.n, k, {{z_row, r.x, of_z, of_x}, {0, 0, 0, 0}, {r.gradient}},
+  each<F, 4, 1>(r.n, k, {{z, x, of_z, of_x}, {0, 0, 0, 0}, {r.gradient}},
                 [&](auto &in, auto &out, int u) __attribute__((always_inline)) {
                   const V t = in[2] * share_z, d = difference_less(in[0], in[1], middle) * inverse;
                   const V p = in[3] * share_x, gap = p - t, first = t * d, of_near = remainder_over_square(d) * d * first;
                   // Of logits so large that δ has no digits left, p − t tells that it is wrong.
-                  const auto near = (abs(d) < set(F(1))) & (abs(gap) < t * fma(set(F(2)), abs(d), set(F(.001))));
+                  const auto near = (abs(d) < nearest) & (abs(gap) < t * fma(set(F(2)), abs(d), set(F(.001))));
                   terms.part[u] += near ? of_near : t == none ? gap : first + gap;
                   const V slope = near ? of_near - first : gap;
                   slopes.part[u] += slope;
                   out[0] = slope * by;
                 },
                 terms, slopes);
-  const Leader leader(e_z / total_z, leader_p, -centre / T, slopes.total());
+  const Leader leader(e_z / total_z, leader_p, -centre_of(middle, offset) / T, slopes.total());
   const double F_of_centre = terms.total() + leader.term, kl = small ? log1p_of(F_of_centre) : F_of_centre;
   if (r.target_gradient) {
     of_target[k] = F(-leader.t * mean * r.factor);
@@ -203,7 +209,7 @@ template <class F> static double divergence_logits(Row<F> &r) {
   return rough < INF<double> ? T * T * kl : rough;
 }
 
-// (6)
+// (7)
 static double divergence_probabilities(Row<double> &r, double epsilon) {
   typedef Doubles V;
   const V low = set(epsilon), one = set(1.0), none{}, f = set(r.factor);
@@ -232,7 +238,7 @@ static double divergence_probabilities(Row<double> &r, double epsilon) {
   return terms.total() + gaps.total();
 }
 
-// (8): the loss, and the gradient for the target, if wanted; that for the predictions goes to `gradient`.
+// (9): the loss, and the gradient for the target, if wanted; that for the predictions goes to `gradient`.
 static double divergence_in_double(Row<float> &r, double epsilon, float *gradient) {
   double *const x = (double *)r.spare[0], *const target = (double *)r.spare[2];  // two rows of float each
   load_row(r.x, r.n, x);
@@ -245,7 +251,7 @@ static double divergence_in_double(Row<float> &r, double epsilon, float *gradien
   return loss;
 }
 
-// H(z) for z ≤ 1/9, to 2^-28 (7).
+// H(z) for z ≤ 1/9, to 2^-28 (8).
 LOSSBRIDGE_INLINE Floats artanh_series(Floats z) {
   Floats q = fma(set(0x1.dba266p-4f), z, set(0x1.bc8cf8p-4f));
   q = fma(q, z, set(0x1.24c926p-3f));
@@ -253,7 +259,7 @@ LOSSBRIDGE_INLINE Floats artanh_series(Floats z) {
   return fma(q, z, set(0x1.555556p-2f));
 }
 
-// (7)
+// (8)
 static double divergence_probabilities(Row<float> &r, double epsilon) {
   typedef Floats V;
   typedef Numbers<float> N;
@@ -261,7 +267,7 @@ static double divergence_probabilities(Row<float> &r, double epsilon) {
   const V none{}, up = set(UP), low = set(float(epsilon) * UP), f = set(float(r.factor));
   const Int32s one = bits<Int32s>(set(1.0f));
   const bool zeros = epsilon == 0, wanted = r.gradient;
-  float *const gradient = r.gradient == r.x ? r.spare[4] : r.gradient;  // (8) reads x again
+  float *const gradient = r.gradient == r.x ? r.spare[4] : r.gradient;  // (9) reads x again
   Int32s outside{}, some{};
   Sum<float> terms, gaps;  // of the gaps only what is whole
   each<float, 2, 1>(r.n, -1, {{r.target, r.x}, {0, 0}, {gradient}},
