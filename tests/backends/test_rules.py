@@ -111,7 +111,7 @@ def test_divergences_of_two_classes_that_share_a_row(lib, options) -> None:
     """Each has a half, and rounding may give both more."""
     rng = np.random.default_rng(3)
     z = rng.uniform(0.1, 20, (400, 1)) * rng.normal(size=(400, 4))
-    halves = rng.normal(size=(400, 1)) + [0, 0, -60, -90]
+    halves = rng.normal(size=(400, 1)) + np.array([0, 0, -60, -90])
     of_xla = Tolerance(value=256, gradient=128)  # whose log1p of float64 is off by 100 units
     for name, y_true, y_pred in (("student", z, halves), ("teacher", halves, z)):
         options = options | {"reduction": "none"}
