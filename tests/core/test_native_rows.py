@@ -250,6 +250,32 @@ def test_divergence_of_logits(regime, dtype, classes) -> None:
         assert_close(found, truth, f"{name}, T = {temperature}", OF_DIVERGENCES[dtype])
 
 
+@pytest.mark.parametrize(("dtype", "far"), [(FLOAT32, 208), (FLOAT64, 1500)])
+@pytest.mark.parametrize("temperature", [1.0, 1.3, 0.3])
+def test_divergence_of_logits_where_far_from_0_begins(dtype, far, temperature) -> None:
+    for top in (1, 1 - 1e-7, 1 - 1e-3, 1 + 1e-7):
+        z = temperature * (far * top + np.array([[0, -1, -far]]))
+        for target, pred in itertools.product((z, 0.1 * z, -z), repeat=2):
+            target, pred = target.astype(dtype), pred.astype(dtype)
+            found = run("divergence of logits", pred, target, temperature=temperature, target_gradient=True)
+            truth = exact.divergence(exactly(target[0]), exactly(pred[0]), temperature)
+            assert_close([x[0] for x in found], truth, f"{target}, {pred}", OF_DIVERGENCES[dtype])
+
+
+@pytest.mark.parametrize("dtype", [FLOAT32, FLOAT64])
+@pytest.mark.parametrize("logit", [-30, -300, -2000])
+def test_divergence_of_nearly_equal_rows_but_for_one_class(dtype, logit) -> None:
+    """Where KL is not small, as the student has none of the teacher's leading class."""
+    z = 0.1 * np.random.default_rng(4).normal(size=(1, 1000))
+    z[0, 3] = 0.5
+    pred = z + 0.01 * np.random.default_rng(5).normal(size=z.shape)
+    pred[0, 3] = logit
+    z, pred = z.astype(dtype), pred.astype(dtype)
+    found = run("divergence of logits", pred, z, target_gradient=True)
+    truth = exact.divergence(exactly(z[0]), exactly(pred[0]), 1.0)
+    assert_close([x[0] for x in found], truth, "", OF_DIVERGENCES[dtype])
+
+
 @pytest.mark.parametrize(("dtype", "classes"), SIZES)
 @pytest.mark.parametrize("regime", REGIMES)
 @pytest.mark.parametrize("beta", [0.5, 0.25, 0.9, 1e-6, 1e-30, 1 - 2.0**-40])

@@ -8,14 +8,14 @@
 //    But for any centre b, F(b) = Σ t f(a/T − b) = e^(b − c) − 1 + μ − b with μ = Σ t a/T: a sum of terms ≥ 0. At b = μ,
 //    F = e^KL − 1, and its derivative by b is F itself: the rounding of μ does not count. So KL = log1p(F(μ)).
 // 3. A term is t f(δ) by the series of f where |δ| < 1, else t δ + (p e^(b − c) − t). Where KL, which is about μ − c, is
-//    above 1/4, b = c does as well, KL = F(c), no exponential overflows, and no term needs the series.
+//    above 1/4, b = c does as well, KL = F(c), and no exponential overflows; but δ has the rounding of c then. Where c is
+//    large, or the logits far from 0, it is seen in t (f(δ) − δ), and p e^(b − c) − t is better.
 // 4. gradient = T (p − t). With h = t (f(δ) − δ), or p e^(b − c) − t: p − t = (h − F t) / (1 + F) for b = μ, h for b = c.
 //    For the target T t (a/T − μ). KL is multiplied by T².
 //
 // 5. The leading class is computed by itself, in double. Where t_k > 1/2 its p − t would cancel, and is minus the sum of the
 //    others.
-// 6. z_k − x_k, c and μ are added in doubles. A side that lies so far from 0 that they would lose what counts is counted
-//    from its logit of k first, and for the exponentials from its maximum.
+// 6. Exponentials of logits far from 0 are those of their distances from the maximum, which are exact where they count.
 //
 // Of probabilities, in double, t and p clipped to [ε, 1]:
 //
@@ -67,16 +67,17 @@ template <class V> LOSSBRIDGE_INLINE Difference<V> difference(V a, V b) {
   return {d, (a - (d - back)) - (b + back)};
 }
 
-// Logits, or where one of them lies far from 0, their distances from it in `room`, and its own, 0 (6). They are exact for
-// all that count beside it, because these lie within a factor 2 of it.
-template <class F> static const F *near_zero(const F *x, F &one, double T, F *room, int64_t n) {
-  if (std::fabs(double(one)) / T < Numbers<F>::FAR) return x;
-  const auto from = set(one);
-  each<F, 1, 1>(n, -1, {{x}, {0}, {room}},
-                [&](auto &in, auto &out, int) __attribute__((always_inline)) { out[0] = in[0] - from; });
-  one = 0;
-  return room;
-}
+// The logits of a side; where they lie far from 0, their distances from the maximum, in `room` (6).
+template <class F> struct NearZero {
+  const F *logits;
+  F subtracted;
+  NearZero(const F *x, F top, double T, F *room, int64_t n) : logits(x), subtracted(0) {
+    if (std::fabs(F(double(top) / T)) < Numbers<F>::FAR) return;
+    logits = room, subtracted = top;
+    each<F, 1, 1>(n, -1, {{x}, {0}, {room}},
+                  [&](auto &in, auto &out, int) __attribute__((always_inline)) { out[0] = in[0] - set(top); });
+  }
+};
 
 // Division by the temperature.
 template <class F> struct Temperature {
@@ -102,7 +103,16 @@ template <class V> LOSSBRIDGE_INLINE V difference_less(V z, V x, Difference<V> n
   const Difference<V> d = difference(z, x);
   return (d.high - number.high) + (d.low - number.low);
 }
-// offset + centre in two parts, and the centre that they stand for, which is rounded.
+// The same less the centre, in two parts too.
+template <class V> LOSSBRIDGE_INLINE V difference_less(V z, V x, Difference<V> number, Difference<V> centre) {
+  const Difference<V> d = difference(z, x), a = difference(d.high, number.high);
+  return (a.high - centre.high) + ((a.low + (d.low - number.low)) - centre.low);
+}
+template <class F> static Difference<Vector<F>> in_parts(double x) {
+  const F high = F(x);
+  return {set(high), set(F(x - double(high)))};
+}
+// offset + centre in two parts.
 static Difference<Floats> together(Difference<float> offset, double centre) {
   const double sum = double(offset.high) + double(offset.low) + centre;
   return {set(float(sum)), set(float(sum - double(float(sum))))};
@@ -110,9 +120,6 @@ static Difference<Floats> together(Difference<float> offset, double centre) {
 static Difference<Doubles> together(Difference<double> offset, double centre) {
   const Difference<double> sum = difference(offset.high, -centre);
   return {set(sum.high), set(sum.low + offset.low)};
-}
-template <class V, class F> static double centre_of(Difference<V> both, Difference<F> offset) {
-  return (double(both.high[0]) - double(offset.high)) + (double(both.low[0]) - double(offset.low));
 }
 
 // The leading class, whose a is 0 (5).
@@ -136,23 +143,21 @@ template <class F> static double divergence_logits(Row<F> &r) {
   if (!top_z.finite() || !top_x.finite()) return no_loss(r, NOT_A_NUMBER<double>);
   // Where p_k is 0 the divergence is infinite, and any finite number will do for the gradient.
   const int64_t k = top_z.place;
-  F z_k = top_z.value, x_k = r.x[k] == -INF<F> ? z_k : r.x[k], x_top = top_x.value;
+  const F z_k = top_z.value, x_k = r.x[k] == -INF<F> ? z_k : r.x[k];
   F *const of_z = r.spare[0], *const of_x = r.spare[1];
-  const F *const below_top = near_zero(r.x, x_top, T, of_x, r.n);
-  const double x_k_below = double(x_k) - double(below_top == r.x ? F(0) : top_x.value);
-  const F *const z = near_zero(r.target, z_k, T, r.spare[3], r.n), *const x = near_zero(r.x, x_k, T, r.spare[4], r.n);
-  const Unit<F> unit_z(F(double(z_k) / T)), unit_x(F(double(x_top) / T));
-  const Difference<F> offset = difference(z_k, x_k);
-  const Difference<V> from{set(offset.high), set(offset.low)};
+  const NearZero<F> z(r.target, z_k, T, of_z, r.n), x(r.x, top_x.value, T, of_x, r.n);
+  const Unit<F> unit_z(F(double(z_k - z.subtracted) / T)), unit_x(F(double(top_x.value - x.subtracted) / T));
+  const Difference<F> apart = difference(z_k, x_k);
+  const Difference<V> offset{set(apart.high), set(apart.low)};
   const double up = sizeof(F) == 4 ? 0x1p-60 : 0x1p-500;  // of all exponentials: in a difference of logarithms it cancels
   const V none{}, scaled = set(F(up));
 
   Sum<F> sum_z, sum_x, sum_a;
-  each<F, 3, 2>(r.n, -1, {{z, x, below_top}, {-INF<F>, -INF<F>, -INF<F>}, {of_z, of_x}},
+  each<F, 4, 2>(r.n, -1, {{r.target, r.x, z.logits, x.logits}, {-INF<F>, -INF<F>, -INF<F>, -INF<F>}, {of_z, of_x}},
                 [&](auto &in, auto &out, int u) __attribute__((always_inline)) {
-                  out[0] = over.exponential(unit_z, in[0]);
-                  out[1] = over.exponential(unit_x, in[2]);
-                  const V a = out[0] * (difference_less(in[0], in[1], from) * scaled);
+                  out[0] = over.exponential(unit_z, in[2]);
+                  out[1] = over.exponential(unit_x, in[3]);
+                  const V a = out[0] * (difference_less(in[0], in[1], offset) * scaled);
                   sum_z.part[u] += out[0];
                   sum_x.part[u] += out[1];
                   sum_a.part[u] += out[0] == none ? none : in[1] == set(-INF<F>) ? set(INF<F>) : a;
@@ -160,7 +165,9 @@ template <class F> static double divergence_logits(Row<F> &r) {
                 sum_z, sum_x, sum_a);
   const double total_z = sum_z.total(), total_x = sum_x.total();
   const double mean = sum_a.total() / (total_z * up);  // μ T
-  const double c = (log_of(total_z * up) + less(unit_z, z_k, T)) - (log_of(total_x * up) + less(unit_x, x_k_below, T));
+  const double log_z = log_of(total_z * up) + less(unit_z, double(z_k) - double(z.subtracted), T);
+  const double log_x = log_of(total_x * up) + less(unit_x, double(x_k) - double(x.subtracted), T);
+  const double c = log_z - log_x;
   const double rough = mean / T - c;
   const bool small = rough < 0.25;
   const double centre = small ? mean : c * T, grown = small ? exp_small(rough) : 1;
@@ -168,32 +175,39 @@ template <class F> static double divergence_logits(Row<F> &r) {
   const V share_z = set(F(1 / total_z)), share_x = set(F(grown / total_x)), inverse = set(over.inverse);
   F *const of_target = r.spare[2];  // until x and z have been read, over which gradients may go
   if (r.target_gradient) {
-    const Difference<V> mean_a = together(offset, mean);
+    const Difference<V> middle = in_parts<F>(mean);
     const V f = set(F(r.factor));
-    each<F, 3, 1>(r.n, -1, {{z, x, of_z}, {0, 0, 0}, {of_target}},
+    each<F, 3, 1>(r.n, -1, {{r.target, r.x, of_z}, {0, 0, 0}, {of_target}},
                   [&](auto &in, auto &out, int) __attribute__((always_inline)) {
-                    const V turned = in[2] * share_z * difference_less(in[0], in[1], mean_a) * f;
+                    const V turned = in[2] * share_z * difference_less(in[0], in[1], offset, middle) * f;
                     out[0] = in[2] == none ? none : turned;
                   });
   }
-  const Difference<V> middle = together(offset, centre);
+  const Difference<V> middle = in_parts<F>(centre);
   const V by = set(F(small ? 1 : r.factor * T));
-  const V nearest = set(F(small ? 1 : 0));
   const double e_z = of_z[k], leader_p = of_x[k] / total_x * grown;
   Sum<F> terms, slopes;
-  each<F, 4, 1>(r.n, k, {{z, x, of_z, of_x}, {0, 0, 0, 0}, {r.gradient}},
-                [&](auto &in, auto &out, int u) __attribute__((always_inline)) {
-                  const V t = in[2] * share_z, d = difference_less(in[0], in[1], middle) * inverse;
-                  const V p = in[3] * share_x, gap = p - t, first = t * d, of_near = remainder_over_square(d) * d * first;
-                  // Of logits so large that δ has no digits left, p − t tells that it is wrong.
-                  const auto near = (abs(d) < nearest) & (abs(gap) < t * fma(set(F(2)), abs(d), set(F(.001))));
-                  terms.part[u] += near ? of_near : t == none ? gap : first + gap;
-                  const V slope = near ? of_near - first : gap;
-                  slopes.part[u] += slope;
-                  out[0] = slope * by;
-                },
-                terms, slopes);
-  const Leader leader(e_z / total_z, leader_p, -centre_of(middle, offset) / T, slopes.total());
+  const auto of_classes = [&](auto by_series) {
+    each<F, 4, 1>(r.n, k, {{r.target, r.x, of_z, of_x}, {0, 0, 0, 0}, {r.gradient}},
+                  [&](auto &in, auto &out, int u) __attribute__((always_inline)) {
+                    const V t = in[2] * share_z, d = difference_less(in[0], in[1], offset, middle) * inverse;
+                    const V p = in[3] * share_x, gap = p - t, first = t * d;
+                    const V of_near = remainder_over_square(d) * d * first;
+                    // Of logits so large that δ has no digits left, p − t tells that it is wrong.
+                    const auto near = (abs(d) < set(F(1))) & (abs(gap) < t * fma(set(F(2)), abs(d), set(F(.001))));
+                    terms.part[u] += near ? of_near : t == none ? gap : first + gap;
+                    const V slope = by_series ? near ? of_near - first : gap : gap;
+                    slopes.part[u] += slope;
+                    out[0] = slope * by;
+                  },
+                  terms, slopes);
+  };
+  const bool is_far = z.subtracted != 0 || x.subtracted != 0;
+  if (small || (!is_far && std::fabs(c) < (sizeof(F) == 4 ? 0x1p24 : 1)))
+    of_classes(std::true_type());
+  else
+    of_classes(std::false_type());
+  const Leader leader(e_z / total_z, leader_p, -centre / T, slopes.total());
   const double F_of_centre = terms.total() + leader.term, kl = small ? log1p_of(F_of_centre) : F_of_centre;
   if (r.target_gradient) {
     of_target[k] = F(-leader.t * mean * r.factor);

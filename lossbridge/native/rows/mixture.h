@@ -61,8 +61,10 @@ struct Softmax {
   double *e;  // exponentials: the share of a class is e·share
   int64_t top;
   double top_logit, share, log_sum;  // log Σ e^((logit − top_logit)/T)
-  Softmax(const double *logits, const Peak<double> &peak, double *room, int64_t n, const Temperature<double> &over)
-      : logits(logits), e(room), top(peak.place), top_logit(peak.value) {
+  Softmax(const double *x, const Peak<double> &peak, double *e, double *room, int64_t n, const Temperature<double> &over)
+      : e(e), top(peak.place) {
+    const NearZero<double> near(x, peak.value, over.T, room, n);
+    logits = near.logits, top_logit = peak.value - near.subtracted;
     const Unit<double> unit(top_logit / over.T);
     Sum<double> sum;
     each<double, 1, 1>(n, -1, {{logits}, {-INF<double>}, {e}},
@@ -208,7 +210,7 @@ static double by_side(int64_t n, const Softmax &r, const Softmax &other, const T
 // T² G times its scaling. Gradients T r (∂G/∂r_j − Σ r ∂G/∂r) times that.
 template <class Digits> static double jensen_shannon(Row<double> &r) {
   const double beta = r.call.beta, scaling = r.call.mixture_scaling, b = beta <= .5 ? beta : 1 - beta;
-  Peak<double> top_z = peak(r.target, r.n), top_x = peak(r.x, r.n);
+  const Peak<double> top_z = peak(r.target, r.n), top_x = peak(r.x, r.n);
   if (!top_z.finite() || !top_x.finite()) return no_loss(r, NOT_A_NUMBER<double>);
   if (scaling == 0) {
     no_loss(r, 0);  // the gradients
@@ -222,9 +224,7 @@ template <class Digits> static double jensen_shannon(Row<double> &r) {
     return divergence_logits(exchanged);
   }
   const Temperature<double> over(r.call.temperature);
-  const double *const z = near_zero(r.target, top_z.value, over.T, r.spare[3], r.n);
-  const double *const x = near_zero(r.x, top_x.value, over.T, r.spare[4], r.n);
-  const Softmax t(z, top_z, r.spare[0], r.n, over), p(x, top_x, r.spare[1], r.n, over);
+  const Softmax t(r.target, top_z, r.spare[0], r.spare[3], r.n, over), p(r.x, top_x, r.spare[1], r.spare[4], r.n, over);
   const Softmax &o = beta <= .5 ? t : p, &q = beta <= .5 ? p : t;
   const LogOfRatio ratio(o, q, over);
   double found = generalised<Digits>(r.n, o, q, ratio, b);
@@ -263,12 +263,10 @@ static void by_side(int64_t n, const Softmax &r, const double *gaps, double f, d
 
 // T² ½ Σ |t − p|
 template <class Digits> static double total_variation(Row<double> &r) {
-  Peak<double> top_z = peak(r.target, r.n), top_x = peak(r.x, r.n);
+  const Peak<double> top_z = peak(r.target, r.n), top_x = peak(r.x, r.n);
   if (!top_z.finite() || !top_x.finite()) return no_loss(r, NOT_A_NUMBER<double>);
   const Temperature<double> over(r.call.temperature);
-  const double *const z = near_zero(r.target, top_z.value, over.T, r.spare[3], r.n);
-  const double *const x = near_zero(r.x, top_x.value, over.T, r.spare[4], r.n);
-  const Softmax t(z, top_z, r.spare[0], r.n, over), p(x, top_x, r.spare[1], r.n, over);
+  const Softmax t(r.target, top_z, r.spare[0], r.spare[3], r.n, over), p(r.x, top_x, r.spare[1], r.spare[4], r.n, over);
   double *const gaps = r.spare[2];
   const bool leads = t.e[t.top] * t.share > .5 * SHARE_UP;  // whose gap is minus the sum of the others'
   const auto distance = [&](const LogOfRatio &ratio) {
