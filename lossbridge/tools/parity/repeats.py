@@ -7,8 +7,7 @@ Every case is checked eagerly. One function is compiled, that which most cases s
 - the rank and the dtype; float16 stands for bfloat16 where nothing is multiplied in it;
 - the options of the rule, whatever their values, in float32: another dtype is other casts of the same code.
 
-None is compiled for a lone case with options, if another case has those and more. Where a rule has no derivative of its
-own, a number in an array is more than the number: both go by the operations of the formula.
+None is compiled for a lone case with options, if another case has those and more.
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ from typing import Any
 
 import numpy as np
 
-from lossbridge.maths.ops import Rule
 from lossbridge.request import COMMON, rule_of
 from lossbridge.spec import LOSSES
 from lossbridge.tools.parity.cases import Case
@@ -62,28 +60,21 @@ def what_computes(case: Case) -> str:
     if options and options <= {*COMMON} and not (options == {"reduction"} and case.y_pred.ndim == 2):
         labels = "labels" if case.y_true.dtype.kind == "i" else "other targets"
         return f"any of {'blocks' if case.loss in _IN_BLOCKS else labels}"
-    rule = _rule(case)
-    return case.loss if rule is None else rule.name
-
-
-def _rule(case: Case) -> Rule | None:
     if case.loss in FURTHER:
-        return None
+        return case.loss
     loss = LOSSES[case.loss]
-    return rule_of(loss, {**loss.options, **case.options}, case.y_true.ndim != case.y_pred.ndim)[1]
+    return rule_of(loss, {**loss.options, **case.options}, case.y_true.ndim != case.y_pred.ndim)[1].name
 
 
 def _options(case: Case) -> Options:
     """The names of its own options, or if it has none, of those of all losses.
 
-    Of a number in an array, which a compiler does not know, another name, or one more.
+    Of a number in an array, which a compiler does not know, another name.
     """
     given = case.options.keys() - {"from_logits", "memory", *SIGNATURES[case.loss].more}
     own = given - COMMON.keys() if case.dtype == "float32" else set()
     arrays = {name for name in own if isinstance(case.options[name], np.generic)}
-    rule, known = _rule(case), (own or given & COMMON.keys()) - arrays
-    by_formula = rule is not None and rule.gradients is None
-    return frozenset(known | {f"{name} in an array" for name in arrays} | (arrays if by_formula else set()))
+    return frozenset(f"{name} in an array" if name in arrays else name for name in own or given & COMMON.keys())
 
 
 def _function(case: Case) -> Kind:
