@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lossbridge import errors
+from lossbridge.frameworks import left_by_autograph
 from lossbridge.frameworks.framework import ArrayOps
 from lossbridge.frameworks.linear_blocks import Layer, Linear, with_divisor
 from lossbridge.linear import computed, flat, in_rows, layer_sizes, parameter
@@ -32,6 +33,7 @@ NAMES = Names("teacher_hidden", "student_hidden")
 Side = tuple[Any, Any, Any]
 
 
+@left_by_autograph
 def run(teacher: Side, student: Side, classes_axis: int, memory: int | None, **given: Any) -> Any:
     """`given`: options of the divergence of logits by name, and those of COMMON."""
     return computed(*resolve(teacher, student, (classes_axis, memory), {**COMMON, **OF.options, **given}))

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lossbridge import agreement, errors
-from lossbridge.frameworks import is_traced_by_torch
+from lossbridge.frameworks import is_traced_by_torch, left_by_autograph
 from lossbridge.frameworks.framework import ArrayOps
 from lossbridge.frameworks.linear_blocks import OF, Linear, with_divisor
 from lossbridge.maths.ops import Array
@@ -50,6 +50,7 @@ RETURNS: Mapping[str, str] = {
 }
 
 
+@left_by_autograph
 def run(
     labels: Any,
     hidden: Any,

@@ -35,6 +35,7 @@ from typing import Any
 
 from lossbridge import distillation, linear, topk
 from lossbridge.errors import gradient_buffer, is_float
+from lossbridge.frameworks import left_by_autograph
 from lossbridge.reduction import reduce
 from lossbridge.request import as_array, framework_of, run, without_target
 from lossbridge.spec import ENTROPY, LOSSES, Kind, Reduction, Scale
@@ -853,6 +854,7 @@ def value_and_grad(loss: Callable[..., Any], of: str | tuple[str, ...] | None = 
     return evaluate
 
 
+@left_by_autograph
 def _of_second(
     loss: Callable[..., Any], y_true: Any, y_pred: Any, *more: Any, out: Any, **options: Any
 ) -> tuple[Any, Any]:
@@ -873,6 +875,7 @@ def _of_second(
     return on_numpy.value_and_grad(of_pred, pred, out)
 
 
+@left_by_autograph
 def _of_named(loss: Callable[..., Any], of: Any, arguments: tuple[Any, ...], options: Any) -> tuple[Any, Any]:
     """The value, and the gradients for the arguments of these names."""
     names = (of,) if isinstance(of, str) else of

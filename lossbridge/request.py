@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from lossbridge import errors
-from lossbridge.frameworks import FRAMEWORKS, is_traced_by_torch, numpy_ops
+from lossbridge.frameworks import FRAMEWORKS, is_traced_by_torch, left_by_autograph, numpy_ops
 from lossbridge.frameworks.framework import ArrayOps, Framework, Unreadable
 from lossbridge.maths.elementary import nan_unless, rounding
 from lossbridge.maths.ops import ANYWHERE, Array, Rule, Shape
@@ -48,6 +48,7 @@ _NO_ARRAY = (float, type(None))
 _ARRAYS = ("sample_weight", "mask", "normalizer", *_NUMBERS)
 
 
+@left_by_autograph
 def run(loss: Loss, y_true: Any, y_pred: Any, *, names: Names | None = None, **given: Any) -> Any:
     """The loss of these arrays. `given`: its options by name, and those of COMMON."""
     r = resolve(loss, y_true, y_pred, names or loss.names, {**COMMON, **given})

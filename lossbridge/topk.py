@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lossbridge import errors
+from lossbridge.frameworks import left_by_autograph
 from lossbridge.maths import kept_classes
 from lossbridge.maths.elementary import rounding
 from lossbridge.maths.ops import Array
@@ -27,6 +28,7 @@ OF = LOSSES["distillation_loss"]
 NAMES = Names("log_probs", "student_logits")
 
 
+@left_by_autograph
 def run(indices: Any, log_probs: Any, student_logits: Any, tail: Any, **given: Any) -> Any:
     """`given`: the options of COMMON."""
     return reduce(resolve(indices, log_probs, student_logits, tail, given))

@@ -447,7 +447,7 @@ shards: Any = None  # no classes are split over devices
 def value_and_grad(function: Callable[[Any], Array], x: Any) -> tuple[Array, Any]:
     with tf.GradientTape() as tape:
         tape.watch(x)
-        value = (function if tf.executing_eagerly() else ops.rewritten(function))(x)
+        value = function(x) if tf.executing_eagerly() else ops.call_rewritten(function, x)
     return value, tape.gradient(value, x, unconnected_gradients=tf.UnconnectedGradients.ZERO)
 
 

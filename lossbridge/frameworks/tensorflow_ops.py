@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.python.autograph.core import config as autograph
+from tensorflow.python.autograph.core import ag_ctx, config, converter
+from tensorflow.python.autograph.impl.api import converted_call
 from tensorflow.python.eager import record
 from tensorflow.python.eager.forwardprop_util import pack_tangents
 from tensorflow.python.framework.ops import EagerTensor
@@ -43,14 +44,16 @@ def in_branch_of_cond() -> bool:
     return type(tf.compat.v1.get_default_graph()).__name__ == "CondBranchFuncGraph"
 
 
-# AutoGraph rewrites no function of lossbridge: none branches on a tensor, and rewriting those of a call takes seconds.
-autograph.CONVERSION_RULES = (autograph.DoNotConvert("lossbridge"), *autograph.CONVERSION_RULES)
+# AutoGraph rewrites no function of lossbridge. (lossbridge.frameworks.left_by_autograph does before this is imported.)
+config.CONVERSION_RULES = (config.DoNotConvert("lossbridge"), *config.CONVERSION_RULES)
 
 
-def rewritten(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of lossbridge that calls one of the user's, which AutoGraph is to rewrite where it is at work."""
-    now = tf.__internal__.autograph.control_status_ctx()
-    return tf.__internal__.autograph.tf_convert(function, now, user_requested=True)
+def call_rewritten(function: Callable[[Any], Any], x: Any) -> Any:
+    """function(x), where AutoGraph may rewrite this function of lossbridge, because it calls one of the user's."""
+    now = ag_ctx.control_status_ctx().options
+    features = getattr(now, "optional_features", now)
+    options = converter.ConversionOptions(recursive=True, user_requested=True, optional_features=features)
+    return converted_call(function, (x,), None, options=options)
 
 
 # ---- End of the private interfaces. ----

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from problems import EDGES, PROBLEMS
+from tensorflow.python.autograph.impl.api import is_autograph_artifact
 
 import lossbridge as lb
-from lossbridge import reference, request
+from lossbridge import distillation, linear, reference, request, topk
 from lossbridge.frameworks import tensorflow_ops as ops
 
 problems = pytest.mark.parametrize(
@@ -230,6 +231,8 @@ def test_private_rules_of_autograph(monkeypatch) -> None:
     for loss in (lb.categorical_crossentropy, lb.value_and_grad(lb.categorical_crossentropy)):
         tf.function(lambda y, z, loss=loss: loss(y, z))(tf.eye(3), tf.eye(3))
     assert callers == {request.__file__}  # and no file of AutoGraph's
+    for function in (request.run, linear.run, topk.run, distillation.run):
+        assert is_autograph_artifact(function)  # so also before TensorFlow's part of lossbridge is imported
 
 
 def test_autograph_rewrites_the_users_loss_inside_value_and_grad() -> None:
@@ -247,3 +250,37 @@ def test_autograph_rewrites_the_users_loss_inside_value_and_grad() -> None:
                 exact, exact_gradient = lb.value_and_grad(lb.categorical_crossentropy)(y, x, from_logits=True)
                 np.testing.assert_allclose(value, times * exact, rtol=1e-6)
                 np.testing.assert_allclose(tf.reshape(gradient, [3, 3]), times * exact_gradient, rtol=1e-6)
+
+
+def test_autograph_keeps_its_options_and_the_users_exceptions_inside_value_and_grad() -> None:
+    class OfUser(Exception):
+        def __init__(self, one, another) -> None: ...
+
+    def asserting(y, z):
+        assert tf.reduce_sum(z) > 0
+        return lb.categorical_crossentropy(y, z)
+
+    def raising(y, z):
+        raise OfUser(1, 2)
+
+    def wrong(y, z):
+        return lb.categorical_crossentropy(y, z, axis=7)
+
+    @tf.function(experimental_autograph_options=tf.autograph.experimental.Feature.ASSERT_STATEMENTS)
+    def step(y, z):
+        return lb.value_and_grad(asserting)(y, z)
+
+    @tf.function
+    def caught(y, z):
+        for loss in (raising, wrong):
+            try:
+                lb.value_and_grad(loss)(y, z)
+            except (OfUser, ValueError) as error:
+                errors.append(error)
+        return z
+
+    errors = []
+    step(tf.eye(3), tf.eye(3))
+    caught(tf.eye(3), tf.eye(3))
+    assert isinstance(errors[0], OfUser)
+    assert str(errors[1]).startswith("axis 7 is out of range")
