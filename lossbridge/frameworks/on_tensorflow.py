@@ -96,6 +96,8 @@ def _refuses_rule(r: Request) -> str:
         return f"no derivative rule is written for {r.rule.name}"
     if ops.in_forward_mode(r.pred, r.target, *_tensors(r.options)):
         return "forward-mode differentiation is on"
+    if not tf.executing_eagerly() and ops.in_branch_of_cond():
+        return "the call is in a branch of tf.cond"
     variable = _tensors({name: x for name, x in r.options.items() if name not in r.constant})
     return "a weight is a tensor, which may be differentiated" if variable and not _weighted_afterwards(r) else ""
 
@@ -111,8 +113,8 @@ def _refuses_xla(pred: Array) -> str:
     On a GPU XLA needs tools that TensorFlow may lack, and a strategy may place the operations on any device.
     """
     count = pred.shape.num_elements()
-    if tf.executing_eagerly() or ops.in_branch_of_cond():
-        return "not in a graph of its own"
+    if tf.executing_eagerly():
+        return "not in a graph"
     if not count or count < XLA_ELEMENTS:
         return f"fewer than {XLA_ELEMENTS} entries, or their number is unknown"
     on_cpu = all(device.device_type == "CPU" for device in tf.config.list_logical_devices())

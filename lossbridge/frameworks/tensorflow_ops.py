@@ -40,8 +40,11 @@ def from_numpy(x: np.ndarray, like: Array) -> Array:
 
 
 def in_branch_of_cond() -> bool:
-    """In such a branch the gradient does not see what was passed to a compiled function."""
-    return type(tf.compat.v1.get_default_graph()).__name__ == "CondBranchFuncGraph"
+    """Whether a gradient may be taken where no custom gradient of the branch is known, nor a compiled function's."""
+    graph = tf.compat.v1.get_default_graph()
+    while graph is not None and type(graph).__name__ != "CondBranchFuncGraph":
+        graph = getattr(graph, "outer_graph", None)
+    return graph is not None
 
 
 # AutoGraph rewrites no function of lossbridge. (lossbridge.frameworks.left_by_autograph does before this is imported.)

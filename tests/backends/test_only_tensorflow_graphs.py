@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -33,6 +35,73 @@ def with_options(loss: str, given: dict) -> dict:
 
 def arrays(y_true, y_pred, labels: str = "int32"):
     return tf.constant(y_true, labels if y_true.dtype.kind == "i" else "float32"), tf.constant(y_pred, "float32")
+
+
+# Branches of tf.cond, whose gradient is taken where they are not in sight.
+
+
+def differentiated_outside(function, x):
+    branches = tf.function(
+        lambda z: tf.cond(z[0, 0] > -99, lambda: function(z), lambda: 2 * function(z)), autograph=False
+    )
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        value = branches(x)
+    return value, tape.gradient(value, x)
+
+
+def differentiated_in_a_branch(function, x):
+    def inside():
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            value = tf.cond(x[0, 0] > -99, lambda: function(x), lambda: 2 * function(x))
+        return value, tape.gradient(value, x)
+
+    return tf.function(lambda: tf.cond(x[0, 0] > -99, inside, inside), autograph=False)()
+
+
+def differentiated_after_a_loop(function, x):
+    def body(i, total):
+        return i + 1, total + tf.cond(i < 9, lambda: function(x), lambda: 0.0)
+
+    @functools.partial(tf.function, autograph=False)
+    def step():
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            value = tf.while_loop(lambda i, _: i < 1, body, (0, 0.0))[1]
+        return value, tape.gradient(value, x)
+
+    return step()
+
+
+BRANCHES = [differentiated_outside, differentiated_in_a_branch, differentiated_after_a_loop]
+
+
+@each
+@pytest.mark.parametrize("branches", BRANCHES)
+def test_losses_in_branches(loss, y_true, y_pred, given, branches) -> None:
+    y, x = arrays(y_true, y_pred)
+    expected, slope = lb.value_and_grad(getattr(lb, loss))(y, x, **given)
+    value, gradient = branches(lambda z: getattr(lb, loss)(y, z, **given), x)
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    np.testing.assert_allclose(gradient, slope, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("branches", BRANCHES)
+def test_linear_losses_in_branches(branches) -> None:
+    rng = np.random.default_rng(0)
+    x, weight = tf.constant(rng.normal(size=(6, 4)), tf.float32), tf.constant(rng.normal(size=(9, 4)), tf.float32)
+
+    def function(x):
+        return lb.linear_crossentropy(np.arange(6), x, weight, memory=200)
+
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        expected = function(x)
+    slope = tape.gradient(expected, x)
+    value, gradient = branches(function, x)
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    np.testing.assert_allclose(gradient, slope, rtol=1e-5, atol=1e-7)
 
 
 # One example at a time.
