@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from lossbridge import errors
-from lossbridge.frameworks import left_by_autograph
 from lossbridge.frameworks.framework import ArrayOps
 from lossbridge.frameworks.linear_blocks import Layer, Linear, with_divisor
 from lossbridge.linear import computed, flat, in_rows, layer_sizes, parameter
@@ -22,6 +21,7 @@ from lossbridge.request import (
     held_to,
     held_to_ranges,
     in_arrays,
+    left_by_autograph,
     options_of,
     with_weights,
 )

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lossbridge import agreement, errors
-from lossbridge.frameworks import is_traced_by_torch, left_by_autograph
+from lossbridge.frameworks import is_traced_by_torch
 from lossbridge.frameworks.framework import ArrayOps
 from lossbridge.frameworks.linear_blocks import OF, Linear, with_divisor
 from lossbridge.maths.ops import Array
@@ -26,6 +26,7 @@ from lossbridge.request import (
     held_to,
     held_to_ranges,
     in_arrays,
+    left_by_autograph,
     options_of,
     with_labels,
     with_weights,

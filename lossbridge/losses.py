@@ -35,9 +35,8 @@ from typing import Any
 
 from lossbridge import distillation, linear, topk
 from lossbridge.errors import gradient_buffer, is_float
-from lossbridge.frameworks import left_by_autograph
 from lossbridge.reduction import reduce
-from lossbridge.request import as_array, framework_of, run, without_target
+from lossbridge.request import as_array, framework_of, left_by_autograph, run, without_target
 from lossbridge.spec import ENTROPY, LOSSES, Kind, Reduction, Scale
 
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from lossbridge import errors
-from lossbridge.frameworks import FRAMEWORKS, is_traced_by_torch, left_by_autograph, numpy_ops
+from lossbridge.frameworks import FRAMEWORKS, is_traced_by_torch, numpy_ops
 from lossbridge.frameworks.framework import ArrayOps, Framework, Unreadable
 from lossbridge.maths.elementary import nan_unless, rounding
 from lossbridge.maths.ops import ANYWHERE, Array, Rule, Shape
@@ -46,6 +46,18 @@ _NUMBERS = (*NUMBERS, *PER_CLASS)  # options that are one number, or may be
 _FLOAT32 = np.finfo(np.float32)
 _NO_ARRAY = (float, type(None))
 _ARRAYS = ("sample_weight", "mask", "normalizer", *_NUMBERS)
+
+Entry = TypeVar("Entry", bound=Any)
+
+
+def left_by_autograph(function: Entry) -> Entry:
+    """The function, which TensorFlow's AutoGraph does not rewrite, nor what it calls.
+
+    Nothing here branches on a tensor, and to rewrite what one call needs takes seconds. It is a private interface of
+    TensorFlow, which may be imported later; test_only_tensorflow.py tests it.
+    """
+    function.autograph_info__ = {}
+    return function
 
 
 @left_by_autograph

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from lossbridge import errors
-from lossbridge.frameworks import left_by_autograph
 from lossbridge.maths import kept_classes
 from lossbridge.maths.elementary import rounding
 from lossbridge.maths.ops import Array
@@ -20,6 +19,7 @@ from lossbridge.request import (
     compute_dtype,
     dtype_of,
     held_to,
+    left_by_autograph,
     with_weights,
 )
 from lossbridge.spec import LOSSES, Names, Request

@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
 
 from lossbridge.frameworks.framework import Framework
-
-Entry = TypeVar("Entry", bound=Any)
 
 
 def _torch() -> Framework:
@@ -47,16 +44,6 @@ FRAMEWORKS: Mapping[str, Callable[[], Framework]] = {
     "tensorflow": _tensorflow,
     "jax": _jax,
 }
-
-
-def left_by_autograph(function: Entry) -> Entry:
-    """The function, which TensorFlow's AutoGraph does not rewrite, nor what it calls.
-
-    Nothing here branches on a tensor, and to rewrite what one call needs takes seconds. It is a private interface of
-    TensorFlow, which may be imported later; test_only_tensorflow.py tests it.
-    """
-    function.autograph_info__ = {}
-    return function
 
 
 def is_traced_by_torch() -> bool:
