@@ -31,6 +31,8 @@
 // 9. Where the sums cancel by more than a quarter, the loss is that of (7). So is the gradient for the target, whose
 //    log(t/p) + 1 cancels near t/p = 1/e, and all of a row with a number outside [0, 1].
 #pragma once
+#include <type_traits>
+
 #include "softmax.h"
 
 namespace lossbridge {
@@ -111,15 +113,6 @@ template <class V> LOSSBRIDGE_INLINE V difference_less(V z, V x, Difference<V> n
 template <class F> static Difference<Vector<F>> in_parts(double x) {
   const F high = F(x);
   return {set(high), set(F(x - double(high)))};
-}
-// offset + centre in two parts.
-static Difference<Floats> together(Difference<float> offset, double centre) {
-  const double sum = double(offset.high) + double(offset.low) + centre;
-  return {set(float(sum)), set(float(sum - double(float(sum))))};
-}
-static Difference<Doubles> together(Difference<double> offset, double centre) {
-  const Difference<double> sum = difference(offset.high, -centre);
-  return {set(sum.high), set(sum.low + offset.low)};
 }
 
 // The leading class, whose a is 0 (5).

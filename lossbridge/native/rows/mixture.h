@@ -79,6 +79,11 @@ struct Softmax {
   }
 };
 
+static Difference<Doubles> together(Difference<double> offset, double centre) {
+  const Difference<double> sum = difference(offset.high, -centre);
+  return {set(sum.high), set(sum.low + offset.low)};
+}
+
 // log(o/q) of two logits; `off` is taken out (1).
 struct LogOfRatio {
   Difference<Doubles> middle;
