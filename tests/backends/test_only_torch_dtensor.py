@@ -128,6 +128,7 @@ def work(rank: int, folder: str) -> None:
         except Exception as error:
             faults[name] = f"{type(error).__name__}: {error}"
     Path(folder, f"{rank}.json").write_text(json.dumps([list(checks), faults]))
+    distributed.barrier()  # no process leaves while another still speaks to it
     distributed.destroy_process_group()
 
 

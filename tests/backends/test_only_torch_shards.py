@@ -540,6 +540,8 @@ def work(rank: int, world: int, folder: str) -> None:
             faults[name] = f"{type(error).__name__}: {error}"
             if "timed out" in str(error).lower():
                 break
+    else:
+        distributed.barrier()  # no process leaves while another still speaks to it
     Path(folder, f"{rank}.json").write_text(json.dumps(faults))
     distributed.destroy_process_group()
 
