@@ -47,7 +47,7 @@ def in_branch_of_cond() -> bool:
     return graph is not None
 
 
-# AutoGraph rewrites no function of lossbridge. (lossbridge.request.left_by_autograph does so before this is imported.)
+# AutoGraph rewrites no function of lossbridge. (Until this is imported, request.left_by_autograph sees to it.)
 config.CONVERSION_RULES = (config.DoNotConvert("lossbridge"), *config.CONVERSION_RULES)
 
 
