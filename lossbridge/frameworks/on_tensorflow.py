@@ -96,7 +96,7 @@ def _refuses_rule(r: Request) -> str:
         return f"no derivative rule is written for {r.rule.name}"
     if ops.in_forward_mode(r.pred, r.target, *_tensors(r.options)):
         return "forward-mode differentiation is on"
-    if not tf.executing_eagerly() and ops.in_branch_of_cond():
+    if ops.in_branch_of_cond():
         return "the call is in a branch of tf.cond"
     variable = _tensors({name: x for name, x in r.options.items() if name not in r.constant})
     return "a weight is a tensor, which may be differentiated" if variable and not _weighted_afterwards(r) else ""
